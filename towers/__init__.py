@@ -1,0 +1,23 @@
+"""towers: decide where a TensorFlow graph runs."""
+
+from towers.build import Tower, TowerGraph, build_towers
+from towers.gather import gather_outputs
+from towers.gradients import average_gradients
+from towers.model import TowerModel, to_multi_gpu
+from towers.parameters import place_variables
+from towers.placement import Placement
+from towers.split import split_batch
+
+__version__ = "0.1.0"
+__all__ = [
+    "Placement",
+    "Tower",
+    "TowerGraph",
+    "TowerModel",
+    "average_gradients",
+    "build_towers",
+    "gather_outputs",
+    "place_variables",
+    "split_batch",
+    "to_multi_gpu",
+]

@@ -1,0 +1,311 @@
+"""build_towers: split, replicate, forward, gather. The whole story."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers import layer_graph, parameters, split, state
+from towers.forward import run_towers
+from towers.gather import gather_known
+from towers.placement import Placement, check_placement
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """One tower of a graph.
+
+    Attributes:
+      index: its place among the towers.
+      device: where it runs.
+      scope: its name scope, with a slash at the end.
+      inputs: its true shard, maybe of 0 rows, on the input device.
+      outputs: what its forward pass returned, on its device; for an empty
+        shard, of one spare row.
+      parameters: its copies of the model's trainable variables, in order.
+      layer_outputs: outputs of the layers asked for, by path.
+    """
+
+    index: int
+    device: str
+    scope: str
+    inputs: Any
+    outputs: Any
+    parameters: list[tf.Tensor]
+    layer_outputs: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerGraph:
+    """A model as towers.
+
+    Attributes:
+      outputs: gathered on the output device, like `model(inputs)`.
+      towers: one `Tower` per device.
+      rows: int32 [n_towers], the rows of each true shard.
+      updates: (variable, merged value) for the state that a step changes.
+      losses: scalars: `add_loss` and activity terms as means by rows, then
+        weight regularisers once.
+      n_input_losses: how many of `losses` depend on the inputs.
+    """
+
+    outputs: Any
+    towers: list[Tower]
+    rows: tf.Tensor
+    updates: list[tuple[Any, tf.Tensor]]
+    losses: list[tf.Tensor]
+    n_input_losses: int
+
+    def apply_updates(self) -> None:
+        """Assigns `updates` to the variables, each once, on its device."""
+        for variable, value in self.updates:
+            variable.assign(value)
+
+
+def build_towers(
+    model: Any,
+    inputs: Any,
+    placement: Placement,
+    training: bool | None = None,
+    merge: Any = "concat",
+    tower_fn: Callable[..., Any] | None = None,
+    layer_outputs: Sequence[str] = (),
+) -> TowerGraph:
+    """Computes a Keras model in one tower per device.
+
+    Meant for a `tf.function` of your own; called eagerly it builds and runs a
+    graph each time. Differentiate through it with any tape: the backward pass
+    of each tower stays on its device.
+
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
+    >>> graph = towers.build_towers(model, tf.ones([5, 3]), placement)
+    >>> graph.outputs.shape, graph.rows.numpy().tolist()
+    (TensorShape([5, 2]), [2, 3])
+
+    Args:
+      model: a Keras 3 model. Its variables are read where they are.
+      inputs: what `model` is called with: a nest of dense [rows, ...] tensors.
+      placement: where everything runs.
+      training: as for `model(inputs, training=...)`.
+      merge: see `gather_outputs`.
+      tower_fn: `f(model, shard)`, run once per tower in the place of
+        `model(shard)`; `model` may then be a list or dict of models.
+      layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
+        each tower hands out.
+
+    Returns:
+      A `TowerGraph`. Call its `apply_updates()` when `training`.
+
+    Raises:
+      TypeError: the model, the placement or an input is of the wrong kind.
+      ValueError: inputs, merge rules or layer names do not fit, or the model
+        cannot be built.
+      RuntimeError: in a graph of `tf.compat.v1`, outside a `tf.function`.
+    """
+    layer_graph.check_model(model)
+    check_placement(placement)
+    inputs = split.checked_batch(inputs)
+    if tf.executing_eagerly():
+        return _run_eagerly(
+            model, inputs, placement, training, merge, tower_fn, layer_outputs
+        )
+    _check_graph(model, inputs, placement, training, tower_fn)
+    graph = layer_graph.LayerGraph(model, layer_outputs)
+    _check_layers(graph)
+
+    shards = split.split_shards(inputs, placement)
+    values, copies, homes = _replicate(graph, placement, shards)
+    with tf.name_scope(""):
+        scopes = [_scope(i) for i in range(len(placement.devices))]
+    replays = run_towers(
+        [_tower(graph, scope, training, tower_fn) for scope in scopes],
+        placement.devices,
+        list(zip(copies, shards.fed)),
+    )
+    rows, empty = shards.rows, shards.may_be_empty
+
+    def gather(name: str, rule: Any) -> Any:
+        each = [replay[name] for replay in replays]
+        return gather_known(each, placement, rule, rows, empty)
+
+    outputs = gather("outputs", merge)
+    if merge == "concat":
+        layer_graph.set_masks(outputs, gather("masks", "concat"))
+    losses = gather("losses", "mean")
+    merged = state.merge_state(
+        graph,
+        values,
+        homes,
+        [replay["state"] for replay in replays],
+        [_moments(replay["moments"]) for replay in replays],
+        rows,
+        empty,
+    )
+    return TowerGraph(
+        outputs,
+        [
+            Tower(
+                index=i,
+                device=placement.devices[i],
+                scope=scopes[i],
+                inputs=shards.true[i],
+                outputs=replays[i]["outputs"],
+                parameters=[copies[i][k] for k in graph.trainable],
+                layer_outputs=replays[i]["layer_outputs"],
+            )
+            for i in range(len(replays))
+        ],
+        rows,
+        [(graph.variables[k], merged[k]) for k in sorted(merged)],
+        losses + graph.regularization_losses(),
+        len(losses),
+    )
+
+
+def _replicate(
+    graph: layer_graph.LayerGraph, placement: Placement, shards: split.Shards
+) -> tuple[list[Any], list[list[Any]], list[str]]:
+    """Values, copies per tower, and devices, of all variables."""
+    values, columns, homes = [], [], []
+    flags: dict[str, list[Any]] = {}
+    n = len(placement.devices)
+    with tf.name_scope("replicate"):
+        for k, variable in enumerate(graph.variables):
+            source = layer_graph.raw(variable)
+            device = source.device
+            if device not in flags:
+                flags[device] = state.keep_flags(
+                    shards.rows, shards.may_be_empty, device
+                )
+            with tf.device(device):
+                value = source.read_value()
+                if graph.is_seed(k):
+                    column = [graph.stream(k, value, i) for i in range(n)]
+                else:
+                    column = parameters.replicate(value, device, flags[device])
+            values.append(value)
+            columns.append(column)
+            homes.append(device)
+    return values, [list(copies) for copies in zip(*columns)] or [[]] * n, homes
+
+
+def _tower(
+    graph: layer_graph.LayerGraph,
+    scope: str,
+    training: bool | None,
+    tower_fn: Callable[..., Any] | None,
+) -> Callable[[Any], dict[str, Any]]:
+    """The pure function of one tower: (copies, shard) to a nest of tensors."""
+
+    def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
+        copies, shard = argument
+        replay = graph.replay(copies, shard, training, scope, tower_fn)
+        return {
+            "outputs": replay.outputs,
+            "masks": replay.masks,
+            "losses": replay.losses,
+            "state": replay.state,
+            "moments": {
+                k: [[m.mean, m.variance, m.count] for m in calls]
+                for k, calls in replay.moments.items()
+            },
+            "layer_outputs": replay.layer_outputs,
+        }
+
+    return run
+
+
+def _moments(calls: dict[int, Any]) -> dict[int, list[layer_graph.Moments]]:
+    return {
+        k: [layer_graph.Moments(*call) for call in each]
+        for k, each in calls.items()
+    }
+
+
+def _scope(i: int) -> str:
+    with tf.name_scope(f"tower_{i}") as scope:
+        return scope
+
+
+def _check_graph(
+    model: Any,
+    inputs: Any,
+    placement: Placement,
+    training: bool | None,
+    tower_fn: Callable[..., Any] | None,
+) -> None:
+    if not tf.compat.v1.executing_eagerly_outside_functions():
+        raise RuntimeError(
+            "build_towers was called in a tf.compat.v1 graph, where a model's "
+            "variables do not exist yet in this version of towers. Call it "
+            "eagerly or inside a tf.function."
+        )
+    if tower_fn is None:
+        if not hasattr(model, "call"):
+            raise TypeError(
+                "`model` may be a list or dict of models only with `tower_fn`."
+            )
+        layer_graph.ensure_built(model, inputs)
+    if training and len(placement.devices) > 1:
+        layer_graph.check_not_synchronized(model)
+
+
+def _check_layers(graph: layer_graph.LayerGraph) -> None:
+    paths = graph.paths()
+    for name in graph.wanted:
+        if name not in paths:
+            near = difflib.get_close_matches(name, paths, n=3) or paths[:10]
+            raise ValueError(
+                f"`layer_outputs` names {name!r}, but the model has no such "
+                f"layer. The nearest are {', '.join(near)}."
+            )
+
+
+def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
+    """Builds and runs a graph, and hands out its values."""
+    built: list[TowerGraph] = []
+
+    def run(inputs: Any) -> Any:
+        graph = build_towers(model, inputs, *args)
+        built.append(graph)
+        return _tensors(graph)
+
+    values = tf.function(run, autograph=False)(inputs)
+    graph = built[-1]
+    layer_graph.set_masks(values["outputs"], values["masks"])
+    return dataclasses.replace(
+        graph,
+        outputs=values["outputs"],
+        towers=[
+            dataclasses.replace(tower, **value)
+            for tower, value in zip(graph.towers, values["towers"])
+        ],
+        rows=values["rows"],
+        updates=[
+            (v, value) for (v, _), value in zip(graph.updates, values["updates"])
+        ],
+        losses=values["losses"],
+    )
+
+
+def _tensors(graph: TowerGraph) -> dict[str, Any]:
+    flat = tf.nest.flatten(graph.outputs)
+    return {
+        "outputs": graph.outputs,
+        "masks": [layer_graph.get_mask(x) for x in flat],
+        "towers": [
+            {
+                "inputs": tower.inputs,
+                "outputs": tower.outputs,
+                "parameters": tower.parameters,
+                "layer_outputs": tower.layer_outputs,
+            }
+            for tower in graph.towers
+        ],
+        "rows": graph.rows,
+        "updates": [value for _, value in graph.updates],
+        "losses": graph.losses,
+    }

@@ -1,0 +1,81 @@
+"""forward: each tower on its own device, there and back."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+def run_towers(
+    functions: Sequence[Callable[..., Any]],
+    devices: Sequence[str],
+    arguments: Sequence[Any],
+) -> list[Any]:
+    """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
+
+    The backward ops of a plain tape carry no device and end on the default
+    one. Here each tower is a custom gradient that differentiates itself with
+    `tf.gradients`, colocated, under its own device.
+
+    Args:
+      functions: one per tower, pure, from a nest of tensors to a nest.
+      devices: one device name per tower.
+      arguments: one nest of tensors per tower.
+
+    Returns:
+      One nest of tensors per tower.
+    """
+    return [
+        pinned(function, device, argument)
+        for function, device, argument in zip(functions, devices, arguments)
+    ]
+
+
+def pinned(function: Callable[..., Any], device: str, argument: Any) -> Any:
+    """`function(argument)`, forward and backward on `device`, in a graph."""
+    tensors = [x for x in tf.nest.flatten(argument) if x is not None]
+    structure: list[Any] = []
+
+    @tf.custom_gradient
+    def run(*tensors: tf.Tensor) -> Any:
+        result = function(_refill(argument, tensors))
+        structure.append(result)
+        results = [x for x in tf.nest.flatten(result) if x is not None]
+
+        def backward(*upstream: Any) -> list[Any]:
+            with tf.device(device):
+                return _gradients(results, tensors, upstream)
+
+        return results, backward
+
+    with tf.device(device):
+        results = run(*tensors)
+    return _refill(structure[0], results)
+
+
+def _gradients(
+    results: Sequence[tf.Tensor],
+    tensors: Sequence[tf.Tensor],
+    upstream: Sequence[Any],
+) -> list[Any]:
+    wanted = [
+        (y, g)
+        for y, g in zip(results, upstream)
+        if y.dtype.is_floating and g is not None
+    ]
+    if not wanted:
+        return [None] * len(tensors)
+    return tf.compat.v1.gradients(
+        [y for y, _ in wanted],
+        list(tensors),
+        grad_ys=[g for _, g in wanted],
+        colocate_gradients_with_ops=True,
+    )
+
+
+def _refill(structure: Any, tensors: Sequence[tf.Tensor]) -> Any:
+    """Puts tensors into a nest, leaf by leaf, where it has no None."""
+    given = iter(tensors)
+    return tf.nest.map_structure(
+        lambda x: None if x is None else next(given), structure
+    )

@@ -1,0 +1,521 @@
+"""LayerGraph: a Keras model as a pure function, replayed layer by layer.
+
+The only file that touches Keras's internals, because Keras has no public word
+for them: `_flatten_layers` (all nested layers), `_moments` (what a batch norm
+saw), `_value` and `_unique_id` (the variable behind a Keras variable) and
+`_keras_mask`. `layer_graph_test.py` fails when one of them changes.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+try:
+    import keras
+except ImportError as error:  # another backend that is not installed
+    raise RuntimeError(
+        "towers needs Keras 3 on its TensorFlow backend, but importing Keras "
+        f"failed: {error}. Set KERAS_BACKEND=tensorflow."
+    ) from error
+
+if not keras.__version__.startswith("3"):
+    raise RuntimeError(
+        f"towers needs Keras 3; got Keras {keras.__version__}. Upgrade with "
+        "`pip install 'keras>=3'`."
+    )
+if keras.backend.backend() != "tensorflow":
+    raise RuntimeError(
+        "towers needs Keras on its TensorFlow backend, but KERAS_BACKEND is "
+        f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before "
+        "Keras is imported."
+    )
+
+# Towers draw from streams this far apart, so that neighbouring seeds of two
+# layers do not meet: 2**32 over the golden ratio, below 2**31 after `floormod`.
+_STREAM = 1_640_531_527
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """What one call of a batch-norm layer saw in one tower.
+
+    Attributes:
+      mean, variance: [channels], over the tower's shard.
+      count: scalar, the unmasked positions; None without a mask, when the
+        tower's rows say as much.
+    """
+
+    mean: tf.Tensor
+    variance: tf.Tensor
+    count: tf.Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What one tower computed.
+
+    Attributes:
+      outputs: what the model (or the tower function) returned.
+      masks: the Keras mask of each flat output, or None.
+      losses: scalars from `add_loss` and activity regularisers.
+      state: new values by index into `LayerGraph.variables`.
+      moments: by batch-norm layer's index, one `Moments` per call.
+      layer_outputs: output by layer path, a list if called several times.
+    """
+
+    outputs: Any
+    masks: list[tf.Tensor | None]
+    losses: list[tf.Tensor]
+    state: dict[int, tf.Tensor]
+    moments: dict[int, list[Moments]]
+    layer_outputs: dict[str, Any]
+
+
+class LayerGraph:
+    """A built model (or a nest of models) as a function of its variables.
+
+    Args:
+      model: a built `keras.Model`, or a list or dict of them.
+      layer_outputs: paths of layers whose outputs are wanted.
+    """
+
+    def __init__(self, model: Any, layer_outputs: Sequence[str] = ()):
+        self.model = model
+        self.models = tf.nest.flatten(model)
+        self.wanted = tuple(layer_outputs)
+        self.variables = _unique(v for m in self.models for v in m.variables)
+        metrics = _unique(
+            v
+            for m in self.models
+            for layer in _layers(m)
+            if not isinstance(layer, keras.Model)
+            for v in layer.metrics_variables
+        )
+        known = {id(v) for v in self.variables}
+        self.metric_variables = [v for v in metrics if id(v) not in known]
+        self.variables += self.metric_variables
+        self.layers = _unique(
+            layer for m in self.models for layer in _layers(m)
+        )
+        self.trainable = [
+            i
+            for i, v in enumerate(self.variables)
+            if any(v is t for m in self.models for t in m.trainable_variables)
+        ]
+
+    def paths(self) -> list[str]:
+        """Where layers are: "conv2d", or "encoder/conv2d" in a nested one."""
+
+        def below(layer: Any, prefix: str) -> list[str]:
+            return [
+                path
+                for child in layer._flatten_layers(
+                    include_self=False, recursive=False
+                )
+                for path in (
+                    prefix + child.name,
+                    *below(child, f"{prefix}{child.name}/"),
+                )
+            ]
+
+        return sorted({p for m in self.models for p in below(m, "")})
+
+    def is_seed(self, index: int) -> bool:
+        """Whether this variable is the state of a `SeedGenerator`."""
+        return self.variables[index].name == "seed_generator_state"
+
+    def stream(self, index: int, value: tf.Tensor, tower: int) -> tf.Tensor:
+        """The seed state [seed, counter] of one tower; tower 0 has the own."""
+        return value + tf.constant([tower * _STREAM, 0], value.dtype)
+
+    def regularization_losses(self) -> list[tf.Tensor]:
+        """Weight regularisers, once, computed beside each variable."""
+        losses = []
+        for i in self.trainable:
+            variable = self.variables[i]
+            if variable.regularizer is not None:
+                value = raw(variable)
+                with tf.device(value.device):
+                    losses.append(variable.regularizer(value.read_value()))
+        return losses
+
+    def replay(
+        self,
+        values: Sequence[tf.Tensor],
+        inputs: Any,
+        training: bool | None,
+        scope: str,
+        tower_fn: Callable[..., Any] | None = None,
+    ) -> Replay:
+        """Calls the model with `values` for its variables, changing none.
+
+        Args:
+          values: one tensor per variable of `self.variables`.
+          inputs: the nest that the model is called with.
+          training: as for `model(inputs, training=...)`.
+          scope: an absolute name scope, with its slash.
+          tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
+        """
+        stateless = _Scope(self.variables, values)
+        moments: dict[int, list[Moments]] = {}
+        seen: dict[str, list[Any]] = {}
+        with tf.name_scope(scope), stateless, self._hooks(scope, moments, seen):
+            if tower_fn is not None:
+                outputs = tower_fn(self.model, inputs)
+            elif training is None:
+                outputs = self.model(inputs)
+            else:
+                outputs = self.model(inputs, training=training)
+            losses = [loss for m in self.models for loss in _own_losses(m)]
+        outputs = tf.nest.map_structure(_as_tensor, outputs)
+        flat = tf.nest.flatten(outputs)
+        state = {}
+        for i, (variable, value) in enumerate(zip(self.variables, values)):
+            new = stateless.get_current_value(variable)
+            if new is not value:
+                state[i] = new
+        return Replay(
+            outputs,
+            [get_mask(x) for x in flat],
+            losses,
+            state,
+            moments,
+            {k: v[0] if len(v) == 1 else v for k, v in seen.items()},
+        )
+
+    @contextlib.contextmanager
+    def _hooks(
+        self, scope: str, moments: dict[int, list[Moments]], seen: dict
+    ) -> Iterator[None]:
+        """While open, each layer's call names its scope and reports back."""
+        scopes = [scope]
+        index = {id(v): i for i, v in enumerate(self.variables)}
+
+        def hooked(layer: keras.Layer) -> Callable[..., Any]:
+            original = layer.call
+
+            @functools.wraps(original)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                scopes.append(f"{scopes[-1]}{layer.name}/")
+                try:
+                    with tf.name_scope(scopes[-1]):
+                        outputs = original(*args, **kwargs)
+                finally:
+                    path = scopes.pop()[len(scope) : -1]
+                if path in self.wanted:
+                    seen.setdefault(path, []).append(outputs)
+                return outputs
+
+            return call
+
+        def watched(layer: keras.layers.BatchNormalization) -> Callable:
+            original = layer._moments
+
+            def saw(inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
+                mean, variance = original(inputs, mask)
+                count = None
+                if mask is not None:
+                    count = tf.reduce_sum(tf.cast(mask, mean.dtype))
+                moments.setdefault(index[id(layer.moving_mean)], []).append(
+                    Moments(mean, variance, count)
+                )
+                return mean, variance
+
+            return saw
+
+        roots = {id(m) for m in self.models}
+        shadowed = []
+        try:
+            for layer in self.layers:
+                names = {}
+                if id(layer) not in roots:
+                    names["call"] = hooked(layer)
+                if is_pooled(layer):
+                    names["_moments"] = watched(layer)
+                for name, function in names.items():
+                    # Past Keras's own tracking of attributes.
+                    object.__setattr__(layer, name, function)
+                    shadowed.append((layer, name))
+            yield
+        finally:
+            for layer, name in shadowed:
+                object.__delattr__(layer, name)
+
+    def batch_norms(self) -> dict[int, keras.layers.BatchNormalization]:
+        """The layers whose statistics are pooled, by `moving_mean`'s index."""
+        index = {id(v): i for i, v in enumerate(self.variables)}
+        return {
+            index[id(layer.moving_mean)]: layer
+            for layer in self.layers
+            if is_pooled(layer) and layer.built
+        }
+
+    def index_of(self, variable: keras.Variable) -> int:
+        """The place of a variable in `self.variables`."""
+        return next(i for i, v in enumerate(self.variables) if v is variable)
+
+
+class _Scope(keras.StatelessScope):
+    """Reads and writes tensors in the place of one model's variables."""
+
+    def __init__(self, variables: Sequence[Any], values: Sequence[tf.Tensor]):
+        # Set here and not by the parent, which casts to a half dtype when the
+        # caller is itself a mixed-precision layer.
+        super().__init__(collect_losses=True)
+        self._known = {id(v) for v in variables}
+        for variable, value in zip(variables, values):
+            self.state_mapping[id(variable)] = value
+
+    def add_update(self, update: tuple[Any, tf.Tensor]) -> None:
+        variable, value = update
+        if id(variable) not in self._known:
+            raise ValueError(
+                f"The tower updates {variable.path!r}, which is no variable "
+                "of the model, so its new value would be lost. Expected "
+                "state that a layer owns: give a random op "
+                "`seed=keras.random.SeedGenerator(...)` kept as an attribute "
+                "of a layer, and keep a metric as an attribute of a layer."
+            )
+        self.state_mapping[id(variable)] = value
+
+
+def is_pooled(layer: Any) -> bool:
+    """Whether a layer keeps a moving mean and variance of its batches."""
+    return (
+        isinstance(layer, keras.layers.BatchNormalization)
+        and hasattr(layer, "_moments")
+        and not getattr(layer, "renorm", False)
+    )
+
+
+def check_model(model: Any, argument: str = "model") -> None:
+    """Raises a `TypeError` unless every leaf of `model` is a Keras model."""
+    for leaf in tf.nest.flatten(model):
+        if isinstance(leaf, keras.Model):
+            continue
+        origin = type(leaf).__mro__
+        if any(c.__module__.startswith("tf_keras") for c in origin):
+            raise TypeError(
+                f"`{argument}` is a Keras 2 model "
+                f"({type(leaf).__module__}.{type(leaf).__name__}), but towers "
+                "needs Keras 3. Build it with `import keras`, without "
+                "TF_USE_LEGACY_KERAS=1."
+            )
+        raise TypeError(
+            f"`{argument}` must be a keras.Model; got {type(leaf).__name__}. "
+            "For a single layer, write keras.Sequential([layer])."
+        )
+
+
+def ensure_built(model: Any, inputs: Any) -> None:
+    """Builds a model that has no variables yet, outside any graph.
+
+    Raises:
+      ValueError: it cannot be built from inputs of these shapes.
+    """
+    if is_built(model):
+        return
+    specs = tf.nest.map_structure(
+        lambda x: keras.KerasTensor(
+            (None, *x.shape[1:]), keras.backend.standardize_dtype(x.dtype)
+        ),
+        inputs,
+    )
+    try:
+        with tf.init_scope():
+            model(specs)
+        built = is_built(model)
+        problem = "some of its layers stayed without variables"
+    except Exception as error:  # whatever the user's layer raises
+        built, problem = False, str(error)
+    if not built:
+        shapes = tf.nest.map_structure(lambda x: tuple(x.shape), inputs)
+        raise ValueError(
+            f"`model` {model.name!r} is not built, and could not be built "
+            f"from inputs of shape {shapes}: {problem}. Call it once on real "
+            "data before it is given to towers."
+        )
+
+
+def is_built(model: keras.Model) -> bool:
+    """Whether the model and all its layers have their variables."""
+    return all(layer.built for layer in model._flatten_layers())
+
+
+def check_not_synchronized(model: Any) -> None:
+    """Refuses what would silently be computed per shard."""
+    for layer in _layers(model):
+        if getattr(layer, "synchronized", False):
+            raise ValueError(
+                f"Layer {layer.name!r} asks for synchronized=True, but towers "
+                "normalise by the statistics of their shard in training. "
+                "Expected synchronized=False; set it, or use one tower."
+            )
+
+
+def raw(variable: Any) -> tf.Variable:
+    """The TensorFlow variable, without the casts of mixed precision."""
+    return getattr(variable, "_value", variable)
+
+
+def move_variable(variable: Any, device: str) -> bool:
+    """Moves a Keras variable's value to `device`; False if it is there."""
+    old = raw(variable)
+    if same_device(old.device, device):
+        return False
+    with tf.device(device):
+        new = tf.Variable(
+            old.read_value(),
+            trainable=old.trainable,
+            dtype=old.dtype,
+            name=old.name.split(":")[0],
+        )
+    new._unique_id = old._unique_id  # the optimizer knows it by this
+    variable._value = new
+    return True
+
+
+def same_device(one: str, other: str) -> bool:
+    """Whether two names of this process's devices mean the same one."""
+    a, b = (tf.DeviceSpec.from_string(name) for name in (one, other))
+    return (a.job or "localhost", a.task or 0, a.device_type) == (
+        b.job or "localhost",
+        b.task or 0,
+        b.device_type,
+    ) and (a.device_index or 0) == (b.device_index or 0)
+
+
+def get_mask(tensor: Any) -> tf.Tensor | None:
+    """The Keras mask that a layer attached to its output."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_masks(outputs: Any, masks: Sequence[tf.Tensor | None]) -> None:
+    """Attaches Keras masks to flat outputs, where there are any."""
+    for output, mask in zip(tf.nest.flatten(outputs), masks):
+        if mask is not None:
+            output._keras_mask = mask
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """What `compile` was called with, as live objects."""
+    loss, metrics = model._compile_loss, model._compile_metrics
+    return {
+        "optimizer": model.optimizer,
+        "loss": model.loss,
+        "loss_weights": loss and loss._user_loss_weights,
+        "metrics": metrics and metrics._user_metrics,
+        "weighted_metrics": metrics and metrics._user_weighted_metrics,
+        "run_eagerly": model.run_eagerly,
+        "steps_per_execution": model.steps_per_execution,
+    }
+
+
+def pin_optimizer(optimizer: Any) -> None:
+    """Makes an optimizer work beside the variable that it updates.
+
+    Keras creates slots and computes updates on the default device, and sends
+    all gradients through one op there. Safe to call again.
+    """
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if inner is not None:
+        pin_optimizer(inner)
+        return
+    if getattr(optimizer.update_step, "_towers_pinned", False):
+        return
+
+    def beside(which: Callable[..., Any], function: Callable) -> Callable:
+        @functools.wraps(function)
+        def pinned(*args: Any, **kwargs: Any) -> Any:
+            device = which(*args, **kwargs)
+            with tf.device(device) if device else contextlib.nullcontext():
+                return function(*args, **kwargs)
+
+        pinned._towers_pinned = True  # type: ignore[attr-defined]
+        return pinned
+
+    def common(grads: Any, trainable_variables: Any = None) -> str | None:
+        variables = trainable_variables or optimizer._trainable_variables
+        devices = {raw(v).device for v in variables}
+        return devices.pop() if len(devices) == 1 else None
+
+    def of_reference(reference_variable: Any, *_: Any, **__: Any) -> str:
+        return raw(reference_variable).device
+
+    def of_variable(gradient: Any, variable: Any, learning_rate: Any) -> str:
+        return raw(variable).device
+
+    for name, which in (
+        ("apply", common),
+        ("add_variable_from_reference", of_reference),
+        ("update_step", of_variable),
+    ):
+        function = beside(which, getattr(optimizer, name))
+        object.__setattr__(optimizer, name, function)
+    # Outside tf.distribute there is nothing to reduce.
+    object.__setattr__(optimizer, "_all_reduce_sum_gradients", lambda g: g)
+
+
+def optimizer_variables(optimizer: Any) -> list[tuple[Any, Any]]:
+    """(variable, the model's variable that it is a slot of, or None)."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    pairs = optimizer_variables(inner) if inner is not None else []
+    trained = list(getattr(optimizer, "_trainable_variables", []))
+    owners = {
+        id(slot): variable
+        for slots in vars(optimizer).values()
+        if isinstance(slots, list) and len(slots) == len(trained)
+        for slot, variable in zip(slots, trained)
+    }
+    done = {id(v) for v, _ in pairs}
+    return pairs + [
+        (v, owners.get(id(v))) for v in optimizer.variables if id(v) not in done
+    ]
+
+
+def overridden(model: keras.Model, names: Sequence[str]) -> list[str]:
+    """Which of Keras's training methods the model's class replaces."""
+    return [
+        name
+        for name in names
+        if inspect.getattr_static(type(model), name)
+        is not inspect.getattr_static(keras.Model, name)
+    ]
+
+
+def _own_losses(model: keras.Model) -> list[tf.Tensor]:
+    """`model.losses` less its weight regularisers, which come last."""
+    regularised = sum(v.regularizer is not None for v in model.trainable_weights)
+    losses = list(model.losses)
+    return losses[: len(losses) - regularised]
+
+
+def _layers(model: Any) -> list[keras.Layer]:
+    return _unique(
+        layer for m in tf.nest.flatten(model) for layer in m._flatten_layers()
+    )
+
+
+def _unique(items: Any) -> list[Any]:
+    return list({id(item): item for item in items}.values())
+
+
+def _as_tensor(value: Any) -> Any:
+    """A dense tensor; None stays, for outputs that a model leaves out."""
+    if value is None:
+        return None
+    if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
+        raise TypeError(
+            "Outputs of towers must be dense tensors; got a "
+            f"{type(value).__name__}. Make it dense in the model."
+        )
+    mask = get_mask(value)
+    tensor = tf.convert_to_tensor(value)
+    if mask is not None:
+        tensor._keras_mask = mask
+    return tensor

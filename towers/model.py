@@ -1,0 +1,300 @@
+"""TowerModel and to_multi_gpu: towers behind the face of a Keras model."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers import layer_graph
+from towers.build import build_towers
+from towers.parameters import place_variables
+from towers.placement import Placement, check_count, check_placement
+
+
+@keras.saving.register_keras_serializable(package="towers")
+class TowerModel(keras.Model):
+    """A Keras model whose forward and backward pass run in towers.
+
+    `compile`, `fit`, `evaluate`, `predict`, `train_on_batch`, callbacks and
+    weights are those of Keras, with Keras's own training step. `batch_size`
+    is the global one: with 2 equal towers and `batch_size=128`, each tower
+    sees 64 rows. The wrapper shares its template's variables and moves them,
+    with the optimizer's, to the parameter device. A compiled template hands
+    on what it was compiled with, its very optimizer included.
+
+    `save`, `save_weights` and `load_weights` write and read the plain model.
+    XLA (`jit_compile`) would put all towers on one device and stays off.
+
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> model = towers.TowerModel(model, towers.Placement.cpus(2))
+    >>> model.compile("sgd", "mse")
+    >>> _ = model.fit(np.ones([8, 3]), np.ones([8, 2]), batch_size=4, verbose=0)
+    >>> model.predict(np.ones([5, 3]), verbose=0).shape
+    (5, 2)
+
+    Args:
+      model: the template, a Keras 3 model.
+      placement: where towers, parameters, inputs and outputs live.
+      merge: how outputs are gathered, see `gather_outputs`.
+      **kwargs: as for `keras.Model`: `name`.
+
+    Raises:
+      TypeError: `model` is no Keras model, or `placement` no `Placement`.
+      ValueError: a merge rule is unknown.
+      RuntimeError: made under a `tf.distribute` strategy.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        placement: Placement,
+        merge: Any = "concat",
+        **kwargs: Any,
+    ):
+        layer_graph.check_model(model)
+        check_placement(placement)
+        if tf.distribute.has_strategy():
+            strategy = type(tf.distribute.get_strategy()).__name__
+            raise RuntimeError(
+                f"TowerModel was made under a tf.distribute {strategy}, which "
+                "places ops itself. Make the model and the wrapper outside "
+                "`strategy.scope()`."
+            )
+        if isinstance(model, TowerModel):
+            raise TypeError(
+                "`model` is a TowerModel already. Wrap its `template` instead."
+            )
+        kwargs.setdefault("name", model.name)
+        # The template converts its inputs itself, on the tower.
+        super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
+        self.template = model
+        self.placement = placement
+        self.merge = merge
+        self.supports_jit = False
+        self.supports_masking = True
+        self._functions: dict[Any, Any] = {}
+        self._homes: list[Any] = []
+        if layer_graph.is_built(model):
+            self.built = True
+            place_variables(model, placement)
+        if model.compiled:
+            self.compile(**layer_graph.compile_arguments(model))
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the template, when that could not be done before."""
+        self.built = True
+
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        """The gathered outputs, like the template's."""
+        if not layer_graph.is_built(self.template):
+            layer_graph.ensure_built(self.template, inputs)
+            with tf.init_scope():
+                place_variables(self.template, self.placement)
+        if mask is not None:
+            raise ValueError(
+                "TowerModel cannot split `mask`, a Keras mask of its inputs. "
+                "Make the mask inside the model, as Masking or "
+                "Embedding(mask_zero=True) do."
+            )
+        outputs, masks, losses = self._in_graph(inputs, training)
+        layer_graph.set_masks(outputs, masks)
+        for loss in losses:
+            self.add_loss(loss)
+        return outputs
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """None: masks come with the gathered outputs."""
+        return None
+
+    def _in_graph(self, inputs: Any, training: Any) -> Any:
+        if not tf.executing_eagerly():
+            return self._step(inputs, training)
+        self._forget_if_moved()
+        if training not in self._functions:
+            self._functions[training] = tf.function(
+                lambda inputs: self._step(inputs, training),
+                autograph=False,
+                reduce_retracing=True,
+            )
+        return self._functions[training](inputs)
+
+    def _step(self, inputs: Any, training: Any) -> Any:
+        graph = build_towers(
+            self.template, inputs, self.placement, training, self.merge
+        )
+        graph.apply_updates()
+        masks = [
+            layer_graph.get_mask(x) for x in tf.nest.flatten(graph.outputs)
+        ]
+        return graph.outputs, masks, graph.losses[: graph.n_input_losses]
+
+    def _forget_if_moved(self) -> bool:
+        """Drops functions made of variables that have moved since."""
+        now = [layer_graph.raw(v) for v in self.template.variables]
+        moved = [id(v) for v in now] != [id(v) for v in self._homes]
+        if moved:
+            self._functions.clear()
+            self._homes = now
+            self.train_function = None
+            self.test_function = None
+            self.predict_function = None
+        return moved
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.compile`; the optimizer goes to the parameters.
+
+        Raises:
+          ValueError: `jit_compile=True`, which would undo the placement.
+        """
+        if kwargs.get("jit_compile") is True or (
+            len(args) > 7 and args[7] is True
+        ):
+            raise ValueError(
+                "`jit_compile=True` compiles the step into one XLA program on "
+                "one device, which would undo the placement. Expected False "
+                'or "auto"; leave it out.'
+            )
+        super().compile(*args, **kwargs)
+        if self.optimizer is not None:
+            self._place()
+
+    def _place(self) -> None:
+        """Puts the optimizer beside the parameters."""
+        layer_graph.pin_optimizer(self.optimizer)
+        if layer_graph.is_built(self.template):
+            place_variables(self, self.placement)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        self._check_steps(("train_step", "compute_loss", "compute_metrics"))
+        self._forget_if_moved()
+        ready = layer_graph.is_built(self.template) and self.optimizer
+        if ready and not self.optimizer.built and self.trainable_variables:
+            # Slots are made here, eagerly, and not while the step is traced.
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        self._check_steps(("test_step", "compute_loss", "compute_metrics"))
+        self._forget_if_moved()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        self._check_steps(("predict_step",))
+        self._forget_if_moved()
+        return super().make_predict_function(force)
+
+    def _check_steps(self, names: tuple[str, ...]) -> None:
+        own = layer_graph.overridden(self.template, names)
+        if own:
+            raise ValueError(
+                f"The template {type(self.template).__name__} has its own "
+                f"{', '.join(own)}, which TowerModel would not call. Expected "
+                "Keras's own; override it in a subclass of TowerModel, or "
+                "write the step with towers.build_towers."
+            )
+
+    # Keras's own steps; what carries no device of its own, the loss and the
+    # metrics, stays beside the gathered outputs.
+    def train_step(self, data: Any) -> Any:
+        with tf.device(self.placement.output_device):
+            return super().train_step(data)
+
+    def test_step(self, data: Any) -> Any:
+        with tf.device(self.placement.output_device):
+            return super().test_step(data)
+
+    def predict_step(self, data: Any) -> Any:
+        with tf.device(self.placement.output_device):
+            return super().predict_step(data)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        if self.merge == "concat":
+            return self.template.compute_output_spec(*args, **kwargs)
+        return super().compute_output_spec(*args, **kwargs)
+
+    @property
+    def layers(self) -> list[keras.Layer]:
+        """The template's layers."""
+        return self.template.layers
+
+    @property
+    def inputs(self) -> Any:
+        return self.template.inputs
+
+    @property
+    def outputs(self) -> Any:
+        return self.template.outputs
+
+    @property
+    def output_names(self) -> list[str]:
+        return self.template.output_names
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """Prints the placement, then the template's summary."""
+        (kwargs.get("print_fn") or print)(str(self.placement))
+        self.template.summary(*args, **kwargs)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the plain model, with the optimizer if there is one."""
+        if self.compiled:
+            arguments = layer_graph.compile_arguments(self)
+            self.template.compile(**arguments)
+        self.template.save(*args, **kwargs)
+
+    def save_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the plain model's weights."""
+        self.template.save_weights(*args, **kwargs)
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Loads the plain model's weights."""
+        self.template.load_weights(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        raise ValueError(
+            "A TowerModel has no config of its own, since it belongs to this "
+            "machine's devices. Save or clone its `template`, and wrap that "
+            "again."
+        )
+
+
+def to_multi_gpu(
+    model: keras.Model,
+    n_gpus: int,
+    parameter_device: Any = "/CPU:0",
+    merge: Any = "concat",
+) -> TowerModel:
+    """Wraps a model in one tower per GPU, in one line before `compile()`.
+
+    Looking for GPUs starts TensorFlow: set memory growth before. `batch_size`
+    in `fit` is the global one, split over the GPUs. On a machine without GPUs,
+    the same towers run on logical CPU devices:
+
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> try:
+    ...     model = towers.to_multi_gpu(model, n_gpus=64)
+    ... except ValueError as error:
+    ...     model = towers.TowerModel(model, towers.Placement.cpus(2))
+    >>> model.compile("sgd", "mse")
+
+    Args:
+      model: a Keras 3 model.
+      n_gpus: how many GPUs, the first ones that TensorFlow sees.
+      parameter_device: where variables and the optimizer live.
+      merge: how outputs are gathered, see `gather_outputs`.
+
+    Returns:
+      A `TowerModel`.
+
+    Raises:
+      TypeError: `model` is no Keras model, or `n_gpus` no integer.
+      ValueError: `n_gpus` is below 1, or there are fewer GPUs.
+      RuntimeError: called under a `tf.distribute` strategy.
+    """
+    layer_graph.check_model(model)
+    check_count("n_gpus", n_gpus)
+    try:
+        placement = Placement.gpus(n_gpus, parameter_device=parameter_device)
+    except ValueError as error:
+        message = str(error).replace("`n` asks", "`n_gpus` asks")
+        raise ValueError(message) from error
+    return TowerModel(model, placement, merge)

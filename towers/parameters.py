@@ -1,0 +1,136 @@
+"""replicate: read each variable once and copy it to every tower."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers import layer_graph
+from towers.placement import Placement, check_placement, resolve_devices
+
+
+def replicate(
+    value: tf.Tensor, device: str, kept: Sequence[tf.Tensor | None]
+) -> list[tf.Tensor]:
+    """One copy per tower; the gradients are summed on `device`.
+
+    Args:
+      value: the variable's value, read on `device`.
+      device: where the variable lives.
+      kept: per tower None, or a bool scalar that is False when the tower had
+        no rows, so that its gradient is dropped.
+
+    Returns:
+      A list of tensors like `value`, one per tower.
+    """
+    n = len(kept)
+    if not value.dtype.is_floating:
+        return [value] * n
+
+    @tf.custom_gradient
+    def copies(value: tf.Tensor) -> Any:
+        def backward(*upstream: Any) -> Any:
+            with tf.device(device):
+                return total(
+                    [
+                        g if keep is None else drop(g, keep)
+                        for g, keep in zip(upstream, kept)
+                    ]
+                )
+
+        return [tf.identity(value) for _ in range(n)], backward
+
+    with tf.device(device):
+        return copies(value)
+
+
+def total(gradients: Sequence[Any]) -> Any:
+    """The sum of gradients; `tf.IndexedSlices` stay sparse."""
+    if all(isinstance(g, tf.IndexedSlices) for g in gradients):
+        return tf.IndexedSlices(
+            tf.concat([g.values for g in gradients], 0),
+            tf.concat([g.indices for g in gradients], 0),
+            gradients[0].dense_shape,
+        )
+    return tf.add_n([tf.convert_to_tensor(g) for g in gradients])
+
+
+def drop(gradient: Any, keep: tf.Tensor) -> Any:
+    """Nothing of `gradient` unless `keep`, whatever it holds: 0 * NaN is NaN."""
+    if isinstance(gradient, tf.IndexedSlices):
+        count = tf.where(keep, tf.shape(gradient.indices)[0], 0)
+        return tf.IndexedSlices(
+            gradient.values[:count],
+            gradient.indices[:count],
+            gradient.dense_shape,
+        )
+    # The v1 op passes its input on without a copy when the condition is scalar.
+    return tf.compat.v1.where(keep, gradient, tf.zeros_like(gradient))
+
+
+def place_variables(model: Any, placement: Placement) -> None:
+    """Moves a model's variables, and its optimizer's, where placement says.
+
+    Values are kept. Functions that Keras made of the model before are
+    dropped, since they would go on with the old variables; a `tf.function` of
+    your own that was traced before must be made again.
+
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> towers.place_variables(model, towers.Placement(
+    ...     ["/CPU:0", "/CPU:1"], parameter_device="/CPU:1"))
+    >>> model.weights[0].value.device[-5:]
+    'CPU:1'
+
+    Args:
+      model: a built `keras.Model`.
+      placement: its `parameter_device` is a device or a policy.
+
+    Raises:
+      TypeError: `model` is no Keras model, `placement` no `Placement`.
+      ValueError: the policy returns the wrong number of devices, or a bad one.
+      RuntimeError: called inside a graph.
+    """
+    layer_graph.check_model(model)
+    check_placement(placement)
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "place_variables moves variables and must be called eagerly; got "
+            "a call inside a graph. Call it before the tf.function."
+        )
+    variables = layer_graph.LayerGraph(model).variables
+    devices = parameter_devices(variables, placement)
+    where = {id(v): device for v, device in zip(variables, devices)}
+    pairs = list(zip(variables, devices))
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None:
+        layer_graph.pin_optimizer(optimizer)
+        shared = (
+            placement.output_device
+            if callable(placement.parameter_device)
+            else placement.parameter_device
+        )
+        pairs += [
+            (v, where.get(id(owner), shared))
+            for v, owner in layer_graph.optimizer_variables(optimizer)
+        ]
+    moved = [layer_graph.move_variable(v, device) for v, device in pairs]
+    if any(moved):
+        model.train_function = None
+        model.test_function = None
+        model.predict_function = None
+
+
+def parameter_devices(
+    variables: Sequence[Any], placement: Placement
+) -> list[str]:
+    """The device of each variable, as the policy says."""
+    policy = placement.parameter_device
+    if not callable(policy):
+        return [policy] * len(variables)
+    names = list(policy(variables))
+    if len(names) != len(variables):
+        raise ValueError(
+            f"The policy in `parameter_device` must return {len(variables)} "
+            f"devices, one per variable; got {len(names)}."
+        )
+    return resolve_devices("parameter_device(...)", names, placement)

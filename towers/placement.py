@@ -1,0 +1,322 @@
+"""Placement: which device runs each tower, and where the rest happens."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+Policy = Callable[[Sequence[Any]], Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where towers, parameters, inputs and outputs live.
+
+    Making one looks at the machine's devices, and that starts TensorFlow:
+    call `tf.config.experimental.set_memory_growth` and the like before.
+
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"], weights=[3, 1])
+    >>> placement.devices
+    ('/CPU:0', '/CPU:1')
+    >>> placement.output_device
+    '/CPU:0'
+
+    Args:
+      devices: one device name per tower, repeats allowed, in any spelling that
+        `tf.device` takes ("/GPU:0", "gpu:0", "/job:worker/task:1/CPU:0").
+      parameter_device: the device of the variables and of the optimizer's
+        arithmetic, or a policy: a function from the list of variables to the
+        list of their devices.
+      weights: one share of the batch per tower, as non-negative numbers with a
+        positive sum; None means equal shares. A tower of weight 0 gets no rows.
+      input_device: where batches are split.
+      output_device: where outputs are gathered. By default the parameter
+        device if that is one device, else the first tower's.
+      available: the device names to check against. None asks TensorFlow;
+        "any" checks the spelling only, for a graph that will run elsewhere.
+
+    Raises:
+      TypeError: a device is no name, or an argument has the wrong type.
+      ValueError: a name is malformed or absent, or the weights do not fit.
+    """
+
+    devices: Sequence[str]
+    parameter_device: str | Policy = "/CPU:0"
+    weights: Sequence[float] | None = None
+    input_device: str = "/CPU:0"
+    output_device: str | None = None
+    available: Sequence[str] | str | None = None
+
+    def __post_init__(self) -> None:
+        seen = _available(self.available)
+
+        def resolve(argument: str, name: Any) -> str:
+            return _resolve(name, argument, seen)
+
+        def put(field: str, value: Any) -> None:
+            object.__setattr__(self, field, value)
+
+        devices = self.devices
+        if isinstance(devices, str) or not isinstance(devices, Sequence):
+            raise TypeError(
+                "`devices` must be a list of device names, one per tower; "
+                f"got {devices!r}. For two towers on two GPUs, write "
+                '["/GPU:0", "/GPU:1"].'
+            )
+        if not devices:
+            raise ValueError(
+                "`devices` is empty, but there must be at least one tower. "
+                'For one tower on the host, write ["/CPU:0"].'
+            )
+        put(
+            "devices",
+            tuple(
+                resolve(f"devices[{i}]", name) for i, name in enumerate(devices)
+            ),
+        )
+        put("weights", _checked_weights(self.weights, len(devices)))
+        put("input_device", resolve("input_device", self.input_device))
+        if not callable(self.parameter_device):
+            put(
+                "parameter_device",
+                resolve("parameter_device", self.parameter_device),
+            )
+        default = (
+            self.devices[0]
+            if callable(self.parameter_device)
+            else self.parameter_device
+        )
+        output = default if self.output_device is None else self.output_device
+        put("output_device", resolve("output_device", output))
+
+    @classmethod
+    def gpus(cls, n: int | None = None, **kwargs: Any) -> "Placement":
+        """One tower on each of the first `n` GPUs, by default on all.
+
+        Looking for GPUs starts TensorFlow: set memory growth before.
+
+        Args:
+          n: how many GPUs, at least 1; None takes all that TensorFlow sees.
+          **kwargs: as for `Placement`.
+
+        Raises:
+          TypeError: `n` is no integer.
+          ValueError: `n` is below 1, or there are fewer GPUs.
+        """
+        check_count("n", n, optional=True)
+        names = [d.name for d in tf.config.list_logical_devices("GPU")]
+        if len(names) < (n or 1):
+            raise ValueError(
+                f"`n` asks for {n or 'all'} GPUs, but TensorFlow sees "
+                f"{len(names)}. Ask for fewer, or run the same towers on "
+                f"logical CPU devices with Placement.cpus({n or 2})."
+            )
+        return cls(names[:n], **kwargs)
+
+    @classmethod
+    def cpus(cls, n: int, **kwargs: Any) -> "Placement":
+        """One tower on each of `n` logical CPU devices of this machine.
+
+        If TensorFlow has not started yet, the devices are made; this starts
+        it. They share the machine's cores, so they show placement and
+        transfers on a laptop rather than the speed of separate devices.
+
+        >>> towers.Placement.cpus(2).devices
+        ('/CPU:0', '/CPU:1')
+
+        Args:
+          n: how many, at least 1.
+          **kwargs: as for `Placement`.
+
+        Raises:
+          TypeError: `n` is no integer.
+          ValueError: `n` is below 1.
+          RuntimeError: TensorFlow has started with fewer CPU devices.
+        """
+        check_count("n", n)
+        host = tf.config.list_physical_devices("CPU")[0]
+        made = tf.config.get_logical_device_configuration(host) or ()
+        if len(made) < n:
+            one = tf.config.LogicalDeviceConfiguration()
+            try:
+                tf.config.set_logical_device_configuration(host, [one] * n)
+            except RuntimeError:  # TensorFlow has started: take what is there
+                pass
+        names = [d.name for d in tf.config.list_logical_devices("CPU")]
+        if len(names) < n:
+            raise RuntimeError(
+                f"Placement.cpus({n}) needs {n} logical CPU devices, but "
+                f"TensorFlow has already started with {len(names)}, and they "
+                "cannot be added later. Call it before anything that uses a "
+                f"tensor or a model, or ask for at most {len(names)}."
+            )
+        return cls(names[:n], **kwargs)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weights as given, or 1.0 for each tower."""
+        return tuple(self.weights or [1.0] * len(self.devices))
+
+    def __str__(self) -> str:
+        shares = self.shares
+        towers = ", ".join(
+            f"tower_{i} on {device} ({share / sum(shares):.0%} of the rows)"
+            for i, (device, share) in enumerate(zip(self.devices, shares))
+        )
+        parameters = (
+            "by policy"
+            if callable(self.parameter_device)
+            else f"on {self.parameter_device}"
+        )
+        return (
+            f"{towers}; batches split on {self.input_device}, parameters "
+            f"{parameters}, outputs gathered on {self.output_device}"
+        )
+
+
+def check_placement(placement: Any) -> None:
+    """Raises a `TypeError` unless `placement` is a `Placement`."""
+    if not isinstance(placement, Placement):
+        raise TypeError(
+            "`placement` must be a towers.Placement; got "
+            f"{type(placement).__name__}. Write towers.Placement(devices=...)."
+        )
+
+
+def check_count(argument: str, n: Any, optional: bool = False) -> None:
+    """Raises unless `n` is a whole number of at least 1 (or None)."""
+    if n is None and optional:
+        return
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(
+            f"`{argument}` must be a whole number of devices, at least 1; "
+            f"got {n!r} of type {type(n).__name__}."
+        )
+    if n < 1:
+        raise ValueError(
+            f"`{argument}` must be at least 1; got {n}. For devices of your "
+            "own choice, write towers.Placement(devices=[...])."
+        )
+
+
+def resolve_devices(
+    argument: str, names: Iterable[Any], placement: Placement
+) -> list[str]:
+    """Checks names that a policy gave, as `Placement` checks its own."""
+    seen = _available(placement.available)
+    return [
+        _resolve(name, f"{argument}[{i}]", seen) for i, name in enumerate(names)
+    ]
+
+
+def _available(available: Sequence[str] | str | None) -> list[str] | None:
+    """Full names to check against, or None to check the spelling only."""
+    if available is None:
+        return [d.name for d in tf.config.list_logical_devices()]
+    if isinstance(available, str):
+        if available == "any":
+            return None
+        raise ValueError(
+            '`available` must be None, "any" or a list of device names; got '
+            f"{available!r}."
+        )
+    return [
+        _spec(name, f"available[{i}]").to_string()
+        for i, name in enumerate(available)
+    ]
+
+
+def _spec(name: Any, argument: str) -> tf.DeviceSpec:
+    """The parsed device, with a type and an index."""
+    if isinstance(name, tf.config.LogicalDevice):
+        name = name.name
+    if isinstance(name, tf.DeviceSpec):
+        name = name.to_string()
+    if not isinstance(name, str):
+        raise TypeError(
+            f"`{argument}` must be a device name such as '/GPU:0'; got "
+            f"{name!r} of type {type(name).__name__}."
+        )
+    try:
+        spec = tf.DeviceSpec.from_string(name)
+        malformed = spec.device_type is None or (spec.device_index or 0) < 0
+    except ValueError:
+        malformed = True
+    if malformed:
+        raise ValueError(
+            f"`{argument}` is {name!r}, which is no device name. Expected a "
+            "type and an index, such as '/CPU:0', '/GPU:1' or "
+            "'/job:worker/task:1/GPU:0'."
+        )
+    return spec if spec.device_index is not None else spec.replace(
+        device_index=0
+    )
+
+
+def _resolve(name: Any, argument: str, seen: list[str] | None) -> str:
+    """The one spelling by which this device is known from here on."""
+    spec = _spec(name, argument)
+    if seen is None:
+        return _short(spec)
+    known = [tf.DeviceSpec.from_string(other) for other in seen]
+    # With several processes in sight, "/CPU:0" means this one's, and only the
+    # full name says so to TensorFlow's placer.
+    several = len({(d.job, d.task) for d in known}) > 1
+    meant = [other for other in known if _agrees(spec, other)]
+    if meant:
+        here = [d for d in meant if d.job in (None, "localhost")] or meant
+        return here[0].to_string() if several else _short(here[0])
+    names = [_short(other) for other in known]
+    near = difflib.get_close_matches(_short(spec), names, n=1, cutoff=0.8)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise ValueError(
+        f"`{argument}` is {name!r}, but TensorFlow sees only "
+        f"{', '.join(names)}. {hint}Use one of those, make logical CPU "
+        "devices with Placement.cpus(n) before TensorFlow starts, or pass "
+        '`available="any"` if the graph will run on another machine.'
+    )
+
+
+def _agrees(asked: tf.DeviceSpec, device: tf.DeviceSpec) -> bool:
+    """Whether `device` has every part that the partial name `asked` gives."""
+    return all(
+        getattr(asked, part) in (None, getattr(device, part))
+        for part in ("job", "replica", "task", "device_type", "device_index")
+    )
+
+
+def _short(spec: tf.DeviceSpec) -> str:
+    """"/CPU:0" for a device of this process, the full name for others."""
+    if (spec.job or "localhost") == "localhost" and not spec.task:
+        return f"/{spec.device_type}:{spec.device_index}"
+    return spec.to_string()
+
+
+def _checked_weights(
+    weights: Sequence[float] | None, n: int
+) -> tuple[float, ...] | None:
+    if weights is None:
+        return None
+    expected = (
+        f"`weights` must be {n} non-negative numbers with a positive sum, one "
+        "per tower"
+    )
+    if isinstance(weights, (str, dict)):
+        raise TypeError(f"{expected}; got {weights!r}.")
+    try:
+        checked = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{expected}; got {weights!r}.") from error
+    if (
+        len(checked) != n
+        or not all(math.isfinite(w) and w >= 0 for w in checked)
+        or sum(checked) <= 0
+    ):
+        raise ValueError(
+            f"{expected}; got {list(weights)!r}. For equal shares, leave it "
+            "out."
+        )
+    return checked

@@ -1,0 +1,128 @@
+"""Merge what towers say of batch-norm statistics, seeds and other state."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers import layer_graph
+from towers.gather import row_shares
+from towers.parameters import drop
+
+
+def merge_state(
+    graph: layer_graph.LayerGraph,
+    values: Sequence[tf.Tensor],
+    devices: Sequence[str],
+    states: Sequence[dict[int, tf.Tensor]],
+    moments: Sequence[dict[int, list[layer_graph.Moments]]],
+    rows: tf.Tensor,
+    may_be_empty: Sequence[bool],
+) -> dict[int, tf.Tensor]:
+    """The new value of each variable that a step changes, on its device.
+
+    Batch-norm statistics are those of the whole batch; a seed advances once;
+    metrics add up what each tower added; other floats are means by rows, and
+    integers what the last tower with rows says.
+
+    Args:
+      graph: names the variables.
+      values: each variable's value before the step.
+      devices: each variable's device.
+      states: per tower, new values by variable.
+      moments: per tower, what each batch norm saw, by `moving_mean`.
+      rows: int32 [n_towers].
+      may_be_empty: per tower, whether it can have no rows.
+
+    Returns:
+      Merged values by variable.
+    """
+    merged: dict[int, tf.Tensor] = {}
+    layers = graph.batch_norms()
+    for i in moments[0]:
+        layer = layers[i]
+        j = graph.index_of(layer.moving_variance)
+        calls = zip(*[tower[i] for tower in moments])
+        mean, variance = values[i], values[j]
+        with tf.device(devices[i]), tf.name_scope("merge_moments"):
+            for call in calls:
+                seen = _pooled(call, rows, may_be_empty)
+                mean = _moved(mean, seen[0], layer.momentum)
+                variance = _moved(variance, seen[1], layer.momentum)
+        merged[i], merged[j] = mean, variance
+    last = max(t for t, empty in enumerate(may_be_empty) if not empty or t == 0)
+    metrics = {id(v) for v in graph.metric_variables}
+    for i in sorted({i for state in states for i in state} - set(merged)):
+        said = [state.get(i, values[i]) for state in states]
+        with tf.device(devices[i]), tf.name_scope("merge_state"):
+            kept = [
+                drop(x - values[i], rows[t] > 0) if empty else x - values[i]
+                for t, (x, empty) in enumerate(zip(said, may_be_empty))
+            ] if values[i].dtype.is_floating else []
+            if graph.is_seed(i):
+                merged[i] = said[0]
+            elif kept and id(graph.variables[i]) in metrics:
+                merged[i] = values[i] + tf.add_n(kept)
+            elif kept and len(said) > 1:
+                shares = row_shares(rows, values[i].dtype)
+                changes = [shares[t] * x for t, x in enumerate(kept)]
+                merged[i] = values[i] + tf.add_n(changes)
+            else:
+                merged[i] = said[last]
+    return merged
+
+
+def _pooled(
+    call: Sequence[layer_graph.Moments],
+    rows: tf.Tensor,
+    may_be_empty: Sequence[bool],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance of all shards together, from those of each.
+
+    The law of total variance: the mean of the variances plus the variance of
+    the means, weighted by how much each tower saw (Chan, Golub and LeVeque,
+    "Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979).
+    """
+    if len(call) == 1:
+        return call[0].mean, call[0].variance
+    dtype = call[0].mean.dtype
+    if call[0].count is None:
+        shares = row_shares(rows, dtype)
+    else:
+        counts = [
+            drop(tf.cast(m.count, dtype), rows[t] > 0) if empty else m.count
+            for t, (m, empty) in enumerate(zip(call, may_be_empty))
+        ]
+        shares = row_shares(tf.stack(counts), dtype)
+
+    def weighted(values: Sequence[tf.Tensor]) -> tf.Tensor:
+        return tf.add_n(
+            [
+                shares[t] * (drop(x, rows[t] > 0) if empty else x)
+                for t, (x, empty) in enumerate(zip(values, may_be_empty))
+            ]
+        )
+
+    mean = weighted([m.mean for m in call])
+    within_and_between = [
+        m.variance + tf.math.squared_difference(m.mean, mean) for m in call
+    ]
+    return mean, weighted(within_and_between)
+
+
+def _moved(old: tf.Tensor, seen: tf.Tensor, momentum: float) -> tf.Tensor:
+    """The moving average that Keras's `BatchNormalization` keeps."""
+    seen = tf.cast(seen, old.dtype)
+    return old * momentum + seen * (1.0 - momentum)
+
+
+def keep_flags(
+    rows: tf.Tensor, may_be_empty: Sequence[bool], device: str
+) -> list[Any]:
+    """Per tower None, or a bool scalar on `device`: whether it had rows."""
+    with tf.device(device):
+        return [
+            rows[t] > 0 if empty else None
+            for t, empty in enumerate(may_be_empty)
+        ]

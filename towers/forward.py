@@ -38,6 +38,9 @@ def pinned(function: Callable[..., Any], device: str, argument: Any) -> Any:
 
     @tf.custom_gradient
     def run(*tensors: tf.Tensor) -> Any:
+        # A loop places what it hands from step to step beside where that came
+        # from: it must come from this device, or every step asks the other.
+        tensors = [tf.identity(x) for x in tensors]
         result = function(_refill(argument, tensors))
         structure.append(result)
         results = [x for x in tf.nest.flatten(result) if x is not None]

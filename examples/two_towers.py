@@ -1,6 +1,6 @@
 """Two towers with no wrapper: a training loop of one's own.
 
-    python examples/two_towers.py
+python examples/two_towers.py
 """
 
 import keras

@@ -19,48 +19,36 @@ class Executed:
     """The partition graphs of all functions that `call()` traced and ran."""
 
     def __init__(self, call: Callable[[], Any]):
-        with tempfile.TemporaryDirectory() as folder:
-            writer = tf.summary.create_file_writer(folder)
-            with writer.as_default():
-                tf.summary.trace_on(graph=True)
-                call()
-                tf.summary.trace_export("step", 0)
-            writer.close()
-            metadata = tf.compat.v1.RunMetadata()
-            (path,) = glob.glob(os.path.join(folder, "*"))
-            for event in tf.compat.v1.train.summary_iterator(path):
-                for value in event.summary.value:
-                    metadata.MergeFromString(value.tensor.string_val[0])
+        run_metadata(lambda: None)  # what ran before is not ours
         graphs = [
             graph
-            for function in metadata.function_graphs
+            for function in run_metadata(call).function_graphs
             for graph in function.partition_graphs
         ]
         self.nodes = [
-            (short(node.device), node)
+            pair
             for graph in graphs
-            for nodes in (
+            for pair in _executed(
                 graph.node,
-                *(f.node_def for f in graph.library.function),
+                {f.signature.name: f for f in graph.library.function},
             )
-            for node in nodes
         ]
 
     def devices(self, pattern: str, op: str = "") -> set[str]:
         """Devices of nodes whose names match, by type if one is given."""
         return {
             device
-            for device, node in self.nodes
-            if re.search(pattern, node.name) and re.search(op, node.op)
+            for device, name, node in self.nodes
+            if re.search(pattern, name) and re.search(op, node.op)
         }
 
     def heavy(self) -> dict[str, set[str]]:
         """Devices of heavy ops, by the tower their name says."""
         found = collections.defaultdict(set)
-        for device, node in self.nodes:
+        for device, name, node in self.nodes:
             if HEAVY.search(node.op):
-                tower = re.search(r"tower_\d+", node.name)
-                found[tower.group() if tower else "none"].add(device)
+                tower = re.search(r"tower_\d+", name)
+                found[tower.group() if tower else name].add(device)
         return dict(found)
 
     def sends(self) -> list[tuple[str, str, str]]:
@@ -71,9 +59,43 @@ class Executed:
                 short(node.attr["recv_device"].s.decode()),
                 node.attr["tensor_name"].s.decode(),
             )
-            for _, node in self.nodes
+            for _, _, node in self.nodes
             if node.op in ("_Send", "_HostSend")
         ]
+
+
+def run_metadata(call: Callable[[], Any]) -> Any:
+    """TensorFlow's record of the functions that `call()` ran."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = tf.summary.create_file_writer(folder)
+        with writer.as_default():
+            tf.summary.trace_on(graph=True)
+            call()
+            tf.summary.trace_export("step", 0)
+        writer.close()
+        metadata = tf.compat.v1.RunMetadata()
+        (path,) = glob.glob(os.path.join(folder, "*"))
+        for record in tf.data.TFRecordDataset(path):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                metadata.MergeFromString(value.tensor.string_val[0])
+    return metadata
+
+
+def _executed(
+    nodes: Any, library: dict[str, Any], caller: str = "", device: str = ""
+) -> Any:
+    """(device, name, node), into the functions that a node still calls."""
+    for node in nodes:
+        where = short(node.device) or device
+        name = f"{caller}{node.name}"
+        yield where, name, node
+        for attribute in node.attr.values():
+            function = library.get(attribute.func.name)
+            if function is not None:
+                yield from _executed(
+                    function.node_def, library, f"{name}/", where
+                )
 
 
 def short(device: str) -> str:

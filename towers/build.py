@@ -285,7 +285,8 @@ def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
         ],
         rows=values["rows"],
         updates=[
-            (v, value) for (v, _), value in zip(graph.updates, values["updates"])
+            (v, value)
+            for (v, _), value in zip(graph.updates, values["updates"])
         ],
         losses=values["losses"],
     )

@@ -40,14 +40,14 @@ def pinned(function: Callable[..., Any], device: str, argument: Any) -> Any:
     def run(*tensors: tf.Tensor) -> Any:
         # A loop places what it hands from step to step beside where that came
         # from: it must come from this device, or every step asks the other.
-        tensors = [tf.identity(x) for x in tensors]
-        result = function(_refill(argument, tensors))
+        here = [tf.identity(x) for x in tensors]
+        result = function(_refill(argument, here))
         structure.append(result)
         results = [x for x in tf.nest.flatten(result) if x is not None]
 
         def backward(*upstream: Any) -> list[Any]:
             with tf.device(device):
-                return _gradients(results, tensors, upstream)
+                return _gradients(results, here, upstream)
 
         return results, backward
 

@@ -105,7 +105,7 @@ def gather_known(
     with tf.name_scope("gather"):
         merged = pinned(
             merge_all,
-            placement.output_device,
+            placement.gathers_on,
             {"columns": columns, "rows": rows},
         )
     return _pack(towers[0], merged)

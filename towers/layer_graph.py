@@ -490,7 +490,9 @@ def overridden(model: keras.Model, names: Sequence[str]) -> list[str]:
 
 def _own_losses(model: keras.Model) -> list[tf.Tensor]:
     """`model.losses` less its weight regularisers, which come last."""
-    regularised = sum(v.regularizer is not None for v in model.trainable_weights)
+    regularised = sum(
+        v.regularizer is not None for v in model.trainable_weights
+    )
     losses = list(model.losses)
     return losses[: len(losses) - regularised]
 

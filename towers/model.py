@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from towers import layer_graph
 from towers.build import build_towers
-from towers.parameters import place_variables
+from towers.parameters import move_variables, place_variables
 from towers.placement import Placement, check_count, check_placement
 
 
@@ -81,7 +81,7 @@ class TowerModel(keras.Model):
             self.compile(**layer_graph.compile_arguments(model))
 
     def build(self, input_shape: Any) -> None:
-        """Builds the template, when that could not be done before."""
+        """Nothing: the template is built from its first inputs, in `call`."""
         self.built = True
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
@@ -89,8 +89,9 @@ class TowerModel(keras.Model):
         if not layer_graph.is_built(self.template):
             layer_graph.ensure_built(self.template, inputs)
             with tf.init_scope():
-                place_variables(self.template, self.placement)
-        if mask is not None:
+                # The optimizer's too, if this model is compiled.
+                move_variables(self, self.placement)
+        if any(m is not None for m in tf.nest.flatten(mask)):
             raise ValueError(
                 "TowerModel cannot split `mask`, a Keras mask of its inputs. "
                 "Make the mask inside the model, as Masking or "

@@ -97,6 +97,14 @@ def place_variables(model: Any, placement: Placement) -> None:
             "place_variables moves variables and must be called eagerly; got "
             "a call inside a graph. Call it before the tf.function."
         )
+    if move_variables(model, placement):
+        model.train_function = None
+        model.test_function = None
+        model.predict_function = None
+
+
+def move_variables(model: Any, placement: Placement) -> bool:
+    """As `place_variables`, without dropping anything; whether any moved."""
     variables = layer_graph.LayerGraph(model).variables
     devices = parameter_devices(variables, placement)
     where = {id(v): device for v, device in zip(variables, devices)}
@@ -113,11 +121,7 @@ def place_variables(model: Any, placement: Placement) -> None:
             (v, where.get(id(owner), shared))
             for v, owner in layer_graph.optimizer_variables(optimizer)
         ]
-    moved = [layer_graph.move_variable(v, device) for v, device in pairs]
-    if any(moved):
-        model.train_function = None
-        model.test_function = None
-        model.predict_function = None
+    return any([layer_graph.move_variable(v, device) for v, device in pairs])
 
 
 def parameter_devices(

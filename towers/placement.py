@@ -160,6 +160,11 @@ class Placement:
         """The weights as given, or 1.0 for each tower."""
         return tuple(self.weights or [1.0] * len(self.devices))
 
+    @property
+    def gathers_on(self) -> str:
+        """The output device, with its default worked out."""
+        return str(self.output_device)
+
     def __str__(self) -> str:
         shares = self.shares
         towers = ", ".join(
@@ -251,8 +256,8 @@ def _spec(name: Any, argument: str) -> tf.DeviceSpec:
             "type and an index, such as '/CPU:0', '/GPU:1' or "
             "'/job:worker/task:1/GPU:0'."
         )
-    return spec if spec.device_index is not None else spec.replace(
-        device_index=0
+    return (
+        spec if spec.device_index is not None else spec.replace(device_index=0)
     )
 
 
@@ -261,14 +266,15 @@ def _resolve(name: Any, argument: str, seen: list[str] | None) -> str:
     spec = _spec(name, argument)
     if seen is None:
         return _short(spec)
-    known = [tf.DeviceSpec.from_string(other) for other in seen]
+    here = tf.DeviceSpec(job="localhost", replica=0, task=0)
+    known = [here.make_merged_spec(tf.DeviceSpec.from_string(d)) for d in seen]
     # With several processes in sight, "/CPU:0" means this one's, and only the
     # full name says so to TensorFlow's placer.
     several = len({(d.job, d.task) for d in known}) > 1
     meant = [other for other in known if _agrees(spec, other)]
     if meant:
-        here = [d for d in meant if d.job in (None, "localhost")] or meant
-        return here[0].to_string() if several else _short(here[0])
+        ours = [device for device in meant if device.job == here.job] or meant
+        return ours[0].to_string() if several else _short(ours[0])
     names = [_short(other) for other in known]
     near = difflib.get_close_matches(_short(spec), names, n=1, cutoff=0.8)
     hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -289,7 +295,7 @@ def _agrees(asked: tf.DeviceSpec, device: tf.DeviceSpec) -> bool:
 
 
 def _short(spec: tf.DeviceSpec) -> str:
-    """"/CPU:0" for a device of this process, the full name for others."""
+    """ "/CPU:0" for a device of this process, the full name for others."""
     if (spec.job or "localhost") == "localhost" and not spec.task:
         return f"/{spec.device_type}:{spec.device_index}"
     return spec.to_string()

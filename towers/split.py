@@ -65,7 +65,9 @@ def split_shards(batch: Any, placement: Placement) -> Shards:
     leaves = [x for x in tf.nest.flatten(batch) if x is not None]
     n = len(placement.devices)
     with tf.device(placement.input_device), tf.name_scope("split"):
-        known = next((x.shape[0] for x in leaves if x.shape[0] is not None), None)
+        known = next(
+            (x.shape[0] for x in leaves if x.shape[0] is not None), None
+        )
         total = tf.shape(leaves[0])[0] if known is None else known
         checks = [
             tf.debugging.assert_equal(

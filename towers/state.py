@@ -55,10 +55,14 @@ def merge_state(
     for i in sorted({i for state in states for i in state} - set(merged)):
         said = [state.get(i, values[i]) for state in states]
         with tf.device(devices[i]), tf.name_scope("merge_state"):
-            kept = [
-                drop(x - values[i], rows[t] > 0) if empty else x - values[i]
-                for t, (x, empty) in enumerate(zip(said, may_be_empty))
-            ] if values[i].dtype.is_floating else []
+            kept = (
+                [
+                    drop(x - values[i], rows[t] > 0) if empty else x - values[i]
+                    for t, (x, empty) in enumerate(zip(said, may_be_empty))
+                ]
+                if values[i].dtype.is_floating
+                else []
+            )
             if graph.is_seed(i):
                 merged[i] = said[0]
             elif kept and id(graph.variables[i]) in metrics:

@@ -1,0 +1,417 @@
+"""build_towers: the plain model's numbers, each op on its tower."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from executed import Executed
+from models import (
+    NAMED,
+    attention,
+    close,
+    cnn,
+    inputs,
+    make,
+    nested,
+    placement,
+    recurrent,
+)
+
+import towers
+
+layers = keras.layers
+
+
+def loss_of(outputs, losses):
+    flat = tf.nest.flatten(outputs)
+    return tf.add_n([tf.reduce_mean(tf.square(y)) for y in flat] + losses)
+
+
+def plain(model, x):
+    """Outputs, loss and gradients of the plain model."""
+
+    @tf.function
+    def run(x):
+        with tf.GradientTape() as tape:
+            outputs = model(x, training=True)
+            loss = loss_of(outputs, model.losses)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        return outputs, loss, [tf.convert_to_tensor(g) for g in gradients]
+
+    return run(x)
+
+
+def towered(model, x, where, spec=None):
+    """The same in towers."""
+
+    @tf.function(input_signature=None if spec is None else [spec])
+    def run(x):
+        with tf.GradientTape() as tape:
+            graph = towers.build_towers(model, x, where, training=True)
+            loss = loss_of(graph.outputs, graph.losses)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        return (
+            graph.outputs,
+            loss,
+            [tf.convert_to_tensor(g) for g in gradients],
+        )
+
+    return run(x)
+
+
+def unknown_rows(x):
+    return tf.nest.map_structure(
+        lambda v: tf.TensorSpec([None, *v.shape[1:]], v.dtype), x
+    )
+
+
+class EqualityTest(parameterized.TestCase):
+    @parameterized.named_parameters(NAMED)
+    def test_outputs_and_gradients_are_the_plain_model_s(self, model):
+        model = make(model)
+        for n, rows, weights, known in (
+            (1, 3, None, False),
+            (2, 7, [3, 1], True),
+            (3, 12, None, False),
+            (4, 3, None, True),
+            (4, 3, [1, 0, 2, 1], False),
+            (5, 1, None, False),
+        ):
+            x = inputs(model, rows)
+            spec = None if known else unknown_rows(x)
+            expected = plain(model, x)
+            actual = towered(model, x, placement(n, weights), spec)
+            with self.subTest(n=n, rows=rows, weights=weights, known=known):
+                for a, e in zip(actual, expected):
+                    close(a, e)
+
+    @parameterized.named_parameters(NAMED)
+    def test_the_tape_may_be_outside(self, model):
+        model = make(model)
+        x = inputs(model, 5)
+        _, _, expected = plain(model, x)
+
+        @tf.function
+        def forward(x):
+            graph = towers.build_towers(model, x, placement(2), training=True)
+            return loss_of(graph.outputs, graph.losses)
+
+        @tf.function
+        def enclosing(x):
+            with tf.GradientTape() as tape:
+                loss = forward(x)
+            return [
+                tf.convert_to_tensor(g)
+                for g in tape.gradient(loss, model.trainable_variables)
+            ]
+
+        with tf.GradientTape() as tape:
+            loss = forward(x)
+        eager = tape.gradient(loss, model.trainable_variables)
+        close([tf.convert_to_tensor(g) for g in eager], expected)
+        close(enclosing(x), expected)
+
+    def test_eager_calls_build_a_graph(self):
+        model = make(cnn)
+        x = inputs(model, 5)
+        with tf.GradientTape() as tape:
+            graph = towers.build_towers(model, x, placement(2))
+            loss = tf.reduce_mean(tf.square(graph.outputs))
+        close(graph.outputs, model(x))
+        close(
+            tape.gradient(loss, model.trainable_variables), plain(model, x)[2]
+        )
+        self.assertEqual(graph.rows.numpy().tolist(), [2, 3])
+
+    def test_embedding_gradients_stay_sparse(self):
+        model = make(attention)
+
+        @tf.function
+        def run(x):
+            with tf.GradientTape() as tape:
+                graph = towers.build_towers(model, x, placement(2))
+                loss = loss_of(graph.outputs, [])
+            gradient = tape.gradient(loss, model.trainable_variables[0])
+            self.assertIsInstance(gradient, tf.IndexedSlices)
+            return gradient.indices
+
+        self.assertLen(run(inputs(model, 4)), 24)
+
+    def test_second_order(self):
+        model = make(nested)
+        x = tf.constant(inputs(model, 5))
+
+        def penalty(call):
+            @tf.function
+            def run():
+                with tf.GradientTape() as outer:
+                    with tf.GradientTape() as inner:
+                        inner.watch(x)
+                        y = call(x)
+                    slope = inner.gradient(y, x)
+                    loss = tf.reduce_mean(tf.square(slope))
+                # The last bias does not move the slope.
+                return outer.gradient(loss, model.trainable_variables[:-1])
+
+            return run()
+
+        where = placement(2)
+        close(
+            penalty(lambda x: towers.build_towers(model, x, where).outputs),
+            penalty(model),
+        )
+
+    def test_masks_come_with_the_outputs(self):
+        model = make(attention)
+        x = inputs(model, 5)
+        graph = towers.build_towers(model, x, placement(2))
+        np.testing.assert_array_equal(
+            graph.outputs._keras_mask, model(x)._keras_mask
+        )
+
+
+class PlacedTest(parameterized.TestCase):
+    @parameterized.named_parameters(NAMED)
+    def test_heavy_ops_ran_on_their_tower(self, model):
+        model = make(model)
+        x = inputs(model, 7)
+        executed = Executed(lambda: towered(model, x, placement(3)))
+        heavy = executed.heavy()
+        # The model's loss has no heavy op of its own.
+        self.assertEqual(
+            {k: v for k, v in heavy.items() if v},
+            {f"tower_{i}": {f"/CPU:{i}"} for i in range(3)},
+        )
+
+    def test_layers_are_named_below_their_tower(self):
+        model = make(nested)
+        executed = Executed(
+            lambda: towered(model, inputs(model, 4), placement(2))
+        )
+        name = r"tower_1/inner/deep/.*MatMul"
+        self.assertEqual(executed.devices(name, "MatMul"), {"/CPU:1"})
+
+    @parameterized.parameters((cnn, 4), (recurrent, 8))
+    def test_each_thing_crosses_once(self, model, parameters):
+        model = make(model)
+        self.assertLen(model.trainable_variables, parameters)
+        x = inputs(model, 9)
+        sends = Executed(lambda: towered(model, x, placement(3))).sends()
+        # Down: parameters, shard, output gradient. Up: output, gradients.
+        self.assertLen(sends, 2 * (2 * parameters + 3))
+
+
+class StateTest(parameterized.TestCase):
+    @parameterized.product(n=[1, 3, 4], rows=[2, 9], shared=[False, True])
+    def test_batch_norm_sees_the_whole_batch(self, n, rows, shared):
+        def model():
+            norm = layers.BatchNormalization(momentum=0.9)
+            x = keras.Input([3])
+            y = norm(x)
+            # A second call sees other values, independent of the first.
+            z = norm(x * 3 + 1) if shared else y
+            return keras.Model(x, y + z)
+
+        x = np.random.default_rng(0).normal(2, 3, [rows, 3]).astype("float32")
+        expected, actual = make(model), make(model)
+        expected(x, training=True)
+        graph = towers.build_towers(actual, x, placement(n), training=True)
+        self.assertTrue(np.isfinite(graph.outputs).all())
+        graph.apply_updates()
+        close(actual.get_weights(), expected.get_weights())
+
+    def test_a_masked_batch_norm_counts_what_it_saw(self):
+        def model():
+            return keras.Sequential(
+                [
+                    keras.Input([4, 2]),
+                    layers.Masking(),
+                    layers.BatchNormalization(momentum=0.5),
+                ]
+            )
+
+        x = np.random.default_rng(0).normal(size=[5, 4, 2]).astype("float32")
+        x[0, 1:] = 0
+        x[3, :2] = 0
+        expected, actual = make(model), make(model)
+        expected(x, training=True)
+        graph = towers.build_towers(actual, x, placement(3), training=True)
+        graph.apply_updates()
+        close(actual.get_weights(), expected.get_weights(), 1e-4)
+
+    def test_dropout_differs_by_tower_and_step_and_repeats_with_the_seed(self):
+        x = np.ones([4, 64], "float32")
+
+        def masks():
+            keras.utils.set_random_seed(3)
+            model = keras.Sequential([keras.Input([64]), layers.Dropout(0.5)])
+            steps = []
+            for _ in range(2):
+                graph = towers.build_towers(model, x, placement(2), True)
+                graph.apply_updates()
+                steps += [graph.outputs[:2].numpy(), graph.outputs[2:].numpy()]
+            return steps
+
+        first, again = masks(), masks()
+        np.testing.assert_array_equal(first, again)
+        for i in range(4):
+            for j in range(i):
+                self.assertFalse(np.array_equal(first[i], first[j]))
+
+    def test_one_tower_draws_what_the_plain_model_draws(self):
+        def model():
+            return keras.Sequential([keras.Input([64]), layers.Dropout(0.5)])
+
+        x = np.ones([4, 64], "float32")
+        expected = make(model)(x, training=True)
+        graph = towers.build_towers(make(model), x, placement(1), True)
+        np.testing.assert_array_equal(graph.outputs, expected)
+
+    def test_a_layer_s_counter_advances_once(self):
+        class Counting(layers.Layer):
+            def build(self, shape):
+                self.steps = self.add_weight(
+                    shape=(),
+                    dtype="int32",
+                    initializer="zeros",
+                    trainable=False,
+                )
+
+            def call(self, x):
+                self.steps.assign_add(1)
+                return x
+
+        model = keras.Sequential([keras.Input([2]), Counting()])
+        graph = towers.build_towers(model, np.ones([3, 2]), placement(4), True)
+        graph.apply_updates()
+        self.assertEqual(model.layers[0].steps.numpy(), 1)
+
+    def test_losses_are_the_plain_model_s(self):
+        x = keras.Input([3])
+        y = layers.Dense(4, kernel_regularizer="l2", activity_regularizer="l1")(
+            x
+        )
+        model = keras.Model(x, y)
+        rows = np.random.default_rng(0).normal(size=[7, 3]).astype("float32")
+        model(rows)
+        expected = model.losses
+        self.assertLen(expected, 2)
+        graph = towers.build_towers(model, rows, placement(3))
+        close(graph.losses, expected)
+
+
+class HandlesTest(absltest.TestCase):
+    def test_towers_hand_out_what_they_are(self):
+        model = make(nested)
+        x = tf.constant(inputs(model, 3))
+
+        @tf.function
+        def run(x):
+            graph = towers.build_towers(
+                model, x, placement(4), layer_outputs=["inner/deep", "inner"]
+            )
+            tower = graph.towers[3]
+            loss = tf.reduce_sum(tower.outputs)
+            return (
+                tower.inputs,
+                tf.gradients(loss, tower.parameters),
+                tower.layer_outputs["inner"],
+                graph.towers[0].inputs,
+            )
+
+        shard, gradients, deep, empty = run(x)
+        np.testing.assert_array_equal(shard, x[2:])
+        self.assertEqual(empty.shape[0], 0)
+        self.assertLen(deep, 2)  # called twice
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x[2:]))
+        close(gradients, tape.gradient(loss, model.trainable_variables))
+
+    def test_a_function_per_tower(self):
+        model = make(cnn)
+        x = inputs(model, 5)
+        y = np.random.default_rng(0).normal(size=[5, 3]).astype("float32")
+
+        def loss(model, shard):
+            x, y = shard
+            return tf.reduce_mean(tf.square(model(x) - y))
+
+        graph = towers.build_towers(
+            model, (x, y), placement(3), merge="mean", tower_fn=loss
+        )
+        close(graph.outputs, np.mean((model(x) - y) ** 2))
+
+
+class RefusalTest(parameterized.TestCase):
+    def test_bad_arguments_are_refused(self):
+        model, x = make(cnn), np.ones([2, 8, 8, 2], "float32")
+        where = placement(2)
+        for call, error, message in (
+            (lambda: towers.build_towers(1, x, where), TypeError, "keras.Mod"),
+            (lambda: towers.build_towers(model, x, 2), TypeError, "Placement"),
+            (
+                lambda: towers.build_towers(model, x, where, merge="max"),
+                ValueError,
+                "unknown rule",
+            ),
+            (
+                lambda: towers.build_towers(
+                    model, x, where, layer_outputs=["conv2"]
+                ),
+                ValueError,
+                "nearest are .*conv2d",
+            ),
+            (
+                lambda: towers.build_towers([model], x, where),
+                TypeError,
+                "tower_fn",
+            ),
+        ):
+            with self.assertRaisesRegex(error, message):
+                call()
+
+    def test_foreign_state_is_refused_by_name(self):
+        model = keras.Sequential(
+            [
+                keras.Input([2]),
+                layers.Lambda(lambda x: x + keras.random.normal([2])),
+            ]
+        )
+        with self.assertRaisesRegex(ValueError, "seed_generator_state"):
+            towers.build_towers(model, np.ones([2, 2]), placement(2))
+
+    def test_synchronized_batch_norm_is_refused(self):
+        model = keras.Sequential(
+            [keras.Input([2]), layers.BatchNormalization(synchronized=True)]
+        )
+        with self.assertRaisesRegex(ValueError, "synchronized"):
+            towers.build_towers(model, np.ones([4, 2]), placement(2), True)
+
+    def test_a_model_that_cannot_be_built_is_refused(self):
+        class Broken(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.dense = layers.Dense(2)
+
+            def call(self, x):
+                raise ArithmeticError("no shape fits")
+
+        with self.assertRaisesRegex(ValueError, "could not be built"):
+            towers.build_towers(Broken(), np.ones([4, 2]), placement(2))
+
+    def test_an_unbuilt_model_is_built(self):
+        model = keras.Sequential([layers.Dense(2), layers.Dense(1)])
+        x = np.ones([4, 2], "float32")
+        graph = towers.build_towers(model, x, placement(2))
+        close(graph.outputs, model(x))
+
+    def test_a_v1_graph_is_refused(self):
+        model = make(cnn)
+        with tf.Graph().as_default():
+            x = tf.compat.v1.placeholder(tf.float32, [None, 8, 8, 2])
+            with self.assertRaisesRegex(RuntimeError, "compat.v1"):
+                towers.build_towers(model, x, placement(2))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,279 @@
+"""TowerModel and to_multi_gpu: Keras's own fit, with the plain numbers."""
+
+import os
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from executed import Executed
+from models import (
+    NAMED,
+    close,
+    cnn,
+    inputs,
+    make,
+    placement,
+    recurrent,
+    targets,
+)
+
+import towers
+
+layers = keras.layers
+
+
+def trained(model, x, y, **kwargs):
+    """History of two epochs with SGD, the same for any tower count."""
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.5), "mse")
+    kwargs = {"batch_size": 5, "epochs": 2, **kwargs}
+    return model.fit(x, y, shuffle=False, verbose=0, **kwargs).history
+
+
+class FitTest(parameterized.TestCase):
+    @parameterized.named_parameters(NAMED)
+    def test_weights_after_fit_are_the_plain_model_s(self, model):
+        expected = make(model)
+        x, y = inputs(expected, 11), targets(expected, 11)
+        history = trained(expected, x, y)  # batches of 5, 5 and 1
+        for where in (placement(2), placement(4, [1, 2, 0, 1])):
+            actual = towers.TowerModel(make(model), where)
+            close(trained(actual, x, y)["loss"], history["loss"])
+            close(actual.get_weights(), expected.get_weights())
+
+    @parameterized.parameters(cnn, recurrent)
+    def test_run_eagerly(self, model):
+        expected, actual = make(model), make(model)
+        x, y = inputs(expected, 4), targets(expected, 4)
+        actual = towers.TowerModel(actual, placement(3))
+        for m in (expected, actual):
+            m.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+            m.fit(x, y, batch_size=2, verbose=0, shuffle=False)
+        close(actual.get_weights(), expected.get_weights())
+
+    def test_evaluate_predict_and_train_on_batch(self):
+        expected, actual = make(cnn), make(cnn)
+        actual = towers.TowerModel(actual, placement(3))
+        x, y = inputs(expected, 7), targets(expected, 7)
+        for m in (expected, actual):
+            m.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
+        for call in (
+            lambda m: m.train_on_batch(x, y),
+            lambda m: m.evaluate(x, y, batch_size=3, verbose=0),
+            lambda m: m.predict(x, batch_size=3, verbose=0),
+            lambda m: m.predict_on_batch(x),
+            lambda m: m(x),
+        ):
+            close(call(actual), call(expected))
+
+    def test_several_steps_per_execution(self):
+        expected, actual = make(cnn), make(cnn)
+        actual = towers.TowerModel(actual, placement(2))
+        x, y = inputs(expected, 8), targets(expected, 8)
+        for m in (expected, actual):
+            m.compile(keras.optimizers.SGD(0.1), "mse", steps_per_execution=2)
+            m.fit(x, y, batch_size=2, verbose=0, shuffle=False)
+        close(actual.get_weights(), expected.get_weights())
+
+    def test_masked_losses_and_sample_weights(self):
+        def model():
+            return keras.Sequential(
+                [
+                    keras.Input([4], dtype="int32"),
+                    layers.Embedding(9, 3, mask_zero=True),
+                    layers.Dense(2),
+                ]
+            )
+
+        rng = np.random.default_rng(0)
+        x, y = rng.integers(0, 9, [7, 4]), rng.normal(size=[7, 4, 2])
+        weights = rng.uniform(size=[7, 4])
+        plain = make(model)
+        actual = towers.TowerModel(make(model), placement(3))
+        for m in (plain, actual):
+            m.compile("sgd", "mse", weighted_metrics=["mae"])
+            m.fit(
+                x,
+                y,
+                sample_weight=weights,
+                batch_size=4,
+                verbose=0,
+                shuffle=False,
+            )
+        close(actual.get_weights(), plain.get_weights())
+
+    def test_an_unbuilt_template_is_built_by_fit(self):
+        model = keras.Sequential([layers.Dense(3), layers.Dense(1)])
+        where = placement(2, parameter_device="/CPU:2")
+        actual = towers.TowerModel(model, where)
+        trained(actual, np.ones([6, 4], "float32"), np.ones([6, 1], "float32"))
+        for variable in (*actual.variables, *actual.optimizer.variables):
+            self.assertEndsWith(variable.value.device, "CPU:2")
+
+    def test_mixed_precision_keeps_its_dtypes(self):
+        def model():
+            return keras.Sequential(
+                [
+                    keras.Input([4], dtype="float32"),
+                    layers.Dense(8, activation="relu", dtype="mixed_bfloat16"),
+                    layers.BatchNormalization(dtype="mixed_bfloat16"),
+                    layers.Dense(2, dtype="float32"),
+                ]
+            )
+
+        expected = make(model)
+        x, y = np.ones([6, 4], "float32"), np.ones([6, 2], "float32")
+        expected.layers[1].trainable = False
+        actual = make(model)
+        actual.layers[1].trainable = False
+        actual = towers.TowerModel(actual, placement(2))
+        trained(expected, x, y)
+        trained(actual, x, y)
+        close(actual.get_weights(), expected.get_weights(), 2e-3)
+
+
+class PlacedTest(parameterized.TestCase):
+    @parameterized.parameters(cnn, recurrent)
+    def test_a_fit_step_ran_where_it_was_put(self, model):
+        model = make(model)
+        n = len(model.trainable_variables)
+        x, y = inputs(model, 9), targets(model, 9)
+        actual = towers.TowerModel(model, placement(3))
+        actual.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(9)
+
+        executed = Executed(lambda: actual.fit(data, verbose=0))
+        self.assertEqual(
+            executed.heavy(), {f"tower_{i}": {f"/CPU:{i}"} for i in range(3)}
+        )
+        least = 2 * (2 * n + 3)
+        self.assertLessEqual(len(executed.sends()), 1.05 * least)
+
+    def test_variables_slots_and_arithmetic_are_on_the_parameter_device(self):
+        with tf.device("/CPU:3"):
+            model = make(cnn)
+        values = model.get_weights()
+        where = placement(2, parameter_device="/CPU:1")
+        actual = towers.TowerModel(model, where)
+        close(actual.get_weights(), values, 0)
+        actual.compile(keras.optimizers.Adam(weight_decay=0.1), "mse")
+        x, y = inputs(model, 4), targets(model, 4)
+        executed = Executed(lambda: actual.fit(x, y, verbose=0))
+        for variable in (*actual.variables, *actual.optimizer.variables):
+            self.assertEndsWith(variable.value.device, "CPU:1")
+        self.assertEqual(executed.devices("adam/", "Mul|Sqrt"), {"/CPU:1"})
+
+    def test_a_compiled_template_hands_on_its_optimizer(self):
+        expected, model = make(cnn), make(cnn)
+        x, y = inputs(model, 6), targets(model, 6)
+        for m in (expected, model):
+            m.compile(
+                keras.optimizers.SGD(0.1, momentum=0.9), "mse", metrics=["mae"]
+            )
+            m.fit(x, y, batch_size=3, verbose=0, shuffle=False)
+        optimizer = model.optimizer
+        where = placement(2, parameter_device="/CPU:1")
+        actual = towers.TowerModel(model, where)
+        self.assertIs(actual.optimizer, optimizer)
+        for m in (expected, actual):
+            history = m.fit(x, y, batch_size=3, verbose=0, shuffle=False)
+            self.assertIn("mae", history.history)
+        close(actual.get_weights(), expected.get_weights())
+        close(
+            [v.numpy() for v in actual.optimizer.variables],
+            [v.numpy() for v in expected.optimizer.variables],
+        )
+
+    def test_another_wrapper_does_not_leave_the_first_behind(self):
+        model = make(cnn)
+        x, y = inputs(model, 4), targets(model, 4)
+        first = towers.TowerModel(model, placement(2))
+        trained(first, x, y)
+        first(x)
+        towers.TowerModel(model, placement(2, parameter_device="/CPU:1"))
+        before = model.get_weights()
+        close(first(x), model(x))
+        first.fit(x, y, verbose=0)
+        self.assertFalse(np.allclose(before[0], model.get_weights()[0]))
+
+
+class FaceTest(parameterized.TestCase):
+    def test_it_looks_like_the_template(self):
+        model = make(cnn)
+        actual = towers.TowerModel(model, placement(2))
+        self.assertEqual(
+            [w.path for w in actual.weights], [w.path for w in model.weights]
+        )
+        self.assertIs(
+            actual.get_layer("dense_x" and model.layers[-1].name),
+            model.layers[-1],
+        )
+        lines = []
+        actual.summary(print_fn=lambda line, **_: lines.append(line))
+        self.assertIn("tower_1 on /CPU:1", lines[0])
+        self.assertIn("Total params", "".join(lines))
+
+    def test_it_saves_the_plain_model(self):
+        model = make(cnn)
+        x, y = inputs(model, 4), targets(model, 4)
+        actual = towers.TowerModel(model, placement(2))
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "m.keras")
+            best = keras.callbacks.ModelCheckpoint(path)
+            trained(actual, x, y, callbacks=[best])
+            plain = keras.models.load_model(path)
+            weights = os.path.join(folder, "m.weights.h5")
+            actual.save_weights(weights)
+            other = make(cnn, seed=1)
+            other.load_weights(weights)
+        close(plain.predict(x, verbose=0), actual.predict(x, verbose=0))
+        self.assertEqual(int(plain.optimizer.iterations), 2)
+        close(other.get_weights(), actual.get_weights(), 0)
+
+    def test_jit_never_undoes_the_placement(self):
+        actual = towers.TowerModel(make(cnn), placement(2))
+        with self.assertRaisesRegex(ValueError, "jit_compile"):
+            actual.compile("sgd", "mse", jit_compile=True)
+        actual.compile("sgd", "mse")
+        self.assertFalse(actual.jit_compile)
+        actual.jit_compile = True
+        self.assertFalse(actual.jit_compile)
+
+    def test_a_strategy_is_refused(self):
+        model = make(cnn)
+        with tf.distribute.OneDeviceStrategy("/CPU:0").scope():
+            with self.assertRaisesRegex(RuntimeError, "tf.distribute"):
+                towers.TowerModel(model, placement(2))
+
+    def test_an_own_train_step_is_refused(self):
+        class Own(keras.Sequential):
+            def train_step(self, data):
+                return {}
+
+        actual = towers.TowerModel(
+            Own([keras.Input([2]), layers.Dense(1)]), placement(2)
+        )
+        actual.compile("sgd", "mse")
+        with self.assertRaisesRegex(ValueError, "train_step"):
+            actual.fit(np.ones([2, 2]), np.ones([2, 1]), verbose=0)
+
+    @parameterized.named_parameters(
+        ("model", 3, 2, TypeError, "keras.Model"),
+        ("zero", None, 0, ValueError, "`n_gpus` must be at least 1"),
+        ("text", None, "4", TypeError, "`n_gpus` must be a whole number"),
+        ("bool", None, True, TypeError, "`n_gpus`"),
+        ("many", None, 64, ValueError, "`n_gpus`.*Placement.cpus"),
+    )
+    def test_to_multi_gpu_refuses(self, model, n, error, message):
+        model = make(cnn) if model is None else model
+        with self.assertRaisesRegex(error, message):
+            towers.to_multi_gpu(model, n_gpus=n)
+
+    def test_no_placement_is_refused(self):
+        with self.assertRaisesRegex(TypeError, "towers.Placement"):
+            towers.TowerModel(make(cnn), ["/CPU:0"])
+
+
+if __name__ == "__main__":
+    absltest.main()

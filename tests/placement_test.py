@@ -1,0 +1,123 @@
+"""Placement: names, weights and their errors."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+import towers
+
+
+class PlacementTest(parameterized.TestCase):
+    @parameterized.parameters(
+        "/CPU:1",
+        "cpu:1",
+        "CPU:1",
+        "/device:cpu:1",
+        "/job:localhost/replica:0/task:0/device:CPU:1",
+        tf.DeviceSpec(device_type="CPU", device_index=1),
+    )
+    def test_any_spelling_means_the_same_device(self, name):
+        self.assertEqual(towers.Placement([name]).devices, ("/CPU:1",))
+
+    def test_logical_devices_are_names(self):
+        devices = tf.config.list_logical_devices("CPU")[:2]
+        self.assertEqual(
+            towers.Placement(devices).devices, ("/CPU:0", "/CPU:1")
+        )
+
+    def test_output_device_follows_the_parameters(self):
+        one = towers.Placement(["/CPU:1"], parameter_device="/CPU:2")
+        policy = towers.Placement(
+            ["/CPU:1"], parameter_device=lambda vs: ["/CPU:0"] * len(vs)
+        )
+        self.assertEqual(one.output_device, "/CPU:2")
+        self.assertEqual(policy.output_device, "/CPU:1")
+
+    def test_any_checks_the_spelling_only(self):
+        placement = towers.Placement(["gpu:7"], available="any")
+        self.assertEqual(placement.devices, ("/GPU:7",))
+
+    def test_is_immutable(self):
+        with self.assertRaises(dataclasses.FrozenInstanceError):
+            towers.Placement(["/CPU:0"]).devices = ()
+
+    def test_cpus_takes_the_first(self):
+        self.assertEqual(
+            towers.Placement.cpus(2, weights=[1, 3]).devices,
+            ("/CPU:0", "/CPU:1"),
+        )
+
+    @parameterized.named_parameters(
+        ("empty", dict(devices=[]), ValueError, "devices.*empty"),
+        ("text", dict(devices="/CPU:0"), TypeError, "devices.*list"),
+        ("number", dict(devices=2), TypeError, "devices.*list"),
+        ("unknown", dict(devices=["/GPU:7"]), ValueError, "GPU:7.*sees only"),
+        ("malformed", dict(devices=["/CPU:x"]), ValueError, "no device name"),
+        ("typo", dict(devices=["/CPU0"]), ValueError, "no device name"),
+        ("none", dict(devices=[None]), TypeError, r"devices\[0\]"),
+        (
+            "parameters",
+            dict(devices=["/CPU:0"], parameter_device="/CPU:9"),
+            ValueError,
+            "parameter_device.*CPU:9",
+        ),
+        (
+            "output",
+            dict(devices=["/CPU:0"], output_device="/CPU:9"),
+            ValueError,
+            "output_device.*CPU:9",
+        ),
+        (
+            "input",
+            dict(devices=["/CPU:0"], input_device="/CPU:9"),
+            ValueError,
+            "input_device.*CPU:9",
+        ),
+        (
+            "available",
+            dict(devices=["/CPU:0"], available="all"),
+            ValueError,
+            "available",
+        ),
+        *(
+            (
+                f"weights_{i}",
+                dict(devices=["/CPU:0", "/CPU:1"], weights=weights),
+                ValueError,
+                "`weights` must be 2",
+            )
+            for i, weights in enumerate(
+                [[1], [1, -1], [0, 0], [1, np.nan], [1, np.inf], []]
+            )
+        ),
+        (
+            "weights_text",
+            dict(devices=["/CPU:0"], weights="1"),
+            TypeError,
+            "`weights`",
+        ),
+    )
+    def test_bad_arguments_are_refused(self, arguments, error, message):
+        with self.assertRaisesRegex(error, message):
+            towers.Placement(**arguments)
+
+    @parameterized.parameters(0, -1)
+    def test_cpus_refuses_less_than_one(self, n):
+        with self.assertRaisesRegex(ValueError, "`n` must be at least 1"):
+            towers.Placement.cpus(n)
+
+    def test_cpus_refuses_more_than_there_are(self):
+        tf.constant(0)  # TensorFlow has started
+        with self.assertRaisesRegex(RuntimeError, r"cpus\(64\).*already"):
+            towers.Placement.cpus(64)
+
+    def test_gpus_points_to_cpus(self):
+        n = len(tf.config.list_physical_devices("GPU")) + 1
+        with self.assertRaisesRegex(ValueError, "Placement.cpus"):
+            towers.Placement.gpus(n)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,76 @@
+"""What a user reads is run: docstrings, README's Python and the examples."""
+
+import doctest
+import importlib
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import unittest
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+import towers
+
+ROOT = pathlib.Path(towers.__file__).parent.parent
+MODULES = [m.name for m in pkgutil.iter_modules(towers.__path__)]
+
+
+class ReadTest(parameterized.TestCase):
+    @parameterized.parameters(*MODULES)
+    def test_docstrings(self, name):
+        module = importlib.import_module(f"towers.{name}")
+        names = {"towers": towers, "tf": tf, "keras": keras, "np": np}
+        result = unittest.TestResult()
+        doctest.DocTestSuite(module, extraglobs=names).run(result)
+        self.assertEqual([e for _, e in result.failures + result.errors], [])
+
+    def test_every_public_name_has_a_docstring_with_an_example(self):
+        records = ("Tower", "TowerGraph")
+        for name in towers.__all__:
+            text = getattr(towers, name).__doc__
+            self.assertTrue(text, name)
+            if name not in records:
+                self.assertIn(">>>", text, name)
+
+    def test_every_module_has_a_test_or_is_run_by_one(self):
+        tests = {p.stem for p in (ROOT / "tests").glob("*_test.py")}
+        missing = [m for m in MODULES if f"{m}_test" not in tests]
+        self.assertEqual(missing, [])
+
+    def test_readme_s_python(self):
+        blocks = re.findall(
+            r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+        )
+        self.assertNotEmpty(blocks)
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), {})
+
+    @parameterized.parameters(
+        (["mnist_cnn.py", "--epochs=1"], r"Test accuracy: 0\.\d{4}\n$"),
+        (["two_towers.py"], r"step 100  loss 0\.0\d+\n$"),
+    )
+    def test_examples(self, command, last):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT / "examples",
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, last)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,31 @@
+"""state: moments of shards, pooled into those of the batch."""
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+from towers import layer_graph, state
+
+
+class PooledTest(parameterized.TestCase):
+    @parameterized.parameters([[3, 4]], [[1, 1, 1]], [[0, 5]], [[7]])
+    def test_pooled_moments_are_the_batch_s(self, rows):
+        x = np.random.default_rng(0).normal(5, 2, [sum(rows), 3])
+        shards = np.split(x, np.cumsum(rows)[:-1])
+        call = [
+            layer_graph.Moments(
+                tf.constant(s.mean(0) if len(s) else np.full(3, np.nan)),
+                tf.constant(s.var(0) if len(s) else np.full(3, np.nan)),
+                None,
+            )
+            for s in shards
+        ]
+        mean, variance = state._pooled(
+            call, tf.constant(rows), [r == 0 for r in rows]
+        )
+        np.testing.assert_allclose(mean, x.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(variance, x.var(0), rtol=1e-6)
+
+
+if __name__ == "__main__":
+    absltest.main()

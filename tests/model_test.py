@@ -270,6 +270,10 @@ class FaceTest(parameterized.TestCase):
         with self.assertRaisesRegex(error, message):
             towers.to_multi_gpu(model, n_gpus=n)
 
+    def test_an_unknown_rule_is_refused_at_once(self):
+        with self.assertRaisesRegex(ValueError, "unknown rule 'avg'"):
+            towers.TowerModel(make(cnn), placement(2), merge={"a": "avg"})
+
     def test_no_placement_is_refused(self):
         with self.assertRaisesRegex(TypeError, "towers.Placement"):
             towers.TowerModel(make(cnn), ["/CPU:0"])

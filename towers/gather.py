@@ -118,11 +118,7 @@ def spread(merge: Any, structure: Any) -> list[str]:
       ValueError: a rule is unknown, or the nests do not fit.
     """
     if isinstance(merge, str):
-        if merge not in RULES:
-            raise ValueError(
-                f"`merge` has the unknown rule {merge!r}. Expected one of "
-                f"{', '.join(RULES)}, or a nest of them like the outputs."
-            )
+        check_rule(merge)
         return [merge] * len(tf.nest.flatten(structure))
     if isinstance(merge, dict) and isinstance(structure, dict):
         fits = set(merge) == set(structure)
@@ -140,6 +136,15 @@ def spread(merge: Any, structure: Any) -> list[str]:
             f"{outputs!r}; got {merge!r}."
         )
     return [rule for m, s in pairs for rule in spread(m, s)]
+
+
+def check_rule(rule: Any) -> None:
+    """Raises a `ValueError` unless `rule` is one of `RULES`."""
+    if rule not in RULES:
+        raise ValueError(
+            f"`merge` has the unknown rule {rule!r}. Expected one of "
+            f"{', '.join(RULES)}, or a nest of them like the outputs."
+        )
 
 
 def _check(rule: str, column: Sequence[Any], rows: Any, i: int) -> None:

@@ -267,13 +267,14 @@ class _Scope(keras.StatelessScope):
         # Set here and not by the parent, which casts to a half dtype when the
         # caller is itself a mixed-precision layer.
         super().__init__(collect_losses=True)
-        self._known = {id(v) for v in variables}
+        self._copies = {id(v): c for v, c in zip(variables, values)}
         for variable, value in zip(variables, values):
             self.state_mapping[id(variable)] = value
 
     def add_update(self, update: tuple[Any, tf.Tensor]) -> None:
         variable, value = update
-        if id(variable) not in self._known:
+        copy = self._copies.get(id(variable))
+        if copy is None:
             raise ValueError(
                 f"The tower updates {variable.path!r}, which is no variable "
                 "of the model, so its new value would be lost. Expected "
@@ -281,6 +282,11 @@ class _Scope(keras.StatelessScope):
                 "`seed=keras.random.SeedGenerator(...)` kept as an attribute "
                 "of a layer, and keep a metric as an attribute of a layer."
             )
+        if variable.trainable and copy.dtype.is_floating:
+            # What is read after an assignment differentiates to the variable,
+            # not into the value that was assigned.
+            zero = copy - tf.stop_gradient(copy)
+            value = tf.stop_gradient(value) + zero
         self.state_mapping[id(variable)] = value
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from towers import layer_graph
 from towers.build import build_towers
+from towers.gather import check_rule
 from towers.parameters import move_variables, place_variables
 from towers.placement import Placement, check_count, check_placement
 
@@ -64,6 +65,8 @@ class TowerModel(keras.Model):
             raise TypeError(
                 "`model` is a TowerModel already. Wrap its `template` instead."
             )
+        for rule in tf.nest.flatten(merge):
+            check_rule(rule)
         kwargs.setdefault("name", model.name)
         # The template converts its inputs itself, on the tower.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)

@@ -195,6 +195,10 @@ def _slices(
             for start, count in zip(starts, fed_rows)
         ]
 
+        for shard, count in zip(shards, fed_rows):
+            known = count if isinstance(count, int) else None
+            shard.set_shape([known, *leaf.shape[1:]])
+
         def backward(*upstream: tf.Tensor) -> tf.Tensor:
             with tf.device(device):
                 return tf.concat([g[:r] for g, r in zip(upstream, rows)], 0)

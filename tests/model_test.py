@@ -42,6 +42,21 @@ class FitTest(parameterized.TestCase):
             close(trained(actual, x, y)["loss"], history["loss"])
             close(actual.get_weights(), expected.get_weights())
 
+    def test_a_weight_assigned_in_a_call_trains_as_assigned(self):
+        def model():
+            return keras.Sequential(
+                [
+                    keras.Input([4]),
+                    layers.SpectralNormalization(layers.Dense(3)),
+                ]
+            )
+
+        expected, actual = make(model), make(model)
+        x, y = inputs(expected, 8), targets(expected, 8)
+        trained(expected, x, y)
+        trained(towers.TowerModel(actual, placement(3)), x, y)
+        close(actual.get_weights(), expected.get_weights())
+
     @parameterized.parameters(cnn, recurrent)
     def test_run_eagerly(self, model):
         expected, actual = make(model), make(model)

@@ -64,6 +64,18 @@ def nested() -> keras.Model:
     return keras.Model(x, layers.Dense(2)(inner(inner(x)) + keras.ops.sin(x)))
 
 
+def unrolled() -> keras.Model:
+    """Layers that ask for static shapes."""
+    return keras.Sequential(
+        [
+            keras.Input([3, 4]),
+            layers.SimpleRNN(4, unroll=True, return_sequences=True),
+            layers.GroupNormalization(2),
+            layers.TimeDistributed(layers.Dense(2)),
+        ]
+    )
+
+
 class Subclassed(keras.Model):
     def __init__(self) -> None:
         super().__init__()
@@ -86,6 +98,7 @@ MODELS: list[Callable[[], keras.Model]] = [
     attention,
     two_by_two,
     nested,
+    unrolled,
     subclassed,
 ]
 NAMED = [(m.__name__, m) for m in MODELS]

@@ -147,6 +147,20 @@ class FitTest(parameterized.TestCase):
         trained(actual, x, y)
         close(actual.get_weights(), expected.get_weights(), 2e-3)
 
+    def test_fit_with_dropout_repeats_with_the_seed(self):
+        def model():
+            return keras.Sequential(
+                [keras.Input([8]), layers.Dropout(0.5), layers.Dense(2)]
+            )
+
+        def weights(seed):
+            actual = towers.TowerModel(make(model, seed), placement(3))
+            x = inputs(actual.template, 11)
+            trained(actual, x, np.ones([11, 2], "float32"), batch_size=8)
+            return actual.get_weights()  # batches of 8 and 3
+
+        close(weights(1), weights(1), 0)
+
 
 class PlacedTest(parameterized.TestCase):
     @parameterized.parameters(cnn, recurrent)
@@ -221,7 +235,7 @@ class FaceTest(parameterized.TestCase):
             [w.path for w in actual.weights], [w.path for w in model.weights]
         )
         self.assertIs(
-            actual.get_layer("dense_x" and model.layers[-1].name),
+            actual.get_layer(model.layers[-1].name),
             model.layers[-1],
         )
         lines = []

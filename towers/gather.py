@@ -105,7 +105,7 @@ def gather_known(
     with tf.name_scope("gather"):
         merged = pinned(
             merge_all,
-            placement.gathers_on,
+            str(placement.output_device),  # worked out when it was made
             {"columns": columns, "rows": rows},
         )
     return _pack(towers[0], merged)

@@ -160,11 +160,6 @@ class Placement:
         """The weights as given, or 1.0 for each tower."""
         return tuple(self.weights or [1.0] * len(self.devices))
 
-    @property
-    def gathers_on(self) -> str:
-        """The output device, with its default worked out."""
-        return str(self.output_device)
-
     def __str__(self) -> str:
         shares = self.shares
         towers = ", ".join(

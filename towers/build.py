@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from towers import layer_graph, parameters, split, state
 from towers.forward import run_towers
-from towers.gather import gather_known
+from towers.gather import check_structures, gather_known
 from towers.placement import Placement, check_placement
 
 
@@ -89,10 +89,13 @@ def build_towers(
       model: a Keras 3 model. Its variables are read where they are.
       inputs: what `model` is called with: a nest of dense [rows, ...] tensors.
       placement: where everything runs.
-      training: as for `model(inputs, training=...)`.
+      training: as for `model(inputs, training=...)`; in a `tower_fn`, the phase
+        of every call that names none.
       merge: see `gather_outputs`.
       tower_fn: `f(model, shard)`, run once per tower in the place of
-        `model(shard)`; `model` may then be a list or dict of models.
+        `model(shard)`, on the tower's device. `model` may then be a list or
+        dict of models, and of metrics, whose updates add up over the towers.
+        Inside, models and their methods read the tower's parameters.
       layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
         each tower hands out.
 
@@ -101,11 +104,12 @@ def build_towers(
 
     Raises:
       TypeError: the model, the placement or an input is of the wrong kind.
-      ValueError: inputs, merge rules or layer names do not fit, or the model
-        cannot be built.
+      ValueError: inputs, merge rules or layer names do not fit, the model
+        cannot be built, or towers return different structures, create
+        variables or use some that are not the model's.
       RuntimeError: in a graph of `tf.compat.v1`, outside a `tf.function`.
     """
-    layer_graph.check_model(model)
+    layer_graph.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
     inputs = split.checked_batch(inputs)
     if tf.executing_eagerly():
@@ -125,6 +129,7 @@ def build_towers(
         placement.devices,
         list(zip(copies, shards.fed)),
     )
+    check_structures([replay["outputs"] for replay in replays])
     rows, empty = shards.rows, shards.may_be_empty
 
     def gather(name: str, rule: Any) -> Any:
@@ -244,10 +249,6 @@ def _check_graph(
             "eagerly or inside a tf.function."
         )
     if tower_fn is None:
-        if not hasattr(model, "call"):
-            raise TypeError(
-                "`model` may be a list or dict of models only with `tower_fn`."
-            )
         layer_graph.ensure_built(model, inputs)
     if training and len(placement.devices) > 1:
         layer_graph.check_not_synchronized(model)

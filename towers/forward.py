@@ -45,7 +45,14 @@ def pinned(function: Callable[..., Any], device: str, argument: Any) -> Any:
         structure.append(result)
         results = [x for x in tf.nest.flatten(result) if x is not None]
 
-        def backward(*upstream: Any) -> list[Any]:
+        def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
+            if variables:
+                raise ValueError(
+                    "The tower reads the trainable variables "
+                    f"{[v.name for v in variables]}, which belong to no model "
+                    "that it was given, so their gradient would be lost. Make "
+                    "them weights of a layer, or pass their model too."
+                )
             with tf.device(device):
                 return _gradients(results, here, upstream)
 

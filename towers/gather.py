@@ -60,14 +60,7 @@ def gather_outputs(
             f"`tower_outputs` must hold one nest for each of the {n} towers of "
             f"`placement`; got {len(tower_outputs)}."
         )
-    for i, other in enumerate(tower_outputs):
-        try:
-            tf.nest.assert_same_structure(tower_outputs[0], other)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"All towers must return outputs of one structure; tower {i} "
-                f"differs from tower 0: {error}"
-            ) from error
+    check_structures(tower_outputs)
     if rows is not None:
         rows = tf.convert_to_tensor(rows)
         if rows.shape.rank != 1 or rows.shape[0] not in (None, n):
@@ -109,6 +102,24 @@ def gather_known(
             {"columns": columns, "rows": rows},
         )
     return _pack(towers[0], merged)
+
+
+def check_structures(tower_outputs: Sequence[Any]) -> None:
+    """Raises a `ValueError` unless towers return nests of one structure."""
+    for i, other in enumerate(tower_outputs):
+        try:
+            tf.nest.assert_same_structure(tower_outputs[0], other)
+            nones = [
+                [x is None for x in tf.nest.flatten(outputs)]
+                for outputs in (tower_outputs[0], other)
+            ]
+            if nones[0] != nones[1]:
+                raise ValueError("None is not in the same places.")
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"All towers must return outputs of one structure; tower {i} "
+                f"differs from tower 0: {error}"
+            ) from error
 
 
 def spread(merge: Any, structure: Any) -> list[str]:

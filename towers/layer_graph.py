@@ -2,7 +2,7 @@
 
 The only file that touches Keras's internals, because Keras has no public word
 for them: `_flatten_layers` (all nested layers), `_moments` (what a batch norm
-saw), `_value` and `_unique_id` (the variable behind a Keras variable) and
+saw), `_get_call_context` (the training phase of a call), `_value` and `_unique_id` (the variable behind a Keras variable) and
 `_keras_mask`. `layer_graph_test.py` fails when one of them changes.
 """
 
@@ -80,21 +80,20 @@ class LayerGraph:
     """A built model (or a nest of models) as a function of its variables.
 
     Args:
-      model: a built `keras.Model`, or a list or dict of them.
+      model: a built `keras.Model`, or a list or dict of models and metrics.
       layer_outputs: paths of layers whose outputs are wanted.
     """
 
     def __init__(self, model: Any, layer_outputs: Sequence[str] = ()):
         self.model = model
-        self.models = tf.nest.flatten(model)
+        leaves = tf.nest.flatten(model)
+        self.models = [m for m in leaves if isinstance(m, keras.Model)]
         self.wanted = tuple(layer_outputs)
         self.variables = _unique(v for m in self.models for v in m.variables)
         metrics = _unique(
             v
-            for m in self.models
-            for layer in _layers(m)
-            if not isinstance(layer, keras.Model)
-            for v in layer.metrics_variables
+            for m in leaves
+            for v in (_metric_variables(m) if m in self.models else m.variables)
         )
         known = {id(v) for v in self.variables}
         self.metric_variables = [v for v in metrics if id(v) not in known]
@@ -109,7 +108,10 @@ class LayerGraph:
         ]
 
     def paths(self) -> list[str]:
-        """Where layers are: "conv2d", or "encoder/conv2d" in a nested one."""
+        """Where layers are: "conv2d", or "encoder/conv2d" in a nested one.
+
+        With several models, paths start with the model's name.
+        """
 
         def below(layer: Any, prefix: str) -> list[str]:
             return [
@@ -123,7 +125,11 @@ class LayerGraph:
                 )
             ]
 
-        return sorted({p for m in self.models for p in below(m, "")})
+        if len(self.models) == 1:
+            return sorted(set(below(self.models[0], "")))
+        return sorted(
+            {p for m in self.models for p in (m.name, *below(m, f"{m.name}/"))}
+        )
 
     def is_seed(self, index: int) -> bool:
         """Whether this variable is the state of a `SeedGenerator`."""
@@ -157,14 +163,19 @@ class LayerGraph:
         Args:
           values: one tensor per variable of `self.variables`.
           inputs: the nest that the model is called with.
-          training: as for `model(inputs, training=...)`.
+          training: what layers that are not told otherwise go by.
           scope: an absolute name scope, with its slash.
           tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
         """
         stateless = _Scope(self.variables, values)
         moments: dict[int, list[Moments]] = {}
         seen: dict[str, list[Any]] = {}
-        with tf.name_scope(scope), stateless, self._hooks(scope, moments, seen):
+        with (
+            tf.name_scope(scope),
+            stateless,
+            tf.variable_creator_scope(_refuse_variable),
+            self._hooks(scope, training, moments, seen),
+        ):
             if tower_fn is not None:
                 outputs = tower_fn(self.model, inputs)
             elif training is None:
@@ -190,7 +201,11 @@ class LayerGraph:
 
     @contextlib.contextmanager
     def _hooks(
-        self, scope: str, moments: dict[int, list[Moments]], seen: dict
+        self,
+        scope: str,
+        training: bool | None,
+        moments: dict[int, list[Moments]],
+        seen: dict,
     ) -> Iterator[None]:
         """While open, each layer's call names its scope and reports back."""
         scopes = [scope]
@@ -213,6 +228,17 @@ class LayerGraph:
 
             return call
 
+        def phased(layer: keras.Layer) -> Callable[[], Any]:
+            original = layer._get_call_context
+
+            def opened() -> Any:
+                context = original()
+                if context.entry_layer is layer:  # called by no other layer
+                    context.training = training
+                return context
+
+            return opened
+
         def watched(layer: keras.layers.BatchNormalization) -> Callable:
             original = layer._moments
 
@@ -228,7 +254,7 @@ class LayerGraph:
 
             return saw
 
-        roots = {id(m) for m in self.models}
+        roots = {id(m) for m in self.models} if len(self.models) == 1 else {}
         shadowed = []
         try:
             for layer in self.layers:
@@ -237,6 +263,8 @@ class LayerGraph:
                     names["call"] = hooked(layer)
                 if is_pooled(layer):
                     names["_moments"] = watched(layer)
+                if training is not None:
+                    names["_get_call_context"] = phased(layer)
                 for name, function in names.items():
                     # Past Keras's own tracking of attributes.
                     object.__setattr__(layer, name, function)
@@ -271,6 +299,19 @@ class _Scope(keras.StatelessScope):
         for variable, value in zip(variables, values):
             self.state_mapping[id(variable)] = value
 
+    def get_current_value(self, variable: Any) -> tf.Tensor | None:
+        value = super().get_current_value(variable)
+        if value is None and variable._value is None:
+            raise _created_inside(variable.path)
+        if value is None and variable.trainable:
+            raise ValueError(
+                f"The tower reads {variable.path!r}, a trainable variable of "
+                "no model that it was given. Expected all models that a tower "
+                "uses: pass them as a list or dict, as in "
+                "build_towers([model, other], ..., tower_fn=f)."
+            )
+        return value
+
     def add_update(self, update: tuple[Any, tf.Tensor]) -> None:
         variable, value = update
         copy = self._copies.get(id(variable))
@@ -299,10 +340,31 @@ def is_pooled(layer: Any) -> bool:
     )
 
 
-def check_model(model: Any, argument: str = "model") -> None:
-    """Raises a `TypeError` unless every leaf of `model` is a Keras model."""
-    for leaf in tf.nest.flatten(model):
+def _created_inside(name: str) -> ValueError:
+    return ValueError(
+        f"The variable {name!r} is created inside a tower, where it would be "
+        "made once per tower and lost. Expected all variables to exist: make "
+        "layers and variables outside, and call each model once on real data "
+        "before it is given to towers."
+    )
+
+
+def _refuse_variable(_: Callable[..., Any], **kwargs: Any) -> tf.Variable:
+    raise _created_inside(kwargs.get("name") or "Variable")
+
+
+def check_model(
+    model: Any, argument: str = "model", nested: bool = False
+) -> None:
+    """Raises a `TypeError` unless `model` is a Keras model.
+
+    With `nested` it may be a list or dict of models and metrics.
+    """
+    leaves = tf.nest.flatten(model) if nested else [model]
+    for leaf in leaves:
         if isinstance(leaf, keras.Model):
+            continue
+        if nested and isinstance(leaf, keras.metrics.Metric):
             continue
         origin = type(leaf).__mro__
         if any(c.__module__.startswith("tf_keras") for c in origin):
@@ -313,8 +375,9 @@ def check_model(model: Any, argument: str = "model") -> None:
                 "TF_USE_LEGACY_KERAS=1."
             )
         raise TypeError(
-            f"`{argument}` must be a keras.Model; got {type(leaf).__name__}. "
-            "For a single layer, write keras.Sequential([layer])."
+            f"`{argument}` must be a keras.Model, or with `tower_fn` a list or "
+            f"dict of models and metrics; got {type(leaf).__name__}. For a "
+            "single layer, write keras.Sequential([layer])."
         )
 
 
@@ -505,8 +568,21 @@ def _own_losses(model: keras.Model) -> list[tf.Tensor]:
 
 def _layers(model: Any) -> list[keras.Layer]:
     return _unique(
-        layer for m in tf.nest.flatten(model) for layer in m._flatten_layers()
+        layer
+        for m in tf.nest.flatten(model)
+        if isinstance(m, keras.Model)
+        for layer in m._flatten_layers()
     )
+
+
+def _metric_variables(model: keras.Model) -> list[Any]:
+    """Of the metrics that the model's layers keep, not of `compile`."""
+    return [
+        v
+        for layer in _layers(model)
+        if not isinstance(layer, keras.Model)
+        for v in layer.metrics_variables
+    ]
 
 
 def _unique(items: Any) -> list[Any]:

@@ -55,17 +55,18 @@ def merge_state(
     for i in sorted({i for state in states for i in state} - set(merged)):
         said = [state.get(i, values[i]) for state in states]
         with tf.device(devices[i]), tf.name_scope("merge_state"):
+            adds_up = id(graph.variables[i]) in metrics
             kept = (
                 [
                     drop(x - values[i], rows[t] > 0) if empty else x - values[i]
                     for t, (x, empty) in enumerate(zip(said, may_be_empty))
                 ]
-                if values[i].dtype.is_floating
+                if adds_up or values[i].dtype.is_floating
                 else []
             )
             if graph.is_seed(i):
                 merged[i] = said[0]
-            elif kept and id(graph.variables[i]) in metrics:
+            elif adds_up:
                 merged[i] = values[i] + tf.add_n(kept)
             elif kept and len(said) > 1:
                 shares = row_shares(rows, values[i].dtype)

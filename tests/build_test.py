@@ -342,7 +342,216 @@ class HandlesTest(absltest.TestCase):
         close(graph.outputs, np.mean((model(x) - y) ** 2))
 
 
+class TowerFunctionTest(parameterized.TestCase):
+    def test_the_phase_is_that_of_calls_which_name_none(self):
+        class Coder(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.code = layers.Dense(3)
+                self.drop = layers.Dropout(0.5)
+
+            def call(self, x, training=False):
+                return self.encode(x)
+
+            def encode(self, x):
+                return self.drop(self.code(x))
+
+        model, x = Coder(), np.ones([4, 2], "float32")
+        model(x)
+        for tower_fn, training, changed in (
+            (lambda m, shard: m(shard), True, 1),
+            (lambda m, shard: m.encode(shard), True, 1),
+            (lambda m, shard: m(shard, training=False), True, 0),
+            (lambda m, shard: m(shard, training=True), None, 1),
+            (lambda m, shard: m(shard), None, 0),
+        ):
+            graph = towers.build_towers(
+                model, x, placement(2), training, tower_fn=tower_fn
+            )
+            self.assertLen(graph.updates, changed)  # the seed of the dropout
+
+    def test_two_models_train_each_with_their_own_loss(self):
+        """A GAN: gradients of one loss by one model's variables only."""
+        generator = keras.Sequential(
+            [keras.Input([2]), layers.Dense(3, name="make")], name="generator"
+        )
+        critic = keras.Sequential(
+            [keras.Input([3]), layers.Dense(1, name="judge")], name="critic"
+        )
+        rng = np.random.default_rng(0)
+        z = rng.normal(size=[7, 2]).astype("float32")
+        real = rng.normal(size=[7, 3]).astype("float32")
+
+        def losses(models, shard):
+            z, real = shard
+            fake = models["critic"](models["generator"](z))
+            truth = models["critic"](real)
+            return {
+                "generator": tf.reduce_mean(tf.square(fake - 1)),
+                "critic": tf.reduce_mean(tf.square(truth - 1) + fake**2),
+            }
+
+        models = {"generator": generator, "critic": critic}
+
+        @tf.function
+        def plain(z, real):
+            values = losses(models, (z, real))
+            return values, [
+                tf.gradients(
+                    values[k], [v.value for v in m.trainable_variables]
+                )
+                for k, m in models.items()
+            ]
+
+        @tf.function
+        def towered(z, real):
+            with tf.GradientTape(persistent=True) as tape:
+                graph = towers.build_towers(
+                    models,
+                    (z, real),
+                    placement(3),
+                    merge="mean",
+                    tower_fn=losses,
+                    layer_outputs=["critic/judge", "generator"],
+                )
+            gradients = [
+                tape.gradient(graph.outputs[k], m.trainable_variables)
+                for k, m in models.items()
+            ]
+            return graph.outputs, gradients, graph.towers[0].layer_outputs
+
+        values, gradients, seen = towered(z, real)
+        close((values, gradients), plain(z, real))
+        close(seen["generator"], generator(z[:2]))
+        self.assertLen(seen["critic/judge"], 2)  # called twice
+
+    def test_metrics_add_up_over_towers(self):
+        model = make(cnn)
+        x, y = inputs(model, 7), np.arange(7) % 3
+        mean, iou = keras.metrics.Mean(), keras.metrics.MeanIoU(3)
+
+        def measure(parts, shard):
+            x, y = shard
+            outputs = parts[0](x)
+            parts[1].update_state(outputs)
+            parts[2].update_state(y, tf.argmax(outputs, 1))
+            return tf.reduce_sum(outputs)
+
+        graph = towers.build_towers(
+            [model, mean, iou],
+            (x, y),
+            placement(3, [2, 1, 1]),
+            merge="sum",
+            tower_fn=measure,
+        )
+        graph.apply_updates()
+        outputs = model(x)
+        close(graph.outputs, tf.reduce_sum(outputs))
+        close(mean.result(), tf.reduce_mean(outputs))
+        expected = keras.metrics.MeanIoU(3)
+        expected.update_state(y, tf.argmax(outputs, 1))
+        np.testing.assert_array_equal(iou.total_cm, expected.total_cm)
+
+    def test_gradients_of_layers_and_of_each_tower_s_loss(self):
+        model = make(nested)
+        x = tf.constant(inputs(model, 5))
+
+        @tf.function
+        def run(x):
+            graph = towers.build_towers(
+                model, x, placement(2), layer_outputs=["inner/deep"]
+            )
+            each = [
+                tf.gradients(tf.reduce_mean(t.outputs**2), t.parameters)
+                for t in graph.towers
+            ]
+            deep = tf.add_n(
+                [
+                    tf.reduce_sum(y)
+                    for t in graph.towers
+                    for y in t.layer_outputs["inner/deep"]
+                ]
+            )
+            variables = [v.value for v in model.trainable_variables]
+            return (
+                towers.average_gradients(each, rows=graph.rows),
+                tf.gradients(deep, variables)[:2],
+            )
+
+        step = Executed(lambda: run(x))
+        average, deep = run(x)
+        with tf.GradientTape(persistent=True) as tape:
+            loss = tf.reduce_mean(model(x) ** 2)
+            hidden = model.get_layer("inner")(x)
+            total = tf.reduce_sum(hidden)
+            total += tf.reduce_sum(model.get_layer("inner")(hidden))
+        close(average, tape.gradient(loss, model.trainable_variables))
+        close(deep, tape.gradient(total, model.trainable_variables)[:2])
+        for i in range(2):
+            self.assertEqual(step.heavy()[f"tower_{i}"], {f"/CPU:{i}"})
+
+    def test_a_penalty_on_gradients_inside_the_tower(self):
+        model = keras.Sequential(
+            [keras.Input([4]), layers.Dense(5, "tanh"), layers.Dense(1)]
+        )
+        x = np.random.default_rng(0).normal(size=[5, 4]).astype("float32")
+
+        def penalty(model, x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                outputs = model(x)
+            slopes = tape.gradient(outputs, x)
+            return tf.reduce_mean((tf.norm(slopes, axis=1) - 1) ** 2)
+
+        @tf.function
+        def run(loss_of):
+            with tf.GradientTape() as tape:
+                loss = loss_of()
+            weights = model.trainable_variables[:3]
+            return loss, tape.gradient(loss, weights)
+
+        def towered():
+            return towers.build_towers(
+                model, x, placement(3), merge="mean", tower_fn=penalty
+            ).outputs
+
+        expected = run(lambda: penalty(model, tf.constant(x)))
+        step = Executed(lambda: run(towered))
+        close(run(towered), expected)
+        for i in range(3):
+            self.assertEqual(step.heavy()[f"tower_{i}"], {f"/CPU:{i}"})
+
+
 class RefusalTest(parameterized.TestCase):
+    def test_tower_functions_that_cannot_work_are_refused(self):
+        model, other = make(cnn), make(cnn)
+        x = np.ones([4, 8, 8, 2], "float32")
+        variable = tf.Variable(2.0, name="scale")
+        calls = []
+
+        def differs(model, shard):
+            calls.append(1)
+            return [model(shard)] * len(calls)
+
+        def sometimes(model, shard):
+            calls.append(1)
+            return None if len(calls) % 2 else model(shard)
+
+        for tower_fn, message in (
+            (differs, "one structure; tower 1 differs"),
+            (sometimes, "None is not in the same places"),
+            (lambda m, x: layers.Dense(2)(m(x)), "'dense.*/kernel' is created"),
+            (lambda m, x: tf.Variable(1.0) * m(x), "created inside a tower"),
+            (lambda m, x: other(x), "reads 'sequential.*kernel', a trainable"),
+            (lambda m, x: variable * m(x), "reads the trainable.*scale"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                with tf.GradientTape() as tape:
+                    graph = towers.build_towers(
+                        model, x, placement(2), tower_fn=tower_fn
+                    )
+                tape.gradient(graph.outputs, model.trainable_variables)
+
     def test_bad_arguments_are_refused(self):
         model, x = make(cnn), np.ones([2, 8, 8, 2], "float32")
         where = placement(2)

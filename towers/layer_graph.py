@@ -485,6 +485,84 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What `compile` made of its arguments.
+
+    Attributes:
+      loss: the compiled loss of all outputs, or None.
+      metrics: the compiled metrics of all outputs, or None.
+      tracker: the metric behind "loss" in the logs.
+    """
+
+    loss: Any
+    metrics: Any
+    tracker: keras.metrics.Metric
+
+    @property
+    def built(self) -> bool:
+        """Whether losses and metrics know their outputs."""
+        return all(x is None or x.built for x in (self.loss, self.metrics))
+
+    @property
+    def flat_losses(self) -> list[keras.losses.Loss]:
+        """One loss per output that has one."""
+        return [x.loss for x in self.loss._flat_losses] if self.loss else []
+
+    @property
+    def flat_metrics(self) -> list[keras.metrics.Metric]:
+        """All metrics of all outputs."""
+        return list(self.metrics.metrics) if self.metrics else []
+
+    @contextlib.contextmanager
+    def replaced(
+        self, losses: Sequence[Callable], tracked: bool = False
+    ) -> Iterator[None]:
+        """While open, other functions stand for `flat_losses`.
+
+        Args:
+          losses: `f(y_true, y_pred, sample_weight)` for each.
+          tracked: whether each output's loss is kept for the logs.
+        """
+        loss = self.loss
+        flat, trackers = loss._flat_losses, loss._metrics
+        other = [x._replace(loss=f) for x, f in zip(flat, losses)]
+        object.__setattr__(loss, "_flat_losses", other)
+        if not tracked:
+            object.__setattr__(loss, "_metrics", [None] * len(flat))
+        try:
+            yield
+        finally:
+            object.__setattr__(loss, "_flat_losses", flat)
+            object.__setattr__(loss, "_metrics", trackers)
+
+
+def compiled(model: keras.Model) -> Compiled:
+    """What a compiled model was compiled to."""
+    return Compiled(
+        model._compile_loss, model._compile_metrics, model._loss_tracker
+    )
+
+
+@contextlib.contextmanager
+def checked(
+    metric: keras.metrics.MeanMetricWrapper, check: Callable[[str, Any], None]
+) -> Iterator[None]:
+    """While open, calls `check(name, values)` on what its function returns."""
+    function = metric._fn
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        values = function(*args, **kwargs)
+        check(f"metric {metric.name!r}", values)
+        return values
+
+    object.__setattr__(metric, "_fn", watched)
+    try:
+        yield
+    finally:
+        object.__setattr__(metric, "_fn", function)
+
+
 def pin_optimizer(optimizer: Any) -> None:
     """Makes an optimizer work beside the variable that it updates.
 

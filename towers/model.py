@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import layer_graph
+from towers import layer_graph, losses
 from towers.build import build_towers
 from towers.gather import check_rule
 from towers.parameters import move_variables, place_variables
@@ -23,6 +23,11 @@ class TowerModel(keras.Model):
     with the optimizer's, to the parameter device. A compiled template hands
     on what it was compiled with, its very optimizer included.
 
+    With `loss_on_towers`, `fit` and `evaluate` compute losses and metrics in
+    the towers, from their shards of targets and sample weights, and gather
+    sums of a few numbers: outputs never leave their tower. The values are the
+    plain model's. What cannot be put together from shards is refused by name.
+
     `save`, `save_weights` and `load_weights` write and read the plain model.
     XLA (`jit_compile`) would put all towers on one device and stays off.
 
@@ -37,6 +42,7 @@ class TowerModel(keras.Model):
       model: the template, a Keras 3 model.
       placement: where towers, parameters, inputs and outputs live.
       merge: how outputs are gathered, see `gather_outputs`.
+      loss_on_towers: whether towers compute losses and metrics themselves.
       **kwargs: as for `keras.Model`: `name`.
 
     Raises:
@@ -50,6 +56,7 @@ class TowerModel(keras.Model):
         model: keras.Model,
         placement: Placement,
         merge: Any = "concat",
+        loss_on_towers: bool = False,
         **kwargs: Any,
     ):
         layer_graph.check_model(model)
@@ -73,6 +80,7 @@ class TowerModel(keras.Model):
         self.template = model
         self.placement = placement
         self.merge = merge
+        self.loss_on_towers = loss_on_towers
         self.supports_jit = False
         self.supports_masking = True
         self._functions: dict[Any, Any] = {}
@@ -89,11 +97,7 @@ class TowerModel(keras.Model):
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         """The gathered outputs, like the template's."""
-        if not layer_graph.is_built(self.template):
-            layer_graph.ensure_built(self.template, inputs)
-            with tf.init_scope():
-                # The optimizer's too, if this model is compiled.
-                move_variables(self, self.placement)
+        self._build_template(inputs)
         if any(m is not None for m in tf.nest.flatten(mask)):
             raise ValueError(
                 "TowerModel cannot split `mask`, a Keras mask of its inputs. "
@@ -105,6 +109,13 @@ class TowerModel(keras.Model):
         for loss in losses:
             self.add_loss(loss)
         return outputs
+
+    def _build_template(self, inputs: Any) -> None:
+        if not layer_graph.is_built(self.template):
+            layer_graph.ensure_built(self.template, inputs)
+            with tf.init_scope():
+                # The optimizer's too, if this model is compiled.
+                move_variables(self, self.placement)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """None: masks come with the gathered outputs."""
@@ -188,6 +199,17 @@ class TowerModel(keras.Model):
         return super().make_predict_function(force)
 
     def _check_steps(self, names: tuple[str, ...]) -> None:
+        mine = [
+            name
+            for name in layer_graph.overridden(self, names)
+            if name.startswith("compute_")
+        ]
+        if self.loss_on_towers and mine:
+            raise ValueError(
+                f"{type(self).__name__} has its own {', '.join(mine)}, which "
+                "would need the gathered outputs. Expected Keras's own with "
+                "`loss_on_towers=True`; leave that out."
+            )
         own = layer_graph.overridden(self.template, names)
         if own:
             raise ValueError(
@@ -201,11 +223,87 @@ class TowerModel(keras.Model):
     # metrics, stays beside the gathered outputs.
     def train_step(self, data: Any) -> Any:
         with tf.device(self.placement.output_device):
-            return super().train_step(data)
+            if not self.loss_on_towers:
+                return super().train_step(data)
+            with tf.GradientTape() as tape:
+                loss = self._loss_of_towers(data, training=True)
+                if self.optimizer is not None:
+                    loss = self.optimizer.scale_loss(loss)
+            variables = self.trainable_variables
+            if variables:
+                gradients = tape.gradient(loss, variables)
+                self.optimizer.apply_gradients(zip(gradients, variables))
+            return self.get_metrics_result()
 
     def test_step(self, data: Any) -> Any:
         with tf.device(self.placement.output_device):
-            return super().test_step(data)
+            if not self.loss_on_towers:
+                return super().test_step(data)
+            self._loss_of_towers(data, training=False)
+            return self.get_metrics_result()
+
+    def _loss_of_towers(self, data: Any, training: bool) -> tf.Tensor:
+        """The loss of a batch, put together from what the towers say."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        structure = self._built_losses(x, y, weights)
+        metrics = layer_graph.compiled(self).metrics
+        models = {"template": self.template}
+        if metrics is not None:
+            models["metrics"] = metrics
+
+        def on_tower(models: Any, shard: Any) -> tf.Tensor | None:
+            x, y, weights = shard
+            y_pred = models["template"](x, training=training)
+            if metrics is not None:
+                losses.update_metrics(metrics, y, y_pred, weights)
+            if layer_graph.compiled(self).loss is None:
+                return None
+            return losses.parts(self, y, y_pred, weights)
+
+        graph = build_towers(
+            models,
+            (x, y, weights),
+            self.placement,
+            training,
+            merge="sum",
+            tower_fn=on_tower,
+        )
+        graph.apply_updates()
+        terms = [tf.reduce_sum(loss) for loss in graph.losses]
+        first = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
+        if graph.outputs is not None:
+            like = tf.nest.map_structure(lambda _: first, structure)
+            terms.append(losses.merged(self, graph.outputs, y, like))
+        if not terms:
+            raise ValueError(
+                "There is no loss to compute. Expected a `loss` in compile(), "
+                "or a layer that calls `add_loss`."
+            )
+        total = tf.add_n(terms)
+        layer_graph.compiled(self).tracker.update_state(
+            total, sample_weight=tf.shape(first)[0]
+        )
+        return total
+
+    def _built_losses(self, x: Any, y: Any, weights: Any) -> Any:
+        """Builds losses and metrics, outside of towers; a nest like outputs."""
+        self._build_template(x)
+        outputs = self.template.compute_output_spec(
+            tf.nest.map_structure(_symbol, x)
+        )
+        compiled = layer_graph.compiled(self)
+        if not compiled.built:
+
+            def build(y: Any, y_pred: Any, weights: Any) -> None:
+                if compiled.metrics is not None:
+                    compiled.metrics.update_state(y, y_pred, weights)
+                if compiled.loss is not None:
+                    compiled.loss(y, y_pred, weights)
+
+            specs = tf.nest.map_structure(_spec, (y, outputs, weights))
+            tf.function(build, autograph=False).get_concrete_function(*specs)
+        losses.check_mergeable(self)
+        return outputs
 
     def predict_step(self, data: Any) -> Any:
         with tf.device(self.placement.output_device):
@@ -261,11 +359,25 @@ class TowerModel(keras.Model):
         )
 
 
+def _symbol(value: Any) -> Any:
+    """The Keras symbol of a tensor; None stays."""
+    if value is None:
+        return None
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return keras.KerasTensor(value.shape, dtype)
+
+
+def _spec(value: Any) -> Any:
+    """The TensorFlow spec of a tensor or symbol; None stays."""
+    return None if value is None else tf.TensorSpec(value.shape, value.dtype)
+
+
 def to_multi_gpu(
     model: keras.Model,
     n_gpus: int,
     parameter_device: Any = "/CPU:0",
     merge: Any = "concat",
+    loss_on_towers: bool = False,
 ) -> TowerModel:
     """Wraps a model in one tower per GPU, in one line before `compile()`.
 
@@ -285,6 +397,7 @@ def to_multi_gpu(
       n_gpus: how many GPUs, the first ones that TensorFlow sees.
       parameter_device: where variables and the optimizer live.
       merge: how outputs are gathered, see `gather_outputs`.
+      loss_on_towers: whether towers compute losses and metrics themselves.
 
     Returns:
       A `TowerModel`.
@@ -301,4 +414,4 @@ def to_multi_gpu(
     except ValueError as error:
         message = str(error).replace("`n` asks", "`n_gpus` asks")
         raise ValueError(message) from error
-    return TowerModel(model, placement, merge)
+    return TowerModel(model, placement, merge, loss_on_towers)

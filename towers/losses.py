@@ -1,0 +1,162 @@
+"""losses: what a model was compiled with, computed in parts that add up.
+
+A Keras loss divides what it summed by what it counted: elements, unmasked
+positions or weights. Means of such means are wrong where shards count
+differently, so towers say numerators and divisors, and those are summed.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers import layer_graph
+
+
+def check_mergeable(model: keras.Model) -> None:
+    """Refuses losses and metrics of which towers cannot compute parts.
+
+    Args:
+      model: a compiled model whose losses and metrics are built.
+
+    Raises:
+      ValueError: names the loss or the metric.
+    """
+    compiled = layer_graph.compiled(model)
+    for loss in compiled.flat_losses:
+        if type(loss).__call__ is not keras.losses.Loss.__call__:
+            raise _unmergeable(
+                f"loss {loss.name!r}", "has a `__call__` of its own", "`call`"
+            )
+        if loss.reduction in (None, "none"):
+            raise _unmergeable(
+                f"loss {loss.name!r}",
+                f"has reduction={loss.reduction!r}",
+                "'sum_over_batch_size', 'mean_with_sample_weight' or 'sum'",
+            )
+    for metric in compiled.flat_metrics:
+        update = next(
+            c for c in type(metric).__mro__ if "update_state" in vars(c)
+        )
+        if not update.__module__.startswith("keras."):
+            raise _unmergeable(
+                f"metric {metric.name!r}",
+                f"has an `update_state` of its own ({update.__name__})",
+                "a Keras metric, or a function with one value per row",
+            )
+
+
+def parts(model: keras.Model, y: Any, y_pred: Any, weights: Any) -> tf.Tensor:
+    """One tower's [n_losses, 2]: the numerator and divisor of each loss.
+
+    Args:
+      model: the compiled model.
+      y, y_pred, weights: the tower's targets, predictions, sample weights.
+    """
+    compiled = layer_graph.compiled(model)
+    said: list[tf.Tensor] = []
+
+    def told(loss: keras.losses.Loss) -> Any:
+        def say(y: Any, y_pred: Any, weights: Any) -> float:
+            said.append(_parts(loss, y, y_pred, weights))
+            return 0.0
+
+        return say
+
+    with compiled.replaced([told(loss) for loss in compiled.flat_losses]):
+        compiled.loss(y, y_pred, weights)
+    return tf.stack(said)
+
+
+def merged(model: keras.Model, parts: tf.Tensor, y: Any, like: Any) -> Any:
+    """The compiled loss, from the sum of all towers' `parts`.
+
+    Keras itself weighs the losses and keeps their trackers.
+
+    Args:
+      model: the compiled model.
+      parts: [n_losses, 2].
+      y: the targets.
+      like: a nest like the predictions, of tensors with as many rows.
+    """
+    compiled = layer_graph.compiled(model)
+
+    def said(i: int, loss: keras.losses.Loss) -> Any:
+        numerator, divisor = tf.unstack(parts[i])
+        if loss.reduction == "sum":
+            return lambda *_: numerator
+        return lambda *_: tf.math.divide_no_nan(numerator, divisor)
+
+    values = [said(i, loss) for i, loss in enumerate(compiled.flat_losses)]
+    with compiled.replaced(values, tracked=True):
+        return compiled.loss(y, like)
+
+
+def update_metrics(metrics: Any, y: Any, y_pred: Any, weights: Any) -> None:
+    """Updates compiled metrics, whose functions must speak of each row."""
+    with contextlib.ExitStack() as stack:
+        for metric in metrics.metrics:
+            if isinstance(metric, keras.metrics.MeanMetricWrapper):
+                stack.enter_context(layer_graph.checked(metric, _check_rank))
+        metrics.update_state(y, y_pred, weights)
+
+
+def _parts(
+    loss: keras.losses.Loss, y: Any, y_pred: Any, weights: Any
+) -> tf.Tensor:
+    """[2], from what `loss` itself answers when asked for sums, and of ones.
+
+    With ones for values, the sum over the reduced value is what the reduction
+    divides by.
+    """
+    seen: list[tf.Tensor] = []
+    call = loss.call
+
+    def kept(y: Any, y_pred: Any) -> tf.Tensor:
+        seen.append(call(y, y_pred))
+        _check_rank(f"loss {loss.name!r}", seen[0])
+        return seen[0]
+
+    def ones(y: Any, y_pred: Any) -> tf.Tensor:
+        one = tf.ones_like(seen[0])
+        layer_graph.set_masks(one, [layer_graph.get_mask(seen[0])])
+        return one
+
+    weighs = loss.reduction == "mean_with_sample_weight"
+    counted = weights if weighs else None
+    with _with(loss, call=kept, reduction="sum"):
+        numerator = loss(y, y_pred, weights)
+    with _with(loss, call=ones):
+        mean = loss(y, y_pred, counted)
+    with _with(loss, call=ones, reduction="sum"):
+        total = loss(y, y_pred, counted)
+    divisor = tf.stop_gradient(tf.math.divide_no_nan(total, mean))
+    return tf.stack([numerator, divisor])
+
+
+@contextlib.contextmanager
+def _with(loss: keras.losses.Loss, **attributes: Any) -> Iterator[None]:
+    """The loss with other attributes for a while."""
+    before = dict(vars(loss))
+    vars(loss).update(attributes)
+    try:
+        yield
+    finally:
+        vars(loss).clear()
+        vars(loss).update(before)
+
+
+def _check_rank(name: str, values: Any) -> None:
+    if not tf.convert_to_tensor(values).shape.rank:
+        raise _unmergeable(
+            name, "returns a scalar for all rows", "one value per row"
+        )
+
+
+def _unmergeable(name: str, problem: str, expected: str) -> ValueError:
+    return ValueError(
+        f"The {name} {problem}, so what towers say of their shards cannot be "
+        f"merged. Expected {expected}; or leave out `loss_on_towers=True`."
+    )

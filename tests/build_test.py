@@ -342,6 +342,103 @@ class HandlesTest(absltest.TestCase):
         close(graph.outputs, np.mean((model(x) - y) ** 2))
 
 
+def gradient(loss_of, x, model):
+    with tf.GradientTape() as tape:
+        loss = loss_of(x)
+    gradients = tape.gradient(
+        loss, model.trainable_variables, unconnected_gradients="zero"
+    )
+    return [tf.convert_to_tensor(g) for g in gradients]
+
+
+def through_functions(loss_of, x, model):
+    inner = tf.function(loss_of)
+    return gradient(tf.function(lambda x: 2.0 * inner(x)), x, model)
+
+
+def through_a_condition(loss_of, x, model):
+    some = tf.shape(x)[0] > 1
+
+    def loss(x):
+        return tf.cond(some, lambda: loss_of(x), lambda: 0.0)
+
+    return gradient(loss, x, model)
+
+
+def through_a_loop(loss_of, x, model):
+    def loss(x):
+        return tf.while_loop(
+            lambda i, total: i < 3,
+            lambda i, total: (i + 1, total + loss_of(x)),
+            [0, 0.0],
+        )[1]
+
+    return gradient(loss, x, model)
+
+
+def over_micro_batches(loss_of, x, model):
+    def body(i, totals):
+        some = gradient(loss_of, x[2 * i : 2 * i + 2], model)
+        return i + 1, [t + g for t, g in zip(totals, some)]
+
+    zeros = [tf.zeros(v.shape) for v in model.trainable_variables]
+    return tf.while_loop(lambda i, _: i < 3, body, (0, zeros))[1]
+
+
+def of_second_order(loss_of, x, model):
+    def slope(x):
+        first = gradient(loss_of, x, model)
+        return tf.add_n([tf.reduce_sum(g**2) for g in first])
+
+    return gradient(slope, x, model)
+
+
+def of_second_order_through_a_function(loss_of, x, model):
+    return of_second_order(tf.function(loss_of), x, model)
+
+
+class NestingTest(parameterized.TestCase):
+    @parameterized.product(
+        model=(cnn, recurrent, attention),
+        nesting=(
+            through_functions,
+            through_a_condition,
+            through_a_loop,
+            over_micro_batches,
+            of_second_order,
+            of_second_order_through_a_function,
+        ),
+    )
+    def test_gradients_are_right_and_on_the_towers(self, model, nesting):
+        model = make(model)
+        x = tf.constant(inputs(model, 5))
+        spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
+
+        def plain(x):
+            return tf.reduce_mean(model(x, training=True) ** 2)
+
+        def towered(x):
+            graph = towers.build_towers(model, x, placement(3), training=True)
+            return tf.reduce_mean(graph.outputs**2)
+
+        @tf.function(input_signature=[spec])
+        def expected(x):
+            return nesting(plain, x, model)
+
+        @tf.function(input_signature=[spec])
+        def actual(x):
+            return nesting(towered, x, model)
+
+        gradients = []
+        step = Executed(lambda: gradients.extend(actual(x)))
+        close(gradients, expected(x))
+        if "second_order" in nesting.__name__:
+            return  # what an outer tape makes of the backward pass has no home
+        for i in range(3):
+            heavy = step.devices(f"tower_{i}/", "Conv|MatMul|MaxPool")
+            self.assertEqual(heavy, {f"/CPU:{i}"})
+
+
 class TowerFunctionTest(parameterized.TestCase):
     def test_the_phase_is_that_of_calls_which_name_none(self):
         class Coder(keras.Model):

@@ -711,13 +711,6 @@ class RefusalTest(parameterized.TestCase):
         graph = towers.build_towers(model, x, placement(2))
         close(graph.outputs, model(x))
 
-    def test_a_v1_graph_is_refused(self):
-        model = make(cnn)
-        with tf.Graph().as_default():
-            x = tf.compat.v1.placeholder(tf.float32, [None, 8, 8, 2])
-            with self.assertRaisesRegex(RuntimeError, "compat.v1"):
-                towers.build_towers(model, x, placement(2))
-
 
 if __name__ == "__main__":
     absltest.main()

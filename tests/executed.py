@@ -5,7 +5,7 @@ import glob
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -20,19 +20,11 @@ class Executed:
 
     def __init__(self, call: Callable[[], Any]):
         run_metadata(lambda: None)  # what ran before is not ours
-        graphs = [
+        self.nodes = nodes_of(
             graph
             for function in run_metadata(call).function_graphs
             for graph in function.partition_graphs
-        ]
-        self.nodes = [
-            pair
-            for graph in graphs
-            for pair in _executed(
-                graph.node,
-                {f.signature.name: f for f in graph.library.function},
-            )
-        ]
+        )
 
     def devices(self, pattern: str, op: str = "") -> set[str]:
         """Devices of nodes whose names match, by type if one is given."""
@@ -62,6 +54,17 @@ class Executed:
             for _, _, node in self.nodes
             if node.op in ("_Send", "_HostSend")
         ]
+
+
+def nodes_of(graphs: Iterable[Any]) -> list[tuple[str, str, Any]]:
+    """(device, name, node) of partition graphs and what they call."""
+    return [
+        each
+        for graph in graphs
+        for each in _executed(
+            graph.node, {f.signature.name: f for f in graph.library.function}
+        )
+    ]
 
 
 def run_metadata(call: Callable[[], Any]) -> Any:

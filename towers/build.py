@@ -8,8 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from towers import layer_graph, parameters, split, state
+from towers import session as session_lib
 from towers.forward import run_towers
 from towers.gather import check_structures, gather_known
+from towers.parameters import Home
 from towers.placement import Placement, check_placement
 
 
@@ -45,10 +47,13 @@ class TowerGraph:
       outputs: gathered on the output device, like `model(inputs)`.
       towers: one `Tower` per device.
       rows: int32 [n_towers], the rows of each true shard.
-      updates: (variable, merged value) for the state that a step changes.
+      updates: (variable, merged value) for the state that a step changes. In
+        a `tf.compat.v1` graph the variables are the graph's own.
       losses: scalars: `add_loss` and activity terms as means by rows, then
         weight regularisers once.
       n_input_losses: how many of `losses` depend on the inputs.
+      variables: (the model's variable, the one that is read) for each of the
+        model's. They differ in a `tf.compat.v1` graph.
     """
 
     outputs: Any
@@ -57,11 +62,51 @@ class TowerGraph:
     updates: list[tuple[Any, tf.Tensor]]
     losses: list[tf.Tensor]
     n_input_losses: int
+    variables: list[tuple[Any, Any]]
 
-    def apply_updates(self) -> None:
-        """Assigns `updates` to the variables, each once, on its device."""
-        for variable, value in self.updates:
-            variable.assign(value)
+    def apply_updates(self) -> Any:
+        """Assigns `updates` to the variables, each once, on its device.
+
+        Returns:
+          In a `tf.compat.v1` graph the list of ops that do it when they are
+          run; the same are in the collection UPDATE_OPS already. Else None.
+        """
+        ops = [variable.assign(value) for variable, value in self.updates]
+        return [op.op for op in ops] if session_lib.in_v1_graph() else None
+
+    def copy_to_model(self, session: Any) -> None:
+        """Gives the Keras model the values that a Session has trained.
+
+        Args:
+          session: a `tf.compat.v1.Session`, monitored or not, of this graph.
+
+        Raises:
+          RuntimeError: the towers read the model's own variables.
+        """
+        session_lib.copy_to_model(self._twins("copy_to_model"), session)
+
+    def copy_from_model(self, session: Any) -> None:
+        """Gives a Session the values of the Keras model. Adds no ops.
+
+        Args:
+          session: a `tf.compat.v1.Session`, monitored or not, of this graph.
+
+        Raises:
+          RuntimeError: the towers read the model's own variables.
+        """
+        session_lib.copy_from_model(self._twins("copy_from_model"), session)
+
+    def _twins(self, name: str) -> list[tuple[Any, Any]]:
+        if not all(
+            layer_graph.raw(ours) is not theirs
+            for ours, theirs in self.variables
+        ):
+            raise RuntimeError(
+                f"{name} copies between a Keras model and a tf.compat.v1 "
+                "graph, but these towers read the model's own variables. "
+                "There is nothing to copy."
+            )
+        return self.variables
 
 
 def build_towers(
@@ -78,6 +123,11 @@ def build_towers(
     Meant for a `tf.function` of your own; called eagerly it builds and runs a
     graph each time. Differentiate through it with any tape: the backward pass
     of each tower stays on its device.
+
+    In a graph of `tf.compat.v1` the model, built eagerly, gets variables of
+    that graph on the parameter device, once for all towers built there, that
+    start at its values and are in the collections that a Session program
+    expects. The values are constants in the graph: models up to 2 GB.
 
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
@@ -100,14 +150,15 @@ def build_towers(
         each tower hands out.
 
     Returns:
-      A `TowerGraph`. Call its `apply_updates()` when `training`.
+      A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of
+      `tf.compat.v1`, run what is in UPDATE_OPS with each step.
 
     Raises:
       TypeError: the model, the placement or an input is of the wrong kind.
       ValueError: inputs, merge rules or layer names do not fit, the model
         cannot be built, or towers return different structures, create
         variables or use some that are not the model's.
-      RuntimeError: in a graph of `tf.compat.v1`, outside a `tf.function`.
+      RuntimeError: eager execution is switched off for the whole program.
     """
     layer_graph.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
@@ -116,12 +167,16 @@ def build_towers(
         return _run_eagerly(
             model, inputs, placement, training, merge, tower_fn, layer_outputs
         )
-    _check_graph(model, inputs, placement, training, tower_fn)
+    if tower_fn is None:
+        layer_graph.ensure_built(model, inputs)
+    if training and len(placement.devices) > 1:
+        layer_graph.check_not_synchronized(model)
     graph = layer_graph.LayerGraph(model, layer_outputs)
     _check_layers(graph)
+    homes, penalties = _homes(graph, placement)
 
     shards = split.split_shards(inputs, placement)
-    values, copies, homes = _replicate(graph, placement, shards)
+    values, copies = _replicate(graph, homes, placement, shards)
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
     replays = run_towers(
@@ -143,13 +198,15 @@ def build_towers(
     merged = state.merge_state(
         graph,
         values,
-        homes,
+        [home.device for home in homes],
         [replay["state"] for replay in replays],
         [_moments(replay["moments"]) for replay in replays],
         rows,
         empty,
     )
-    return TowerGraph(
+    v1 = session_lib.in_v1_graph()
+    owners = [home.variable for home in homes] if v1 else graph.variables
+    built = TowerGraph(
         outputs,
         [
             Tower(
@@ -164,37 +221,58 @@ def build_towers(
             for i in range(len(replays))
         ],
         rows,
-        [(graph.variables[k], merged[k]) for k in sorted(merged)],
-        losses + graph.regularization_losses(),
+        [(owners[k], merged[k]) for k in sorted(merged)],
+        losses + penalties,
         len(losses),
+        [(v, home.variable) for v, home in zip(graph.variables, homes)],
     )
+    if v1:
+        random = [owners[k] for k in merged if graph.is_seed(k)]
+        where = str(placement.output_device)  # worked out when it was made
+        return session_lib.settled(built, random, where)
+    return built
+
+
+def _homes(
+    graph: layer_graph.LayerGraph, placement: Placement
+) -> tuple[list[Home], list[tf.Tensor]]:
+    """Where each variable lives, and the weight regularisers."""
+    if session_lib.in_v1_graph():
+        return session_lib.enter(graph, placement)
+    values = [layer_graph.raw(variable) for variable in graph.variables]
+    homes = [Home(value, value.device) for value in values]
+    penalties = [
+        graph.regularization_loss(i, homes[i]) for i in graph.trainable
+    ]
+    return homes, [penalty for penalty in penalties if penalty is not None]
 
 
 def _replicate(
-    graph: layer_graph.LayerGraph, placement: Placement, shards: split.Shards
-) -> tuple[list[Any], list[list[Any]], list[str]]:
-    """Values, copies per tower, and devices, of all variables."""
-    values, columns, homes = [], [], []
+    graph: layer_graph.LayerGraph,
+    homes: list[Home],
+    placement: Placement,
+    shards: split.Shards,
+) -> tuple[list[Any], list[list[Any]]]:
+    """Values of all variables, and copies per tower."""
+    values, columns = [], []
     flags: dict[str, list[Any]] = {}
     n = len(placement.devices)
     with tf.name_scope("replicate"):
-        for k, variable in enumerate(graph.variables):
-            source = layer_graph.raw(variable)
-            device = source.device
+        for k, home in enumerate(homes):
+            device = home.device
             if device not in flags:
                 flags[device] = state.keep_flags(
                     shards.rows, shards.may_be_empty, device
                 )
             with tf.device(device):
-                value = source.read_value()
+                value = home.variable.read_value()
                 if graph.is_seed(k):
                     column = [graph.stream(k, value, i) for i in range(n)]
                 else:
                     column = parameters.replicate(value, device, flags[device])
             values.append(value)
             columns.append(column)
-            homes.append(device)
-    return values, [list(copies) for copies in zip(*columns)] or [[]] * n, homes
+    return values, [list(copies) for copies in zip(*columns)] or [[]] * n
 
 
 def _tower(
@@ -233,25 +311,6 @@ def _moments(calls: dict[int, Any]) -> dict[int, list[layer_graph.Moments]]:
 def _scope(i: int) -> str:
     with tf.name_scope(f"tower_{i}") as scope:
         return scope
-
-
-def _check_graph(
-    model: Any,
-    inputs: Any,
-    placement: Placement,
-    training: bool | None,
-    tower_fn: Callable[..., Any] | None,
-) -> None:
-    if not tf.compat.v1.executing_eagerly_outside_functions():
-        raise RuntimeError(
-            "build_towers was called in a tf.compat.v1 graph, where a model's "
-            "variables do not exist yet in this version of towers. Call it "
-            "eagerly or inside a tf.function."
-        )
-    if tower_fn is None:
-        layer_graph.ensure_built(model, inputs)
-    if training and len(placement.devices) > 1:
-        layer_graph.check_not_synchronized(model)
 
 
 def _check_layers(graph: layer_graph.LayerGraph) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import Any
 
 import tensorflow as tf
@@ -139,16 +140,13 @@ class LayerGraph:
         """The seed state [seed, counter] of one tower; tower 0 has the own."""
         return value + tf.constant([tower * _STREAM, 0], value.dtype)
 
-    def regularization_losses(self) -> list[tf.Tensor]:
-        """Weight regularisers, once, computed beside each variable."""
-        losses = []
-        for i in self.trainable:
-            variable = self.variables[i]
-            if variable.regularizer is not None:
-                value = raw(variable)
-                with tf.device(value.device):
-                    losses.append(variable.regularizer(value.read_value()))
-        return losses
+    def regularization_loss(self, index: int, home: Any) -> tf.Tensor | None:
+        """A variable's weight regulariser, computed where it lives."""
+        regularizer = self.variables[index].regularizer
+        if regularizer is None:
+            return None
+        with tf.device(home.device):
+            return regularizer(home.variable.read_value())
 
     def replay(
         self,
@@ -396,8 +394,11 @@ def ensure_built(model: Any, inputs: Any) -> None:
         inputs,
     )
     try:
-        with tf.init_scope():
-            model(specs)
+        if tf.compat.v1.executing_eagerly_outside_functions():
+            with tf.init_scope():
+                model(specs)
+        else:
+            eagerly(lambda: model(specs))
         built = is_built(model)
         problem = "some of its layers stayed without variables"
     except Exception as error:  # whatever the user's layer raises
@@ -409,6 +410,29 @@ def ensure_built(model: Any, inputs: Any) -> None:
             f"from inputs of shape {shapes}: {problem}. Call it once on real "
             "data before it is given to towers."
         )
+
+
+@tf.autograph.experimental.do_not_convert
+def eagerly(function: Callable[[], Any]) -> Any:
+    """Calls a function outside of any graph: a fresh thread is eager.
+
+    Raises:
+      RuntimeError: eager execution is switched off altogether.
+    """
+
+    def call() -> Any:
+        if not tf.executing_eagerly():
+            raise RuntimeError(
+                "towers needs eager execution to read a Keras 3 model, but it "
+                "is switched off. Leave out tf.compat.v1.disable_v2_behavior() "
+                "and disable_eager_execution(); build the graph under "
+                "`with tf.Graph().as_default():`, and all of tf.compat.v1 "
+                "works there."
+            )
+        return function()
+
+    with futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 def is_built(model: keras.Model) -> bool:

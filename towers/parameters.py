@@ -1,5 +1,6 @@
 """replicate: read each variable once and copy it to every tower."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,14 @@ import tensorflow as tf
 
 from towers import layer_graph
 from towers.placement import Placement, check_placement, resolve_devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Home:
+    """A TensorFlow variable and the device that works on it."""
+
+    variable: tf.Variable
+    device: str
 
 
 def replicate(

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tempfile
 import unittest
 
 import keras
@@ -25,7 +26,14 @@ class ReadTest(parameterized.TestCase):
     @parameterized.parameters(*MODULES)
     def test_docstrings(self, name):
         module = importlib.import_module(f"towers.{name}")
-        names = {"towers": towers, "tf": tf, "keras": keras, "np": np}
+        names = {
+            "towers": towers,
+            "tf": tf,
+            "keras": keras,
+            "np": np,
+            "os": os,
+            "tempfile": tempfile,
+        }
         result = unittest.TestResult()
         doctest.DocTestSuite(module, extraglobs=names).run(result)
         self.assertEqual([e for _, e in result.failures + result.errors], [])

@@ -1,12 +1,14 @@
 """towers: decide where a TensorFlow graph runs."""
 
-from towers.build import Tower, TowerGraph, build_towers
+from towers.build import build_towers
+from towers.export import export_towers
 from towers.gather import gather_outputs
 from towers.gradients import average_gradients
 from towers.model import TowerModel, to_multi_gpu
 from towers.parameters import place_variables
 from towers.placement import Placement
 from towers.split import split_batch
+from towers.tower_graph import Tower, TowerGraph
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "TowerModel",
     "average_gradients",
     "build_towers",
+    "export_towers",
     "gather_outputs",
     "place_variables",
     "split_batch",

@@ -7,106 +7,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import layer_graph, parameters, split, state
-from towers import session as session_lib
+from towers import layer_graph, parameters, session, split, state
 from towers.forward import run_towers
 from towers.gather import check_structures, gather_known
 from towers.parameters import Home
 from towers.placement import Placement, check_placement
-
-
-@dataclasses.dataclass(frozen=True)
-class Tower:
-    """One tower of a graph.
-
-    Attributes:
-      index: its place among the towers.
-      device: where it runs.
-      scope: its name scope, with a slash at the end.
-      inputs: its true shard, maybe of 0 rows, on the input device.
-      outputs: what its forward pass returned, on its device; for an empty
-        shard, of one spare row.
-      parameters: its copies of the model's trainable variables, in order.
-      layer_outputs: outputs of the layers asked for, by path.
-    """
-
-    index: int
-    device: str
-    scope: str
-    inputs: Any
-    outputs: Any
-    parameters: list[tf.Tensor]
-    layer_outputs: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerGraph:
-    """A model as towers.
-
-    Attributes:
-      outputs: gathered on the output device, like `model(inputs)`.
-      towers: one `Tower` per device.
-      rows: int32 [n_towers], the rows of each true shard.
-      updates: (variable, merged value) for the state that a step changes. In
-        a `tf.compat.v1` graph the variables are the graph's own.
-      losses: scalars: `add_loss` and activity terms as means by rows, then
-        weight regularisers once.
-      n_input_losses: how many of `losses` depend on the inputs.
-      variables: (the model's variable, the one that is read) for each of the
-        model's. They differ in a `tf.compat.v1` graph.
-    """
-
-    outputs: Any
-    towers: list[Tower]
-    rows: tf.Tensor
-    updates: list[tuple[Any, tf.Tensor]]
-    losses: list[tf.Tensor]
-    n_input_losses: int
-    variables: list[tuple[Any, Any]]
-
-    def apply_updates(self) -> Any:
-        """Assigns `updates` to the variables, each once, on its device.
-
-        Returns:
-          In a `tf.compat.v1` graph the list of ops that do it when they are
-          run; the same are in the collection UPDATE_OPS already. Else None.
-        """
-        ops = [variable.assign(value) for variable, value in self.updates]
-        return [op.op for op in ops] if session_lib.in_v1_graph() else None
-
-    def copy_to_model(self, session: Any) -> None:
-        """Gives the Keras model the values that a Session has trained.
-
-        Args:
-          session: a `tf.compat.v1.Session`, monitored or not, of this graph.
-
-        Raises:
-          RuntimeError: the towers read the model's own variables.
-        """
-        session_lib.copy_to_model(self._twins("copy_to_model"), session)
-
-    def copy_from_model(self, session: Any) -> None:
-        """Gives a Session the values of the Keras model. Adds no ops.
-
-        Args:
-          session: a `tf.compat.v1.Session`, monitored or not, of this graph.
-
-        Raises:
-          RuntimeError: the towers read the model's own variables.
-        """
-        session_lib.copy_from_model(self._twins("copy_from_model"), session)
-
-    def _twins(self, name: str) -> list[tuple[Any, Any]]:
-        if not all(
-            layer_graph.raw(ours) is not theirs
-            for ours, theirs in self.variables
-        ):
-            raise RuntimeError(
-                f"{name} copies between a Keras model and a tf.compat.v1 "
-                "graph, but these towers read the model's own variables. "
-                "There is nothing to copy."
-            )
-        return self.variables
+from towers.tower_graph import Tower, TowerGraph
 
 
 def build_towers(
@@ -174,7 +80,23 @@ def build_towers(
     graph = layer_graph.LayerGraph(model, layer_outputs)
     _check_layers(graph)
     homes, penalties = _homes(graph, placement)
+    built = assemble(
+        graph, homes, penalties, inputs, placement, training, merge, tower_fn
+    )
+    return session.settled(graph, built) if session.in_v1_graph() else built
 
+
+def assemble(
+    graph: layer_graph.LayerGraph,
+    homes: list[Home],
+    penalties: list[tf.Tensor],
+    inputs: Any,
+    placement: Placement,
+    training: bool | None,
+    merge: Any,
+    tower_fn: Callable[..., Any] | None,
+) -> TowerGraph:
+    """The story: a checked model, with variables at `homes`, as towers."""
     shards = split.split_shards(inputs, placement)
     values, copies = _replicate(graph, homes, placement, shards)
     with tf.name_scope(""):
@@ -204,9 +126,7 @@ def build_towers(
         rows,
         empty,
     )
-    v1 = session_lib.in_v1_graph()
-    owners = [home.variable for home in homes] if v1 else graph.variables
-    built = TowerGraph(
+    return TowerGraph(
         outputs,
         [
             Tower(
@@ -221,26 +141,24 @@ def build_towers(
             for i in range(len(replays))
         ],
         rows,
-        [(owners[k], merged[k]) for k in sorted(merged)],
+        [(homes[k].owner, merged[k]) for k in sorted(merged)],
         losses + penalties,
         len(losses),
         [(v, home.variable) for v, home in zip(graph.variables, homes)],
     )
-    if v1:
-        random = [owners[k] for k in merged if graph.is_seed(k)]
-        where = str(placement.output_device)  # worked out when it was made
-        return session_lib.settled(built, random, where)
-    return built
 
 
 def _homes(
     graph: layer_graph.LayerGraph, placement: Placement
 ) -> tuple[list[Home], list[tf.Tensor]]:
     """Where each variable lives, and the weight regularisers."""
-    if session_lib.in_v1_graph():
-        return session_lib.enter(graph, placement)
-    values = [layer_graph.raw(variable) for variable in graph.variables]
-    homes = [Home(value, value.device) for value in values]
+    if session.in_v1_graph():
+        return session.enter(graph, placement)
+    raws = [layer_graph.raw(variable) for variable in graph.variables]
+    homes = [
+        Home(raw, raw.device, owner)
+        for raw, owner in zip(raws, graph.variables)
+    ]
     penalties = [
         graph.regularization_loss(i, homes[i]) for i in graph.trainable
     ]

@@ -2,7 +2,10 @@
 
 The only file that touches Keras's internals, because Keras has no public word
 for them: `_flatten_layers` (all nested layers), `_moments` (what a batch norm
-saw), `_get_call_context` (the training phase of a call), `_value` and `_unique_id` (the variable behind a Keras variable) and
+saw), `_get_call_context` (the training phase of a call), `_build_shapes_dict`
+(what a model was built for), `_fn`, `_flat_losses`, `_metrics`,
+`_compile_loss`, `_compile_metrics` and `_loss_tracker` (what `compile` made),
+`_value` and `_unique_id` (the variable behind a Keras variable) and
 `_keras_mask`. `layer_graph_test.py` fails when one of them changes.
 """
 
@@ -438,6 +441,35 @@ def eagerly(function: Callable[[], Any]) -> Any:
 def is_built(model: keras.Model) -> bool:
     """Whether the model and all its layers have their variables."""
     return all(layer.built for layer in model._flatten_layers())
+
+
+def input_signature(model: Any) -> Any:
+    """A nest like a model's inputs, with a shape and a dtype for each.
+
+    Raises:
+      ValueError: the model has not been told what it will be called with.
+    """
+    if isinstance(model, keras.Sequential) and model.built:
+        return model.inputs[0]
+    if getattr(model, "inputs", None):
+        return model.input
+    shapes = list(getattr(model, "_build_shapes_dict", None) or [])
+    known = isinstance(model, keras.Model) and len(shapes) == 1
+    if not known or not is_built(model):
+        raise ValueError(
+            "`input_signature` is not given, and the inputs are not known from "
+            "the model. Expected a nest of tf.TensorSpec, such as "
+            'tf.TensorSpec([None, 8], "float32").'
+        )
+
+    def spec(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {key: spec(value) for key, value in shape.items()}
+        if all(isinstance(d, int) or d is None for d in shape):
+            return tf.TensorSpec(shape, model.input_dtype)
+        return [spec(value) for value in shape]
+
+    return spec(model._build_shapes_dict[shapes[0]])
 
 
 def check_not_synchronized(model: Any) -> None:

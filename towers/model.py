@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from towers import layer_graph, losses
 from towers.build import build_towers
+from towers.export import export_towers
 from towers.gather import check_rule
 from towers.parameters import move_variables, place_variables
 from towers.placement import Placement, check_count, check_placement
@@ -350,6 +351,57 @@ class TowerModel(keras.Model):
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """Loads the plain model's weights."""
         self.template.load_weights(*args, **kwargs)
+
+    def export(
+        self,
+        filepath: str,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        placement: Any = "own",
+        **kwargs: Any,
+    ) -> None:
+        """Writes a SavedModel that holds the towers, see `export_towers`.
+
+        Args:
+          filepath: a folder that does not exist yet.
+          format: "tf_saved_model"; others have no devices, and are written
+            from the template by Keras.
+          verbose: whether to say where it is.
+          input_signature: as for `keras.Model.export`.
+          placement: "own" for that of this model, a `Placement` for other
+            devices, or None for no devices at all.
+          **kwargs: for other formats.
+
+        Raises:
+          ValueError: `filepath` exists, or the format can hold no placement.
+        """
+        if format != "tf_saved_model":
+            if isinstance(placement, Placement):
+                raise ValueError(
+                    f"A file of format {format!r} can hold no `placement`. "
+                    'Expected format="tf_saved_model"; or leave it out.'
+                )
+            self.template.export(
+                filepath,
+                format=format,
+                verbose=verbose,
+                input_signature=input_signature,
+                **kwargs,
+            )
+            return
+        if kwargs:
+            raise TypeError(
+                f"export does not take {', '.join(kwargs)} with format "
+                '"tf_saved_model". Leave that out.'
+            )
+        if placement == "own":
+            placement = self.placement
+        export_towers(
+            self.template, filepath, placement, input_signature, self.merge
+        )
+        if verbose:
+            print(f"Saved towers at {filepath!r}: {placement}")
 
     def get_config(self) -> dict[str, Any]:
         raise ValueError(

@@ -12,10 +12,17 @@ from towers.placement import Placement, check_placement, resolve_devices
 
 @dataclasses.dataclass(frozen=True)
 class Home:
-    """A TensorFlow variable and the device that works on it."""
+    """Where a model's variable lives for a graph.
+
+    Attributes:
+      variable: what the graph reads.
+      device: what works on it.
+      owner: what is assigned to; the Keras variable if the graph shares it.
+    """
 
     variable: tf.Variable
     device: str
+    owner: Any
 
 
 def replicate(

@@ -91,43 +91,49 @@ def _twin(
             name=name,
             use_resource=True,
         )
+    home = Home(variable, device, owner=variable)
     if i in graph.trainable:
-        penalty = graph.regularization_loss(i, Home(variable, device))
+        penalty = graph.regularization_loss(i, home)
     if penalty is not None:
         tf.compat.v1.add_to_collection(
             tf.compat.v1.GraphKeys.REGULARIZATION_LOSSES, penalty
         )
-    return _Twin(original, Home(variable, device), penalty)
+    return _Twin(original, home, penalty)
 
 
-def settled(built: Any, seeds: Sequence[Any], device: str) -> Any:
+def settled(graph: layer_graph.LayerGraph, built: Any) -> Any:
     """A `TowerGraph` whose updates a Session program finds and runs.
 
     They go to UPDATE_OPS. Seeds move on whenever the outputs are computed: a
     program without batch norm has never run UPDATE_OPS for its dropout.
 
     Args:
-      built: the towers.
-      seeds: the variables among its updates that are states of seeds.
-      device: where its outputs are.
+      graph: names the variables.
+      built: the towers of a v1 graph.
     """
     if tf.compat.v1.get_default_graph().building_function:
         return built  # what is made here can run only here
-    ops = built.apply_updates()
-    for op in ops:
+    seeds = {
+        id(twin)
+        for i, (_, twin) in enumerate(built.variables)
+        if graph.is_seed(i)
+    }
+    moves = []
+    for op, (variable, _) in zip(built.apply_updates(), built.updates):
         tf.compat.v1.add_to_collection(tf.compat.v1.GraphKeys.UPDATE_OPS, op)
-    moves = [
-        op
-        for op, (variable, _) in zip(ops, built.updates)
-        if any(variable is seed for seed in seeds)
-    ]
+        if id(variable) in seeds:
+            moves.append(op)
     if not moves:
         return built
+
+    def moved(output: tf.Tensor | None) -> tf.Tensor | None:
+        if output is None:
+            return None
+        with tf.device(output.device), tf.control_dependencies(moves):
+            return tf.identity(output)
+
     masks = [layer_graph.get_mask(x) for x in tf.nest.flatten(built.outputs)]
-    with tf.device(device), tf.control_dependencies(moves):
-        outputs = tf.nest.map_structure(
-            lambda x: None if x is None else tf.identity(x), built.outputs
-        )
+    outputs = tf.nest.map_structure(moved, built.outputs)
     layer_graph.set_masks(outputs, masks)
     return dataclasses.replace(built, outputs=outputs)
 

@@ -1,0 +1,279 @@
+"""SavedModels with towers, served where neither towers nor Keras is."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from models import (
+    attention,
+    close,
+    cnn,
+    inputs,
+    make,
+    placement,
+    recurrent,
+    subclassed,
+    two_by_two,
+)
+
+import towers
+
+layers = keras.layers
+MODELS = [cnn, recurrent, attention, two_by_two, subclassed]
+GPUS = towers.Placement(
+    [f"/GPU:{i}" for i in range(4)],
+    parameter_device="/GPU:3",
+    available="any",
+)
+
+
+def new_folder():
+    return tempfile.mkdtemp()
+
+
+def named(x):
+    """Inputs as the signature has them."""
+    x = x if isinstance(x, dict) else {"inputs": x}
+    return {
+        k: v.astype("int32") if v.dtype == "int64" else v for k, v in x.items()
+    }
+
+
+def serve(folder, model, n, rows=(1, 7, 64)):
+    """What a second process answers for batches, and says of devices."""
+    for i in rows:
+        np.savez(
+            os.path.join(folder, f"inputs_{i}.npz"), **named(inputs(model, i))
+        )
+    here = pathlib.Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, str(here / "serve.py"), folder, str(n)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = {
+        i: dict(np.load(os.path.join(folder, f"outputs_{i}.npz"))) for i in rows
+    }
+    return outputs, json.loads(done.stdout.splitlines()[-1])
+
+
+class ServeTest(parameterized.TestCase):
+    @parameterized.parameters(*MODELS)
+    def test_another_process_serves_the_towers(self, model):
+        folder, model = new_folder(), make(model)
+        where = placement(3, [2, 1, 1], parameter_device="/CPU:2")
+        tower_model = towers.TowerModel(model, where)
+        tower_model.export(os.path.join(folder, "model"))
+        outputs, said = serve(folder, model, 3)
+        for rows, actual in outputs.items():
+            expected = model(inputs(model, rows))
+            if not isinstance(expected, dict):
+                expected = {"output_0": expected}
+            self.assertCountEqual(actual, expected)
+            for key, value in expected.items():
+                close(actual[key], value, 1e-4)
+        self.assertEqual(
+            said["executed"], {str(i): [f"/CPU:{i}"] for i in range(3)}
+        )
+        for device in said["variables"]:
+            self.assertRegex(device, "CPU:2$")
+        self.assertTrue(said["differentiable"])
+        written = pathlib.Path(folder, "model", "saved_model.pb").read_bytes()
+        self.assertNotIn(b"_tf_keras", written)  # what Keras calls its objects
+
+    def test_devices_that_this_machine_lacks(self):
+        folder, model = new_folder(), make(cnn)
+        path = os.path.join(folder, "model")
+        towers.TowerModel(model, placement(2)).export(path, placement=GPUS)
+        outputs, said = serve(folder, model, 1, rows=(5,))
+        close(outputs[5]["output_0"], model(inputs(model, 5)), 1e-4)
+        self.assertEqual(
+            said["asked"],
+            ["", "/device:CPU:0"] + [f"/device:GPU:{i}" for i in range(4)],
+        )
+
+    def test_no_devices_at_all(self):
+        folder, model = new_folder(), make(cnn)
+        path = os.path.join(folder, "model")
+        towers.TowerModel(model, placement(2)).export(path, placement=None)
+        outputs, said = serve(folder, model, 1, rows=(5,))
+        close(outputs[5]["output_0"], model(inputs(model, 5)), 1e-4)
+        self.assertEqual(said["asked"], [""])
+
+    @parameterized.parameters(1, 7, 64)
+    def test_the_command_line_runs_it(self, rows):
+        folder, model = new_folder(), make(cnn)
+        path = os.path.join(folder, "model")
+        towers.export_towers(model, path, placement(3))
+        x = os.path.join(folder, "x.npy")
+        np.save(x, inputs(model, rows))
+        command = pathlib.Path(sys.executable).parent / "saved_model_cli"
+        subprocess.run(
+            [
+                str(command),
+                *("run", "--dir", path, "--tag_set", "serve"),
+                *("--signature_def", "serving_default"),
+                *("--inputs", f"inputs={x}", "--outdir", folder),
+            ],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+        )
+        actual = np.load(os.path.join(folder, "output_0.npy"))
+        close(actual, model(inputs(model, rows)), 1e-4)
+
+    def test_state_is_not_written_by_serving(self):
+        model = keras.Sequential(
+            [
+                keras.Input([3]),
+                layers.BatchNormalization(),
+                layers.Dropout(0.5),
+                layers.Dense(2),
+            ]
+        )
+        x = inputs(model, 5)
+        for where in (placement(2), None):
+            path = os.path.join(new_folder(), "model")
+            towers.export_towers(model, path, where)
+            loaded = tf.saved_model.load(path)
+            before = [v.numpy() for v in loaded.parameters]
+            close(loaded.serve(x), model(x))
+            close([v.numpy() for v in loaded.parameters], before)
+
+    def test_a_function_per_tower_and_several_models(self):
+        models = {"a": make(cnn), "b": make(cnn, seed=8)}
+
+        def both(models, x):
+            a, b = models["a"](x["left"]), models["b"](x["right"])
+            return {"best": tf.maximum(a, b), "a": a}
+
+        spec = tf.TensorSpec([None, 8, 8, 2])
+        x = {k: inputs(models["a"], 5) for k in ("left", "right")}
+        for where in (placement(3), None):
+            path = os.path.join(new_folder(), "model")
+            towers.export_towers(
+                models,
+                path,
+                where,
+                input_signature={"left": spec, "right": spec},
+                tower_fn=both,
+            )
+            loaded = tf.saved_model.load(path)
+            signature = loaded.signatures["serving_default"]
+            actual = signature(**{k: tf.constant(v) for k, v in x.items()})
+            expected = both(models, x)
+            self.assertCountEqual(actual, expected)
+            for key, value in expected.items():
+                close(actual[key], value)
+
+    def test_a_function_of_one_s_own_is_saved_by_tensorflow(self):
+        model = make(cnn)
+        module = tf.Module()
+        module.variables_of_model = [v.value for v in model.variables]
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 2])])
+        def classes(x):
+            graph = towers.build_towers(model, x / 2, placement(3))
+            return tf.argmax(graph.outputs, 1)
+
+        module.classes = classes
+        path = os.path.join(new_folder(), "model")
+        tf.saved_model.save(module, path)
+        x = inputs(model, 7)
+        loaded = tf.saved_model.load(path)  # functions do not keep variables
+        np.testing.assert_array_equal(
+            loaded.classes(x), tf.argmax(model(x / 2), 1)
+        )
+
+    def test_a_session_is_saved_by_tensorflow(self):
+        v1, model = tf.compat.v1, make(cnn)
+        path = os.path.join(new_folder(), "model")
+        x = inputs(model, 7)
+        expected = model(x)
+        with tf.Graph().as_default():
+            px = v1.placeholder(tf.float32, [None, 8, 8, 2])
+            graph = towers.build_towers(model, px, placement(3))
+            with v1.Session() as session:
+                session.run(v1.global_variables_initializer())
+                v1.saved_model.simple_save(
+                    session, path, {"x": px}, {"y": graph.outputs}
+                )
+        loaded = tf.saved_model.load(path)
+        signature = loaded.signatures["serving_default"]
+        close(signature(x=tf.constant(x))["y"], expected)
+
+
+class RefusalTest(parameterized.TestCase):
+    def test_bad_exports_are_refused(self):
+        model, where = make(cnn), placement(2)
+        new = os.path.join(new_folder(), "model")
+        never = keras.Sequential([layers.Dense(2)])
+        for call, error, message in (
+            (
+                lambda: towers.export_towers(model, new_folder(), where),
+                ValueError,
+                "`path` is .*, which exists",
+            ),
+            (
+                lambda: towers.export_towers(model, new, ["/GPU:0"]),
+                TypeError,
+                "towers.Placement; got list",
+            ),
+            (
+                lambda: towers.Placement(["/GPU:one"], available="any"),
+                ValueError,
+                "'/GPU:one', which is no device name",
+            ),
+            (
+                lambda: towers.export_towers(model, new, where, [3]),
+                ValueError,
+                "`input_signature` must be a nest of tf.TensorSpec",
+            ),
+            (
+                lambda: towers.export_towers(
+                    model, new, where, tf.TensorSpec([])
+                ),
+                ValueError,
+                "an axis of rows",
+            ),
+            (
+                lambda: towers.export_towers(never, new, where),
+                ValueError,
+                "`input_signature` is not given",
+            ),
+            (
+                lambda: towers.export_towers([model], new, where),
+                TypeError,
+                "tower_fn",
+            ),
+            (
+                lambda: towers.TowerModel(model, where).export(
+                    new, format="onnx", placement=GPUS
+                ),
+                ValueError,
+                "'onnx' can hold no `placement`",
+            ),
+            (
+                lambda: tf.function(
+                    lambda: towers.export_towers(model, new, where)
+                )(),
+                RuntimeError,
+                "called eagerly",
+            ),
+        ):
+            with self.assertRaisesRegex(error, message):
+                call()
+            self.assertFalse(os.path.exists(new))
+
+
+if __name__ == "__main__":
+    absltest.main()

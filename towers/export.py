@@ -1,0 +1,211 @@
+"""export: towers as a SavedModel, for these devices or for others.
+
+What is written is a plain `tf.Module`: a process that loads it needs neither
+towers nor Keras. TensorFlow has no public way to write a variable's device for
+a machine that is not this one, so `_edit` changes the file `saved_model.pb`,
+with TensorFlow's own message class, `saved_model_pb2`. `export_test.py` fails
+when that stops working.
+"""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from towers import layer_graph
+from towers.build import assemble
+from towers.parameters import Home, parameter_devices
+from towers.placement import Placement, check_placement
+
+
+def export_towers(
+    model: Any,
+    path: str,
+    placement: Placement | None,
+    input_signature: Any = None,
+    merge: Any = "concat",
+    tower_fn: Callable[..., Any] | None = None,
+) -> None:
+    """Writes a model as a SavedModel whose signature holds its towers.
+
+    `tf.saved_model.load(path)` gives an object with `serve(inputs)`, and with
+    the signature "serving_default" for servers. Any number of rows may come;
+    inference only. The placement may name devices that this machine lacks, if
+    it was made with `available="any"`. Loaded where they are missing too, ops
+    fall back to other devices, as TensorFlow's soft placement has it.
+    Variables are on the default device, from where towers copy them; with
+    `tf.saved_model.LoadOptions(experimental_variable_policy=
+    "save_variable_devices")` they are on the parameter device.
+
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> placement = towers.Placement(
+    ...     ["/GPU:0", "/GPU:1"], available="any")
+    >>> path = os.path.join(tempfile.mkdtemp(), "model")
+    >>> towers.export_towers(model, path, placement)
+    >>> loaded = tf.saved_model.load(path)
+    >>> loaded.serve(tf.ones([5, 3])).shape
+    TensorShape([5, 2])
+
+    Args:
+      model: a built Keras 3 model, or with `tower_fn` a list or dict of them.
+      path: a folder that does not exist yet.
+      placement: where the towers run and their variables live; None writes
+        the model with no devices at all.
+      input_signature: a nest, like the model's inputs, of `tf.TensorSpec`,
+        [rows, ...]; rows are left open. By default what the model was built
+        for.
+      merge: see `gather_outputs`.
+      tower_fn: as in `build_towers`. Without devices it is called once.
+
+    Raises:
+      TypeError: the model or the placement is of the wrong kind.
+      ValueError: `path` exists, or the inputs are unknown.
+      RuntimeError: called inside a graph.
+    """
+    layer_graph.check_model(model, nested=tower_fn is not None)
+    if placement is not None:
+        check_placement(placement)
+    if os.path.exists(path):
+        raise ValueError(
+            f"`path` is {os.fspath(path)!r}, which exists. Expected the name "
+            "of a new folder; choose another, or delete that one first."
+        )
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "export_towers writes files and must be called eagerly; got a "
+            "call inside a graph. Call it outside of tf.function and tf.Graph; "
+            "a tf.compat.v1 graph is exported with its Session by "
+            "tf.compat.v1.saved_model.simple_save."
+        )
+    specs = _specs(model, input_signature)
+    graph = layer_graph.LayerGraph(model)
+    module = tf.Module()
+    module.parameters = [layer_graph.raw(v) for v in graph.variables]
+
+    def serve(inputs: Any) -> Any:
+        if placement is None:
+            values = [v.read_value() for v in module.parameters]
+            return graph.replay(values, inputs, False, "", tower_fn).outputs
+        devices = parameter_devices(graph.variables, placement)
+        homes = [
+            Home(variable, device, variable)
+            for variable, device in zip(module.parameters, devices)
+        ]
+        built = assemble(
+            graph, homes, [], inputs, placement, False, merge, tower_fn
+        )
+        return built.outputs
+
+    def serving_default(*leaves: tf.Tensor) -> dict[str, tf.Tensor]:
+        return _named(serve(tf.nest.pack_sequence_as(specs, leaves)))
+
+    module.serve = tf.function(serve, input_signature=[specs], autograph=False)
+    signature = tf.function(
+        serving_default,
+        input_signature=tf.nest.flatten(specs),
+        autograph=False,
+    )
+    tf.saved_model.save(
+        module,
+        path,
+        signatures={"serving_default": signature},
+        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+    )
+    try:
+        _edit(
+            path,
+            [""] * len(module.parameters)
+            if placement is None
+            else parameter_devices(graph.variables, placement),
+        )
+    except Exception:
+        shutil.rmtree(path)
+        raise
+
+
+def _specs(model: Any, signature: Any) -> Any:
+    """A nest of `tf.TensorSpec` with names, of any number of rows."""
+    if signature is None:
+        signature = layer_graph.input_signature(model)
+    elif isinstance(signature, (list, tuple)) and len(signature) == 1:
+        (signature,) = signature  # as Keras and tf.function have it
+    taken: set[str] = set()
+
+    def named(path: tuple[Any, ...], spec: Any) -> tf.TensorSpec:
+        if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
+            raise ValueError(
+                "`input_signature` must be a nest of tf.TensorSpec like the "
+                f"model's inputs; got {spec!r}."
+            )
+        if tf.TensorShape(spec.shape).rank in (None, 0):
+            raise ValueError(
+                "`input_signature` must have an axis of rows in each spec, "
+                f"[rows, ...]; got shape {spec.shape}."
+            )
+        name = getattr(spec, "name", None) or ""
+        if not name or name.startswith("keras_tensor"):
+            name = "_".join(["inputs", *map(str, path)])
+            if path and all(isinstance(key, str) for key in path):
+                name = "_".join(path)
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, name)
+
+    return _map_with_path(named, signature)
+
+
+def _map_with_path(function: Any, nest: Any, path: tuple = ()) -> Any:
+    if isinstance(nest, dict):
+        return {
+            key: _map_with_path(function, value, (*path, key))
+            for key, value in nest.items()
+        }
+    if isinstance(nest, (list, tuple)):
+        return [
+            _map_with_path(function, value, (*path, i))
+            for i, value in enumerate(nest)
+        ]
+    return function(path, nest)
+
+
+def _named(outputs: Any) -> dict[str, tf.Tensor]:
+    """Outputs as a signature wants them: by name."""
+    flat = tf.nest.flatten(outputs)
+    if isinstance(outputs, dict) and len(flat) == len(outputs):
+        named = {str(key): value for key, value in outputs.items()}
+    else:
+        named = {f"output_{i}": value for i, value in enumerate(flat)}
+    return {key: tf.identity(y) for key, y in named.items() if y is not None}
+
+
+def _edit(path: str, devices: list[str]) -> None:
+    """Notes the variables' devices, and makes gradients ordinary ones.
+
+    The gradients of towers are Python, which is not saved; left in place, the
+    reference to them would make the loaded functions impossible to
+    differentiate.
+    """
+    file = os.path.join(path, "saved_model.pb")
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString(pathlib.Path(file).read_bytes())
+    (meta,) = saved.meta_graphs
+    nodes = meta.object_graph_def.nodes
+
+    def child(node: Any, name: str) -> int:
+        return next(c.node_id for c in node.children if c.local_name == name)
+
+    parameters = nodes[child(nodes[0], "parameters")]
+    for i, device in enumerate(devices):
+        nodes[child(parameters, str(i))].variable.device = device
+    for function in meta.graph_def.library.function:
+        for node in function.node_def:
+            node.attr.pop("_gradient_op_type", None)
+    pathlib.Path(file).write_bytes(saved.SerializeToString(deterministic=True))
+    fingerprint = os.path.join(path, "fingerprint.pb")
+    if os.path.exists(fingerprint):
+        os.remove(fingerprint)  # of the file as it was

@@ -1,0 +1,103 @@
+"""TowerGraph: a model as towers, what a builder hands out."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from towers import layer_graph
+from towers import session as copying
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """One tower of a graph.
+
+    Attributes:
+      index: its place among the towers.
+      device: where it runs.
+      scope: its name scope, with a slash at the end.
+      inputs: its true shard, maybe of 0 rows, on the input device.
+      outputs: what its forward pass returned, on its device; for an empty
+        shard, of one spare row.
+      parameters: its copies of the model's trainable variables, in order.
+      layer_outputs: outputs of the layers asked for, by path.
+    """
+
+    index: int
+    device: str
+    scope: str
+    inputs: Any
+    outputs: Any
+    parameters: list[tf.Tensor]
+    layer_outputs: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerGraph:
+    """A model as towers.
+
+    Attributes:
+      outputs: gathered on the output device, like `model(inputs)`.
+      towers: one `Tower` per device.
+      rows: int32 [n_towers], the rows of each true shard.
+      updates: (variable, merged value) for the state that a step changes. In
+        a `tf.compat.v1` graph the variables are the graph's own.
+      losses: scalars: `add_loss` and activity terms as means by rows, then
+        weight regularisers once.
+      n_input_losses: how many of `losses` depend on the inputs.
+      variables: (the model's variable, the one that is read) for each of the
+        model's. They differ in a `tf.compat.v1` graph.
+    """
+
+    outputs: Any
+    towers: list[Tower]
+    rows: tf.Tensor
+    updates: list[tuple[Any, tf.Tensor]]
+    losses: list[tf.Tensor]
+    n_input_losses: int
+    variables: list[tuple[Any, Any]]
+
+    def apply_updates(self) -> Any:
+        """Assigns `updates` to the variables, each once, on its device.
+
+        Returns:
+          In a `tf.compat.v1` graph the list of ops that do it when they are
+          run; the same are in the collection UPDATE_OPS already. Else None.
+        """
+        ops = [variable.assign(value) for variable, value in self.updates]
+        return [op.op for op in ops] if copying.in_v1_graph() else None
+
+    def copy_to_model(self, session: Any) -> None:
+        """Gives the Keras model the values that a Session has trained.
+
+        Args:
+          session: a `tf.compat.v1.Session`, monitored or not, of this graph.
+
+        Raises:
+          RuntimeError: the towers read the model's own variables.
+        """
+        copying.copy_to_model(self._twins("copy_to_model"), session)
+
+    def copy_from_model(self, session: Any) -> None:
+        """Gives a Session the values of the Keras model. Adds no ops.
+
+        Args:
+          session: a `tf.compat.v1.Session`, monitored or not, of this graph.
+
+        Raises:
+          RuntimeError: the towers read the model's own variables.
+        """
+        copying.copy_from_model(self._twins("copy_from_model"), session)
+
+    def _twins(self, name: str) -> list[tuple[Any, Any]]:
+        if not all(
+            layer_graph.raw(ours) is not theirs
+            for ours, theirs in self.variables
+        ):
+            raise RuntimeError(
+                f"{name} copies between a Keras model and a tf.compat.v1 "
+                "graph, but these towers read the model's own variables. "
+                "There is nothing to copy."
+            )
+        return self.variables

@@ -300,48 +300,6 @@ class StateTest(parameterized.TestCase):
         close(graph.losses, expected)
 
 
-class HandlesTest(absltest.TestCase):
-    def test_towers_hand_out_what_they_are(self):
-        model = make(nested)
-        x = tf.constant(inputs(model, 3))
-
-        @tf.function
-        def run(x):
-            graph = towers.build_towers(
-                model, x, placement(4), layer_outputs=["inner/deep", "inner"]
-            )
-            tower = graph.towers[3]
-            loss = tf.reduce_sum(tower.outputs)
-            return (
-                tower.inputs,
-                tf.gradients(loss, tower.parameters),
-                tower.layer_outputs["inner"],
-                graph.towers[0].inputs,
-            )
-
-        shard, gradients, deep, empty = run(x)
-        np.testing.assert_array_equal(shard, x[2:])
-        self.assertEqual(empty.shape[0], 0)
-        self.assertLen(deep, 2)  # called twice
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(model(x[2:]))
-        close(gradients, tape.gradient(loss, model.trainable_variables))
-
-    def test_a_function_per_tower(self):
-        model = make(cnn)
-        x = inputs(model, 5)
-        y = np.random.default_rng(0).normal(size=[5, 3]).astype("float32")
-
-        def loss(model, shard):
-            x, y = shard
-            return tf.reduce_mean(tf.square(model(x) - y))
-
-        graph = towers.build_towers(
-            model, (x, y), placement(3), merge="mean", tower_fn=loss
-        )
-        close(graph.outputs, np.mean((model(x) - y) ** 2))
-
-
 def gradient(loss_of, x, model):
     with tf.GradientTape() as tape:
         loss = loss_of(x)
@@ -440,6 +398,20 @@ class NestingTest(parameterized.TestCase):
 
 
 class TowerFunctionTest(parameterized.TestCase):
+    def test_a_function_per_tower(self):
+        model = make(cnn)
+        x = inputs(model, 5)
+        y = np.random.default_rng(0).normal(size=[5, 3]).astype("float32")
+
+        def loss(model, shard):
+            x, y = shard
+            return tf.reduce_mean(tf.square(model(x) - y))
+
+        graph = towers.build_towers(
+            model, (x, y), placement(3), merge="mean", tower_fn=loss
+        )
+        close(graph.outputs, np.mean((model(x) - y) ** 2))
+
     def test_the_phase_is_that_of_calls_which_name_none(self):
         class Coder(keras.Model):
             def __init__(self):
@@ -548,44 +520,6 @@ class TowerFunctionTest(parameterized.TestCase):
         expected = keras.metrics.MeanIoU(3)
         expected.update_state(y, tf.argmax(outputs, 1))
         np.testing.assert_array_equal(iou.total_cm, expected.total_cm)
-
-    def test_gradients_of_layers_and_of_each_tower_s_loss(self):
-        model = make(nested)
-        x = tf.constant(inputs(model, 5))
-
-        @tf.function
-        def run(x):
-            graph = towers.build_towers(
-                model, x, placement(2), layer_outputs=["inner/deep"]
-            )
-            each = [
-                tf.gradients(tf.reduce_mean(t.outputs**2), t.parameters)
-                for t in graph.towers
-            ]
-            deep = tf.add_n(
-                [
-                    tf.reduce_sum(y)
-                    for t in graph.towers
-                    for y in t.layer_outputs["inner/deep"]
-                ]
-            )
-            variables = [v.value for v in model.trainable_variables]
-            return (
-                towers.average_gradients(each, rows=graph.rows),
-                tf.gradients(deep, variables)[:2],
-            )
-
-        step = Executed(lambda: run(x))
-        average, deep = run(x)
-        with tf.GradientTape(persistent=True) as tape:
-            loss = tf.reduce_mean(model(x) ** 2)
-            hidden = model.get_layer("inner")(x)
-            total = tf.reduce_sum(hidden)
-            total += tf.reduce_sum(model.get_layer("inner")(hidden))
-        close(average, tape.gradient(loss, model.trainable_variables))
-        close(deep, tape.gradient(total, model.trainable_variables)[:2])
-        for i in range(2):
-            self.assertEqual(step.heavy()[f"tower_{i}"], {f"/CPU:{i}"})
 
     def test_a_penalty_on_gradients_inside_the_tower(self):
         model = keras.Sequential(

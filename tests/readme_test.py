@@ -62,6 +62,9 @@ class ReadTest(parameterized.TestCase):
     @parameterized.parameters(
         (["mnist_cnn.py", "--epochs=1"], r"Test accuracy: 0\.\d{4}\n$"),
         (["two_towers.py"], r"step 100  loss 0\.0\d+\n$"),
+        (["session_loop.py"], r"Session: (0\.9\d+)\nKeras: \1\n$"),
+        (["tower_loss.py"], r"step  60  loss 2\.\d+\n$"),
+        (["serve.py"], r"for_gpus \(7, 3\)\nplain \(7, 3\)\n$"),
     )
     def test_examples(self, command, last):
         environment = {

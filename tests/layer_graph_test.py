@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
-from models import cnn, make, placement
+from models import cnn, make, placement, subclassed
 
 import towers
 from towers import layer_graph
@@ -27,12 +27,12 @@ class LayerGraphTest(absltest.TestCase):
         self.assertEqual(generator.state.name, "seed_generator_state")
         masked = keras.layers.Masking()(np.zeros([1, 2, 3], "float32"))
         self.assertEqual(masked._keras_mask.shape, [1, 2])
-        model = make(cnn)
-        model.compile("sgd", "mse", loss_weights=[2.0], metrics=["mae"])
-        arguments = layer_graph.compile_arguments(model)
-        self.assertEqual(arguments["loss_weights"], [2.0])
-        self.assertEqual(arguments["metrics"], ["mae"])
-        self.assertTrue(callable(model.optimizer._all_reduce_sum_gradients))
+        context = layer._get_call_context()
+        self.assertIs(context.entry_layer, layer)
+        self.assertIsNone(getattr(context, "training", None))
+        layer._maybe_reset_call_context()
+        model = make(subclassed)
+        self.assertEqual(list(model._build_shapes_dict.values()), [(1, 4)])
 
     def test_a_replay_leaves_the_layers_as_they_were(self):
         model = make(cnn)

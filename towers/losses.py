@@ -12,7 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import layer_graph
+from towers import compiled, layer_graph
+from towers.compiled import Compiled
 
 
 def check_mergeable(model: keras.Model) -> None:
@@ -24,8 +25,8 @@ def check_mergeable(model: keras.Model) -> None:
     Raises:
       ValueError: names the loss or the metric.
     """
-    compiled = layer_graph.compiled(model)
-    for loss in compiled.flat_losses:
+    made = Compiled.of(model)
+    for loss in made.flat_losses:
         if type(loss).__call__ is not keras.losses.Loss.__call__:
             raise _unmergeable(
                 f"loss {loss.name!r}", "has a `__call__` of its own", "`call`"
@@ -36,7 +37,7 @@ def check_mergeable(model: keras.Model) -> None:
                 f"has reduction={loss.reduction!r}",
                 "'sum_over_batch_size', 'mean_with_sample_weight' or 'sum'",
             )
-    for metric in compiled.flat_metrics:
+    for metric in made.flat_metrics:
         update = next(
             c for c in type(metric).__mro__ if "update_state" in vars(c)
         )
@@ -55,7 +56,7 @@ def parts(model: keras.Model, y: Any, y_pred: Any, weights: Any) -> tf.Tensor:
       model: the compiled model.
       y, y_pred, weights: the tower's targets, predictions, sample weights.
     """
-    compiled = layer_graph.compiled(model)
+    made = Compiled.of(model)
     said: list[tf.Tensor] = []
 
     def told(loss: keras.losses.Loss) -> Any:
@@ -65,8 +66,8 @@ def parts(model: keras.Model, y: Any, y_pred: Any, weights: Any) -> tf.Tensor:
 
         return say
 
-    with compiled.replaced([told(loss) for loss in compiled.flat_losses]):
-        compiled.loss(y, y_pred, weights)
+    with made.replaced([told(loss) for loss in made.flat_losses]):
+        made.loss(y, y_pred, weights)
     return tf.stack(said)
 
 
@@ -81,7 +82,7 @@ def merged(model: keras.Model, parts: tf.Tensor, y: Any, like: Any) -> Any:
       y: the targets.
       like: a nest like the predictions, of tensors with as many rows.
     """
-    compiled = layer_graph.compiled(model)
+    made = Compiled.of(model)
 
     def said(i: int, loss: keras.losses.Loss) -> Any:
         numerator, divisor = tf.unstack(parts[i])
@@ -89,9 +90,9 @@ def merged(model: keras.Model, parts: tf.Tensor, y: Any, like: Any) -> Any:
             return lambda *_: numerator
         return lambda *_: tf.math.divide_no_nan(numerator, divisor)
 
-    values = [said(i, loss) for i, loss in enumerate(compiled.flat_losses)]
-    with compiled.replaced(values, tracked=True):
-        return compiled.loss(y, like)
+    values = [said(i, loss) for i, loss in enumerate(made.flat_losses)]
+    with made.replaced(values, tracked=True):
+        return made.loss(y, like)
 
 
 def update_metrics(metrics: Any, y: Any, y_pred: Any, weights: Any) -> None:
@@ -99,7 +100,7 @@ def update_metrics(metrics: Any, y: Any, y_pred: Any, weights: Any) -> None:
     with contextlib.ExitStack() as stack:
         for metric in metrics.metrics:
             if isinstance(metric, keras.metrics.MeanMetricWrapper):
-                stack.enter_context(layer_graph.checked(metric, _check_rank))
+                stack.enter_context(compiled.checked(metric, _check_rank))
         metrics.update_state(y, y_pred, weights)
 
 

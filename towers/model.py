@@ -5,8 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import layer_graph, losses
+from towers import compiled, layer_graph, losses
 from towers.build import build_towers
+from towers.compiled import Compiled
 from towers.export import export_towers
 from towers.gather import check_rule
 from towers.parameters import move_variables, place_variables
@@ -90,7 +91,7 @@ class TowerModel(keras.Model):
             self.built = True
             place_variables(model, placement)
         if model.compiled:
-            self.compile(**layer_graph.compile_arguments(model))
+            self.compile(**compiled.compile_arguments(model))
 
     def build(self, input_shape: Any) -> None:
         """Nothing: the template is built from its first inputs, in `call`."""
@@ -176,7 +177,7 @@ class TowerModel(keras.Model):
 
     def _place(self) -> None:
         """Puts the optimizer beside the parameters."""
-        layer_graph.pin_optimizer(self.optimizer)
+        compiled.pin_optimizer(self.optimizer)
         if layer_graph.is_built(self.template):
             place_variables(self, self.placement)
 
@@ -202,7 +203,7 @@ class TowerModel(keras.Model):
     def _check_steps(self, names: tuple[str, ...]) -> None:
         mine = [
             name
-            for name in layer_graph.overridden(self, names)
+            for name in compiled.overridden(self, names)
             if name.startswith("compute_")
         ]
         if self.loss_on_towers and mine:
@@ -211,7 +212,7 @@ class TowerModel(keras.Model):
                 "would need the gathered outputs. Expected Keras's own with "
                 "`loss_on_towers=True`; leave that out."
             )
-        own = layer_graph.overridden(self.template, names)
+        own = compiled.overridden(self.template, names)
         if own:
             raise ValueError(
                 f"The template {type(self.template).__name__} has its own "
@@ -247,7 +248,7 @@ class TowerModel(keras.Model):
         """The loss of a batch, put together from what the towers say."""
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         structure = self._built_losses(x, y, weights)
-        metrics = layer_graph.compiled(self).metrics
+        metrics = Compiled.of(self).metrics
         models = {"template": self.template}
         if metrics is not None:
             models["metrics"] = metrics
@@ -257,7 +258,7 @@ class TowerModel(keras.Model):
             y_pred = models["template"](x, training=training)
             if metrics is not None:
                 losses.update_metrics(metrics, y, y_pred, weights)
-            if layer_graph.compiled(self).loss is None:
+            if Compiled.of(self).loss is None:
                 return None
             return losses.parts(self, y, y_pred, weights)
 
@@ -281,7 +282,7 @@ class TowerModel(keras.Model):
                 "or a layer that calls `add_loss`."
             )
         total = tf.add_n(terms)
-        layer_graph.compiled(self).tracker.update_state(
+        Compiled.of(self).tracker.update_state(
             total, sample_weight=tf.shape(first)[0]
         )
         return total
@@ -292,14 +293,14 @@ class TowerModel(keras.Model):
         outputs = self.template.compute_output_spec(
             tf.nest.map_structure(_symbol, x)
         )
-        compiled = layer_graph.compiled(self)
-        if not compiled.built:
+        made = Compiled.of(self)
+        if not made.built:
 
             def build(y: Any, y_pred: Any, weights: Any) -> None:
-                if compiled.metrics is not None:
-                    compiled.metrics.update_state(y, y_pred, weights)
-                if compiled.loss is not None:
-                    compiled.loss(y, y_pred, weights)
+                if made.metrics is not None:
+                    made.metrics.update_state(y, y_pred, weights)
+                if made.loss is not None:
+                    made.loss(y, y_pred, weights)
 
             specs = tf.nest.map_structure(_spec, (y, outputs, weights))
             tf.function(build, autograph=False).get_concrete_function(*specs)
@@ -340,7 +341,7 @@ class TowerModel(keras.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Saves the plain model, with the optimizer if there is one."""
         if self.compiled:
-            arguments = layer_graph.compile_arguments(self)
+            arguments = compiled.compile_arguments(self)
             self.template.compile(**arguments)
         self.template.save(*args, **kwargs)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import layer_graph
+from towers import compiled, layer_graph
 from towers.placement import Placement, check_placement, resolve_devices
 
 
@@ -127,7 +127,7 @@ def move_variables(model: Any, placement: Placement) -> bool:
     pairs = list(zip(variables, devices))
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
-        layer_graph.pin_optimizer(optimizer)
+        compiled.pin_optimizer(optimizer)
         shared = (
             placement.output_device
             if callable(placement.parameter_device)
@@ -135,7 +135,7 @@ def move_variables(model: Any, placement: Placement) -> bool:
         )
         pairs += [
             (v, where.get(id(owner), shared))
-            for v, owner in layer_graph.optimizer_variables(optimizer)
+            for v, owner in compiled.optimizer_variables(optimizer)
         ]
     return any([layer_graph.move_variable(v, device) for v, device in pairs])
 

@@ -1,0 +1,185 @@
+"""compiled: what `compile` made of a model: its losses, metrics and optimizer.
+
+With `layer_graph.py` the only file that touches Keras's internals, because
+Keras has no public word for them: `_compile_loss`, `_compile_metrics` and
+`_loss_tracker` (what was made), their `_user_*` (of what), `_flat_losses` and
+`_metrics` (one for each output), `_fn` (what a metric is the mean of), and of
+an optimizer `_trainable_variables` and `_all_reduce_sum_gradients`.
+`compiled_test.py` fails when one of them changes.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.layer_graph import raw
+
+
+def overridden(model: keras.Model, names: Sequence[str]) -> list[str]:
+    """Which of Keras's training methods the model's class replaces."""
+    return [
+        name
+        for name in names
+        if inspect.getattr_static(type(model), name)
+        is not inspect.getattr_static(keras.Model, name)
+    ]
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """What `compile` was called with, as live objects."""
+    loss, metrics = model._compile_loss, model._compile_metrics
+    return {
+        "optimizer": model.optimizer,
+        "loss": model.loss,
+        "loss_weights": loss and loss._user_loss_weights,
+        "metrics": metrics and metrics._user_metrics,
+        "weighted_metrics": metrics and metrics._user_weighted_metrics,
+        "run_eagerly": model.run_eagerly,
+        "steps_per_execution": model.steps_per_execution,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What `compile` made of its arguments.
+
+    Attributes:
+      loss: the compiled loss of all outputs, or None.
+      metrics: the compiled metrics of all outputs, or None.
+      tracker: the metric behind "loss" in the logs.
+    """
+
+    loss: Any
+    metrics: Any
+    tracker: keras.metrics.Metric
+
+    @classmethod
+    def of(cls, model: keras.Model) -> "Compiled":
+        """What a compiled model was compiled to."""
+        return cls(
+            model._compile_loss, model._compile_metrics, model._loss_tracker
+        )
+
+    @property
+    def built(self) -> bool:
+        """Whether losses and metrics know their outputs."""
+        return all(x is None or x.built for x in (self.loss, self.metrics))
+
+    @property
+    def flat_losses(self) -> list[keras.losses.Loss]:
+        """One loss per output that has one."""
+        return [x.loss for x in self.loss._flat_losses] if self.loss else []
+
+    @property
+    def flat_metrics(self) -> list[keras.metrics.Metric]:
+        """All metrics of all outputs."""
+        return list(self.metrics.metrics) if self.metrics else []
+
+    @contextlib.contextmanager
+    def replaced(
+        self, losses: Sequence[Callable], tracked: bool = False
+    ) -> Iterator[None]:
+        """While open, other functions stand for `flat_losses`.
+
+        Args:
+          losses: `f(y_true, y_pred, sample_weight)` for each.
+          tracked: whether each output's loss is kept for the logs.
+        """
+        loss = self.loss
+        flat, trackers = loss._flat_losses, loss._metrics
+        other = [x._replace(loss=f) for x, f in zip(flat, losses)]
+        object.__setattr__(loss, "_flat_losses", other)
+        if not tracked:
+            object.__setattr__(loss, "_metrics", [None] * len(flat))
+        try:
+            yield
+        finally:
+            object.__setattr__(loss, "_flat_losses", flat)
+            object.__setattr__(loss, "_metrics", trackers)
+
+
+@contextlib.contextmanager
+def checked(
+    metric: keras.metrics.MeanMetricWrapper, check: Callable[[str, Any], None]
+) -> Iterator[None]:
+    """While open, calls `check(name, values)` on what its function returns."""
+    function = metric._fn
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        values = function(*args, **kwargs)
+        check(f"metric {metric.name!r}", values)
+        return values
+
+    object.__setattr__(metric, "_fn", watched)
+    try:
+        yield
+    finally:
+        object.__setattr__(metric, "_fn", function)
+
+
+def pin_optimizer(optimizer: Any) -> None:
+    """Makes an optimizer work beside the variable that it updates.
+
+    Keras creates slots and computes updates on the default device, and sends
+    all gradients through one op there. Safe to call again.
+    """
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if inner is not None:
+        pin_optimizer(inner)
+        return
+    if getattr(optimizer.update_step, "_towers_pinned", False):
+        return
+
+    def beside(which: Callable[..., Any], function: Callable) -> Callable:
+        @functools.wraps(function)
+        def pinned(*args: Any, **kwargs: Any) -> Any:
+            device = which(*args, **kwargs)
+            with tf.device(device) if device else contextlib.nullcontext():
+                return function(*args, **kwargs)
+
+        pinned._towers_pinned = True  # type: ignore[attr-defined]
+        return pinned
+
+    def common(grads: Any, trainable_variables: Any = None) -> str | None:
+        variables = trainable_variables or optimizer._trainable_variables
+        devices = {raw(v).device for v in variables}
+        return devices.pop() if len(devices) == 1 else None
+
+    def of_reference(reference_variable: Any, *_: Any, **__: Any) -> str:
+        return raw(reference_variable).device
+
+    def of_variable(gradient: Any, variable: Any, learning_rate: Any) -> str:
+        return raw(variable).device
+
+    for name, which in (
+        ("apply", common),
+        ("add_variable_from_reference", of_reference),
+        ("update_step", of_variable),
+    ):
+        function = beside(which, getattr(optimizer, name))
+        object.__setattr__(optimizer, name, function)
+    # Outside tf.distribute there is nothing to reduce.
+    object.__setattr__(optimizer, "_all_reduce_sum_gradients", lambda g: g)
+
+
+def optimizer_variables(optimizer: Any) -> list[tuple[Any, Any]]:
+    """(variable, the model's variable that it is a slot of, or None)."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    pairs = optimizer_variables(inner) if inner is not None else []
+    trained = list(getattr(optimizer, "_trainable_variables", []))
+    owners = {
+        id(slot): variable
+        for slots in vars(optimizer).values()
+        if isinstance(slots, list) and len(slots) == len(trained)
+        for slot, variable in zip(slots, trained)
+    }
+    done = {id(v) for v, _ in pairs}
+    return pairs + [
+        (v, owners.get(id(v))) for v in optimizer.variables if id(v) not in done
+    ]

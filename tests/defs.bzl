@@ -1,0 +1,26 @@
+"""tower_test: a test file, run as `pytest` runs it."""
+
+load("@rules_python//python:defs.bzl", "py_test")
+
+def tower_test(name, deps = [], data = []):
+    """Runs the tests of `NAME.py`; a file without tests is a failure.
+
+    A plain `py_test` of a file in pytest's style runs nothing and passes.
+
+    Args:
+      name: the file's name without `.py`.
+      deps: what the file imports.
+      data: what it reads or starts.
+    """
+    py_test(
+        name = name,
+        timeout = "long",
+        srcs = [
+            name + ".py",
+            "pytest_main.py",
+        ],
+        args = [name + ".py"],
+        data = data + ["//:pyproject.toml"],
+        main = "pytest_main.py",
+        deps = deps + [":conftest"],
+    )

@@ -191,7 +191,7 @@ class PlacedTest(parameterized.TestCase):
         executed = Executed(lambda: actual.fit(x, y, verbose=0))
         for variable in (*actual.variables, *actual.optimizer.variables):
             self.assertEndsWith(variable.value.device, "CPU:1")
-        self.assertEqual(executed.devices("adam/", "Mul|Sqrt"), {"/CPU:1"})
+        self.assertEqual(executed.devices(r"adam\w*/", "Mul|Sqrt"), {"/CPU:1"})
 
     def test_a_compiled_template_hands_on_its_optimizer(self):
         expected, model = make(cnn), make(cnn)

@@ -25,9 +25,10 @@ def gather_outputs(
     eager code this builds and runs a graph.
 
     >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
-    >>> towers.gather_outputs([tf.constant(1.0), tf.constant(4.0)], placement,
-    ...                       merge="mean", rows=[2, 1]).numpy()
-    np.float32(2.0)
+    >>> mean = towers.gather_outputs([tf.constant(1.0), tf.constant(4.0)],
+    ...                              placement, merge="mean", rows=[2, 1])
+    >>> float(mean)
+    2.0
 
     Args:
       tower_outputs: one nest of dense tensors per tower, of one structure.

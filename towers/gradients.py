@@ -14,9 +14,10 @@ def average_gradients(
 ) -> list[Any]:
     """The mean of the towers' gradients, variable by variable.
 
-    >>> towers.average_gradients([[tf.constant(1.0)], [tf.constant(4.0)]],
-    ...                          rows=[2, 1])[0].numpy()
-    np.float32(2.0)
+    >>> (mean,) = towers.average_gradients(
+    ...     [[tf.constant(1.0)], [tf.constant(4.0)]], rows=[2, 1])
+    >>> float(mean)
+    2.0
 
     Args:
       tower_gradients: per tower, one gradient per variable: a float tensor,

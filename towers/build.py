@@ -116,7 +116,8 @@ def assemble(
     outputs = gather("outputs", merge)
     if merge == "concat":
         layer_graph.set_masks(outputs, gather("masks", "concat"))
-    losses = gather("losses", "mean")
+    rules = [{rule: rule for rule in loss} for loss in replays[0]["losses"]]
+    losses = [x for loss in gather("losses", rules) for x in loss.values()]
     merged = state.merge_state(
         graph,
         values,

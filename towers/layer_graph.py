@@ -64,7 +64,8 @@ class Replay:
     Attributes:
       outputs: what the model (or the tower function) returned.
       masks: the Keras mask of each flat output, or None.
-      losses: scalars from `add_loss` and activity regularisers.
+      losses: scalars from `add_loss` and activity regularisers, each as
+        {rule: scalar} with the rule by which those of all towers merge.
       state: new values by index into `LayerGraph.variables`.
       moments: by batch-norm layer's index, one `Moments` per call.
       layer_outputs: output by layer path, a list if called several times.
@@ -72,7 +73,7 @@ class Replay:
 
     outputs: Any
     masks: list[tf.Tensor | None]
-    losses: list[tf.Tensor]
+    losses: list[dict[str, tf.Tensor]]
     state: dict[int, tf.Tensor]
     moments: dict[int, list[Moments]]
     layer_outputs: dict[str, Any]
@@ -169,11 +170,12 @@ class LayerGraph:
         stateless = _Scope(self.variables, values)
         moments: dict[int, list[Moments]] = {}
         seen: dict[str, list[Any]] = {}
+        sums: list[tf.Tensor] = []
         with (
             tf.name_scope(scope),
             stateless,
             tf.variable_creator_scope(_refuse_variable),
-            self._hooks(scope, training, moments, seen),
+            self._hooks(scope, training, moments, seen, sums),
         ):
             if tower_fn is not None:
                 outputs = tower_fn(self.model, inputs)
@@ -192,7 +194,10 @@ class LayerGraph:
         return Replay(
             outputs,
             [get_mask(x) for x in flat],
-            losses,
+            [
+                {"sum" if any(loss is s for s in sums) else "mean": loss}
+                for loss in losses
+            ],
             state,
             moments,
             {k: v[0] if len(v) == 1 else v for k, v in seen.items()},
@@ -205,6 +210,7 @@ class LayerGraph:
         training: bool | None,
         moments: dict[int, list[Moments]],
         seen: dict,
+        sums: list[tf.Tensor],
     ) -> Iterator[None]:
         """While open, each layer's call names its scope and reports back."""
         scopes = [scope]
@@ -253,6 +259,17 @@ class LayerGraph:
 
             return saw
 
+        def summed(layer: keras.Layer) -> Callable:
+            original = layer.activity_regularizer
+
+            def term(output: tf.Tensor) -> tf.Tensor:
+                # Keras divides this by the rows, or before 3.14 takes it as
+                # it is, a sum over the rows.
+                sums.append(original(output))
+                return sums[-1]
+
+            return term
+
         roots = {id(m) for m in self.models} if len(self.models) == 1 else {}
         shadowed = []
         try:
@@ -264,14 +281,19 @@ class LayerGraph:
                     names["_moments"] = watched(layer)
                 if training is not None:
                     names["_get_call_context"] = phased(layer)
+                if layer.activity_regularizer is not None:
+                    names["activity_regularizer"] = summed(layer)
                 for name, function in names.items():
+                    shadowed.append((layer, name, vars(layer).get(name)))
                     # Past Keras's own tracking of attributes.
                     object.__setattr__(layer, name, function)
-                    shadowed.append((layer, name))
             yield
         finally:
-            for layer, name in shadowed:
-                object.__delattr__(layer, name)
+            for layer, name, before in shadowed:
+                if before is None:
+                    object.__delattr__(layer, name)
+                else:
+                    object.__setattr__(layer, name, before)
 
     def batch_norms(self) -> dict[int, keras.layers.BatchNormalization]:
         """The layers whose statistics are pooled, by `moving_mean`'s index."""

@@ -43,7 +43,7 @@ class TowerGraph:
       rows: int32 [n_towers], the rows of each true shard.
       updates: (variable, merged value) for the state that a step changes. In
         a `tf.compat.v1` graph the variables are the graph's own.
-      losses: scalars: `add_loss` and activity terms as means by rows, then
+      losses: scalars: `add_loss` and activity terms of the whole batch, then
         weight regularisers once.
       n_input_losses: how many of `losses` depend on the inputs.
       variables: (the model's variable, the one that is read) for each of the

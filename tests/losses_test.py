@@ -252,7 +252,9 @@ class RefusalTest(parameterized.TestCase):
         model = keras.Sequential([keras.Input([2]), layers.Dense(1)])
         model = Mine(model, placement(2), loss_on_towers=True)
         model.compile("sgd", "mse")
-        with self.assertRaisesRegex(ValueError, "Mine has its own compute_los"):
+        with self.assertRaisesRegex(
+            ValueError, "Mine of Sequential has its own compute_los"
+        ):
             model.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)
 
 

@@ -275,7 +275,7 @@ class FaceTest(parameterized.TestCase):
             with self.assertRaisesRegex(RuntimeError, "tf.distribute"):
                 towers.TowerModel(model, placement(2))
 
-    def test_an_own_train_step_is_refused(self):
+    def test_an_own_step_that_never_calls_the_model_is_refused(self):
         class Own(keras.Sequential):
             def train_step(self, data):
                 return {}

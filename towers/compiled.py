@@ -21,13 +21,15 @@ import tensorflow as tf
 from towers.layer_graph import raw
 
 
-def overridden(model: keras.Model, names: Sequence[str]) -> list[str]:
-    """Which of Keras's training methods the model's class replaces."""
+def overridden(
+    model: keras.Model, names: Sequence[str], base: type = keras.Model
+) -> list[str]:
+    """Which methods of `base` the model's class replaces."""
     return [
         name
         for name in names
         if inspect.getattr_static(type(model), name)
-        is not inspect.getattr_static(keras.Model, name)
+        is not inspect.getattr_static(base, name)
     ]
 
 

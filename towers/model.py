@@ -12,10 +12,19 @@ from towers.export import export_towers
 from towers.gather import check_rule
 from towers.parameters import move_variables, place_variables
 from towers.placement import Placement, check_count, check_placement
+from towers.proxy import TemplateProxy
+
+# What a template, or a subclass of TowerModel, may do in its own way.
+STEPS = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_loss",
+    "compute_metrics",
+)
 
 
-@keras.saving.register_keras_serializable(package="towers")
-class TowerModel(keras.Model):
+class TowerModel(TemplateProxy):
     """A Keras model whose forward and backward pass run in towers.
 
     `compile`, `fit`, `evaluate`, `predict`, `train_on_batch`, callbacks and
@@ -99,6 +108,7 @@ class TowerModel(keras.Model):
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         """The gathered outputs, like the template's."""
+        self._called = True
         self._build_template(inputs)
         if any(m is not None for m in tf.nest.flatten(mask)):
             raise ValueError(
@@ -182,7 +192,7 @@ class TowerModel(keras.Model):
             place_variables(self, self.placement)
 
     def make_train_function(self, force: bool = False) -> Any:
-        self._check_steps(("train_step", "compute_loss", "compute_metrics"))
+        self._check_steps()
         self._forget_if_moved()
         ready = layer_graph.is_built(self.template) and self.optimizer
         if ready and not self.optimizer.built and self.trainable_variables:
@@ -191,42 +201,40 @@ class TowerModel(keras.Model):
         return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Any:
-        self._check_steps(("test_step", "compute_loss", "compute_metrics"))
+        self._check_steps()
         self._forget_if_moved()
         return super().make_test_function(force)
 
     def make_predict_function(self, force: bool = False) -> Any:
-        self._check_steps(("predict_step",))
         self._forget_if_moved()
         return super().make_predict_function(force)
 
-    def _check_steps(self, names: tuple[str, ...]) -> None:
-        mine = [
-            name
-            for name in compiled.overridden(self, names)
-            if name.startswith("compute_")
+    def _own(self, name: str) -> Any:
+        """The template's own step, for this model, or None."""
+        mine = compiled.overridden(self, (name,), TowerModel)
+        if mine or not compiled.overridden(self.template, (name,)):
+            return None
+        return getattr(type(self.template), name).__get__(self)
+
+    def _check_steps(self) -> None:
+        own = [
+            *compiled.overridden(self.template, STEPS),
+            *compiled.overridden(self, STEPS, TowerModel),
         ]
-        if self.loss_on_towers and mine:
+        if self.loss_on_towers and own:
             raise ValueError(
-                f"{type(self).__name__} has its own {', '.join(mine)}, which "
-                "would need the gathered outputs. Expected Keras's own with "
-                "`loss_on_towers=True`; leave that out."
-            )
-        own = compiled.overridden(self.template, names)
-        if own:
-            raise ValueError(
-                f"The template {type(self.template).__name__} has its own "
-                f"{', '.join(own)}, which TowerModel would not call. Expected "
-                "Keras's own; override it in a subclass of TowerModel, or "
-                "write the step with towers.build_towers."
+                f"{type(self).__name__} of {type(self.template).__name__} has "
+                f"its own {', '.join(own)}, which would need the gathered "
+                "outputs. Expected Keras's own with `loss_on_towers=True`; "
+                "leave that out."
             )
 
-    # Keras's own steps; what carries no device of its own, the loss and the
-    # metrics, stays beside the gathered outputs.
+    # Keras's own steps, or the template's; what carries no device of its own,
+    # the loss and the metrics, stays beside the gathered outputs.
     def train_step(self, data: Any) -> Any:
         with tf.device(self.placement.output_device):
             if not self.loss_on_towers:
-                return super().train_step(data)
+                return self._stepped("train_step", data)
             with tf.GradientTape() as tape:
                 loss = self._loss_of_towers(data, training=True)
                 if self.optimizer is not None:
@@ -240,9 +248,37 @@ class TowerModel(keras.Model):
     def test_step(self, data: Any) -> Any:
         with tf.device(self.placement.output_device):
             if not self.loss_on_towers:
-                return super().test_step(data)
+                return self._stepped("test_step", data)
             self._loss_of_towers(data, training=False)
             return self.get_metrics_result()
+
+    def predict_step(self, data: Any) -> Any:
+        with tf.device(self.placement.output_device):
+            return self._stepped("predict_step", data)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        own = self._own("compute_loss")
+        return (own or super().compute_loss)(*args, **kwargs)
+
+    def compute_metrics(self, *args: Any, **kwargs: Any) -> Any:
+        own = self._own("compute_metrics")
+        return (own or super().compute_metrics)(*args, **kwargs)
+
+    def _stepped(self, name: str, data: Any) -> Any:
+        """Takes a step, the template's own if it has one."""
+        own = self._own(name)
+        if own is None:
+            return getattr(super(), name)(data)
+        self._called = False
+        result = own(data)
+        if not self._called:
+            raise ValueError(
+                f"The template {type(self.template).__name__} has a {name} of its "
+                "own that does not call the model as `self(...)`, so nothing "
+                "of it would run in towers. Expected such a call; or write the "
+                "step with towers.build_towers and its `tower_fn`."
+            )
+        return result
 
     def _loss_of_towers(self, data: Any, training: bool) -> tf.Tensor:
         """The loss of a batch, put together from what the towers say."""
@@ -307,51 +343,24 @@ class TowerModel(keras.Model):
         losses.check_mergeable(self)
         return outputs
 
-    def predict_step(self, data: Any) -> Any:
-        with tf.device(self.placement.output_device):
-            return super().predict_step(data)
-
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.merge == "concat":
             return self.template.compute_output_spec(*args, **kwargs)
         return super().compute_output_spec(*args, **kwargs)
-
-    @property
-    def layers(self) -> list[keras.Layer]:
-        """The template's layers."""
-        return self.template.layers
-
-    @property
-    def inputs(self) -> Any:
-        return self.template.inputs
-
-    @property
-    def outputs(self) -> Any:
-        return self.template.outputs
-
-    @property
-    def output_names(self) -> list[str]:
-        return self.template.output_names
 
     def summary(self, *args: Any, **kwargs: Any) -> None:
         """Prints the placement, then the template's summary."""
         (kwargs.get("print_fn") or print)(str(self.placement))
         self.template.summary(*args, **kwargs)
 
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """Saves the plain model, with the optimizer if there is one."""
-        if self.compiled:
-            arguments = compiled.compile_arguments(self)
-            self.template.compile(**arguments)
-        self.template.save(*args, **kwargs)
-
-    def save_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Saves the plain model's weights."""
-        self.template.save_weights(*args, **kwargs)
-
-    def load_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Loads the plain model's weights."""
-        self.template.load_weights(*args, **kwargs)
+    def _like(self, template: keras.Model) -> "TowerModel":
+        return TowerModel(
+            template,
+            self.placement,
+            self.merge,
+            self.loss_on_towers,
+            name=self.name,
+        )
 
     def export(
         self,
@@ -403,13 +412,6 @@ class TowerModel(keras.Model):
         )
         if verbose:
             print(f"Saved towers at {filepath!r}: {placement}")
-
-    def get_config(self) -> dict[str, Any]:
-        raise ValueError(
-            "A TowerModel has no config of its own, since it belongs to this "
-            "machine's devices. Save or clone its `template`, and wrap that "
-            "again."
-        )
 
 
 def _symbol(value: Any) -> Any:

@@ -1,0 +1,650 @@
+"""What Keras does with a model, it does with towers: plain against towered.
+
+A new feature of Keras is one more line in one of the lists below.
+"""
+
+import csv
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from models import close, make, placement
+
+import towers
+
+layers, optimizers = keras.layers, keras.optimizers
+ROWS = 11  # batches of 4, 4 and 3 rows, on 3 towers
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=[ROWS, 6]).astype("float32")
+Y = RNG.normal(size=[ROWS, 2]).astype("float32")
+CLASSES = RNG.integers(0, 2, [ROWS])
+IDS = RNG.integers(1, 9, [ROWS, 6]).astype("int32")
+SEQUENCE = RNG.normal(size=[ROWS, 4, 3]).astype("float32")
+WEIGHTS = RNG.uniform(size=[ROWS])
+
+
+def dense() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input([6]), layers.Dense(5, "tanh"), layers.Dense(2)]
+    )
+
+
+def sequential(*stack: Any, shape: Any = (6,), **kwargs: Any) -> Callable:
+    """A factory; `stack` are factories of layers."""
+
+    def model() -> keras.Model:
+        start = keras.Input(shape, **kwargs)
+        return keras.Sequential([start, *(layer() for layer in stack)])
+
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, what it is compiled with and what it is fitted to."""
+
+    model: Callable[[], keras.Model] = dense
+    x: Any = dataclasses.field(default_factory=lambda: X)
+    y: Any = dataclasses.field(default_factory=lambda: Y)
+    compile: Callable[[], dict[str, Any]] = dict
+    fit: Callable[[], dict[str, Any]] = dict
+    tolerance: float = 1e-5
+
+
+def run(case: Case, wrap: bool, loss_on_towers: bool = False) -> Any:
+    """(history, weights, predictions, evaluation) of a model."""
+    model = make(case.model)
+    if wrap:
+        model = towers.TowerModel(
+            model, placement(3, [2, 1, 1]), loss_on_towers=loss_on_towers
+        )
+    made = {"optimizer": optimizers.SGD(0.1, 0.5), "loss": "mse"}
+    model.compile(**{**made, **case.compile()})
+    data = {"x": case.x, "y": case.y, "batch_size": 4, "shuffle": False}
+    fit = {**data, "epochs": 2, "verbose": 0, **case.fit()}
+    history = model.fit(**{k: v for k, v in fit.items() if v is not None})
+    variables = [v.numpy() for v in model.variables if not is_seed(v)]
+    if not isinstance(fit["x"], (np.ndarray, list, dict)):
+        return history.history, variables, [], []
+    return (
+        history.history,
+        variables,
+        model.predict(fit["x"], verbose=0),
+        model.evaluate(fit["x"], fit["y"], batch_size=5, verbose=0),
+    )
+
+
+def is_seed(variable: Any) -> bool:
+    return "seed_generator" in variable.path
+
+
+def assert_same(test: absltest.TestCase, case: Case, **kwargs: Any) -> None:
+    expected, actual = run(case, False), run(case, True, **kwargs)
+    test.assertEqual(list(actual[0]), list(expected[0]))
+    for key, values in expected[0].items():
+        close(actual[0][key], values, case.tolerance)
+    for a, e in zip(actual[1:], expected[1:]):
+        close(a, e, case.tolerance)
+
+
+# ---------------------------------------------------------------- optimizers
+def optimizer(make_one: Callable[[], Any], **kwargs: Any) -> Case:
+    return Case(compile=lambda: {"optimizer": make_one()}, **kwargs)
+
+
+OPTIMIZERS = {
+    name: optimizer(
+        lambda name=name: getattr(optimizers, name)(0.05), tolerance=1e-4
+    )
+    for name in (
+        "SGD Adam AdamW Adagrad Adadelta RMSprop Adamax Nadam Ftrl Lion Lamb "
+        "Adafactor"
+    ).split()
+} | {
+    name: optimizer(lambda kw=kw: optimizers.SGD(0.1, momentum=0.5, **kw))
+    for name, kw in {
+        "clipnorm": {"clipnorm": 0.1},
+        "clipvalue": {"clipvalue": 0.01},
+        "global_clipnorm": {"global_clipnorm": 0.1},
+        "weight_decay": {"weight_decay": 0.1},
+        "ema": {"use_ema": True, "ema_momentum": 0.5},
+        "ema_overwritten": {"use_ema": True, "ema_overwrite_frequency": 2},
+        "accumulated": {"gradient_accumulation_steps": 2},
+        "nesterov": {"nesterov": True},
+    }.items()
+}
+OPTIMIZERS["schedule"] = optimizer(
+    lambda: optimizers.SGD(optimizers.schedules.ExponentialDecay(0.1, 2, 0.5))
+)
+OPTIMIZERS["loss_scale"] = optimizer(
+    lambda: optimizers.LossScaleOptimizer(
+        optimizers.Adam(0.01), initial_scale=256.0, dynamic_growth_steps=2
+    )
+)
+
+
+# ---------------------------------------------------------------------- data
+class Batches(keras.utils.PyDataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, i: int) -> Any:
+        return X[4 * i : 4 * i + 4], Y[4 * i : 4 * i + 4]
+
+
+def generator() -> Any:
+    while True:
+        for i in range(3):
+            yield X[4 * i : 4 * i + 4], Y[4 * i : 4 * i + 4]
+
+
+def data(x: Any, **fit: Any) -> Case:
+    return Case(
+        x=None,
+        y=None,
+        fit=lambda: {"x": x(), "y": None, "batch_size": None, **fit},
+    )
+
+
+DATA = {
+    "numpy": Case(),
+    "tf_data": data(
+        lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    ),
+    "tf_data_with_weights": data(
+        lambda: tf.data.Dataset.from_tensor_slices((X, Y, WEIGHTS)).batch(4)
+    ),
+    "tf_data_that_repeats": data(
+        lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat(),
+        steps_per_epoch=4,
+    ),
+    "tf_data_of_fixed_batches": data(
+        lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(5, True)
+    ),
+    "py_dataset": data(Batches),
+    "generator": data(generator, steps_per_epoch=3),
+    "fewer_rows_than_towers": Case(fit=lambda: {"batch_size": 2}),
+    "one_row": Case(fit=lambda: {"batch_size": 1, "epochs": 1}),
+    "sample_weights": Case(fit=lambda: {"sample_weight": WEIGHTS}),
+    "class_weights": Case(
+        y=CLASSES,
+        compile=lambda: {
+            "loss": keras.losses.SparseCategoricalCrossentropy(True),
+            "metrics": ["accuracy"],
+        },
+        fit=lambda: {"class_weight": {0: 0.3, 1: 2.0}},
+    ),
+    "validation_of_another_batch_size": Case(
+        fit=lambda: {
+            "validation_data": (X[:7], Y[:7], WEIGHTS[:7]),
+            "validation_batch_size": 3,
+        }
+    ),
+    "validation_split": Case(fit=lambda: {"validation_split": 0.3}),
+    "integers": Case(
+        sequential(
+            lambda: layers.Embedding(9, 3),
+            layers.Flatten,
+            lambda: layers.Dense(2),
+            dtype="int32",
+        ),
+        x=IDS,
+    ),
+    "booleans": Case(
+        sequential(
+            lambda: layers.Lambda(lambda x: keras.ops.cast(x, "float32")),
+            lambda: layers.Dense(2),
+            dtype="bool",
+        ),
+        x=X > 0,
+    ),
+    "doubles": Case(x=X.astype("float64"), y=Y.astype("float64")),
+}
+
+
+# -------------------------------------------------------------------- models
+class Penalized(layers.Layer):
+    """With a loss of its own, a counter and a metric."""
+
+    def build(self, shape: Any) -> None:
+        self.calls = self.add_weight(
+            shape=(), initializer="zeros", trainable=False, name="calls"
+        )
+        self.size = keras.metrics.Mean(name="size")
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        if training:
+            self.calls.assign_add(1.0)
+        self.size.update_state(keras.ops.mean(x**2, axis=-1))
+        self.add_loss(0.1 * keras.ops.mean(x**2))
+        return x
+
+
+class Tied(keras.Model):
+    """An embedding whose table is its output layer as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = layers.Embedding(9, 4)
+
+    def call(self, ids: Any) -> Any:
+        x = keras.ops.mean(self.embed(ids), axis=1)
+        return keras.ops.matmul(x, keras.ops.transpose(self.embed.embeddings))
+
+
+class WithArguments(keras.Model):
+    def __init__(self, units: int = 3) -> None:
+        super().__init__()
+        self.units = units
+        self.hidden = layers.Dense(units)
+        self.drop = layers.Dropout(0.0)
+        self.out = layers.Dense(2)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return self.out(self.drop(self.hidden(x), training=training))
+
+
+class OwnStep(WithArguments):
+    """With a train_step, a metric list and attributes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mine = keras.metrics.Mean(name="mine")
+
+    @property
+    def metrics(self) -> Any:
+        return [self.mine]
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        self.mine.update_state(loss)
+        return {m.name: m.result() for m in self.metrics}
+
+    def test_step(self, data: Any) -> Any:
+        super().test_step(data)
+        self.mine.update_state(1.0)
+        return {"mine": self.mine.result()}
+
+
+class OwnLoss(WithArguments):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        loss = super().compute_loss(x, y, y_pred, sample_weight)
+        return loss + 0.1 * keras.ops.mean(y_pred**2)
+
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> Any:
+        logs = super().compute_metrics(x, y, y_pred, sample_weight)
+        return {**logs, "twice": 2 * logs["loss"]}
+
+
+def nested_outputs() -> keras.Model:
+    a, b = keras.Input([6], name="a"), keras.Input([6], name="b")
+    shared = layers.Dense(3)
+    x, y = shared(a), shared(b)
+    return keras.Model(
+        {"a": a, "b": b},
+        {
+            "sum": layers.Dense(2, name="sum")(x + y),
+            "rest": layers.Dense(1, name="rest")(y),
+        },
+    )
+
+
+def two_lists() -> keras.Model:
+    a, b = keras.Input([6]), keras.Input([6])
+    x = layers.Concatenate()([a, b])
+    return keras.Model(
+        [a, b], [layers.Dense(2, name="u")(x), layers.Dense(1, name="v")(x)]
+    )
+
+
+def initial_state() -> keras.Model:
+    x = keras.Input([4, 3])
+    first = layers.Dense(5)(x[:, 0])
+    return keras.Model(
+        x, layers.Dense(2)(layers.GRU(5)(x, initial_state=first))
+    )
+
+
+def frozen(which: Callable[[keras.Model], Any]) -> Callable:
+    def model() -> keras.Model:
+        plain = dense()
+        which(plain).trainable = False
+        return plain
+
+    return model
+
+
+def inside() -> keras.Model:
+    inner = keras.Sequential([keras.Input([6]), layers.Dense(6, "relu")])
+    x = keras.Input([6])
+    return keras.Model(x, layers.Dense(2)(inner(inner(x))))
+
+
+MODELS = {
+    "dicts": Case(
+        nested_outputs,
+        x={"a": X, "b": X[:, ::-1]},
+        y={"sum": Y, "rest": Y[:, :1]},
+        compile=lambda: {
+            "loss": {"sum": "mse", "rest": "mae"},
+            "loss_weights": {"sum": 2.0, "rest": 0.5},
+            "metrics": {"sum": ["mae"], "rest": ["mse"]},
+            "weighted_metrics": {"rest": ["mae"]},
+        },
+        fit=lambda: {"sample_weight": {"sum": WEIGHTS, "rest": WEIGHTS}},
+    ),
+    "lists": Case(
+        two_lists,
+        x=[X, X[::-1]],
+        y=[Y, Y[:, :1]],
+        compile=lambda: {"loss": ["mse", "mae"], "metrics": [["mae"], ["mse"]]},
+    ),
+    "models_in_models": Case(inside),
+    "subclassed_with_arguments": Case(WithArguments),
+    "tied_weights": Case(
+        Tied,
+        x=IDS,
+        y=CLASSES,
+        compile=lambda: {
+            "loss": keras.losses.SparseCategoricalCrossentropy(True)
+        },
+    ),
+    "not_built_yet": Case(
+        lambda: keras.Sequential([layers.Dense(3), layers.Dense(2)])
+    ),
+    "frozen": Case(frozen(lambda m: m)),
+    "partly_frozen": Case(frozen(lambda m: m.layers[0])),
+    "lambda": Case(
+        sequential(
+            lambda: layers.Lambda(lambda x: 2 * x), lambda: layers.Dense(2)
+        )
+    ),
+    "time_distributed": Case(
+        sequential(
+            lambda: layers.TimeDistributed(layers.Dense(2)),
+            layers.GlobalAveragePooling1D,
+            shape=(4, 3),
+        ),
+        x=SEQUENCE,
+    ),
+    "bidirectional": Case(
+        sequential(
+            lambda: layers.Bidirectional(layers.LSTM(2)),
+            lambda: layers.Dense(2),
+            shape=(4, 3),
+        ),
+        x=SEQUENCE,
+    ),
+    "rnn_with_initial_state": Case(initial_state, x=SEQUENCE),
+    "masks": Case(
+        sequential(
+            lambda: layers.Embedding(9, 3, mask_zero=True),
+            lambda: layers.Dense(2),
+            dtype="int32",
+        ),
+        x=np.where(IDS > 4, IDS, 0),
+        y=np.repeat(Y[:, None], 6, 1),
+        compile=lambda: {"metrics": ["mae"], "weighted_metrics": ["mse"]},
+        fit=lambda: {"sample_weight": np.repeat(WEIGHTS[:, None], 6, 1)},
+    ),
+    "regularizers": Case(
+        sequential(
+            lambda: layers.Dense(
+                3, kernel_regularizer="l2", activity_regularizer="l1"
+            ),
+            lambda: layers.Dense(2, bias_regularizer="l1"),
+        )
+    ),
+    "own_state_loss_and_metric": Case(
+        sequential(lambda: layers.Dense(3), Penalized, lambda: layers.Dense(2))
+    ),
+    "only_add_loss": Case(
+        sequential(lambda: layers.Dense(3), Penalized),
+        compile=lambda: {"loss": None},
+        fit=lambda: {"y": None},
+    ),
+    "own_train_step": Case(OwnStep),
+    "own_loss_and_metrics": Case(OwnLoss),
+    "half_precision": Case(
+        lambda: with_policy("mixed_float16", dense), tolerance=5e-3
+    ),
+    "bfloat16": Case(
+        lambda: with_policy("mixed_bfloat16", dense), tolerance=5e-2
+    ),
+}
+
+
+def with_policy(policy: str, model: Callable[[], keras.Model]) -> keras.Model:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        return model()
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+# ------------------------------------------------------------------- compile
+COMPILE = {
+    "eagerly": {"run_eagerly": True},
+    "several_steps_per_execution": {"steps_per_execution": 2},
+    "metrics": {"metrics": ["mae", keras.losses.cosine_similarity]},
+    "weighted_metrics": {"weighted_metrics": ["mae"]},
+    "a_function": {"loss": lambda a, b: keras.ops.mean((a - b) ** 2, -1)},
+    "reduction_sum": {"loss": keras.losses.MeanSquaredError(reduction="sum")},
+}
+COMPILED = {k: Case(compile=lambda v=v: v) for k, v in COMPILE.items()}
+COMPILED["metrics_with_names"] = Case(
+    compile=lambda: {
+        "metrics": [
+            keras.metrics.RootMeanSquaredError(name="far"),
+            keras.metrics.R2Score(name="near"),
+        ]
+    }
+)
+
+
+# ----------------------------------------------------------------- callbacks
+def callback(make_one: Callable[[str], Any], **kwargs: Any) -> Case:
+    def fit() -> dict[str, Any]:
+        folder = tempfile.mkdtemp()
+        return {
+            "callbacks": [make_one(folder)],
+            "validation_data": (X[:5], Y[:5]),
+            "epochs": 4,
+        }
+
+    return Case(fit=fit, **kwargs)
+
+
+callbacks = keras.callbacks
+CALLBACKS = {
+    "model_checkpoint": callback(
+        lambda folder: callbacks.ModelCheckpoint(
+            os.path.join(folder, "{epoch}.keras"), save_best_only=True
+        )
+    ),
+    "weights_checkpoint": callback(
+        lambda folder: callbacks.ModelCheckpoint(
+            os.path.join(folder, "{epoch}.weights.h5"), save_weights_only=True
+        )
+    ),
+    "backup_and_restore": callback(
+        lambda folder: callbacks.BackupAndRestore(folder)
+    ),
+    "early_stopping": callback(
+        lambda _: callbacks.EarlyStopping(
+            "val_loss", patience=1, min_delta=10, restore_best_weights=True
+        )
+    ),
+    "reduce_on_plateau": callback(
+        lambda _: callbacks.ReduceLROnPlateau(patience=1, min_delta=10)
+    ),
+    "schedule": callback(
+        lambda _: callbacks.LearningRateScheduler(
+            lambda epoch: 0.1 / (1 + epoch)
+        )
+    ),
+    "terminate_on_nan": callback(lambda _: callbacks.TerminateOnNaN()),
+    "swap_ema": callback(
+        lambda _: callbacks.SwapEMAWeights(),
+        compile=lambda: {"optimizer": optimizers.SGD(0.1, use_ema=True)},
+    ),
+    "csv_logger": callback(
+        lambda folder: callbacks.CSVLogger(os.path.join(folder, "log.csv"))
+    ),
+    "tensorboard": callback(
+        lambda folder: callbacks.TensorBoard(folder, histogram_freq=1)
+    ),
+}
+
+
+CASES = {
+    f"{group}_{name}": case
+    for group, cases in {
+        "optimizer": OPTIMIZERS,
+        "data": DATA,
+        "model": MODELS,
+        "compile": COMPILED,
+        "callback": CALLBACKS,
+    }.items()
+    for name, case in cases.items()
+}
+# What `loss_on_towers` refuses: steps and losses that want all outputs.
+REFUSED = {"model_own_train_step", "model_own_loss_and_metrics"}
+
+
+class FitTest(parameterized.TestCase):
+    @parameterized.named_parameters(*CASES.items())
+    def test_fit(self, case: Case) -> None:
+        assert_same(self, case)
+
+    @parameterized.named_parameters(
+        (name, name)
+        for name in CASES
+        if not name.startswith(("optimizer", "callback"))
+    )
+    def test_fit_with_the_loss_on_towers(self, name: str) -> None:
+        if name not in REFUSED:
+            return assert_same(self, CASES[name], loss_on_towers=True)
+        with self.assertRaisesRegex(ValueError, "its own (train_step|compute)"):
+            run(CASES[name], True, loss_on_towers=True)
+
+
+def scopes(run_metadata: bytes) -> Any:
+    """First parts of the names of what TensorBoard shows of a run."""
+    metadata = tf.compat.v1.RunMetadata.FromString(run_metadata)
+    for function in metadata.function_graphs:
+        for library in function.pre_optimization_graph.library.function:
+            for node in library.node_def:
+                yield node.name.split("/")[0]
+
+
+class CallbackTest(absltest.TestCase):
+    def test_the_csv_log_is_the_plain_model_s(self) -> None:
+        logs = []
+        for wrap in (False, True):
+            path = os.path.join(tempfile.mkdtemp(), "log.csv")
+            log = callbacks.CSVLogger(path)
+            case = Case(fit=lambda log=log: {"callbacks": [log]})
+            run(case, wrap)
+            with open(path) as file:
+                logs.append(list(csv.DictReader(file)))
+        numbers = [
+            [{k: float(v) for k, v in row.items() if v != "NA"} for row in log]
+            for log in logs
+        ]
+        for plain, towered in zip(*numbers, strict=True):
+            self.assertEqual(list(towered), list(plain))
+            close(list(towered.values()), list(plain.values()))
+
+    def test_the_graph_in_tensorboard_shows_the_towers(self) -> None:
+        folder = tempfile.mkdtemp()
+        board = callbacks.TensorBoard(folder, profile_batch=1)
+        run(Case(fit=lambda: {"callbacks": [board]}), True)
+        names = set()
+        for path in tf.io.gfile.glob(os.path.join(folder, "*", "*events*")):
+            for record in tf.data.TFRecordDataset(path):
+                event = tf.compat.v1.Event.FromString(record.numpy())
+                for value in event.summary.value:
+                    kind = value.metadata.plugin_data.plugin_name
+                    if kind.startswith("graph_run_metadata"):
+                        names |= set(scopes(value.tensor.string_val[0]))
+        self.assertContainsSubset({f"tower_{i}" for i in range(3)}, names)
+
+    def test_a_run_is_resumed_with_another_number_of_towers(self) -> None:
+        expected = make(dense)
+        expected.compile("adam", "mse")
+        expected.fit(X, Y, batch_size=4, epochs=4, verbose=0, shuffle=False)
+
+        class Interrupted(callbacks.Callback):
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                if epoch == 1:
+                    raise KeyboardInterrupt
+
+        folder = tempfile.mkdtemp()
+        for n, extra in ((4, [Interrupted()]), (2, [])):
+            model = towers.TowerModel(make(dense, seed=n), placement(n))
+            if n == 4:
+                model.set_weights(make(dense).get_weights())
+            model.compile("adam", "mse")
+            try:
+                model.fit(
+                    X,
+                    Y,
+                    batch_size=4,
+                    epochs=4,
+                    verbose=0,
+                    shuffle=False,
+                    callbacks=[callbacks.BackupAndRestore(folder), *extra],
+                )
+            except KeyboardInterrupt:
+                pass
+        close(model.get_weights(), expected.get_weights())
+        for a, e in zip(
+            model.optimizer.variables, expected.optimizer.variables
+        ):
+            close(a, e)
+
+
+class ScaledTest(absltest.TestCase):
+    def test_the_same_steps_are_skipped_on_overflow(self) -> None:
+        """Row 5 overflows, in the second of three steps, in float16."""
+        x = X.copy()
+        x[5] = 6e4
+        seen = []
+        for wrap in (False, True):
+            model = with_policy("mixed_float16", lambda: make(dense))
+            if wrap:
+                model = towers.TowerModel(model, placement(3))
+            scaled = optimizers.LossScaleOptimizer(
+                optimizers.Adam(0.01), initial_scale=2.0**14
+            )
+            model.compile(scaled, "mse")
+            model.fit(x, 1e3 * Y, batch_size=4, verbose=0, shuffle=False)
+            inner = scaled.inner_optimizer
+            seen.append((int(inner.iterations), float(scaled.dynamic_scale)))
+        self.assertEqual(*seen)
+        self.assertLess(seen[0][0], 3)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,108 @@
+"""TemplateProxy: a Keras model that passes for another, its template.
+
+Keras's savers go by an object's class, `_obj_type`, attributes and config, and
+TensorFlow's checkpoints by `_trackable_children`. All of them see the template
+here, so that what they write is the plain model. There is no public word for it; `proxy_test.py` fails when one changes.
+"""
+
+import copy
+from typing import Any
+
+import keras
+
+from towers import compiled
+
+
+class TemplateProxy(keras.Model):
+    """What does not depend on towers: the face of the template.
+
+    Attributes that the proxy has not, those of a class of yours, are the
+    template's. `isinstance` says yes for the template's class, too.
+    """
+
+    template: keras.Model
+
+    def __getattr__(self, name: str) -> Any:
+        template = vars(self).get("template")
+        if template is None or name.startswith("__"):
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}"
+            )
+        return getattr(template, name)
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return type(vars(self).get("template", self))
+
+    def __dir__(self) -> list[str]:
+        return dir(vars(self).get("template", type(self)))
+
+    def _obj_type(self) -> str:
+        return self._lent()._obj_type()
+
+    def _trackable_children(self, *args: Any, **kwargs: Any) -> Any:
+        if "template" not in vars(self):
+            return super()._trackable_children(*args, **kwargs)
+        return self._lent()._trackable_children(*args, **kwargs)
+
+    def _lent(self) -> keras.Model:
+        """The template, compiled as this model is, with its optimizer."""
+        lent = getattr(self.template, "optimizer", None)
+        if self.compiled and lent is not self.optimizer:
+            self.template.compile(**compiled.compile_arguments(self))
+        return self.template
+
+    def get_config(self) -> dict[str, Any]:
+        """The template's."""
+        return self.template.get_config()
+
+    def get_build_config(self) -> Any:
+        """The template's."""
+        return self.template.get_build_config()
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the plain model, with the optimizer if there is one."""
+        self._lent().save(*args, **kwargs)
+
+    def save_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the plain model's weights, and the optimizer's state."""
+        self._lent().save_weights(*args, **kwargs)
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Loads the plain model's weights, and the optimizer's state."""
+        self._lent().load_weights(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        """Pickles the plain model."""
+        return self._lent().__reduce__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A proxy like this one, of a copy of the template."""
+        return self._like(copy.deepcopy(self._lent(), memo))
+
+    def _like(self, template: keras.Model) -> Any:
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> list[keras.Layer]:
+        """The template's layers."""
+        return self.template.layers
+
+    @property
+    def inputs(self) -> Any:
+        return self.template.inputs
+
+    @property
+    def outputs(self) -> Any:
+        return self.template.outputs
+
+    @property
+    def output_names(self) -> list[str]:
+        return self.template.output_names
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras's list, or what the template's class says."""
+        if "metrics" in vars(type(self.template)):
+            return type(self.template).metrics.fget(self)  # type: ignore
+        return super().metrics

@@ -424,6 +424,42 @@ MODELS = {
     ),
     "own_train_step": Case(OwnStep),
     "own_loss_and_metrics": Case(OwnLoss),
+    "saturated_softmax": Case(
+        sequential(lambda: layers.Dense(2, "softmax")),
+        x=1e3 * X,
+        y=CLASSES,
+        compile=lambda: {
+            "loss": "sparse_categorical_crossentropy",
+            "metrics": ["accuracy"],
+        },
+    ),
+    "saturated_sigmoid": Case(
+        sequential(
+            lambda: layers.Dense(1), lambda: layers.Activation("sigmoid")
+        ),
+        x=1e3 * X,
+        y=CLASSES[:, None],
+        compile=lambda: {"loss": "binary_crossentropy", "metrics": ["AUC"]},
+    ),
+    "saturated_softmax_of_channels": Case(
+        sequential(
+            lambda: layers.Dense(4),
+            lambda: layers.Reshape((2, 2)),
+            lambda: layers.Softmax(axis=1),
+        ),
+        x=1e3 * X,
+        y=np.stack([Y, -Y], 1) > 0,
+        compile=lambda: {"loss": keras.losses.CategoricalCrossentropy(axis=1)},
+    ),
+    "saturated_eagerly": Case(
+        sequential(lambda: layers.Dense(2, "softmax")),
+        x=1e3 * X,
+        y=CLASSES,
+        compile=lambda: {
+            "loss": "sparse_categorical_crossentropy",
+            "run_eagerly": True,
+        },
+    ),
     "half_precision": Case(
         lambda: with_policy("mixed_float16", dense), tolerance=5e-3
     ),

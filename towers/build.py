@@ -9,10 +9,12 @@ import tensorflow as tf
 
 from towers import layer_graph, parameters, session, split, state
 from towers.forward import run_towers
-from towers.gather import check_structures, gather_known
+from towers.gather import check_structures, gather_known, spread
 from towers.parameters import Home
 from towers.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
+
+ACTIVATIONS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.nn.sigmoid}
 
 
 def build_towers(
@@ -101,23 +103,25 @@ def assemble(
     values, copies = _replicate(graph, homes, placement, shards)
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
+    activations: list[str | None] = []  # the same for all towers
     replays = run_towers(
-        [_tower(graph, scope, training, tower_fn) for scope in scopes],
+        [
+            _tower(graph, scope, training, tower_fn, activations)
+            for scope in scopes
+        ],
         placement.devices,
         list(zip(copies, shards.fed)),
     )
     check_structures([replay["outputs"] for replay in replays])
     rows, empty = shards.rows, shards.may_be_empty
 
-    def gather(name: str, rule: Any) -> Any:
-        each = [replay[name] for replay in replays]
+    def gather(each: Any, rule: Any) -> Any:
         return gather_known(each, placement, rule, rows, empty)
 
-    outputs = gather("outputs", merge)
-    if merge == "concat":
-        layer_graph.set_masks(outputs, gather("masks", "concat"))
-    rules = [{rule: rule for rule in loss} for loss in replays[0]["losses"]]
-    losses = [x for loss in gather("losses", rules) for x in loss.values()]
+    outputs = _outputs(replays, activations, merge, gather, placement)
+    each = [replay["losses"] for replay in replays]
+    rules = [{rule: rule for rule in loss} for loss in each[0]]
+    losses = [x for loss in gather(each, rules) for x in loss.values()]
     merged = state.merge_state(
         graph,
         values,
@@ -199,15 +203,17 @@ def _tower(
     scope: str,
     training: bool | None,
     tower_fn: Callable[..., Any] | None,
+    activations: list[str | None],
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors."""
 
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
         replay = graph.replay(copies, shard, training, scope, tower_fn)
+        activations[:] = replay.activations
         return {
             "outputs": replay.outputs,
-            "masks": replay.masks,
+            "notes": replay.notes,
             "losses": replay.losses,
             "state": replay.state,
             "moments": {
@@ -218,6 +224,52 @@ def _tower(
         }
 
     return run
+
+
+def _outputs(
+    replays: list[dict[str, Any]],
+    activations: list[str | None],
+    merge: Any,
+    gather: Callable[[Any, Any], Any],
+    placement: Placement,
+) -> Any:
+    """Gathered outputs, with what Keras attaches to them.
+
+    Where a model ends in a softmax or sigmoid, its logits are gathered and the
+    last op is done again: Keras computes such a loss from logits, since
+    probabilities underflow, and no more bytes cross.
+    """
+    rules = spread(merge, replays[0]["outputs"])
+    joined = [rule == "concat" for rule in rules]
+    again = [a if j else None for a, j in zip(activations, joined)]
+    each = [
+        [
+            note["logits"] if a else output
+            for output, note, a in zip(
+                tf.nest.flatten(replay["outputs"]), replay["notes"], again
+            )
+        ]
+        for replay in replays
+    ]
+    notes = [
+        [
+            {
+                "mask": note["mask"] if j else None,
+                "logits": note["logits"] if j and not a else None,
+            }
+            for note, j, a in zip(replay["notes"], joined, again)
+        ]
+        for replay in replays
+    ]
+    flat, merged = gather(each, rules), gather(notes, "concat")
+    with tf.device(placement.output_device):
+        for i, activation in enumerate(again):
+            if activation is not None:
+                merged[i]["logits"] = flat[i]
+                flat[i] = ACTIVATIONS[activation](flat[i])
+    outputs = tf.nest.pack_sequence_as(replays[0]["outputs"], flat)
+    layer_graph.set_notes(outputs, merged)
+    return outputs
 
 
 def _moments(calls: dict[int, Any]) -> dict[int, list[layer_graph.Moments]]:
@@ -254,7 +306,7 @@ def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
 
     values = tf.function(run, autograph=False)(inputs)
     graph = built[-1]
-    layer_graph.set_masks(values["outputs"], values["masks"])
+    layer_graph.set_notes(values["outputs"], values["notes"])
     return dataclasses.replace(
         graph,
         outputs=values["outputs"],
@@ -272,10 +324,9 @@ def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
 
 
 def _tensors(graph: TowerGraph) -> dict[str, Any]:
-    flat = tf.nest.flatten(graph.outputs)
     return {
         "outputs": graph.outputs,
-        "masks": [layer_graph.get_mask(x) for x in flat],
+        "notes": layer_graph.get_notes(graph.outputs),
         "towers": [
             {
                 "inputs": tower.inputs,

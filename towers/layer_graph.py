@@ -4,7 +4,7 @@ With `compiled.py` the only file that touches Keras's internals, because Keras
 has no public word for them: `_flatten_layers` (all nested layers), `_moments`
 (what a batch norm saw), `_get_call_context` (the training phase of a call),
 `_build_shapes_dict` (what a model was built for), `_value` and `_unique_id`
-(the variable behind a Keras variable) and `_keras_mask`.
+(the variable behind a Keras variable), `_keras_mask` and `_keras_logits`.
 `layer_graph_test.py` fails when one of them changes.
 """
 
@@ -63,7 +63,9 @@ class Replay:
 
     Attributes:
       outputs: what the model (or the tower function) returned.
-      masks: the Keras mask of each flat output, or None.
+      notes: what Keras attached to each flat output, see `get_notes`.
+      activations: for each flat output "Softmax" or "Sigmoid", if its logits
+        are among the notes and it is just that of them; else None.
       losses: scalars from `add_loss` and activity regularisers, each as
         {rule: scalar} with the rule by which those of all towers merge.
       state: new values by index into `LayerGraph.variables`.
@@ -72,7 +74,8 @@ class Replay:
     """
 
     outputs: Any
-    masks: list[tf.Tensor | None]
+    notes: list[dict[str, tf.Tensor | None]]
+    activations: list[str | None]
     losses: list[dict[str, tf.Tensor]]
     state: dict[int, tf.Tensor]
     moments: dict[int, list[Moments]]
@@ -185,7 +188,6 @@ class LayerGraph:
                 outputs = self.model(inputs, training=training)
             losses = [loss for m in self.models for loss in _own_losses(m)]
         outputs = tf.nest.map_structure(_as_tensor, outputs)
-        flat = tf.nest.flatten(outputs)
         state = {}
         for i, (variable, value) in enumerate(zip(self.variables, values)):
             new = stateless.get_current_value(variable)
@@ -193,7 +195,8 @@ class LayerGraph:
                 state[i] = new
         return Replay(
             outputs,
-            [get_mask(x) for x in flat],
+            get_notes(outputs),
+            [_activation(x) for x in tf.nest.flatten(outputs)],
             [
                 {"sum" if any(loss is s for s in sums) else "mean": loss}
                 for loss in losses
@@ -540,11 +543,37 @@ def get_mask(tensor: Any) -> tf.Tensor | None:
     return getattr(tensor, "_keras_mask", None)
 
 
-def set_masks(outputs: Any, masks: Sequence[tf.Tensor | None]) -> None:
-    """Attaches Keras masks to flat outputs, where there are any."""
-    for output, mask in zip(tf.nest.flatten(outputs), masks):
-        if mask is not None:
-            output._keras_mask = mask
+def get_notes(outputs: Any) -> list[dict[str, tf.Tensor | None]]:
+    """What Keras attached to each flat output: its mask and its logits.
+
+    Losses on probabilities take the logits, if those are known, because
+    probabilities underflow.
+    """
+
+    def logits(output: Any) -> tf.Tensor | None:
+        if _activation(output):
+            return output.op.inputs[0]
+        return getattr(output, "_keras_logits", None)
+
+    return [
+        {"mask": get_mask(x), "logits": logits(x)}
+        for x in tf.nest.flatten(outputs)
+    ]
+
+
+def set_notes(outputs: Any, notes: Sequence[dict[str, Any]]) -> None:
+    """Attaches to flat outputs what `get_notes` says of others."""
+    for output, note in zip(tf.nest.flatten(outputs), notes):
+        for name, value in note.items():
+            if value is not None:
+                setattr(output, f"_keras_{name}", value)
+
+
+def _activation(output: Any) -> str | None:
+    if not isinstance(output, tf.Tensor) or hasattr(output, "numpy"):
+        return None  # eager tensors do not know where they come from
+    kind = output.op.type
+    return kind if kind in ("Softmax", "Sigmoid") else None
 
 
 def _own_losses(model: keras.Model) -> list[tf.Tensor]:
@@ -588,8 +617,6 @@ def _as_tensor(value: Any) -> Any:
             "Outputs of towers must be dense tensors; got a "
             f"{type(value).__name__}. Make it dense in the model."
         )
-    mask = get_mask(value)
     tensor = tf.convert_to_tensor(value)
-    if mask is not None:
-        tensor._keras_mask = mask
+    set_notes(tensor, [{"mask": get_mask(value)}])
     return tensor

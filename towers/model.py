@@ -39,8 +39,19 @@ class TowerModel(TemplateProxy):
     sums of a few numbers: outputs never leave their tower. The values are the
     plain model's. What cannot be put together from shards is refused by name.
 
-    `save`, `save_weights` and `load_weights` write and read the plain model.
-    XLA (`jit_compile`) would put all towers on one device and stays off.
+    What is written is the plain model, optimizer included, so that any number
+    of towers, or none, loads it: by `save`, `keras.saving.save_model`,
+    `save_weights`, callbacks and `tf.train.Checkpoint`. `copy.deepcopy` gives
+    a TowerModel on the same devices, with a copy of the template;
+    `keras.models.clone_model` and pickling give the plain model. Attributes
+    and methods of a template of your own class are there, and `isinstance`
+    knows that class.
+
+    A template's own `train_step`, `test_step`, `compute_loss` or
+    `compute_metrics` is used, with this model for `self`: what it calls as
+    `self(x)` runs in towers; a layer that it calls alone, as `self.encoder(x)`,
+    does not. XLA (`jit_compile`) would put all towers on one device and stays
+    off.
 
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     >>> model = towers.TowerModel(model, towers.Placement.cpus(2))
@@ -116,8 +127,8 @@ class TowerModel(TemplateProxy):
                 "Make the mask inside the model, as Masking or "
                 "Embedding(mask_zero=True) do."
             )
-        outputs, masks, losses = self._in_graph(inputs, training)
-        layer_graph.set_masks(outputs, masks)
+        outputs, notes, losses = self._in_graph(inputs, training)
+        layer_graph.set_notes(outputs, notes)
         for loss in losses:
             self.add_loss(loss)
         return outputs
@@ -150,10 +161,8 @@ class TowerModel(TemplateProxy):
             self.template, inputs, self.placement, training, self.merge
         )
         graph.apply_updates()
-        masks = [
-            layer_graph.get_mask(x) for x in tf.nest.flatten(graph.outputs)
-        ]
-        return graph.outputs, masks, graph.losses[: graph.n_input_losses]
+        notes = layer_graph.get_notes(graph.outputs)
+        return graph.outputs, notes, graph.losses[: graph.n_input_losses]
 
     def _forget_if_moved(self) -> bool:
         """Drops functions made of variables that have moved since."""

@@ -132,9 +132,9 @@ def settled(graph: layer_graph.LayerGraph, built: Any) -> Any:
         with tf.device(output.device), tf.control_dependencies(moves):
             return tf.identity(output)
 
-    masks = [layer_graph.get_mask(x) for x in tf.nest.flatten(built.outputs)]
+    notes = layer_graph.get_notes(built.outputs)
     outputs = tf.nest.map_structure(moved, built.outputs)
-    layer_graph.set_masks(outputs, masks)
+    layer_graph.set_notes(outputs, tf.nest.map_structure(moved, notes))
     return dataclasses.replace(built, outputs=outputs)
 
 

@@ -1,0 +1,87 @@
+"""Every family of keras.applications, its smallest member, in towers."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from models import close, placement
+
+import towers
+
+apps = keras.applications
+# Family, smallest member, and the smallest images that it takes.
+FAMILIES = {
+    "convnext": (apps.ConvNeXtTiny, 32),
+    "densenet": (apps.DenseNet121, 32),
+    "efficientnet": (apps.EfficientNetB0, 32),
+    "efficientnet_v2": (apps.EfficientNetV2B0, 32),
+    "inception_resnet_v2": (apps.InceptionResNetV2, 75),
+    "inception_v3": (apps.InceptionV3, 75),
+    "mobilenet": (apps.MobileNet, 32),
+    "mobilenet_v2": (apps.MobileNetV2, 32),
+    "mobilenet_v3": (apps.MobileNetV3Small, 32),
+    "nasnet": (apps.NASNetMobile, 32),
+    "resnet": (apps.ResNet50, 32),
+    "resnet_v2": (apps.ResNet50V2, 32),
+    "vgg16": (apps.VGG16, 32),
+    "vgg19": (apps.VGG19, 32),
+    "xception": (apps.Xception, 71),
+}
+
+
+class ApplicationsTest(parameterized.TestCase):
+    def test_every_family_is_here(self):
+        modules = {
+            name
+            for name in dir(apps)
+            if hasattr(getattr(apps, name), "preprocess_input")
+        }
+        self.assertEqual(
+            modules - {"resnet50", "imagenet_utils"}, set(FAMILIES)
+        )
+
+    @parameterized.named_parameters((name, *f) for name, f in FAMILIES.items())
+    def test_numbers_are_the_plain_model_s(self, family, size):
+        keras.utils.set_random_seed(0)
+        model = family(weights=None, input_shape=(size, size, 3), classes=3)
+        rng = np.random.default_rng(0)
+        x = tf.constant(rng.uniform(0, 255, [3, size, size, 3]), tf.float32)
+        y = tf.constant([0, 1, 2])
+
+        def gradients(outputs_of):
+            """With batch norm by its moving statistics."""
+
+            @tf.function(autograph=False)
+            def run(x, y):
+                with tf.GradientTape() as tape:
+                    outputs = outputs_of(x)
+                    loss = keras.losses.sparse_categorical_crossentropy(
+                        y, outputs
+                    )
+                slopes = tape.gradient(loss, model.trainable_variables)
+                return outputs, slopes
+
+            return run(x, y)
+
+        expected = gradients(lambda x: model(x, training=False))
+        actual = gradients(
+            lambda x: (
+                towers.build_towers(
+                    model, x, placement(2), training=False
+                ).outputs
+            )
+        )
+        close(actual[0], expected[0], 1e-4)
+        for a, e in zip(actual[1], expected[1], strict=True):
+            close(a, e, 1e-4)
+
+        towered = towers.TowerModel(model, placement(2))
+        towered.compile("sgd", "sparse_categorical_crossentropy")
+        loss = towered.train_on_batch(x, y)
+        self.assertTrue(np.isfinite(loss))
+        for weight in towered.get_weights():
+            self.assertTrue(np.all(np.isfinite(weight)))
+
+
+if __name__ == "__main__":
+    absltest.main()

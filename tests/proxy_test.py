@@ -92,6 +92,14 @@ class SavingTest(parameterized.TestCase):
             fit(loaded, x, y)
             close(loaded.get_weights(), expected.get_weights())
 
+    def test_what_it_was_compiled_with_last_is_saved(self):
+        towered, x, y = fitted(cnn)
+        for loss in ("mse", "mae"):
+            towered.compile(towered.optimizer, loss)
+            file = path("model.keras")
+            towered.save(file)
+            self.assertEqual(keras.saving.load_model(file).loss, loss)
+
     def test_a_process_without_towers_loads_it(self):
         towered, x, _ = fitted(cnn)
         folder = tempfile.mkdtemp()

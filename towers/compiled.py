@@ -135,6 +135,8 @@ def pin_optimizer(optimizer: Any) -> None:
     if inner is not None:
         pin_optimizer(inner)
         return
+    for one in getattr(optimizer, "optimizers", []):  # of a MultiOptimizer
+        pin_optimizer(one)
     if getattr(optimizer.update_step, "_towers_pinned", False):
         return
 

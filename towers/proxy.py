@@ -2,7 +2,8 @@
 
 Keras's savers go by an object's class, `_obj_type`, attributes and config, and
 TensorFlow's checkpoints by `_trackable_children`. All of them see the template
-here, so that what they write is the plain model. There is no public word for it; `proxy_test.py` fails when one changes.
+here, so that what they write is the plain model. There is no public word for
+it; `proxy_test.py` fails when one changes.
 """
 
 import copy
@@ -21,6 +22,7 @@ class TemplateProxy(keras.Model):
     """
 
     template: keras.Model
+    _is_lent = False
 
     def __getattr__(self, name: str) -> Any:
         template = vars(self).get("template")
@@ -47,10 +49,14 @@ class TemplateProxy(keras.Model):
 
     def _lent(self) -> keras.Model:
         """The template, compiled as this model is, with its optimizer."""
-        lent = getattr(self.template, "optimizer", None)
-        if self.compiled and lent is not self.optimizer:
+        if self.compiled and not self._is_lent:
             self.template.compile(**compiled.compile_arguments(self))
+            self._is_lent = True
         return self.template
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        super().compile(*args, **kwargs)
+        self._is_lent = False
 
     def get_config(self) -> dict[str, Any]:
         """The template's."""

@@ -2,7 +2,7 @@
 
 load("@rules_python//python:defs.bzl", "py_test")
 
-def tower_test(name, deps = [], data = []):
+def tower_test(name, deps = [], data = [], tags = []):
     """Runs the tests of `NAME.py`; a file without tests is a failure.
 
     A plain `py_test` of a file in pytest's style runs nothing and passes.
@@ -11,6 +11,7 @@ def tower_test(name, deps = [], data = []):
       name: the file's name without `.py`.
       deps: what the file imports.
       data: what it reads or starts.
+      tags: "slow" for minutes; CI leaves these to pytest.
     """
     py_test(
         name = name,
@@ -22,5 +23,6 @@ def tower_test(name, deps = [], data = []):
         args = [name + ".py"],
         data = data + ["//:pyproject.toml"],
         main = "pytest_main.py",
+        tags = tags,
         deps = deps + [":conftest"],
     )

@@ -146,7 +146,10 @@ def placement(
 
 def close(actual: object, expected: object, tolerance: float = 1e-5) -> None:
     """Equal to float32 rounding, measured against the largest element."""
-    actual, expected = tf.nest.flatten(actual), tf.nest.flatten(expected)
+    actual, expected = (
+        [np.asarray(x).astype("float64") for x in tf.nest.flatten(nest)]
+        for nest in (actual, expected)
+    )
     scale = max([1.0, *(np.abs(e).max(initial=0) for e in expected)])
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * scale)

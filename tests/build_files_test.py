@@ -80,7 +80,7 @@ class BuildFilesTest(parameterized.TestCase):
             if path.stat().st_size  # Bazel adds an empty __init__.py
         ]
         self.assertNotEmpty(present)
-        self.assertCountEqual(files, present)
+        self.assertCountEqual(files, present, f"targets and files of {folder}")
 
     @parameterized.parameters(*FOLDERS)
     def test_targets_depend_on_what_they_import(self, folder):

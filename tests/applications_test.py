@@ -1,5 +1,7 @@
 """Every family of keras.applications, its smallest member, in towers."""
 
+import gc
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -41,6 +43,12 @@ class ApplicationsTest(parameterized.TestCase):
             tf.config.optimizer.set_experimental_options,
             {"disable_meta_optimizer": False, **options},
         )
+
+    def tearDown(self):
+        """Gives back what one model's graphs hold, about 1 GB."""
+        super().tearDown()
+        keras.utils.clear_session()
+        gc.collect()
 
     def test_every_family_is_here(self):
         modules = {

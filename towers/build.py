@@ -29,8 +29,9 @@ def build_towers(
     """Computes a Keras model in one tower per device.
 
     Meant for a `tf.function` of your own; called eagerly it builds and runs a
-    graph each time. Differentiate through it with any tape: the backward pass
-    of each tower stays on its device.
+    graph each time, which TensorFlow keeps for good: not for loops.
+    Differentiate through it with any tape: the backward pass of each tower
+    stays on its device.
 
     In a graph of `tf.compat.v1` the model, built eagerly, gets variables of
     that graph on the parameter device, once for all towers built there, that

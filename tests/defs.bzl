@@ -2,7 +2,7 @@
 
 load("@rules_python//python:defs.bzl", "py_test")
 
-def tower_test(name, deps = [], data = [], tags = []):
+def tower_test(name, deps = [], data = []):
     """Runs the tests of `NAME.py`; a file without tests is a failure.
 
     A plain `py_test` of a file in pytest's style runs nothing and passes.
@@ -11,11 +11,10 @@ def tower_test(name, deps = [], data = [], tags = []):
       name: the file's name without `.py`.
       deps: what the file imports.
       data: what it reads or starts.
-      tags: "slow" for minutes; CI leaves these to pytest.
     """
     py_test(
         name = name,
-        timeout = "long",
+        timeout = "eternal",
         srcs = [
             name + ".py",
             "pytest_main.py",
@@ -23,6 +22,5 @@ def tower_test(name, deps = [], data = [], tags = []):
         args = [name + ".py"],
         data = data + ["//:pyproject.toml"],
         main = "pytest_main.py",
-        tags = tags,
         deps = deps + [":conftest"],
     )

@@ -291,6 +291,10 @@ class OwnStep(WithArguments):
         return {"mine": self.mine.result()}
 
 
+class Heir(OwnStep):
+    """With all of that by inheritance."""
+
+
 class OwnLoss(WithArguments):
     def compute_loss(
         self,
@@ -438,6 +442,7 @@ MODELS = {
         fit=lambda: {"y": None},
     ),
     "own_train_step": Case(OwnStep),
+    "inherited_train_step": Case(Heir),
     "own_loss_and_metrics": Case(OwnLoss),
     "saturated_softmax": Case(
         sequential(lambda: layers.Dense(2, "softmax")),
@@ -580,7 +585,11 @@ CASES = {
     for name, case in cases.items()
 }
 # What `loss_on_towers` refuses: steps and losses that want all outputs.
-REFUSED = {"model_own_train_step", "model_own_loss_and_metrics"}
+REFUSED = {
+    "model_own_train_step",
+    "model_inherited_train_step",
+    "model_own_loss_and_metrics",
+}
 
 
 class FitTest(parameterized.TestCase):

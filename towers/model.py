@@ -1,5 +1,6 @@
 """TowerModel and to_multi_gpu: towers behind the face of a Keras model."""
 
+import copy
 from typing import Any
 
 import keras
@@ -362,9 +363,9 @@ class TowerModel(TemplateProxy):
         (kwargs.get("print_fn") or print)(str(self.placement))
         self.template.summary(*args, **kwargs)
 
-    def _like(self, template: keras.Model) -> "TowerModel":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TowerModel":
         return TowerModel(
-            template,
+            copy.deepcopy(self._lent(), memo),
             self.placement,
             self.merge,
             self.loss_on_towers,

@@ -6,7 +6,6 @@ here, so that what they write is the plain model. There is no public word for
 it; `proxy_test.py` fails when one changes.
 """
 
-import copy
 from typing import Any
 
 import keras
@@ -82,13 +81,6 @@ class TemplateProxy(keras.Model):
         """Pickles the plain model."""
         return self._lent().__reduce__()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A proxy like this one, of a copy of the template."""
-        return self._like(copy.deepcopy(self._lent(), memo))
-
-    def _like(self, template: keras.Model) -> Any:
-        raise NotImplementedError
-
     @property
     def layers(self) -> list[keras.Layer]:
         """The template's layers."""
@@ -109,6 +101,6 @@ class TemplateProxy(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras's list, or what the template's class says."""
-        if "metrics" in vars(type(self.template)):
+        if compiled.overridden(self.template, ("metrics",)):
             return type(self.template).metrics.fget(self)  # type: ignore
         return super().metrics

@@ -2,18 +2,20 @@
 
 load("@rules_python//python:defs.bzl", "py_test")
 
-def tower_test(name, deps = [], data = []):
+def tower_test(name, size = "small", deps = [], data = []):
     """Runs the tests of `NAME.py`; a file without tests is a failure.
 
     A plain `py_test` of a file in pytest's style runs nothing and passes.
 
     Args:
       name: the file's name without `.py`.
+      size: "small" for a minute or less; CI runs only these under Bazel.
       deps: what the file imports.
       data: what it reads or starts.
     """
     py_test(
         name = name,
+        size = size,
         timeout = "eternal",
         srcs = [
             name + ".py",

@@ -29,7 +29,7 @@ def build_towers(
     """Computes a Keras model in one tower per device.
 
     Meant for a `tf.function` of your own; called eagerly it builds and runs a
-    graph each time, which TensorFlow keeps for good: not for loops.
+    graph each time, which is slow: not for loops.
     Differentiate through it with any tape: the backward pass of each tower
     stays on its device.
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.own_gradient import own_gradient
+
 
 def run_towers(
     functions: Sequence[Callable[..., Any]],
@@ -36,7 +38,7 @@ def pinned(function: Callable[..., Any], device: str, argument: Any) -> Any:
     tensors = [x for x in tf.nest.flatten(argument) if x is not None]
     structure: list[Any] = []
 
-    @tf.custom_gradient
+    @own_gradient
     def run(*tensors: tf.Tensor) -> Any:
         # A loop places what it hands from step to step beside where that came
         # from: it must come from this device, or every step asks the other.

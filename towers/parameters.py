@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers import compiled, layer_graph
+from towers.own_gradient import own_gradient
 from towers.placement import Placement, check_placement, resolve_devices
 
 
@@ -43,7 +44,7 @@ def replicate(
     if not value.dtype.is_floating:
         return [value] * n
 
-    @tf.custom_gradient
+    @own_gradient
     def copies(value: tf.Tensor) -> Any:
         def backward(*upstream: Any) -> Any:
             with tf.device(device):

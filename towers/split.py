@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from towers.own_gradient import own_gradient
 from towers.placement import Placement, check_placement
 
 
@@ -186,7 +187,7 @@ def _slices(
 ) -> list[tf.Tensor]:
     """Slices whose gradient is one concat, without the spare rows."""
 
-    @tf.custom_gradient
+    @own_gradient
     def slices(leaf: tf.Tensor) -> Any:
         rest = [-1] * (leaf.shape.rank - 1)
         zeros = [0] * (leaf.shape.rank - 1)

@@ -1,0 +1,76 @@
+import gc
+
+import models
+import tensorflow as tf
+from absl.testing import parameterized
+from tensorflow.python.framework import ops
+
+import towers
+from towers.own_gradient import own_gradient
+
+
+def graphs() -> int:
+    gc.collect()
+    return sum(isinstance(x, tf.Graph) for x in gc.get_objects())
+
+
+class OwnGradientTest(parameterized.TestCase):
+    @parameterized.named_parameters(models.NAMED)
+    def test_graphs_are_freed(self, model):
+        model = models.make(model)
+        x = models.inputs(model, 5)
+
+        def build():
+            towers.build_towers(model, x, models.placement())
+
+        def differentiate():
+            @tf.function
+            def step(x):
+                with tf.GradientTape() as tape:
+                    graph = towers.build_towers(model, x, models.placement())
+                    loss = sum(
+                        tf.reduce_sum(y) for y in tf.nest.flatten(graph.outputs)
+                    )
+                return tape.gradient(loss, model.trainable_variables)
+
+            step(x)
+
+        for call in (build, differentiate):
+            call()
+            before = graphs(), len(ops.gradient_registry.list())
+            call()
+            after = graphs(), len(ops.gradient_registry.list())
+            self.assertEqual(after, before)
+
+    def test_plain_custom_gradient_keeps_them(self):
+        """What this file is for: gone when TensorFlow frees them itself."""
+
+        def trace(decorator):
+            @tf.function
+            def f(x):
+                return decorator(lambda x: (x * 2, lambda g: g * 2))(x)
+
+            f(tf.ones([]))
+
+        trace(own_gradient)
+        before = graphs()
+        trace(own_gradient)
+        self.assertEqual(graphs(), before)
+        trace(tf.custom_gradient)
+        self.assertGreater(graphs(), before)
+
+    def test_a_gradient_after_its_graph_says_what_to_do(self):
+        double = own_gradient(lambda x: (x * 2, lambda g: g * 2))
+        graph = tf.Graph()
+        with graph.as_default():
+            op = double(tf.ones([])).op
+            name = op.get_attr("_gradient_op_type")
+            gradient = ops.gradient_registry.lookup(name)
+            self.assertIsNotNone(gradient(op, tf.ones([]), tf.ones([])))
+        with tf.Graph().as_default():
+            other = tf.ones([]).op
+        del graph, op
+        gc.collect()
+        self.assertNotIn(name.decode(), ops.gradient_registry.list())
+        with self.assertRaisesRegex(RuntimeError, "Keep the tf.function"):
+            gradient(other, None)

@@ -15,7 +15,9 @@ def graphs() -> int:
 
 
 class OwnGradientTest(parameterized.TestCase):
-    @parameterized.named_parameters(models.NAMED)
+    @parameterized.named_parameters(
+        ("cnn", models.cnn), ("recurrent", models.recurrent)
+    )
     def test_graphs_are_freed(self, model):
         model = models.make(model)
         x = models.inputs(model, 5)
@@ -41,6 +43,54 @@ class OwnGradientTest(parameterized.TestCase):
             call()
             after = graphs(), len(ops.gradient_registry.list())
             self.assertEqual(after, before)
+
+    def test_calls_without_results_are_freed(self):
+        nothing = own_gradient(lambda x: ([], lambda *g: [None]))
+
+        def trace():
+            tf.function(lambda x: nothing(x) or x, autograph=False)(tf.ones([]))
+
+        trace()
+        before = graphs(), len(ops.gradient_registry.list())
+        trace()
+        self.assertEqual((graphs(), len(ops.gradient_registry.list())), before)
+
+    @parameterized.named_parameters(
+        ("eager", "eager"), ("nested", "nested"), ("loop", "loop")
+    )
+    def test_gradients_outlive_the_function_that_built_them(self, way):
+        model = models.make(models.cnn)
+        x = models.inputs(model, 5)
+
+        def outputs(x):
+            def towered(x):
+                return towers.build_towers(model, x, models.placement()).outputs
+
+            if way == "eager":
+                return towered(x)
+            if way == "nested":
+                return tf.function(towered, autograph=False)(x)
+            return tf.while_loop(
+                lambda i, y: i < 2,
+                lambda i, y: (i + 1, y + towered(x)),
+                (0, tf.zeros([5, 3])),
+                maximum_iterations=2,
+            )[1]
+
+        run = outputs if way == "eager" else tf.function(outputs)
+        with tf.GradientTape(persistent=True) as tape:
+            loss = tf.reduce_sum(run(x) ** 2)
+        gc.collect()
+        actual = tape.gradient(loss, model.trainable_variables)
+        del run
+        gc.collect()
+        again = tape.gradient(loss, model.trainable_variables)
+        with tf.GradientTape() as tape:
+            times = 2 if way == "loop" else 1
+            loss = tf.reduce_sum((times * model(x)) ** 2)
+        expected = tape.gradient(loss, model.trainable_variables)
+        models.close(actual, expected)
+        models.close(again, expected)
 
     def test_plain_custom_gradient_keeps_them(self):
         """What this file is for: gone when TensorFlow frees them itself."""

@@ -96,8 +96,6 @@ def gather_known(
             for rule, column in zip(rules, argument["columns"])
         ]
 
-    if all(x is None for column in columns for x in column):
-        return towers[0]
     with tf.name_scope("gather"):
         merged = pinned(
             merge_all,

@@ -27,11 +27,17 @@ def own_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: tf.Tensor) -> Any:
         results = decorated(*args)
-        for result in tf.nest.flatten(results)[:1]:
-            _hand_to_graph(result.op)
+        made = [result.op for result in tf.nest.flatten(results)[:1]]
+        _hand_to_graph(made[0] if made else _last())
         return results
 
     return call
+
+
+def _last() -> tf.Operation:
+    """The op of a call without results, which nothing else leads to."""
+    made = tf.compat.v1.get_default_graph().get_operations()
+    return next(op for op in reversed(made) if op.type == "IdentityN")
 
 
 def _hand_to_graph(op: tf.Operation) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import compiled, layer_graph, losses
+from towers import compiled, layer_graph
 from towers.build import build_towers
-from towers.compiled import Compiled
 from towers.export import export_towers
 from towers.gather import check_rule
 from towers.parameters import move_variables, place_variables
 from towers.placement import Placement, check_count, check_placement
 from towers.proxy import TemplateProxy
+from towers.tower_loss import loss_on_towers
 
 # What a template, or a subclass of TowerModel, may do in its own way.
 STEPS = (
@@ -246,7 +246,7 @@ class TowerModel(TemplateProxy):
             if not self.loss_on_towers:
                 return self._stepped("train_step", data)
             with tf.GradientTape() as tape:
-                loss = self._loss_of_towers(data, training=True)
+                loss = self._loss_on_towers(data, training=True)
                 if self.optimizer is not None:
                     loss = self.optimizer.scale_loss(loss)
             variables = self.trainable_variables
@@ -259,7 +259,7 @@ class TowerModel(TemplateProxy):
         with tf.device(self.placement.output_device):
             if not self.loss_on_towers:
                 return self._stepped("test_step", data)
-            self._loss_of_towers(data, training=False)
+            self._loss_on_towers(data, training=False)
             return self.get_metrics_result()
 
     def predict_step(self, data: Any) -> Any:
@@ -290,68 +290,9 @@ class TowerModel(TemplateProxy):
             )
         return result
 
-    def _loss_of_towers(self, data: Any, training: bool) -> tf.Tensor:
-        """The loss of a batch, put together from what the towers say."""
-        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-        structure = self._built_losses(x, y, weights)
-        metrics = Compiled.of(self).metrics
-        models = {"template": self.template}
-        if metrics is not None:
-            models["metrics"] = metrics
-
-        def on_tower(models: Any, shard: Any) -> tf.Tensor | None:
-            x, y, weights = shard
-            y_pred = models["template"](x, training=training)
-            if metrics is not None:
-                losses.update_metrics(metrics, y, y_pred, weights)
-            if Compiled.of(self).loss is None:
-                return None
-            return losses.parts(self, y, y_pred, weights)
-
-        graph = build_towers(
-            models,
-            (x, y, weights),
-            self.placement,
-            training,
-            merge="sum",
-            tower_fn=on_tower,
-        )
-        graph.apply_updates()
-        terms = [tf.reduce_sum(loss) for loss in graph.losses]
-        first = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
-        if graph.outputs is not None:
-            like = tf.nest.map_structure(lambda _: first, structure)
-            terms.append(losses.merged(self, graph.outputs, y, like))
-        if not terms:
-            raise ValueError(
-                "There is no loss to compute. Expected a `loss` in compile(), "
-                "or a layer that calls `add_loss`."
-            )
-        total = tf.add_n(terms)
-        Compiled.of(self).tracker.update_state(
-            total, sample_weight=tf.shape(first)[0]
-        )
-        return total
-
-    def _built_losses(self, x: Any, y: Any, weights: Any) -> Any:
-        """Builds losses and metrics, outside of towers; a nest like outputs."""
-        self._build_template(x)
-        outputs = self.template.compute_output_spec(
-            tf.nest.map_structure(_symbol, x)
-        )
-        made = Compiled.of(self)
-        if not made.built:
-
-            def build(y: Any, y_pred: Any, weights: Any) -> None:
-                if made.metrics is not None:
-                    made.metrics.update_state(y, y_pred, weights)
-                if made.loss is not None:
-                    made.loss(y, y_pred, weights)
-
-            specs = tf.nest.map_structure(_spec, (y, outputs, weights))
-            tf.function(build, autograph=False).get_concrete_function(*specs)
-        losses.check_mergeable(self)
-        return outputs
+    def _loss_on_towers(self, data: Any, training: bool) -> tf.Tensor:
+        self._build_template(keras.utils.unpack_x_y_sample_weight(data)[0])
+        return loss_on_towers(self, data, training)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.merge == "concat":
@@ -422,19 +363,6 @@ class TowerModel(TemplateProxy):
         )
         if verbose:
             print(f"Saved towers at {filepath!r}: {placement}")
-
-
-def _symbol(value: Any) -> Any:
-    """The Keras symbol of a tensor; None stays."""
-    if value is None:
-        return None
-    dtype = keras.backend.standardize_dtype(value.dtype)
-    return keras.KerasTensor(value.shape, dtype)
-
-
-def _spec(value: Any) -> Any:
-    """The TensorFlow spec of a tensor or symbol; None stays."""
-    return None if value is None else tf.TensorSpec(value.shape, value.dtype)
 
 
 def to_multi_gpu(

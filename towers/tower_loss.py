@@ -1,0 +1,99 @@
+"""tower_loss: a step whose loss is computed where the outputs are."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers import losses
+from towers.build import build_towers
+from towers.compiled import Compiled
+
+
+def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
+    """The loss of a batch, put together from what the towers say.
+
+    Updates metrics, and the state of layers, as Keras's own step does.
+
+    Args:
+      model: a compiled `TowerModel`, whose template is built.
+      data: a batch as `fit` has it: inputs, targets and sample weights.
+      training: the phase.
+
+    Raises:
+      ValueError: a loss or a metric cannot be put together from shards, or
+        there is no loss.
+    """
+    x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+    structure = _built_losses(model, x, y, weights)
+    metrics = Compiled.of(model).metrics
+    models = {"template": model.template}
+    if metrics is not None:
+        models["metrics"] = metrics
+
+    def on_tower(models: Any, shard: Any) -> tf.Tensor | None:
+        x, y, weights = shard
+        y_pred = models["template"](x, training=training)
+        if metrics is not None:
+            losses.update_metrics(metrics, y, y_pred, weights)
+        if Compiled.of(model).loss is None:
+            return None
+        return losses.parts(model, y, y_pred, weights)
+
+    graph = build_towers(
+        models,
+        (x, y, weights),
+        model.placement,
+        training,
+        merge="sum",
+        tower_fn=on_tower,
+    )
+    graph.apply_updates()
+    terms = [tf.reduce_sum(loss) for loss in graph.losses]
+    first = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
+    if graph.outputs is not None:
+        like = tf.nest.map_structure(lambda _: first, structure)
+        terms.append(losses.merged(model, graph.outputs, y, like))
+    if not terms:
+        raise ValueError(
+            "There is no loss to compute. Expected a `loss` in compile(), "
+            "or a layer that calls `add_loss`."
+        )
+    total = tf.add_n(terms)
+    Compiled.of(model).tracker.update_state(
+        total, sample_weight=tf.shape(first)[0]
+    )
+    return total
+
+
+def _built_losses(model: Any, x: Any, y: Any, weights: Any) -> Any:
+    """Builds losses and metrics, outside of towers; a nest like outputs."""
+    outputs = model.template.compute_output_spec(
+        tf.nest.map_structure(_symbol, x)
+    )
+    made = Compiled.of(model)
+    if not made.built:
+
+        def build(y: Any, y_pred: Any, weights: Any) -> None:
+            if made.metrics is not None:
+                made.metrics.update_state(y, y_pred, weights)
+            if made.loss is not None:
+                made.loss(y, y_pred, weights)
+
+        specs = tf.nest.map_structure(_spec, (y, outputs, weights))
+        tf.function(build, autograph=False).get_concrete_function(*specs)
+    losses.check_mergeable(model)
+    return outputs
+
+
+def _symbol(value: Any) -> Any:
+    """The Keras symbol of a tensor; None stays."""
+    if value is None:
+        return None
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return keras.KerasTensor(value.shape, dtype)
+
+
+def _spec(value: Any) -> Any:
+    """The TensorFlow spec of a tensor or symbol; None stays."""
+    return None if value is None else tf.TensorSpec(value.shape, value.dtype)

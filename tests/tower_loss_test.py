@@ -1,0 +1,227 @@
+"""loss_on_towers: fit's numbers without ever gathering an output."""
+
+import re
+
+import keras
+import numpy as np
+from absl.testing import absltest, parameterized
+from executed import Executed
+from models import NAMED, close, inputs, make, placement, targets
+
+import towers
+
+layers = keras.layers
+RNG = np.random.default_rng(0)
+
+
+def tokens():
+    """Masked outputs, with losses of its own."""
+    return keras.Sequential(
+        [
+            keras.Input([4], dtype="int32"),
+            layers.Embedding(9, 3, mask_zero=True),
+            layers.Dense(2, kernel_regularizer="l2", activity_regularizer="l2"),
+        ]
+    )
+
+
+def heads():
+    x = keras.Input([4])
+    hidden = layers.Dense(5, activation="relu")(x)
+    return keras.Model(
+        x,
+        {
+            "p": layers.Dense(3, activation="softmax", name="p")(hidden),
+            "q": layers.Dense(1, activation="sigmoid", name="q")(hidden),
+        },
+    )
+
+
+def unet():
+    x = keras.Input([16, 16, 3])
+    down = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
+    deep = layers.Conv2D(8, 3, padding="same")(layers.MaxPooling2D()(down))
+    up = layers.Concatenate()([down, layers.UpSampling2D()(deep)])
+    return keras.Model(x, layers.Conv2D(20, 1)(up))
+
+
+def both(model, where):
+    """The plain model, and one with the loss on its towers."""
+    return make(model), towers.TowerModel(
+        make(model), where, loss_on_towers=True
+    )
+
+
+def assert_same(plain, towered, histories):
+    close(towered.get_weights(), plain.get_weights())
+    expected, actual = histories
+    np.testing.assert_array_equal(list(actual), list(expected))
+    for key, values in expected.items():
+        close(actual[key], values)
+
+
+class EqualityTest(parameterized.TestCase):
+    @parameterized.named_parameters(NAMED)
+    def test_weights_after_ten_steps_are_the_plain_model_s(self, model):
+        for where, batch in ((placement(3), 2), (placement(3, [3, 1, 2]), 7)):
+            pair, histories = both(model, where), []
+            x, y = inputs(pair[0], 2 * batch), targets(pair[0], 2 * batch)
+            for m in pair:
+                m.compile(keras.optimizers.SGD(0.05, momentum=0.5), "mse")
+                histories.append(
+                    m.fit(
+                        x,
+                        y,
+                        batch_size=batch,
+                        epochs=5,
+                        verbose=0,
+                        shuffle=False,
+                    ).history
+                )
+            assert_same(*pair, histories)
+
+    @parameterized.product(
+        loss=(
+            "mse",
+            keras.losses.Huber(reduction="sum"),
+            keras.losses.Huber(reduction="mean_with_sample_weight"),
+        ),
+        rows=((None, 5), ([3, 1, 2], 7), (None, 2)),
+        weighted=(False, True),
+    )
+    def test_masks_and_sample_weights_count_as_in_the_plain_model(
+        self, loss, rows, weighted
+    ):
+        weights, batch = rows
+        pair, histories = both(tokens, placement(3, weights)), []
+        x, y = RNG.integers(0, 9, [11, 4]), RNG.normal(size=[11, 4, 2])
+        x[:2] = 0  # a batch of 2 rows that are masked altogether
+        each = RNG.uniform(size=[11, 4]) if weighted else None
+        for m in pair:
+            m.compile(
+                keras.optimizers.SGD(0.1),
+                loss,
+                metrics=["mae"],
+                weighted_metrics=["mse"],
+            )
+            data = (x, y) if each is None else (x, y, each)
+            histories.append(
+                m.fit(
+                    x,
+                    y,
+                    sample_weight=each,
+                    batch_size=batch,
+                    epochs=2,
+                    verbose=0,
+                    shuffle=False,
+                    validation_data=data,
+                ).history
+            )
+        assert_same(*pair, histories)
+
+    def test_several_outputs_with_weights_and_metrics(self):
+        pair, histories = both(heads, placement(3)), []
+        x = RNG.normal(size=[11, 4]).astype("float32")
+        y = {
+            "p": RNG.integers(0, 3, [11]),
+            "q": RNG.integers(0, 2, [11, 1]),
+        }
+        weights = {k: RNG.uniform(size=11) for k in "pq"}
+        for m in pair:
+            m.compile(
+                keras.optimizers.SGD(0.1),
+                {
+                    "p": "sparse_categorical_crossentropy",
+                    "q": "binary_crossentropy",
+                },
+                loss_weights={"p": 2.0, "q": 0.5},
+                metrics={
+                    "p": "accuracy",
+                    "q": [
+                        keras.metrics.AUC(name="auc"),
+                        keras.metrics.BinaryIoU(name="iou"),
+                    ],
+                },
+                weighted_metrics={"p": ["accuracy"]},
+            )
+            histories.append(
+                m.fit(
+                    x,
+                    y,
+                    sample_weight=weights,
+                    batch_size=4,
+                    epochs=3,
+                    verbose=0,
+                    shuffle=False,
+                    validation_split=0.3,
+                ).history
+            )
+        assert_same(*pair, histories)
+
+    def test_run_eagerly_and_models_with_nothing_but_add_loss(self):
+        class Penalty(layers.Layer):
+            def call(self, x):
+                self.add_loss(keras.ops.mean(x**2))
+                return x
+
+        def model():
+            return keras.Sequential(
+                [keras.Input([4]), layers.Dense(2), Penalty()]
+            )
+
+        x = RNG.normal(size=[5, 4]).astype("float32")
+        for eagerly in (False, True):
+            pair, histories = both(model, placement(3)), []
+            for m in pair:
+                m.compile(keras.optimizers.SGD(0.1), run_eagerly=eagerly)
+                histories.append(m.fit(x, batch_size=5, verbose=0).history)
+            assert_same(*pair, histories)
+
+
+class TransfersTest(absltest.TestCase):
+    def test_no_output_crosses_devices(self):
+        model = towers.TowerModel(make(unet), placement(3), loss_on_towers=True)
+        model.compile(
+            "sgd",
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+        x = RNG.normal(size=[7, 16, 16, 3]).astype("float32")
+        y = RNG.integers(0, 20, [7, 16, 16])
+        model.fit(x, y, batch_size=7, verbose=0)
+        model.make_train_function(force=True)
+        step = Executed(lambda: model.fit(x, y, batch_size=7, verbose=0))
+        for i in range(3):
+            self.assertEqual(step.heavy()[f"tower_{i}"], {f"/CPU:{i}"})
+        sends = [s for s in step.sends() if s[0] != s[1]]
+        # Per other tower 6 weights, 2 metric variables, the shards of x and
+        # y, and the gradient of the two sums go down; the two sums, 6
+        # gradients and 2 metric variables come up.
+        down = [name for source, _, name in sends if source == "/CPU:0"]
+        up = [name for source, _, name in sends if source != "/CPU:0"]
+        self.assertLen(down, 2 * (6 + 2 + 2 + 1))
+        self.assertLen(up, 2 * (1 + 6 + 2))
+        self.assertLen([s for s in down if "split" in s], 2 * 2)
+        # What comes up are a tower's results, and gradients of its weights.
+        for name in up:
+            self.assertRegex(name, r"/IdentityN_\d$|Filter$|BiasAddGrad$")
+        self.assertEmpty([s for s in up if re.search("BiasAdd$|Softmax", s)])
+
+
+class RefusalTest(absltest.TestCase):
+    def test_steps_that_need_the_outputs_are_refused(self):
+        class Mine(towers.TowerModel):
+            def compute_loss(self, *args, **kwargs):
+                return super().compute_loss(*args, **kwargs)
+
+        model = keras.Sequential([keras.Input([2]), layers.Dense(1)])
+        model = Mine(model, placement(2), loss_on_towers=True)
+        model.compile("sgd", "mse")
+        with self.assertRaisesRegex(
+            ValueError, "Mine of Sequential has its own compute_los"
+        ):
+            model.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -66,6 +66,7 @@ class WorkersTest(absltest.TestCase):
         report = json.loads(done.stdout.splitlines()[-1])
         self.assertLess(report["difference"], 1e-6)
         self.assertLess(report["bytes over least"], 1.03)
+        self.assertBetween(report["bytes over reported"], 1.0, 1.03, report)
 
 
 if __name__ == "__main__":

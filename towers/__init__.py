@@ -7,17 +7,20 @@ from towers.gradients import average_gradients
 from towers.model import TowerModel, to_multi_gpu
 from towers.parameters import place_variables
 from towers.placement import Placement
+from towers.report import ExecutionReport, execution_report
 from towers.split import split_batch
 from towers.tower_graph import Tower, TowerGraph
 
 __version__ = "0.1.0"
 __all__ = [
+    "ExecutionReport",
     "Placement",
     "Tower",
     "TowerGraph",
     "TowerModel",
     "average_gradients",
     "build_towers",
+    "execution_report",
     "export_towers",
     "gather_outputs",
     "place_variables",

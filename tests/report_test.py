@@ -1,0 +1,197 @@
+"""report: against graphs whose transfers are known by hand."""
+
+import json
+import warnings
+
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from models import cnn, inputs, make, placement, recurrent, targets
+
+import towers
+
+FLOAT = 4
+X = tf.ones([6, 8])
+
+
+@tf.function(input_signature=[tf.TensorSpec([None, 8])])
+def there_and_back(x):
+    with tf.device("/CPU:1"), tf.name_scope("away"):
+        y = tf.matmul(x, x, transpose_b=True)  # [rows, rows]
+    with tf.device("/CPU:0"), tf.name_scope("home"):
+        return tf.matmul(y, x)
+
+
+@tf.function
+def in_a_loop(x):
+    def step(i, x):
+        with tf.device("/CPU:1"):
+            y = tf.matmul(x, x, transpose_b=True)
+        with tf.device("/CPU:0"):
+            return i + 1, tf.matmul(y, x)
+
+    return tf.while_loop(lambda i, _: i < 3, step, [0, x])[1]
+
+
+class HandTest(parameterized.TestCase):
+    @parameterized.parameters(1, 6, 11)
+    def test_there_and_back(self, rows):
+        x = tf.ones([rows, 8])
+        there_and_back(x)  # a function called before reports too
+        report = towers.execution_report(there_and_back, x)
+        away, back = report.transfers
+        self.assertEqual((away.source, away.target), ("/CPU:0", "/CPU:1"))
+        self.assertEqual((back.source, back.target), ("/CPU:1", "/CPU:0"))
+        self.assertEqual((away.shape, back.shape), ((rows, 8), (rows, rows)))
+        self.assertEqual(away.dtype, tf.float32)
+        self.assertIn("away", back.tensor)
+        self.assertEqual(
+            report.bytes_between,
+            {
+                ("/CPU:0", "/CPU:1"): FLOAT * rows * 8,
+                ("/CPU:1", "/CPU:0"): FLOAT * rows * rows,
+            },
+        )
+        self.assertEqual(report.total_bytes, report.least_bytes)
+        for device in ("/CPU:0", "/CPU:1"):
+            self.assertEqual(report.ops[device, "MatMul"], 1)
+
+    def test_one_device_needs_no_transfer(self):
+        report = towers.execution_report(tf.function(lambda x: x + x), X)
+        self.assertEqual((report.transfers, report.least_bytes), ((), 0))
+        self.assertIn("0 bytes in 0 transfers", str(report))
+
+    def test_what_crosses_twice_is_above_the_least(self):
+        with tf.device("/CPU:0"):
+            weight = tf.Variable(tf.ones([8, 3]))
+
+        @tf.function
+        def twice(x):
+            total = 0.0
+            for _ in range(2):
+                with tf.device("/CPU:0"):
+                    value = weight.read_value()
+                with tf.device("/CPU:1"):
+                    total += tf.matmul(x, value)
+            return total
+
+        with tf.device("/CPU:1"):
+            x = tf.identity(X)
+        report = towers.execution_report(twice, x)
+        self.assertEqual(report.total_bytes, 2 * FLOAT * 24)
+        self.assertEqual(report.least_bytes, FLOAT * 24)
+        self.assertIn("2.000 times the least", str(report))
+        self.assertEqual(report.parameter_bytes, {"/CPU:0": FLOAT * 24})
+
+    def test_calls_are_counted(self):
+        def thrice():
+            for _ in range(3):
+                there_and_back(X)
+
+        report = towers.execution_report(thrice)
+        self.assertEqual([t.times for t in report.transfers], [3, 3])
+        self.assertEqual(report.total_bytes, 3 * FLOAT * (48 + 36))
+        self.assertEqual(report.least_bytes, report.total_bytes)
+
+    def test_what_crosses_in_a_loop_is_said_to(self):
+        with self.assertWarnsRegex(UserWarning, "transfers the size is not"):
+            report = towers.execution_report(in_a_loop, X)
+        self.assertNotEmpty(report.unknown)
+        self.assertEqual({t.times for t in report.unknown}, {None})
+        self.assertIn("at each step of a loop", str(report))
+        with self.assertRaisesRegex(AssertionError, "size is not known"):
+            report.assert_bytes(10**9)
+
+
+class AssertionsTest(absltest.TestCase):
+    def test_the_offenders_are_printed(self):
+        report = towers.execution_report(there_and_back, X)
+        report.assert_runs_on("away", "cpu:1")
+        report.assert_runs_on("home", "/job:localhost/device:CPU:0")
+        with self.assertRaisesRegex(
+            AssertionError, r"(?s)away' ran elsewhere than on /CPU:0.*MatMul"
+        ):
+            report.assert_runs_on("away", "/CPU:0")
+        with self.assertRaisesRegex(AssertionError, "No op .* 'awa'"):
+            report.assert_runs_on("awa", "/CPU:0")
+        report.assert_bytes(FLOAT * 84)
+        with self.assertRaisesRegex(
+            AssertionError, r"(?s)at most 335 .* got 336.*192 bytes.*144 bytes"
+        ):
+            report.assert_bytes(335)
+
+    def test_plain_data_for_programs(self):
+        report = towers.execution_report(there_and_back, X)
+        told = json.loads(json.dumps(report.to_dict()))
+        self.assertEqual(told["total_bytes"], FLOAT * 84)
+        self.assertEqual(told["transfers"][0]["shape"], [6, 8])
+        self.assertIn(
+            {"device": "/CPU:1", "op": "MatMul", "count": 1}, told["ops"]
+        )
+
+    def test_no_function_and_calls_in_graphs_are_refused(self):
+        with self.assertRaisesRegex(TypeError, "train_on_batch"):
+            towers.execution_report(3)
+        with self.assertRaisesRegex(RuntimeError, "eager call"):
+            tf.function(lambda: towers.execution_report(there_and_back, X))()
+
+
+class ModelTest(parameterized.TestCase):
+    @parameterized.product(model=(cnn, recurrent), how=("fit", "batch"))
+    def test_a_training_step_moves_each_byte_once(self, model, how):
+        model = towers.TowerModel(make(model), placement(3))
+        model.compile("adam", "mse")
+        x, y = inputs(model.template, 7), targets(model.template, 7)
+        if how == "fit":
+            model.fit(x, y, batch_size=7, verbose=0)
+        before = [w.copy() for w in model.get_weights()]
+
+        def fit():
+            model.fit(x, y, batch_size=7, verbose=0)
+
+        report = (
+            towers.execution_report(fit)
+            if how == "fit"
+            else towers.execution_report(model.train_on_batch, x, y)
+        )
+        for now, then in zip(model.get_weights(), before):
+            np.testing.assert_array_equal(now, then)
+        if how == "batch":  # slots that were made meanwhile
+            for variable in model.optimizer.variables[2:]:
+                np.testing.assert_array_equal(variable, 0 * variable)
+        weights = sum(w.nbytes for w in before)
+        # Per other tower: the weights down, their gradients up; its rows of x,
+        # of outputs and of their gradients. Tower 0 has 2 of the 7 rows.
+        rows = x.nbytes + 2 * y.nbytes
+        expected = 2 * 2 * weights + rows * 5 // 7
+        self.assertEqual(report.total_bytes, expected)
+        self.assertEqual(report.least_bytes, expected)
+        self.assertEqual(report.parameter_bytes, {"/CPU:0": weights})
+        scalars = 8 + 4  # Adam's step count and learning rate
+        self.assertEqual(report.slot_bytes, {"/CPU:0": 2 * weights + scalars})
+        for i in range(3):
+            report.assert_runs_on(f"tower_{i}", f"/CPU:{i}")
+
+    def test_an_iterator_from_before_is_said_to_hide_the_rows(self):
+        model = towers.TowerModel(make(cnn), placement(2))
+        model.compile("sgd", "mse")
+        x, y = inputs(model.template, 7), targets(model.template, 7)
+        model.make_train_function()
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(7).repeat()
+        with self.assertWarns(UserWarning):
+            report = towers.execution_report(model.train_function, iter(data))
+        self.assertLen(report.unknown, 3)  # x, outputs, their gradients
+
+    def test_batches_of_two_sizes_are_known_where_towers_see_the_same(self):
+        model = towers.TowerModel(make(cnn), placement(2, [1, 0]))
+        model.compile("sgd", "mse")
+        x, y = inputs(model.template, 7), targets(model.template, 7)
+        with warnings.catch_warnings(record=True) as caught:
+            towers.execution_report(
+                lambda: model.fit(x, y, batch_size=4, verbose=0)
+            )
+        self.assertEmpty([w for w in caught if "size is not" in str(w.message)])
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,243 @@
+"""recording: run something once and keep what TensorFlow ran for it.
+
+TensorFlow hands out the graphs that a function was partitioned into
+(`tf.summary.trace_on`), but not which function they belong to, nor what it was
+called with. No public word tells, so this file uses `add_op_callback`, which
+hears of every op run eagerly, calls of functions among them, and the context's
+`has_function` and `get_function_def`. `recording_test.py` fails when one of
+them changes.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import glob
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager import context
+from tensorflow.python.framework import op_callbacks
+
+_FRESH = itertools.count(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """What an iterator gave.
+
+    Attributes:
+      spec: (dtype, static shape) of each flat component.
+      elements: the components of one element per list of shapes.
+    """
+
+    spec: list[tuple[tf.DType, tf.TensorShape]]
+    elements: dict[tuple[tuple[int, ...], ...], Sequence[tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """A function that ran.
+
+    Attributes:
+      name: TensorFlow's name of it.
+      graph: it as it was placed, before it was cut, a `GraphDef`.
+      partitions: one `GraphDef` per device.
+      calls: per call the flat arguments, in the order of its `_Arg` nodes.
+    """
+
+    name: str
+    graph: Any
+    partitions: Sequence[Any]
+    calls: list[list[tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What a call ran: functions, iterators, and the variables they touched."""
+
+    functions: list[Ran]
+    batches: list[Batches]
+    variables: list[tf.Variable]
+
+
+def record(call: Callable[[], Any]) -> Recording:
+    """Runs `call()` once, and puts back the variables that it changed.
+
+    Raises:
+      RuntimeError: not called eagerly, or TensorFlow gave no graphs for a
+        function.
+    """
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "What ran where is recorded from the outside: expected an eager "
+            "call, got one inside a graph. Call it on the tf.function instead."
+        )
+    called: dict[str, list[list[tf.Tensor]]] = {}
+    touched: dict[int, tf.Tensor] = {}
+    born: dict[int, tf.Tensor] = {}
+    before = {
+        id(v.handle): (v, v.read_value())
+        for v in _variables()
+        if v.is_initialized()
+    }
+    running = context.context()
+
+    def heard(
+        op_type: Any, inputs: Any, attrs: Any, outputs: Any, *_: Any, **__: Any
+    ) -> None:
+        if not all(hasattr(x, "numpy") for x in inputs):
+            return  # an op that is traced, not run
+        handles = [x for x in inputs if x.dtype == tf.resource]
+        touched.update({id(x): x for x in handles})
+        name = op_type.decode() if isinstance(op_type, bytes) else op_type
+        if name == "AssignVariableOp" and id(inputs[0]) not in before:
+            born.setdefault(id(inputs[0]), inputs[1])
+        if running.has_function(name):
+            called.setdefault(name, []).append(list(inputs))
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            with _noted_batches() as batches, _instantiated_anew():
+                # What ran before is not ours.
+                _traced(lambda: None, os.path.join(folder, "before"))
+                op_callbacks.add_op_callback(heard)
+                try:
+                    _traced(call, os.path.join(folder, "call"))
+                finally:
+                    op_callbacks.remove_op_callback(heard)
+            metadata = _read(os.path.join(folder, "call"))
+        variables = [v for v in _variables() if id(v.handle) in touched]
+    finally:
+        for variable in _variables():
+            key = id(variable.handle)
+            if key in touched and key in before:
+                variable.assign(before[key][1])
+            elif key in born:
+                variable.assign(born[key])
+    return Recording(
+        [_ran(name, calls, metadata) for name, calls in called.items()],
+        batches,
+        variables,
+    )
+
+
+def _ran(name: str, calls: list[list[tf.Tensor]], metadata: Any) -> Ran:
+    """The function's graphs, found by what its arguments are called."""
+    definition = context.context().get_function_def(name)
+    wanted = [
+        definition.arg_attr[i].attr["_user_specified_name"].s
+        for i in range(len(definition.signature.input_arg))
+    ]
+    for graphs in metadata.function_graphs:
+        arguments = {
+            node.attr["index"].i: node.attr["_user_specified_name"].s
+            for node in graphs.pre_optimization_graph.node
+            if node.op == "_Arg"
+        }
+        if [arguments[i] for i in sorted(arguments)] == wanted:
+            metadata.function_graphs.remove(graphs)
+            return Ran(
+                name,
+                graphs.post_optimization_graph,
+                graphs.partition_graphs,
+                calls,
+            )
+    raise RuntimeError(
+        f"TensorFlow told nothing of what it made of the function {name}, so "
+        "there is no telling what ran where."
+    )
+
+
+def _variables() -> list[tf.Variable]:
+    """All eager variables that are alive."""
+    return [
+        v
+        for v in gc.get_objects()
+        # Not `isinstance`, which asks proxies what they stand for.
+        if issubclass(type(v), tf.Variable)
+        and hasattr(v, "handle")
+        and hasattr(v.handle, "numpy")
+    ]
+
+
+@contextlib.contextmanager
+def _instantiated_anew() -> Iterator[None]:
+    """While open, functions that ran before are optimised and cut again.
+
+    What a function was made into is kept by the optimizer's options. A
+    negative `min_graph_nodes` means the same whatever its value, and a value
+    not seen before makes TensorFlow do its work, and tell of it, once more.
+    """
+    options = tf.config.optimizer.get_experimental_options()
+    fresh = {"min_graph_nodes": -next(_FRESH)}
+    tf.config.optimizer.set_experimental_options(fresh)
+    try:
+        yield
+    finally:
+        before = {"min_graph_nodes": options.get("min_graph_nodes", 0)}
+        tf.config.optimizer.set_experimental_options(before)
+
+
+def _traced(call: Callable[[], Any], folder: str) -> None:
+    """Writes what TensorFlow made of the functions that `call()` ran."""
+    writer = tf.summary.create_file_writer(folder)
+    tf.summary.trace_on(graph=True)
+    try:
+        call()
+        with writer.as_default():
+            tf.summary.trace_export("call", 0)
+    finally:
+        tf.summary.trace_off()
+    writer.close()
+
+
+def _read(folder: str) -> Any:
+    """The metadata in the event file of a folder."""
+    (path,) = glob.glob(os.path.join(folder, "*"))
+    metadata = tf.compat.v1.RunMetadata()
+    for record in tf.data.TFRecordDataset(path):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            metadata.MergeFromString(value.tensor.string_val[0])
+    return metadata
+
+
+@contextlib.contextmanager
+def _noted_batches() -> Iterator[list[Batches]]:
+    """While open, iterators over datasets note what they give.
+
+    A graph that takes batches from an iterator says nothing of their rows.
+    """
+    noted: list[Batches] = []
+    original = tf.data.Dataset.__iter__
+
+    def iterated(dataset: tf.data.Dataset) -> Any:
+        if not tf.executing_eagerly():
+            return original(dataset)
+        spec = dataset.element_spec
+        parts = tf.nest.flatten(spec, expand_composites=True)
+        if not all(isinstance(part, tf.TensorSpec) for part in parts):
+            return original(dataset)
+        batches = Batches([(p.dtype, p.shape) for p in parts], {})
+        noted.append(batches)
+
+        def note(*components: tf.Tensor) -> None:
+            shapes = tuple(tuple(c.shape) for c in components)
+            batches.elements.setdefault(shapes, components)
+
+        def passed(*element: Any) -> Any:
+            flat = tf.nest.flatten(element, expand_composites=True)
+            tf.py_function(note, flat, [])
+            return tf.nest.pack_sequence_as(spec, flat)
+
+        return original(dataset.map(passed))
+
+    tf.data.Dataset.__iter__ = iterated
+    try:
+        yield noted
+    finally:
+        tf.data.Dataset.__iter__ = original

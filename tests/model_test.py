@@ -193,6 +193,23 @@ class PlacedTest(parameterized.TestCase):
             self.assertEndsWith(variable.value.device, "CPU:1")
         self.assertEqual(executed.devices(r"adam\w*/", "Mul|Sqrt"), {"/CPU:1"})
 
+    @parameterized.product(model=(cnn, recurrent), n=(1, 2, 3))
+    def test_parameters_on_a_third_device_cost_no_more(self, model, n):
+        counts = []
+        for order in ("0123", "3120"):
+            # Towers on devices 1, 2 and the last, parameters on the first.
+            names = [f"/CPU:{i}" for i in order]
+            where = towers.Placement(
+                names[1 : 1 + n], parameter_device=names[0]
+            )
+            actual = towers.TowerModel(make(model), where)
+            actual.compile("adam", "mse", metrics=["mae"])
+            x, y = inputs(actual.template, 7), targets(actual.template, 7)
+            report = towers.execution_report(actual.train_on_batch, x, y)
+            counts.append(len(report.transfers))
+            self.assertLessEqual(report.total_bytes, 1.02 * report.least_bytes)
+        self.assertLessEqual(counts[1], 1.1 * counts[0])
+
     def test_a_compiled_template_hands_on_its_optimizer(self):
         expected, model = make(cnn), make(cnn)
         x, y = inputs(model, 6), targets(model, 6)

@@ -3,10 +3,117 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from models import close, cnn, make, placement
 
 import towers
+
+DEVICES = ["/CPU:0", "/CPU:1", "/CPU:2", "/CPU:3"]
+
+
+def mlp() -> keras.Model:
+    """Kernels of 2, 4, 4, 4, 4, 4, 4 and 0.5 thousand floats, and biases."""
+    hidden = [keras.layers.Dense(64, activation="tanh") for _ in range(7)]
+    return keras.Sequential([keras.Input([32]), *hidden, keras.layers.Dense(8)])
+
+
+class PoliciesTest(parameterized.TestCase):
+    def test_balanced_puts_the_largest_first_where_least_is(self):
+        sizes = [1, 5, 3, 8, 8, 2]
+        variables = [tf.Variable(tf.zeros([n])) for n in sizes]
+        variables.append(tf.Variable(tf.zeros([20]), trainable=False))
+        policy = towers.balanced(["/CPU:0", "/CPU:1"])
+        found = [name[-1] for name in policy(variables)]
+        # 8 | 8, then 5 | 3 + 2, then 1 where as much is, then what is frozen.
+        self.assertEqual("".join(found), "0010111")
+        self.assertEqual(policy(variables), policy(variables))
+
+    def test_devices_must_be_a_list(self):
+        for policy in (towers.balanced, towers.round_robin):
+            with self.assertRaisesRegex(TypeError, "list of device names"):
+                policy("/CPU:0")
+            with self.assertRaisesRegex(ValueError, "is empty"):
+                policy([])
+            with self.assertRaisesRegex(ValueError, "CPU:9"):
+                where = placement(2, parameter_device=policy(["/CPU:9"]))
+                towers.TowerModel(make(cnn), where)
+
+    @parameterized.named_parameters(
+        ("momentum", lambda: keras.optimizers.SGD(0.1, momentum=0.9)),
+        ("adam", keras.optimizers.Adam),
+        ("weight_decay", keras.optimizers.AdamW),
+        ("clipnorm", lambda: keras.optimizers.SGD(0.1, clipnorm=0.1)),
+        (
+            "global_clipnorm",
+            lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.1),
+        ),
+        (
+            "averages",
+            lambda: keras.optimizers.SGD(
+                use_ema=True, ema_overwrite_frequency=2
+            ),
+        ),
+        (
+            "accumulation",
+            lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
+        ),
+        (
+            "loss_scale",
+            lambda: keras.optimizers.LossScaleOptimizer(
+                keras.optimizers.Adam()
+            ),
+        ),
+    )
+    def test_each_device_holds_and_updates_its_share(self, optimizer):
+        where = placement(4, parameter_device=towers.balanced(DEVICES))
+        plain, towered = make(mlp), towers.TowerModel(make(mlp), where)
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=[8, 32]).astype("float32")
+        y = rng.normal(size=[8, 8]).astype("float32")
+        for m in (plain, towered):
+            m.compile(optimizer(), "mse")
+
+        def step():
+            towered.fit(x, y, batch_size=8, verbose=0)
+
+        report = towers.execution_report(step)
+        total = sum(w.nbytes for w in plain.get_weights())
+        # Each weight to three towers and three gradients back; of the rows of
+        # x, outputs and their gradients three quarters. Scalars aside.
+        least = 6 * total + (x.nbytes + 2 * y.nbytes) * 3 // 4
+        self.assertBetween(report.total_bytes, least, 1.001 * least)
+        for held in (report.parameter_bytes, report.slot_bytes):
+            quarter = sum(held.values()) / 4
+            if max(held.values()) > 100:  # plain SGD has scalars only
+                self.assertLess(max(held.values()), 1.25 * quarter)
+        for m in (plain, towered):
+            m.fit(x, y, batch_size=8, epochs=4, verbose=0)
+        close(towered.get_weights(), plain.get_weights())
+
+    def test_no_device_s_traffic_grows_with_the_towers(self):
+        busiest = []
+        for n in (2, 4):
+            where = towers.Placement(
+                DEVICES[:n], parameter_device=towers.balanced(DEVICES[:n])
+            )
+            model = towers.TowerModel(make(mlp), where)
+            model.compile("sgd", "mse")
+            x, y = np.ones([8, 32]), np.ones([8, 8])
+            report = towers.execution_report(model.train_on_batch, x, y)
+            busiest.append(
+                max(
+                    sum(
+                        b
+                        for pair, b in report.bytes_between.items()
+                        if d in pair
+                    )
+                    for d in DEVICES[:n]
+                )
+            )
+        # (n - 1) / n of all weights down and gradients up, there and back.
+        weights = sum(w.nbytes for w in make(mlp).get_weights())
+        self.assertLess(busiest[0], 1.1 * 2 * weights * (1 / 2 + 1 / 2))
+        self.assertLess(busiest[1], 1.2 * 2 * weights * (3 / 4 + 3 / 4))
 
 
 class ParametersTest(absltest.TestCase):

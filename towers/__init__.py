@@ -5,7 +5,7 @@ from towers.export import export_towers
 from towers.gather import gather_outputs
 from towers.gradients import average_gradients
 from towers.model import TowerModel, to_multi_gpu
-from towers.parameters import place_variables
+from towers.parameters import balanced, place_variables, round_robin
 from towers.placement import Placement
 from towers.report import ExecutionReport, execution_report
 from towers.split import split_batch
@@ -19,11 +19,13 @@ __all__ = [
     "TowerGraph",
     "TowerModel",
     "average_gradients",
+    "balanced",
     "build_towers",
     "execution_report",
     "export_towers",
     "gather_outputs",
     "place_variables",
+    "round_robin",
     "split_batch",
     "to_multi_gpu",
 ]

@@ -4,7 +4,8 @@ With `layer_graph.py` the only file that touches Keras's internals, because
 Keras has no public word for them: `_compile_loss`, `_compile_metrics` and
 `_loss_tracker` (what was made), their `_user_*` (of what), `_flat_losses` and
 `_metrics` (one for each output), `_fn` (what a metric is the mean of), and of
-an optimizer `_trainable_variables` and `_all_reduce_sum_gradients`.
+an optimizer `_trainable_variables`, `_all_reduce_sum_gradients`,
+`_accumulated_gradients` and `_backend_reset_gradient_accumulators`.
 `compiled_test.py` fails when one of them changes.
 """
 
@@ -12,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +21,16 @@ import keras
 import tensorflow as tf
 
 from towers.layer_graph import raw
+
+# Ops that run functions, in which each op has a device of its own.
+_CALLS = (
+    "If",
+    "StatelessIf",
+    "While",
+    "StatelessWhile",
+    "PartitionedCall",
+    "StatefulPartitionedCall",
+)
 
 
 def overridden(
@@ -83,6 +95,13 @@ class Compiled:
         """All metrics of all outputs."""
         return list(self.metrics.metrics) if self.metrics else []
 
+    @property
+    def variables(self) -> list[Any]:
+        """Those of all metrics that are made, the losses' means included."""
+        losses = self.loss.metrics if self.loss else []
+        metrics = [self.tracker, *losses, *self.flat_metrics]
+        return [v for metric in metrics if metric for v in metric.variables]
+
     @contextlib.contextmanager
     def replaced(
         self, losses: Sequence[Callable], tracked: bool = False
@@ -126,50 +145,95 @@ def checked(
 
 
 def pin_optimizer(optimizer: Any) -> None:
-    """Makes an optimizer work beside the variable that it updates.
+    """Makes an optimizer work beside the variables that it updates.
 
     Keras creates slots and computes updates on the default device, and sends
     all gradients through one op there. Safe to call again.
     """
+    if getattr(optimizer.apply, "_towers_pinned", False):
+        return
     inner = getattr(optimizer, "inner_optimizer", None)
-    if inner is not None:
-        pin_optimizer(inner)
-        return
-    for one in getattr(optimizer, "optimizers", []):  # of a MultiOptimizer
-        pin_optimizer(one)
-    if getattr(optimizer.update_step, "_towers_pinned", False):
-        return
+    for one in [inner, *getattr(optimizer, "optimizers", [])]:
+        if one is not None:  # of a LossScaleOptimizer or MultiOptimizer
+            pin_optimizer(one)
 
     def beside(which: Callable[..., Any], function: Callable) -> Callable:
         @functools.wraps(function)
         def pinned(*args: Any, **kwargs: Any) -> Any:
-            device = which(*args, **kwargs)
-            with tf.device(device) if device else contextlib.nullcontext():
+            with which(*args, **kwargs):
                 return function(*args, **kwargs)
 
         pinned._towers_pinned = True  # type: ignore[attr-defined]
         return pinned
 
-    def common(grads: Any, trainable_variables: Any = None) -> str | None:
-        variables = trainable_variables or optimizer._trainable_variables
-        devices = {raw(v).device for v in variables}
-        return devices.pop() if len(devices) == 1 else None
+    def of_all(grads: Any, trainable_variables: Any = None) -> Any:
+        known = getattr(inner or optimizer, "_trainable_variables", [])
+        devices = {raw(v).device for v in trainable_variables or known}
+        return tf.device(devices.pop()) if len(devices) == 1 else _spread()
 
-    def of_reference(reference_variable: Any, *_: Any, **__: Any) -> str:
-        return raw(reference_variable).device
+    def of_reference(reference_variable: Any, *_: Any, **__: Any) -> Any:
+        return tf.device(raw(reference_variable).device)
 
-    def of_variable(gradient: Any, variable: Any, learning_rate: Any) -> str:
-        return raw(variable).device
+    def of_variable(gradient: Any, variable: Any, learning_rate: Any) -> Any:
+        return tf.device(raw(variable).device)
 
     for name, which in (
-        ("apply", common),
+        ("apply", of_all),
         ("add_variable_from_reference", of_reference),
         ("update_step", of_variable),
     ):
         function = beside(which, getattr(optimizer, name))
         object.__setattr__(optimizer, name, function)
+
+    def forget() -> None:
+        for gradient in optimizer._accumulated_gradients:
+            if gradient is not None:
+                with tf.device(raw(gradient).device):
+                    gradient.assign(tf.zeros_like(gradient))
+
+    # Keras makes one zero for all accumulators of a shape.
+    object.__setattr__(
+        optimizer, "_backend_reset_gradient_accumulators", forget
+    )
     # Outside tf.distribute there is nothing to reduce.
     object.__setattr__(optimizer, "_all_reduce_sum_gradients", lambda g: g)
+
+
+def _spread() -> Any:
+    """Where ops that have no device go beside the largest of their inputs.
+
+    What an optimizer does to all gradients and variables (clipping, weight
+    decay, averages) then happens where each lives.
+    """
+    if tf.executing_eagerly():
+        return contextlib.nullcontext()
+    captured: dict[int, str] = {}
+
+    def device_of(tensor: tf.Tensor) -> str:
+        if tensor.op.type == "ReadVariableOp":
+            return device_of(tensor.op.inputs[0])
+        if tensor.op.type != "Placeholder":
+            return tensor.device
+        if id(tensor) not in captured:  # a variable's, or in a branch
+            for outer, inner in getattr(tensor.graph, "captures", []):
+                eager = hasattr(outer, "numpy")
+                captured[id(inner)] = (
+                    outer.device if eager else device_of(outer)
+                )
+        return captured.get(id(tensor), tensor.device)
+
+    def size(tensor: tf.Tensor) -> float:
+        if tensor.dtype == tf.resource:
+            return math.inf
+        return tensor.shape.num_elements() or 0
+
+    def beside_largest(op: tf.Operation) -> str:
+        if op.device or op.type in _CALLS or not op.inputs:
+            return op.device
+        largest = max(op.inputs, key=size)
+        return device_of(largest) if size(largest) > 1 else ""
+
+    return tf.compat.v1.device(beside_largest)
 
 
 def optimizer_variables(optimizer: Any) -> list[tuple[Any, Any]]:

@@ -1,6 +1,7 @@
 """TowerModel and to_multi_gpu: towers behind the face of a Keras model."""
 
 import copy
+import functools
 from typing import Any
 
 import keras
@@ -201,19 +202,43 @@ class TowerModel(TemplateProxy):
         if layer_graph.is_built(self.template):
             place_variables(self, self.placement)
 
-    def make_train_function(self, force: bool = False) -> Any:
+    def _beside_outputs(self, function: Any) -> Any:
+        """The function, with what has no device on the output device."""
+
+        @functools.wraps(function)
+        def placed(*args: Any) -> Any:
+            with tf.device(self.placement.output_device):
+                return function(*args)
+
+        return placed
+
+    def _gather_metrics(self) -> bool:
+        """Moves compiled metrics to the outputs; whether any moved."""
+        if not self.compiled:
+            return False
+        device = str(self.placement.output_device)
+        return any(
+            [
+                layer_graph.move_variable(v, device)
+                for v in compiled.Compiled.of(self).variables
+            ]
+        )
+
+    def make_train_function(self, force: bool = False) -> None:
         self._check_steps()
         self._forget_if_moved()
         ready = layer_graph.is_built(self.template) and self.optimizer
         if ready and not self.optimizer.built and self.trainable_variables:
             # Slots are made here, eagerly, and not while the step is traced.
             self.optimizer.build(self.trainable_variables)
-        return super().make_train_function(force)
+        if self._gather_metrics() or force or self.train_function is None:
+            super().make_train_function(force=True)
+            self.train_function = self._beside_outputs(self.train_function)
 
     def make_test_function(self, force: bool = False) -> Any:
         self._check_steps()
         self._forget_if_moved()
-        return super().make_test_function(force)
+        return super().make_test_function(self._gather_metrics() or force)
 
     def make_predict_function(self, force: bool = False) -> Any:
         self._forget_if_moved()

@@ -76,7 +76,7 @@ def record(call: Callable[[], Any]) -> Recording:
             "What ran where is recorded from the outside: expected an eager "
             "call, got one inside a graph. Call it on the tf.function instead."
         )
-    called: dict[str, list[list[tf.Tensor]]] = {}
+    called: dict[str, tuple[Any, list[list[tf.Tensor]]]] = {}
     touched: dict[int, tf.Tensor] = {}
     born: dict[int, tf.Tensor] = {}
     before = {
@@ -97,7 +97,9 @@ def record(call: Callable[[], Any]) -> Recording:
         if name == "AssignVariableOp" and id(inputs[0]) not in before:
             born.setdefault(id(inputs[0]), inputs[1])
         if running.has_function(name):
-            called.setdefault(name, []).append(list(inputs))
+            if name not in called:  # its definition may go with it
+                called[name] = running.get_function_def(name), []
+            called[name][1].append(list(inputs))
 
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -119,15 +121,15 @@ def record(call: Callable[[], Any]) -> Recording:
             elif key in born:
                 variable.assign(born[key])
     return Recording(
-        [_ran(name, calls, metadata) for name, calls in called.items()],
+        [_ran(*function, metadata) for function in called.values()],
         batches,
         variables,
     )
 
 
-def _ran(name: str, calls: list[list[tf.Tensor]], metadata: Any) -> Ran:
+def _ran(definition: Any, calls: list[Any], metadata: Any) -> Ran:
     """The function's graphs, found by what its arguments are called."""
-    definition = context.context().get_function_def(name)
+    name = definition.signature.name
     wanted = [
         definition.arg_attr[i].attr["_user_specified_name"].s
         for i in range(len(definition.signature.input_arg))

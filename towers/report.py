@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.recording import Ran, record
+from towers.recording import Batches, Ran, record
 from towers.tensor_shapes import in_loops, shapes_of, source
 
 _SENDS = ("_Send", "_HostSend")
@@ -283,8 +283,7 @@ def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
     least = 0
     for ran in recording.functions:
         executed = _Executed(ran)
-        shapes = shapes_of(ran, recording.batches, executed.tensors())
-        told = executed.transfers(shapes)
+        told = executed.transfers(recording.batches)
         nodes += executed.nodes
         transfers += told
         once: dict[Any, int] = {}
@@ -317,6 +316,7 @@ class _Executed:
         self.nodes: list[tuple[str, str, str]] = []
         self.sends: list[Any] = []
         self._ran = ran
+        self._whole = {node.name: node for node in ran.graph.node}
         self._parts: list[dict[str, Any]] = []
         self._looping: list[set[str]] = []
         self._sent_by: dict[Any, tuple[int, Any]] = {}
@@ -334,40 +334,50 @@ class _Executed:
                     self.nodes.append((device, name, _plain(node.op)))
                 for k, tensor in enumerate(node.input):
                     received = self._parts[i].get(source(tensor))
-                    if received is not None and received.op in _RECEIVES:
+                    waits = tensor.startswith("^")
+                    if received and received.op in _RECEIVES and not waits:
                         self._taken[_key(received)] = node, k
 
-    def tensors(self) -> list[str]:
-        """What each send carries, by its name in the whole graph.
-
-        A kernel may do the work of two ops of that, and what it says besides
-        is then found by who takes it.
-        """
-        whole = {node.name: node for node in self._ran.graph.node}
-        names = []
-        for send in self.sends:
-            i, _ = self._sent_by[_key(send)]
-            name = send.input[0]
-            here = self._parts[i].get(source(name))
-            there = whole.get(source(name))
-            if not there or not here or _plain(here.op) != there.op:
-                taker, k = self._taken[_key(send)]
-                name = whole[taker.name].input[k]
-            names.append(name if ":" in name else f"{name}:0")
-        return names
-
-    def transfers(self, shapes: dict[str, Any]) -> list[Transfer]:
+    def transfers(self, batches: Sequence[Batches]) -> list[Transfer]:
         """What each send carried."""
+        names = [self._in_whole(send) for send in self.sends]
+        shapes = shapes_of(self._ran, batches, [n for n in names if n])
         return [
             Transfer(
                 *_ends(send),
-                name,
+                name or send.input[0],
                 tf.as_dtype(send.attr["T"].type),
-                shapes.get(name),
+                shapes.get(name) if name else self._constant_shape(send),
                 None if self._loops(send) else len(self._ran.calls),
             )
-            for send, name in zip(self.sends, self.tensors())
+            for send, name in zip(self.sends, names)
         ]
+
+    def _in_whole(self, send: Any) -> str | None:
+        """What is sent, by its name in the function before it was cut.
+
+        A kernel may do the work of two ops of that, and what it says besides
+        is then found by who takes it. None for the empty constants by which
+        one device waits for another.
+        """
+        name = send.input[0]
+        here, there = self._made_by(send), self._whole.get(source(name))
+        if not there or not here or _plain(here.op) != there.op:
+            taker, k = self._taken.get(_key(send), (None, 0))
+            if taker is None or taker.name not in self._whole:
+                return None
+            name = self._whole[taker.name].input[k]
+        return name if ":" in name else f"{name}:0"
+
+    def _made_by(self, send: Any) -> Any:
+        i, _ = self._sent_by[_key(send)]
+        return self._parts[i].get(source(send.input[0]))
+
+    def _constant_shape(self, send: Any) -> tuple[int, ...] | None:
+        made = self._made_by(send)
+        if made is None or made.op != "Const":
+            return None
+        return tuple(d.size for d in made.attr["value"].tensor.tensor_shape.dim)
 
     def _loops(self, send: Any) -> bool:
         i, _ = self._sent_by[_key(send)]

@@ -96,7 +96,6 @@ def _with_arguments(
         versions=original.versions, library=original.library
     )
     feeds: dict[str, tf.Tensor] = {}
-    moved: dict[str, str] = {}
     gone: set[str] = set()
 
     def placeholder(name: str, dtype: Any, value: Any) -> None:
@@ -119,11 +118,13 @@ def _with_arguments(
         placeholder(node.name, node.attr["T"].type, value)
 
     def taken(node: Any) -> None:
-        gone.add(node.name)
-        for k, dtype in enumerate(node.attr["output_types"].list.type):
-            new = f"{node.name}/{k}"
-            moved[f"{node.name}:{k}" if k else node.name] = new
-            placeholder(new, dtype, element[k] if element else None)
+        dtypes = node.attr["output_types"].list.type
+        given = graph.node.add(name=node.name, op="IdentityN")
+        given.attr["T"].list.type.extend(dtypes)
+        for k, dtype in enumerate(dtypes):
+            given.input.append(f"{node.name}/{k}")
+            value = element[k] if element else None
+            placeholder(given.input[k], dtype, value)
 
     for node in original.node:
         if node.op == "_Retval" or node.op.startswith(_WRITES):
@@ -135,8 +136,8 @@ def _with_arguments(
         else:
             graph.node.add().CopyFrom(node)
     for node in graph.node:
-        inputs = [moved.get(name, name) for name in node.input]
-        node.input[:] = [name for name in inputs if source(name) not in gone]
+        kept = [name for name in node.input if source(name) not in gone]
+        node.input[:] = kept
         node.attr.pop("_class", None)  # may name what is gone
     return graph, feeds
 

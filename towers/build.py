@@ -1,7 +1,6 @@
 """build_towers: split, replicate, forward, gather. The whole story."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,8 +79,9 @@ def build_towers(
         layer_graph.ensure_built(model, inputs)
     if training and len(placement.devices) > 1:
         layer_graph.check_not_synchronized(model)
-    graph = layer_graph.LayerGraph(model, layer_outputs)
-    _check_layers(graph)
+    graph = layer_graph.LayerGraph(
+        model, layer_outputs, placement.layer_devices
+    )
     homes, penalties = _homes(graph, placement)
     built = assemble(
         graph, homes, penalties, inputs, placement, training, merge, tower_fn
@@ -112,6 +112,7 @@ def assemble(
         ],
         placement.devices,
         list(zip(copies, shards.fed)),
+        graph.pinned,  # as the copies come first
     )
     check_structures([replay["outputs"] for replay in replays])
     rows, empty = shards.rows, shards.may_be_empty
@@ -283,17 +284,6 @@ def _moments(calls: dict[int, Any]) -> dict[int, list[layer_graph.Moments]]:
 def _scope(i: int) -> str:
     with tf.name_scope(f"tower_{i}") as scope:
         return scope
-
-
-def _check_layers(graph: layer_graph.LayerGraph) -> None:
-    paths = graph.paths()
-    for name in graph.wanted:
-        if name not in paths:
-            near = difflib.get_close_matches(name, paths, n=3) or paths[:10]
-            raise ValueError(
-                f"`layer_outputs` names {name!r}, but the model has no such "
-                f"layer. The nearest are {', '.join(near)}."
-            )
 
 
 def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:

@@ -82,7 +82,8 @@ def export_towers(
             "tf.compat.v1.saved_model.simple_save."
         )
     specs = _specs(model, input_signature)
-    graph = layer_graph.LayerGraph(model)
+    pins = placement.layer_devices if placement is not None else None
+    graph = layer_graph.LayerGraph(model, (), pins)
     module = tf.Module()
     module.parameters = [layer_graph.raw(v) for v in graph.variables]
 
@@ -90,7 +91,7 @@ def export_towers(
         if placement is None:
             values = [v.read_value() for v in module.parameters]
             return graph.replay(values, inputs, False, "", tower_fn).outputs
-        devices = parameter_devices(graph.variables, placement)
+        devices = parameter_devices(graph, placement)
         homes = [
             Home(variable, device, variable)
             for variable, device in zip(module.parameters, devices)
@@ -120,7 +121,7 @@ def export_towers(
             path,
             [""] * len(module.parameters)
             if placement is None
-            else parameter_devices(graph.variables, placement),
+            else parameter_devices(graph, placement),
         )
     except Exception:
         shutil.rmtree(path)

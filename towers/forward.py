@@ -1,6 +1,6 @@
 """forward: each tower on its own device, there and back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,6 +12,7 @@ def run_towers(
     functions: Sequence[Callable[..., Any]],
     devices: Sequence[str],
     arguments: Sequence[Any],
+    elsewhere: Mapping[int, str] | None = None,
 ) -> list[Any]:
     """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
 
@@ -23,17 +24,24 @@ def run_towers(
       functions: one per tower, pure, from a nest of tensors to a nest.
       devices: one device name per tower.
       arguments: one nest of tensors per tower.
+      elsewhere: the devices of those tensors, by their place in the flat
+        nest, that are not taken to the tower.
 
     Returns:
       One nest of tensors per tower.
     """
     return [
-        pinned(function, device, argument)
+        pinned(function, device, argument, elsewhere or {})
         for function, device, argument in zip(functions, devices, arguments)
     ]
 
 
-def pinned(function: Callable[..., Any], device: str, argument: Any) -> Any:
+def pinned(
+    function: Callable[..., Any],
+    device: str,
+    argument: Any,
+    elsewhere: Mapping[int, str],
+) -> Any:
     """`function(argument)`, forward and backward on `device`, in a graph."""
     tensors = [x for x in tf.nest.flatten(argument) if x is not None]
     structure: list[Any] = []
@@ -42,7 +50,10 @@ def pinned(function: Callable[..., Any], device: str, argument: Any) -> Any:
     def run(*tensors: tf.Tensor) -> Any:
         # A loop places what it hands from step to step beside where that came
         # from: it must come from this device, or every step asks the other.
-        here = [tf.identity(x) for x in tensors]
+        here = []
+        for i, tensor in enumerate(tensors):
+            with tf.device(elsewhere.get(i, device)):
+                here.append(tf.identity(tensor))
         result = function(_refill(argument, here))
         structure.append(result)
         results = [x for x in tf.nest.flatten(result) if x is not None]
@@ -56,7 +67,7 @@ def pinned(function: Callable[..., Any], device: str, argument: Any) -> Any:
                     "them weights of a layer, or pass their model too."
                 )
             with tf.device(device):
-                return _gradients(results, here, upstream)
+                return _gradients(results, tensors, upstream)
 
         return results, backward
 
@@ -82,6 +93,7 @@ def _gradients(
         list(tensors),
         grad_ys=[g for _, g in wanted],
         colocate_gradients_with_ops=True,
+        stop_gradients=list(tensors),  # one may be made from another, outside
     )
 
 

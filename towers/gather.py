@@ -101,6 +101,7 @@ def gather_known(
             merge_all,
             str(placement.output_device),  # worked out when it was made
             {"columns": columns, "rows": rows},
+            {},
         )
     return _pack(towers[0], merged)
 

@@ -10,8 +10,9 @@ has no public word for them: `_flatten_layers` (all nested layers), `_moments`
 
 import contextlib
 import dataclasses
+import difflib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -88,9 +89,19 @@ class LayerGraph:
     Args:
       model: a built `keras.Model`, or a list or dict of models and metrics.
       layer_outputs: paths of layers whose outputs are wanted.
+      layer_devices: the devices of layers, by name or path, that run
+        elsewhere than their tower.
+
+    Raises:
+      ValueError: there is no such layer.
     """
 
-    def __init__(self, model: Any, layer_outputs: Sequence[str] = ()):
+    def __init__(
+        self,
+        model: Any,
+        layer_outputs: Sequence[str] = (),
+        layer_devices: Mapping[str, str] | None = None,
+    ):
         self.model = model
         leaves = tf.nest.flatten(model)
         self.models = [m for m in leaves if isinstance(m, keras.Model)]
@@ -112,30 +123,43 @@ class LayerGraph:
             for i, v in enumerate(self.variables)
             if any(v is t for m in self.models for t in m.trainable_variables)
         ]
+        by_path = self._by_path()
+        for name in self.wanted:
+            if name not in by_path:
+                raise _no_layer("layer_outputs", name, list(by_path))
+        pins = layer_devices or {}
+        self._pins = {id(_found(by_path, n)): d for n, d in pins.items()}
+        homes = {
+            id(v): device
+            for name, device in pins.items()
+            for v in _found(by_path, name).variables
+        }
+        self.pinned = {
+            i: homes[id(v)]
+            for i, v in enumerate(self.variables)
+            if id(v) in homes
+        }
 
-    def paths(self) -> list[str]:
-        """Where layers are: "conv2d", or "encoder/conv2d" in a nested one.
+    def _by_path(self) -> dict[str, keras.Layer]:
+        """Layers as "conv2d", or "encoder/conv2d" in a nested model.
 
         With several models, paths start with the model's name.
         """
 
-        def below(layer: Any, prefix: str) -> list[str]:
-            return [
-                path
-                for child in layer._flatten_layers(
-                    include_self=False, recursive=False
-                )
-                for path in (
-                    prefix + child.name,
-                    *below(child, f"{prefix}{child.name}/"),
-                )
-            ]
+        def below(layer: Any, prefix: str) -> Iterator[Any]:
+            for child in layer._flatten_layers(
+                include_self=False, recursive=False
+            ):
+                yield prefix + child.name, child
+                yield from below(child, f"{prefix}{child.name}/")
 
         if len(self.models) == 1:
-            return sorted(set(below(self.models[0], "")))
-        return sorted(
-            {p for m in self.models for p in (m.name, *below(m, f"{m.name}/"))}
-        )
+            return dict(below(self.models[0], ""))
+        return {
+            path: layer
+            for m in self.models
+            for path, layer in ((m.name, m), *below(m, f"{m.name}/"))
+        }
 
     def is_seed(self, index: int) -> bool:
         """Whether this variable is the state of a `SeedGenerator`."""
@@ -221,13 +245,19 @@ class LayerGraph:
 
         def hooked(layer: keras.Layer) -> Callable[..., Any]:
             original = layer.call
+            device = self._pins.get(id(layer))
 
             @functools.wraps(original)
             def call(*args: Any, **kwargs: Any) -> Any:
                 scopes.append(f"{scopes[-1]}{layer.name}/")
                 try:
                     with tf.name_scope(scopes[-1]):
-                        outputs = original(*args, **kwargs)
+                        if device is None:
+                            outputs = original(*args, **kwargs)
+                        else:
+                            with tf.device(device):
+                                args, kwargs = _brought((args, kwargs))
+                                outputs = original(*args, **kwargs)
                 finally:
                     path = scopes.pop()[len(scope) : -1]
                 if path in self.wanted:
@@ -353,6 +383,49 @@ class _Scope(keras.StatelessScope):
             zero = copy - tf.stop_gradient(copy)
             value = tf.stop_gradient(value) + zero
         self.state_mapping[id(variable)] = value
+
+
+def _brought(arguments: Any) -> Any:
+    """Tensors on the current device, from where they were made.
+
+    A tower takes an identity of what it is given; what the tower does not
+    need itself should not go by way of it.
+    """
+
+    def bring(value: Any) -> Any:
+        if not isinstance(value, tf.Tensor):
+            return value
+        notes = get_notes(value)
+        while value.op.type == "Identity":
+            value = value.op.inputs[0]
+        value = tf.identity(value)
+        set_notes(value, notes)
+        return value
+
+    return tf.nest.map_structure(bring, arguments)
+
+
+def _found(by_path: dict[str, keras.Layer], name: str) -> keras.Layer:
+    """The layer with this path, or the only one with this name."""
+    if name in by_path:
+        return by_path[name]
+    named = {p: layer for p, layer in by_path.items() if layer.name == name}
+    if len({id(layer) for layer in named.values()}) == 1:
+        return next(iter(named.values()))
+    raise _no_layer("layer_devices", name, list(named) or list(by_path))
+
+
+def _no_layer(argument: str, name: str, paths: list[str]) -> ValueError:
+    near = difflib.get_close_matches(name, paths, n=3) or sorted(paths)[:10]
+    if all(path.endswith(f"/{name}") for path in paths):
+        return ValueError(
+            f"`{argument}` names {name!r}, which could be any of "
+            f"{', '.join(sorted(paths))}. Give the path."
+        )
+    return ValueError(
+        f"`{argument}` names {name!r}, but the model has no such layer. The "
+        f"nearest are {', '.join(near)}."
+    )
 
 
 def is_pooled(layer: Any) -> bool:

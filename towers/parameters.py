@@ -212,8 +212,10 @@ def place_variables(model: Any, placement: Placement) -> None:
 
 def move_variables(model: Any, placement: Placement) -> bool:
     """As `place_variables`, without dropping anything; whether any moved."""
-    variables = layer_graph.LayerGraph(model).variables
-    devices = parameter_devices(variables, placement)
+    graph = layer_graph.LayerGraph(
+        getattr(model, "template", model), (), placement.layer_devices
+    )
+    variables, devices = graph.variables, parameter_devices(graph, placement)
     where = {id(v): device for v, device in zip(variables, devices)}
     pairs = list(zip(variables, devices))
     optimizer = getattr(model, "optimizer", None)
@@ -232,16 +234,21 @@ def move_variables(model: Any, placement: Placement) -> bool:
 
 
 def parameter_devices(
-    variables: Sequence[Any], placement: Placement
+    graph: layer_graph.LayerGraph, placement: Placement
 ) -> list[str]:
-    """The device of each variable, as the policy says."""
+    """The device of each variable: its layer's, or as the policy says."""
+    pinned = graph.pinned
+    rest = [i for i in range(len(graph.variables)) if i not in pinned]
     policy = placement.parameter_device
     if not callable(policy):
-        return [policy] * len(variables)
-    names = list(policy(variables))
-    if len(names) != len(variables):
-        raise ValueError(
-            f"The policy in `parameter_device` must return {len(variables)} "
-            f"devices, one per variable; got {len(names)}."
-        )
-    return resolve_devices("parameter_device(...)", names, placement)
+        names = [policy] * len(rest)
+    else:
+        names = list(policy([graph.variables[i] for i in rest]))
+        if len(names) != len(rest):
+            raise ValueError(
+                f"The policy in `parameter_device` must return {len(rest)} "
+                f"devices, one per variable; got {len(names)}."
+            )
+        names = resolve_devices("parameter_device(...)", names, placement)
+    where = {**pinned, **dict(zip(rest, names))}
+    return [where[i] for i in range(len(where))]

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -37,6 +37,10 @@ class Placement:
         device if that is one device, else the first tower's.
       available: the device names to check against. None asks TensorFlow;
         "any" checks the spelling only, for a graph that will run elsewhere.
+      layer_devices: layers, by name ("embedding") or by path in nested models
+        ("encoder/embedding"), that run on a device of their own, the same for
+        all towers. Their variables live there, are copied to no tower, and
+        are not shown to a policy.
 
     Raises:
       TypeError: a device is no name, or an argument has the wrong type.
@@ -49,6 +53,7 @@ class Placement:
     input_device: str = "/CPU:0"
     output_device: str | None = None
     available: Sequence[str] | str | None = None
+    layer_devices: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen = _available(self.available)
@@ -91,6 +96,19 @@ class Placement:
         )
         output = default if self.output_device is None else self.output_device
         put("output_device", resolve("output_device", output))
+        pins = {} if self.layer_devices is None else self.layer_devices
+        if not isinstance(pins, Mapping):
+            raise TypeError(
+                "`layer_devices` must be a dict from layers' names to devices; "
+                f'got {pins!r}. Write {{"embedding": "/CPU:0"}}.'
+            )
+        put(
+            "layer_devices",
+            {
+                name: resolve(f"layer_devices[{name!r}]", device)
+                for name, device in pins.items()
+            },
+        )
 
     @classmethod
     def gpus(cls, n: int | None = None, **kwargs: Any) -> "Placement":
@@ -171,9 +189,13 @@ class Placement:
             if callable(self.parameter_device)
             else f"on {self.parameter_device}"
         )
+        pins = "".join(
+            f"; {name} on {device}"
+            for name, device in self.layer_devices.items()
+        )
         return (
             f"{towers}; batches split on {self.input_device}, parameters "
-            f"{parameters}, outputs gathered on {self.output_device}"
+            f"{parameters}, outputs gathered on {self.output_device}{pins}"
         )
 
 

@@ -59,7 +59,7 @@ def enter(
     Raises:
       RuntimeError: eager execution is switched off altogether.
     """
-    devices = parameter_devices(graph.variables, placement)
+    devices = parameter_devices(graph, placement)
     with tf.init_scope(), tf.name_scope(""):  # out of functions and loops
         twins = tf.compat.v1.get_collection_ref(_KEY)
         known = {id(twin.original): twin for twin in twins}

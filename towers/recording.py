@@ -231,6 +231,7 @@ def _noted_batches() -> Iterator[list[Batches]]:
             shapes = tuple(tuple(c.shape) for c in components)
             batches.elements.setdefault(shapes, components)
 
+        @tf.autograph.experimental.do_not_convert
         def passed(*element: Any) -> Any:
             flat = tf.nest.flatten(element, expand_composites=True)
             tf.py_function(note, flat, [])

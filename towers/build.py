@@ -213,19 +213,26 @@ def _tower(
         copies, shard = argument
         replay = graph.replay(copies, shard, training, scope, tower_fn)
         activations[:] = replay.activations
-        return {
-            "outputs": replay.outputs,
-            "notes": replay.notes,
-            "losses": replay.losses,
+        state = {
             "state": replay.state,
             "moments": {
                 k: [[m.mean, m.variance, m.count] for m in calls]
                 for k, calls in replay.moments.items()
             },
+        }
+        return {
+            "outputs": replay.outputs,
+            "notes": replay.notes,
+            "losses": replay.losses,
             "layer_outputs": replay.layer_outputs,
+            **tf.nest.map_structure(_stopped, state),
         }
 
     return run
+
+
+def _stopped(value: tf.Tensor | None) -> tf.Tensor | None:
+    return None if value is None else tf.stop_gradient(value)
 
 
 def _outputs(

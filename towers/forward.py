@@ -44,7 +44,7 @@ def pinned(
 ) -> Any:
     """`function(argument)`, forward and backward on `device`, in a graph."""
     tensors = [x for x in tf.nest.flatten(argument) if x is not None]
-    structure: list[Any] = []
+    made: list[Any] = []
 
     @own_gradient
     def run(*tensors: tf.Tensor) -> Any:
@@ -54,9 +54,9 @@ def pinned(
         for i, tensor in enumerate(tensors):
             with tf.device(elsewhere.get(i, device)):
                 here.append(tf.identity(tensor))
-        result = function(_refill(argument, here))
-        structure.append(result)
-        results = [x for x in tf.nest.flatten(result) if x is not None]
+        made.append(function(_refill(argument, here)))
+        # What has no gradient need not be asked for one, with zeros.
+        results = [x for x in tf.nest.flatten(made[0]) if _has_gradient(x)]
 
         def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
             if variables:
@@ -72,8 +72,14 @@ def pinned(
         return results, backward
 
     with tf.device(device):
-        results = run(*tensors)
-    return _refill(structure[0], results)
+        results = iter(run(*tensors))
+    return tf.nest.map_structure(
+        lambda x: next(results) if _has_gradient(x) else x, made[0]
+    )
+
+
+def _has_gradient(x: tf.Tensor | None) -> bool:
+    return x is not None and x.dtype.is_floating and x.op.type != "StopGradient"
 
 
 def _gradients(

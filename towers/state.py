@@ -39,6 +39,14 @@ def merge_state(
     """
     merged: dict[int, tf.Tensor] = {}
     layers = graph.batch_norms()
+    known: dict[Any, list[tf.Tensor]] = {}
+
+    def shares(i: int, dtype: tf.DType) -> list[tf.Tensor]:
+        """Each tower's part of the rows, on the device of a variable."""
+        if (devices[i], dtype) not in known:
+            known[devices[i], dtype] = tf.unstack(row_shares(rows, dtype))
+        return known[devices[i], dtype]
+
     for i in moments[0]:
         layer = layers[i]
         j = graph.index_of(layer.moving_variance)
@@ -46,7 +54,8 @@ def merge_state(
         mean, variance = values[i], values[j]
         with tf.device(devices[i]), tf.name_scope("merge_moments"):
             for call in calls:
-                seen = _pooled(call, rows, may_be_empty)
+                by_rows = shares(i, call[0].mean.dtype)
+                seen = _pooled(call, by_rows, rows, may_be_empty)
                 mean = _moved(mean, seen[0], layer.momentum)
                 variance = _moved(variance, seen[1], layer.momentum)
         merged[i], merged[j] = mean, variance
@@ -69,8 +78,8 @@ def merge_state(
             elif adds_up:
                 merged[i] = values[i] + tf.add_n(kept)
             elif kept and len(said) > 1:
-                shares = row_shares(rows, values[i].dtype)
-                changes = [shares[t] * x for t, x in enumerate(kept)]
+                by_rows = shares(i, values[i].dtype)
+                changes = [share * x for share, x in zip(by_rows, kept)]
                 merged[i] = values[i] + tf.add_n(changes)
             else:
                 merged[i] = said[last]
@@ -79,6 +88,7 @@ def merge_state(
 
 def _pooled(
     call: Sequence[layer_graph.Moments],
+    shares: Sequence[tf.Tensor],
     rows: tf.Tensor,
     may_be_empty: Sequence[bool],
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -92,14 +102,12 @@ def _pooled(
     if len(call) == 1:
         return call[0].mean, call[0].variance
     dtype = call[0].mean.dtype
-    if call[0].count is None:
-        shares = row_shares(rows, dtype)
-    else:
+    if call[0].count is not None:
         counts = [
             drop(tf.cast(m.count, dtype), rows[t] > 0) if empty else m.count
             for t, (m, empty) in enumerate(zip(call, may_be_empty))
         ]
-        shares = row_shares(tf.stack(counts), dtype)
+        shares = tf.unstack(row_shares(tf.stack(counts), dtype))
 
     def weighted(values: Sequence[tf.Tensor]) -> tf.Tensor:
         return tf.add_n(

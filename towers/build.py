@@ -6,7 +6,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import layer_graph, parameters, session, split, state
+from towers import (
+    layer_graph,
+    parameters,
+    session,
+    split,
+    state,
+    template,
+)
 from towers.forward import run_towers
 from towers.gather import check_structures, gather_known, spread
 from towers.parameters import Home
@@ -68,7 +75,7 @@ def build_towers(
         variables or use some that are not the model's.
       RuntimeError: eager execution is switched off for the whole program.
     """
-    layer_graph.check_model(model, nested=tower_fn is not None)
+    template.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
     inputs = split.checked_batch(inputs)
     if tf.executing_eagerly():
@@ -76,12 +83,12 @@ def build_towers(
             model, inputs, placement, training, merge, tower_fn, layer_outputs
         )
     if tower_fn is None:
-        layer_graph.ensure_built(model, inputs)
-    if training and len(placement.devices) > 1:
-        layer_graph.check_not_synchronized(model)
+        template.ensure_built(model, inputs)
     graph = layer_graph.LayerGraph(
         model, layer_outputs, placement.layer_devices
     )
+    if training and len(placement.devices) > 1:
+        template.check_not_synchronized(graph.layers)
     homes, penalties = _homes(graph, placement)
     built = assemble(
         graph, homes, penalties, inputs, placement, training, merge, tower_fn

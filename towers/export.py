@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from towers import layer_graph
+from towers import layer_graph, template
 from towers.build import assemble
 from towers.parameters import Home, parameter_devices
 from towers.placement import Placement, check_placement
@@ -66,7 +66,7 @@ def export_towers(
       ValueError: `path` exists, or the inputs are unknown.
       RuntimeError: called inside a graph.
     """
-    layer_graph.check_model(model, nested=tower_fn is not None)
+    template.check_model(model, nested=tower_fn is not None)
     if placement is not None:
         check_placement(placement)
     if os.path.exists(path):
@@ -131,7 +131,7 @@ def export_towers(
 def _specs(model: Any, signature: Any) -> Any:
     """A nest of `tf.TensorSpec` with names, of any number of rows."""
     if signature is None:
-        signature = layer_graph.input_signature(model)
+        signature = template.input_signature(model)
     elif isinstance(signature, (list, tuple)) and len(signature) == 1:
         (signature,) = signature  # as Keras and tf.function have it
     taken: set[str] = set()

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import compiled, layer_graph
+from towers import compiled, layer_graph, template
 from towers.build import build_towers
 from towers.export import export_towers
 from towers.gather import check_rule
@@ -83,7 +83,7 @@ class TowerModel(TemplateProxy):
         loss_on_towers: bool = False,
         **kwargs: Any,
     ):
-        layer_graph.check_model(model)
+        template.check_model(model)
         check_placement(placement)
         if tf.distribute.has_strategy():
             strategy = type(tf.distribute.get_strategy()).__name__
@@ -109,7 +109,7 @@ class TowerModel(TemplateProxy):
         self.supports_masking = True
         self._functions: dict[Any, Any] = {}
         self._homes: list[Any] = []
-        if layer_graph.is_built(model):
+        if template.is_built(model):
             self.built = True
             place_variables(model, placement)
         if model.compiled:
@@ -136,8 +136,8 @@ class TowerModel(TemplateProxy):
         return outputs
 
     def _build_template(self, inputs: Any) -> None:
-        if not layer_graph.is_built(self.template):
-            layer_graph.ensure_built(self.template, inputs)
+        if not template.is_built(self.template):
+            template.ensure_built(self.template, inputs)
             with tf.init_scope():
                 # The optimizer's too, if this model is compiled.
                 move_variables(self, self.placement)
@@ -199,7 +199,7 @@ class TowerModel(TemplateProxy):
     def _place(self) -> None:
         """Puts the optimizer beside the parameters."""
         compiled.pin_optimizer(self.optimizer)
-        if layer_graph.is_built(self.template):
+        if template.is_built(self.template):
             place_variables(self, self.placement)
 
     def _beside_outputs(self, function: Any) -> Any:
@@ -227,7 +227,7 @@ class TowerModel(TemplateProxy):
     def make_train_function(self, force: bool = False) -> None:
         self._check_steps()
         self._forget_if_moved()
-        ready = layer_graph.is_built(self.template) and self.optimizer
+        ready = template.is_built(self.template) and self.optimizer
         if ready and not self.optimizer.built and self.trainable_variables:
             # Slots are made here, eagerly, and not while the step is traced.
             self.optimizer.build(self.trainable_variables)
@@ -425,7 +425,7 @@ def to_multi_gpu(
       ValueError: `n_gpus` is below 1, or there are fewer GPUs.
       RuntimeError: called under a `tf.distribute` strategy.
     """
-    layer_graph.check_model(model)
+    template.check_model(model)
     check_count("n_gpus", n_gpus)
     try:
         placement = Placement.gpus(n_gpus, parameter_device=parameter_device)

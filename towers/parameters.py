@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import compiled, layer_graph
+from towers import compiled, layer_graph, template
 from towers.own_gradient import own_gradient
 from towers.placement import (
     Placement,
@@ -197,7 +197,7 @@ def place_variables(model: Any, placement: Placement) -> None:
       ValueError: the policy returns the wrong number of devices, or a bad one.
       RuntimeError: called inside a graph.
     """
-    layer_graph.check_model(model)
+    template.check_model(model)
     check_placement(placement)
     if not tf.executing_eagerly():
         raise RuntimeError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import layer_graph
+from towers import layer_graph, template
 from towers.parameters import Home, parameter_devices
 from towers.placement import Placement
 
@@ -67,7 +67,7 @@ def enter(
             i for i, v in enumerate(graph.variables) if id(v) not in known
         ]
         originals = [layer_graph.raw(graph.variables[i]) for i in missing]
-        values = layer_graph.eagerly(lambda: [v.numpy() for v in originals])
+        values = template.eagerly(lambda: [v.numpy() for v in originals])
         for i, value in zip(missing, values):
             twin = _twin(graph, i, value, devices[i])
             known[id(twin.original)] = twin
@@ -146,7 +146,7 @@ def copy_to_model(pairs: Sequence[tuple[Any, Any]], session: Any) -> None:
         for (original, _), value in zip(pairs, values):
             layer_graph.raw(original).assign(value)
 
-    layer_graph.eagerly(assign)
+    template.eagerly(assign)
 
 
 def copy_from_model(pairs: Sequence[tuple[Any, Any]], session: Any) -> None:
@@ -155,7 +155,7 @@ def copy_from_model(pairs: Sequence[tuple[Any, Any]], session: Any) -> None:
     Adds no op, so it works in a finalized graph.
     """
     originals = [layer_graph.raw(original) for original, _ in pairs]
-    values = layer_graph.eagerly(lambda: [v.numpy() for v in originals])
+    values = template.eagerly(lambda: [v.numpy() for v in originals])
     initializers = [twin.initializer for _, twin in pairs]
     feed = {op.inputs[1]: value for op, value in zip(initializers, values)}
     _run(session, initializers, feed)

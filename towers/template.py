@@ -1,0 +1,143 @@
+"""template: whether a model can be one: of Keras 3, and built.
+
+With `layer_graph.py`, `compiled.py` and `proxy.py` the only file that touches
+Keras's internals, because Keras has no public word for them: `_flatten_layers`
+(all nested layers) and `_build_shapes_dict` (what a model was built for).
+`template_test.py` fails when one of them changes.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def check_model(
+    model: Any, argument: str = "model", nested: bool = False
+) -> None:
+    """Raises a `TypeError` unless `model` is a Keras model.
+
+    With `nested` it may be a list or dict of models and metrics.
+    """
+    leaves = tf.nest.flatten(model) if nested else [model]
+    for leaf in leaves:
+        if isinstance(leaf, keras.Model):
+            continue
+        if nested and isinstance(leaf, keras.metrics.Metric):
+            continue
+        origin = type(leaf).__mro__
+        if any(c.__module__.startswith("tf_keras") for c in origin):
+            raise TypeError(
+                f"`{argument}` is a Keras 2 model "
+                f"({type(leaf).__module__}.{type(leaf).__name__}), but towers "
+                "needs Keras 3. Build it with `import keras`, without "
+                "TF_USE_LEGACY_KERAS=1."
+            )
+        raise TypeError(
+            f"`{argument}` must be a keras.Model, or with `tower_fn` a list or "
+            f"dict of models and metrics; got {type(leaf).__name__}. For a "
+            "single layer, write keras.Sequential([layer])."
+        )
+
+
+def ensure_built(model: Any, inputs: Any) -> None:
+    """Builds a model that has no variables yet, outside any graph.
+
+    Raises:
+      ValueError: it cannot be built from inputs of these shapes.
+    """
+    if is_built(model):
+        return
+    specs = tf.nest.map_structure(
+        lambda x: keras.KerasTensor(
+            (None, *x.shape[1:]), keras.backend.standardize_dtype(x.dtype)
+        ),
+        inputs,
+    )
+    try:
+        if tf.compat.v1.executing_eagerly_outside_functions():
+            with tf.init_scope():
+                model(specs)
+        else:
+            eagerly(lambda: model(specs))
+        built = is_built(model)
+        problem = "some of its layers stayed without variables"
+    except Exception as error:  # whatever the user's layer raises
+        built, problem = False, str(error)
+    if not built:
+        shapes = tf.nest.map_structure(lambda x: tuple(x.shape), inputs)
+        raise ValueError(
+            f"`model` {model.name!r} is not built, and could not be built "
+            f"from inputs of shape {shapes}: {problem}. Call it once on real "
+            "data before it is given to towers."
+        )
+
+
+@tf.autograph.experimental.do_not_convert
+def eagerly(function: Callable[[], Any]) -> Any:
+    """Calls a function outside of any graph: a fresh thread is eager.
+
+    Raises:
+      RuntimeError: eager execution is switched off altogether.
+    """
+
+    def call() -> Any:
+        if not tf.executing_eagerly():
+            raise RuntimeError(
+                "towers needs eager execution to read a Keras 3 model, but it "
+                "is switched off. Leave out tf.compat.v1.disable_v2_behavior() "
+                "and disable_eager_execution(); build the graph under "
+                "`with tf.Graph().as_default():`, and all of tf.compat.v1 "
+                "works there."
+            )
+        return function()
+
+    with futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
+
+
+def is_built(model: keras.Model) -> bool:
+    """Whether the model and all its layers have their variables."""
+    return all(layer.built for layer in model._flatten_layers())
+
+
+def input_signature(model: Any) -> Any:
+    """A nest like a model's inputs, with a shape and a dtype for each.
+
+    Raises:
+      ValueError: the model has not been told what it will be called with.
+    """
+    if isinstance(model, keras.Sequential) and model.built:
+        return model.inputs[0]
+    if getattr(model, "inputs", None):
+        return model.input
+    shapes = list(getattr(model, "_build_shapes_dict", None) or [])
+    known = isinstance(model, keras.Model) and len(shapes) == 1
+    if not known or not is_built(model):
+        raise ValueError(
+            "`input_signature` is not given, and the inputs are not known from "
+            "the model. Expected a nest of tf.TensorSpec, such as "
+            'tf.TensorSpec([None, 8], "float32").'
+        )
+
+    def spec(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {key: spec(value) for key, value in shape.items()}
+        if all(isinstance(d, int) or d is None for d in shape):
+            return tf.TensorSpec(shape, model.input_dtype)
+        return [spec(value) for value in shape]
+
+    return spec(model._build_shapes_dict[shapes[0]])
+
+
+def check_not_synchronized(layers: Iterable[keras.Layer]) -> None:
+    """Refuses what would silently be computed per shard."""
+    for layer in layers:
+        if getattr(layer, "synchronized", False):
+            raise ValueError(
+                f"Layer {layer.name!r} asks for synchronized=True, but towers "
+                "normalise by the statistics of their shard in training. "
+                "Expected synchronized=False; set it, or use one tower."
+            )

@@ -27,6 +27,15 @@ class PlacementTest(parameterized.TestCase):
             towers.Placement(devices).devices, ("/CPU:0", "/CPU:1")
         )
 
+    def test_equal_placements_are_one_key(self):
+        both = [
+            towers.Placement(["/CPU:1"], layer_devices={"a": name})
+            for name in ("CPU:0", "/device:CPU:0")
+        ]
+        self.assertEqual(both[0], both[1])
+        self.assertLen(set(both), 1)
+        self.assertIn("a on /CPU:0", str(both[0]))
+
     def test_output_device_follows_the_parameters(self):
         one = towers.Placement(["/CPU:1"], parameter_device="/CPU:2")
         policy = towers.Placement(

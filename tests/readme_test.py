@@ -64,6 +64,10 @@ class ReadTest(parameterized.TestCase):
         (["two_towers.py"], r"step 100  loss 0\.0\d+\n$"),
         (["session_loop.py"], r"Session: (0\.9\d+)\nKeras: \1\n$"),
         (["tower_loss.py"], r"step  60  loss 2\.\d+\n$"),
+        (
+            ["benchmark.py", "--quick", "--models=cnn", "--towers=1,2"],
+            r"towers 2 / classic 2: \d\.\d+ .*\n\n.* TensorFlow [\d.]+\n$",
+        ),
         (["serve.py"], r"for_gpus \(7, 3\)\nplain \(7, 3\)\n$"),
     )
     def test_examples(self, command, last):

@@ -103,6 +103,18 @@ class HandTest(parameterized.TestCase):
             report.assert_bytes(10**9)
 
 
+class MirroredTest(absltest.TestCase):
+    def test_bytes_of_collectives_are_said_to_be_missing(self):
+        with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
+            model = make(cnn)
+            model.compile("sgd", "mse")
+        x, y = inputs(model, 4), targets(model, 4)
+        with self.assertWarnsRegex(UserWarning, "Collective.* not in total"):
+            towers.execution_report(
+                lambda: model.fit(x, y, batch_size=4, verbose=0)
+            )
+
+
 class AssertionsTest(absltest.TestCase):
     def test_the_offenders_are_printed(self):
         report = towers.execution_report(there_and_back, X)

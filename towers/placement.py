@@ -53,7 +53,9 @@ class Placement:
     input_device: str = "/CPU:0"
     output_device: str | None = None
     available: Sequence[str] | str | None = None
-    layer_devices: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    layer_devices: Mapping[str, str] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
 
     def __post_init__(self) -> None:
         seen = _available(self.available)

@@ -20,6 +20,8 @@ import tensorflow as tf
 from towers.partitions import Partitions, Transfer, short
 from towers.recording import record
 
+_COLLECTIVES = ("Collective", "Nccl")
+
 
 @dataclasses.dataclass(frozen=True)
 class VariableUse:
@@ -227,7 +229,8 @@ def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
     A transfer's size is what it was when `fn` ran. It is not known for
     tensors that depend on an iterator made before (give `fn` the data), that
     have another size at each step (report one step), or that cross inside a
-    loop, once per iteration. There is a warning then.
+    loop, once per iteration. There is a warning then, and one for collective
+    ops, as in MirroredStrategy, whose bytes are not counted.
 
     Args:
       fn: what to run, eagerly.
@@ -263,6 +266,13 @@ def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
     report = ExecutionReport(
         tuple(nodes), tuple(transfers), _uses(recording.variables), least
     )
+    collectives = {op for _, op in report.ops if op.startswith(_COLLECTIVES)}
+    if collectives:
+        warnings.warn(
+            f"{', '.join(sorted(collectives))} move bytes between devices that "
+            "no graph tells of; they are not in total_bytes.",
+            stacklevel=2,
+        )
     if report.unknown:
         warnings.warn(
             f"Of {len(report.unknown)} transfers the size is not known, so "

@@ -1,0 +1,342 @@
+"""Towers against the plain model, MirroredStrategy and split-and-concat.
+
+    python examples/benchmark.py --workers --json=bench.json --svg=bench.svg
+
+For a CNN, an LSTM, a small ResNet and an embedding model, all trained by stock
+`fit` steps with the same global batch, on GPUs if there are any, else on logical
+CPU devices, it measures
+
+- step time: all contenders in one process, in interleaved rounds;
+- first step, from compiling to its end, and the peak memory of the host: in a
+  fresh process each;
+- transfers and bytes a step, from `towers.execution_report`; where that cannot
+  tell, the JSON says why;
+- with --workers, step time with each tower in a process of its own, pinned to a
+  core, against one such tower.
+
+A ratio is the median, with quartiles, of the ratios of the rounds: below 1.0
+towers are faster. --quick is for testing this file.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import benchmark_models
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import towers
+
+FLAGS = flags.FLAGS
+KINDS = ["plain", "towers", "mirrored", "classic"]
+flags.DEFINE_list("models", list(benchmark_models.MODELS), "What is trained.")
+flags.DEFINE_list("towers", ["1", "2", "4", "8"], "Numbers of towers.")
+flags.DEFINE_list("kinds", KINDS, "Ways of training.")
+flags.DEFINE_integer("rounds", 15, "Interleaved rounds.", lower_bound=1)
+flags.DEFINE_integer("steps", 8, "Steps per round.", lower_bound=1)
+flags.DEFINE_integer("batch", 64, "Rows of the global batch.", lower_bound=1)
+flags.DEFINE_integer("width", 32, "Of the models' layers.", lower_bound=1)
+flags.DEFINE_boolean("workers", False, "Also measure worker processes.")
+flags.DEFINE_boolean("quick", False, "Tiny models, few rounds.")
+flags.DEFINE_string("json", None, "Where to write all numbers.")
+flags.DEFINE_string("svg", None, "Where to write a picture of the ratios.")
+
+Contender = tuple[str, int]  # kind, number of devices
+
+
+def devices(n: int) -> list[str]:
+    """The first n GPUs, or logical CPUs; this starts TensorFlow."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    place = towers.Placement.gpus if gpus else towers.Placement.cpus
+    return list(place(n).devices)
+
+
+def fresh(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls it in a new process, where TensorFlow has not started."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def first_step(name: str, one: Contender, width: int, batch: int) -> list:
+    """[seconds from compiling to the end of the first step, peak bytes]."""
+    make, (kind, n) = benchmark_models.MODELS[name], one
+    names = devices(n)
+    data = benchmark_models.batches(make(width), batch)
+    start = time.perf_counter()
+    model = benchmark_models.contender(kind, lambda: make(width), names)
+    model.fit(data, steps_per_epoch=1, verbose=0, shuffle=False)
+    seconds = time.perf_counter() - start
+    return [seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]
+
+
+def crossed(model: keras.Model, data: tf.data.Dataset) -> list:
+    """[transfers, bytes, why not] of a step."""
+    try:
+        with warnings.catch_warnings(record=True):
+            report = towers.execution_report(
+                lambda: model.fit(
+                    data, steps_per_epoch=1, verbose=0, shuffle=False
+                )
+            )
+    except RuntimeError as reason:
+        return [None, None, str(reason)]
+    if any(op.startswith("Collective") for _, op in report.ops):
+        return [None, None, "collective ops move bytes that no graph tells of"]
+    if report.unknown:
+        return [None, None, f"{len(report.unknown)} of unknown size"]
+    return [len(report.transfers), report.total_bytes, None]
+
+
+def interleaved(
+    models: dict[Any, keras.Model],
+    data: tf.data.Dataset,
+    rounds: int,
+    steps: int,
+) -> dict[Any, list[float]]:
+    """Seconds a step of each model, in each round."""
+    batches = {}
+    for key, model in models.items():
+        model.fit(data, steps_per_epoch=2, verbose=0, shuffle=False)
+        strategy = model.distribute_strategy
+        spread = isinstance(strategy, tf.distribute.MirroredStrategy)
+        batches[key] = iter(
+            strategy.experimental_distribute_dataset(data) if spread else data
+        )
+    times: dict[Any, list[float]] = {key: [] for key in models}
+    for i in range(rounds + 1):
+        for key in list(models)[:: 1 if i % 2 else -1]:
+            start = time.perf_counter()
+            for _ in range(steps):
+                logs = models[key].train_function(batches[key])
+            float(logs["loss"])  # wait for it
+            if i:  # the first round warms up
+                times[key].append((time.perf_counter() - start) / steps)
+    return times
+
+
+def ratio(times: dict[Any, list[float]], a: Any, b: Any) -> list[float]:
+    """[median, lower, upper quartile] of the ratios of the rounds."""
+    ratios = np.divide(times[a], times[b])
+    return [float(q) for q in np.quantile(ratios, [0.5, 0.25, 0.75])]
+
+
+def measure(name: str, contenders: list[Contender], quick: bool) -> dict:
+    """All that is told of one model."""
+    width, batch = (2, 8) if quick else (FLAGS.width, FLAGS.batch)
+    rounds, steps = (2, 1) if quick else (FLAGS.rounds, FLAGS.steps)
+    make = benchmark_models.MODELS[name]
+    names = devices(max(n for _, n in contenders))
+    models = {
+        (kind, n): benchmark_models.contender(
+            kind, lambda: make(width), names[:n]
+        )
+        for kind, n in contenders
+    }
+    data = benchmark_models.batches(make(width), batch)
+    times = interleaved(models, data, rounds, steps)
+    rows = []
+    print(
+        f"\n{name}\n{'':12}   ms/step  first s  peak MB  transfers  kB a step"
+    )
+    for one, model in models.items():
+        first, peak = fresh(first_step, name, one, width, batch)
+        transfers, crossing, reason = crossed(model, data)
+        step = float(np.median(times[one]))
+        rows.append(
+            {
+                "kind": one[0],
+                "devices": one[1],
+                "step_seconds": step,
+                "first_step_seconds": first,
+                "peak_bytes": peak,
+                "transfers": transfers,
+                "bytes": crossing,
+                "why_not": reason,
+            }
+        )
+        shown = "        ?          ?"
+        if reason is None:
+            shown = f"{transfers:9,}  {crossing / 1e3:9,.0f}"
+        print(
+            f"{' '.join(map(str, one)):12}  {step * 1e3:8.1f}  {first:7.2f}  "
+            f"{peak / 1e6:7.0f}  {shown}",
+            flush=True,
+        )
+    pairs = [(("towers", 1), ("plain", 1))]
+    pairs += [
+        (("towers", n), (kind, n))
+        for kind in ("mirrored", "classic")
+        for n in sorted({n for _, n in contenders} - {1})
+    ]
+    ratios = {}
+    for a, b in pairs:
+        if a in times and b in times:
+            label = f"{a[0]} {a[1]} / {b[0]} {b[1]}"
+            ratios[label] = ratio(times, a, b)
+            print("{}: {:.3f} ({:.3f} to {:.3f})".format(label, *ratios[label]))
+    return {"contenders": rows, "ratios": ratios}
+
+
+def worker(cluster: dict[str, list[str]], index: int, core: int) -> None:
+    """A server on one core that never returns."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # it prints what it is
+    os.sched_setaffinity(0, [core])
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    spec = tf.train.ClusterSpec(cluster)
+    tf.distribute.Server(spec, job_name="worker", task_index=index).join()
+
+
+def chief(cluster: dict[str, list[str]], quick: bool) -> list[float]:
+    """One worker's step time over that of two: [median, quartiles]."""
+    tf.config.experimental_connect_to_cluster(tf.train.ClusterSpec(cluster))
+    names = [f"/job:worker/task:{i}/device:CPU:0" for i in range(2)]
+    width, batch = (2, 8) if quick else (32, 256)
+    models = {
+        n: benchmark_models.contender(
+            "towers", lambda: benchmark_models.pooled(width), names[:n]
+        )
+        for n in (1, 2)
+    }
+    data = benchmark_models.batches(benchmark_models.pooled(width), batch)
+    times = interleaved(models, data, *((2, 1) if quick else (9, 2)))
+    return ratio(times, 1, 2)
+
+
+def workers(quick: bool) -> list[float]:
+    """How many times as fast two pinned worker processes are as one."""
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    cores = sorted(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    servers = [
+        context.Process(target=worker, args=(cluster, i, cores[i % len(cores)]))
+        for i in range(2)
+    ]
+    for server in servers:
+        server.start()
+    try:
+        speedup = fresh(chief, cluster, quick)
+    finally:
+        for server in servers:
+            server.kill()
+    print(
+        "\ntwo workers, times as fast as one: {:.2f} ({:.2f} to {:.2f})".format(
+            *speedup
+        )
+    )
+    return speedup
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers come from."""
+    with open("/proc/cpuinfo") as lines:
+        cpus = [x.split(":")[1].strip() for x in lines if "model name" in x]
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": cpus[0] if cpus else platform.processor(),
+        "gpus": len(tf.config.list_physical_devices("GPU")),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def picture(models: dict[str, Any]) -> str:
+    """SVG: a bar per ratio, with its quartiles, and a line at 1."""
+    bars = [
+        (f"{name}: {label}", *quartiles)
+        for name, told in models.items()
+        for label, quartiles in told["ratios"].items()
+    ]
+    end = max(1.25, *(high for *_, high in bars)) * 1.05
+    left, wide, high = 290, 380, 22
+    bottom = high * len(bars) + 10
+
+    def x(value: float) -> float:
+        return left + wide * value / end
+
+    lines = []
+    for i, (label, median, lower, upper) in enumerate(bars):
+        y = 8 + high * i
+        lines += [
+            f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{label}</text>',
+            f'<rect x="{left}" y="{y}" width="{x(median) - left:.1f}" '
+            'height="16" fill="#7aa6c2"/>',
+            f'<line x1="{x(lower):.1f}" x2="{x(upper):.1f}" y1="{y + 8}" '
+            f'y2="{y + 8}" stroke="#222" stroke-width="2"/>',
+            f'<text x="{x(upper) + 6:.1f}" y="{y + 12}">{median:.2f}</text>',
+        ]
+    lines.append(
+        f'<line x1="{x(1):.1f}" x2="{x(1):.1f}" y1="0" y2="{bottom}" '
+        'stroke="#c33" stroke-dasharray="4 3"/>'
+    )
+    lines.append(
+        f'<text x="{left}" y="{bottom + 14}">step time of towers over the '
+        "other's; left of the line towers are faster</text>"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide + 50}" '
+        f'height="{bottom + 24}" font-family="sans-serif" font-size="12">\n'
+        '<rect width="100%" height="100%" fill="white"/>\n'
+        + "\n".join(lines)
+        + "\n</svg>\n"
+    )
+
+
+def main(_: list[str]) -> None:
+    counts = sorted(int(n) for n in FLAGS.towers)
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    counts = [n for n in counts if n <= (gpus or n)]
+    contenders = [("plain", 1)] * ("plain" in FLAGS.kinds)
+    contenders += [
+        (kind, n)
+        for n in counts
+        for kind in FLAGS.kinds
+        if kind == "towers" or (n > 1 and kind != "plain")
+    ]
+    told = {
+        name: fresh(measure_here, name, contenders, sys.argv)
+        for name in FLAGS.models
+    }
+    result = {"machine": machine(), "models": told}
+    if FLAGS.workers:
+        result["two workers over one"] = workers(FLAGS.quick)
+    if FLAGS.json:
+        with open(FLAGS.json, "w") as file:
+            json.dump(result, file, indent=1)
+    if FLAGS.svg:
+        with open(FLAGS.svg, "w") as file:
+            file.write(picture(told))
+    print("\n{cpu}, {cores} cores, TensorFlow {tensorflow}".format(**machine()))
+
+
+def measure_here(
+    name: str, contenders: list[Contender], argv: list[str]
+) -> dict:
+    """`measure`, in a process of its own, with the same flags."""
+    FLAGS(argv)
+    return measure(name, contenders, FLAGS.quick)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -6,7 +6,7 @@ For a CNN, an LSTM, a small ResNet and an embedding model, all trained by stock
 `fit` steps with the same global batch, on GPUs if there are any, else on logical
 CPU devices, it measures
 
-- step time: all contenders in one process, in interleaved rounds;
+- step time: contenders on as many devices in one process, in interleaved rounds;
 - first step, from compiling to its end, and the peak memory of the host: in a
   fresh process each;
 - transfers and bytes a step, from `towers.execution_report`; where that cannot
@@ -53,7 +53,14 @@ flags.DEFINE_boolean("quick", False, "Tiny models, few rounds.")
 flags.DEFINE_string("json", None, "Where to write all numbers.")
 flags.DEFINE_string("svg", None, "Where to write a picture of the ratios.")
 
+HEAD = f"{'':12}   ms/step  first s  peak MB  transfers  kB a step"
 Contender = tuple[str, int]  # kind, number of devices
+
+
+def contenders(n: int) -> list[Contender]:
+    """Who is measured against whom on n devices."""
+    others = ["plain"] if n == 1 else ["mirrored", "classic"]
+    return [(kind, n) for kind in ["towers", *others] if kind in FLAGS.kinds]
 
 
 def devices(n: int) -> list[str]:
@@ -150,9 +157,6 @@ def measure(name: str, contenders: list[Contender], quick: bool) -> dict:
     data = benchmark_models.batches(make(width), batch)
     times = interleaved(models, data, rounds, steps)
     rows = []
-    print(
-        f"\n{name}\n{'':12}   ms/step  first s  peak MB  transfers  kB a step"
-    )
     for one, model in models.items():
         first, peak = fresh(first_step, name, one, width, batch)
         transfers, crossing, reason = crossed(model, data)
@@ -177,18 +181,12 @@ def measure(name: str, contenders: list[Contender], quick: bool) -> dict:
             f"{peak / 1e6:7.0f}  {shown}",
             flush=True,
         )
-    pairs = [(("towers", 1), ("plain", 1))]
-    pairs += [
-        (("towers", n), (kind, n))
-        for kind in ("mirrored", "classic")
-        for n in sorted({n for _, n in contenders} - {1})
-    ]
-    ratios = {}
-    for a, b in pairs:
-        if a in times and b in times:
-            label = f"{a[0]} {a[1]} / {b[0]} {b[1]}"
-            ratios[label] = ratio(times, a, b)
-            print("{}: {:.3f} ({:.3f} to {:.3f})".format(label, *ratios[label]))
+    ratios = {
+        f"{a[0]} {a[1]} / {b[0]} {b[1]}": ratio(times, a, b)
+        for a in contenders
+        for b in contenders
+        if a[0] == "towers" and b[0] != "towers"
+    }
     return {"contenders": rows, "ratios": ratios}
 
 
@@ -307,17 +305,17 @@ def main(_: list[str]) -> None:
     counts = sorted(int(n) for n in FLAGS.towers)
     gpus = len(tf.config.list_physical_devices("GPU"))
     counts = [n for n in counts if n <= (gpus or n)]
-    contenders = [("plain", 1)] * ("plain" in FLAGS.kinds)
-    contenders += [
-        (kind, n)
-        for n in counts
-        for kind in FLAGS.kinds
-        if kind == "towers" or (n > 1 and kind != "plain")
-    ]
-    told = {
-        name: fresh(measure_here, name, contenders, sys.argv)
-        for name in FLAGS.models
-    }
+    told: dict[str, dict] = {}
+    for name in FLAGS.models:
+        told[name] = {"contenders": [], "ratios": {}}
+        print(f"\n{name}\n{HEAD}", flush=True)
+        for n in counts:
+            # A process can only have collectives of one group of devices.
+            some = fresh(measure_here, name, contenders(n), sys.argv)
+            told[name]["contenders"] += some["contenders"]
+            told[name]["ratios"].update(some["ratios"])
+        for label, quartiles in told[name]["ratios"].items():
+            print("{}: {:.3f} ({:.3f} to {:.3f})".format(label, *quartiles))
     result = {"machine": machine(), "models": told}
     if FLAGS.workers:
         result["two workers over one"] = workers(FLAGS.quick)

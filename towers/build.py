@@ -8,14 +8,20 @@ import tensorflow as tf
 
 from towers import (
     layer_graph,
-    parameters,
+    meeting,
+    replicate,
     session,
     split,
     state,
     template,
 )
-from towers.forward import run_towers
-from towers.gather import check_structures, gather_known, spread
+from towers.forward import Join, run_towers
+from towers.gather import (
+    check_structures,
+    gather_known,
+    spread,
+    true_concat,
+)
 from towers.parameters import Home
 from towers.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
@@ -31,6 +37,7 @@ def build_towers(
     merge: Any = "concat",
     tower_fn: Callable[..., Any] | None = None,
     layer_outputs: Sequence[str] = (),
+    whole: Sequence[Any] = (),
 ) -> TowerGraph:
     """Computes a Keras model in one tower per device.
 
@@ -52,7 +59,8 @@ def build_towers(
 
     Args:
       model: a Keras 3 model. Its variables are read where they are.
-      inputs: what `model` is called with: a nest of dense [rows, ...] tensors.
+      inputs: what `model` is called with: a nest of [rows, ...] tensors,
+        dense, ragged or sparse.
       placement: where everything runs.
       training: as for `model(inputs, training=...)`; in a `tower_fn`, the phase
         of every call that names none.
@@ -63,6 +71,8 @@ def build_towers(
         Inside, models and their methods read the tower's parameters.
       layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
         each tower hands out.
+      whole: keys of a dict of inputs, or positions in a list, that are no
+        batch: every tower gets them as they are.
 
     Returns:
       A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of
@@ -77,21 +87,34 @@ def build_towers(
     """
     template.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
-    inputs = split.checked_batch(inputs)
+    inputs = split.checked_batch(inputs, whole=whole)
     if tf.executing_eagerly():
         return _run_eagerly(
-            model, inputs, placement, training, merge, tower_fn, layer_outputs
+            model,
+            inputs,
+            placement,
+            training,
+            merge,
+            tower_fn,
+            layer_outputs,
+            whole,
         )
     if tower_fn is None:
-        template.ensure_built(model, inputs)
+        template.ensure_built(model, inputs, whole)
     graph = layer_graph.LayerGraph(
         model, layer_outputs, placement.layer_devices
     )
-    if training and len(placement.devices) > 1:
-        template.check_not_synchronized(graph.layers)
     homes, penalties = _homes(graph, placement)
     built = assemble(
-        graph, homes, penalties, inputs, placement, training, merge, tower_fn
+        graph,
+        homes,
+        penalties,
+        inputs,
+        placement,
+        training,
+        merge,
+        tower_fn,
+        whole,
     )
     return session.settled(graph, built) if session.in_v1_graph() else built
 
@@ -105,22 +128,27 @@ def assemble(
     training: bool | None,
     merge: Any,
     tower_fn: Callable[..., Any] | None,
+    whole: Sequence[Any] = (),
 ) -> TowerGraph:
     """The story: a checked model, with variables at `homes`, as towers."""
-    shards = split.split_shards(inputs, placement)
+    shards = split.split_shards(inputs, placement, whole)
     values, copies = _replicate(graph, homes, placement, shards)
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
     activations: list[str | None] = []  # the same for all towers
-    replays = run_towers(
-        [
-            _tower(graph, scope, training, tower_fn, activations)
-            for scope in scopes
-        ],
-        placement.devices,
-        list(zip(copies, shards.fed)),
-        graph.pinned,  # as the copies come first
-    )
+    with graph.hooked():
+        replays = run_towers(
+            [
+                _tower(graph, scope, training, tower_fn, activations)
+                for scope in scopes
+            ],
+            placement.devices,
+            list(zip(copies, shards.fed)),
+            graph.pinned,  # as the copies come first
+            _joining(shards, placement)
+            if graph.talks(training, tower_fn)
+            else None,
+        )
     check_structures([replay["outputs"] for replay in replays])
     rows, empty = shards.rows, shards.may_be_empty
 
@@ -193,7 +221,7 @@ def _replicate(
         for k, home in enumerate(homes):
             device = home.device
             if device not in flags:
-                flags[device] = state.keep_flags(
+                flags[device] = replicate.keep_flags(
                     shards.rows, shards.may_be_empty, device
                 )
             with tf.device(device):
@@ -201,7 +229,7 @@ def _replicate(
                 if graph.is_seed(k):
                     column = [graph.stream(k, value, i) for i in range(n)]
                 else:
-                    column = parameters.replicate(value, device, flags[device])
+                    column = replicate.replicate(value, device, flags[device])
             values.append(value)
             columns.append(column)
     return values, [list(copies) for copies in zip(*columns)] or [[]] * n
@@ -235,7 +263,37 @@ def _tower(
             **tf.nest.map_structure(_stopped, state),
         }
 
-    return run
+    return layer_graph.carried(run)
+
+
+def _joining(shards: split.Shards, placement: Placement) -> Join:
+    """Answers calls of `all_towers`: join, compute once, hand out."""
+    device = str(placement.output_device)
+
+    def join(calls: Sequence[meeting.Call]) -> list[Any]:
+        kept = replicate.keep_flags(shards.rows, shards.may_be_empty, device)
+        with tf.device(device), tf.name_scope("all_towers"):
+            parts = [tf.nest.flatten(call.values) for call in calls]
+            joined = [
+                true_concat(column, shards.rows, shards.may_be_empty)
+                for column in zip(*parts)
+            ]
+            values = tf.nest.pack_sequence_as(calls[0].values, joined)
+            results = tf.nest.map_structure(
+                tf.convert_to_tensor, calls[0].function(*values)
+            )
+            columns = [
+                split.deal(x, shards.ranges, device)
+                if calls[0].split
+                else replicate.replicate(x, device, kept)
+                for x in tf.nest.flatten(results)
+            ]
+        return [
+            tf.nest.pack_sequence_as(results, list(leaves))
+            for leaves in zip(*columns)
+        ]
+
+    return join
 
 
 def _stopped(value: tf.Tensor | None) -> tf.Tensor | None:

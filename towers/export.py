@@ -90,7 +90,8 @@ def export_towers(
     def serve(inputs: Any) -> Any:
         if placement is None:
             values = [v.read_value() for v in module.parameters]
-            return graph.replay(values, inputs, False, "", tower_fn).outputs
+            with graph.hooked():
+                return graph.replay(values, inputs, False, "", tower_fn).outputs
         devices = parameter_devices(graph, placement)
         homes = [
             Home(variable, device, variable)

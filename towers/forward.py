@@ -1,11 +1,15 @@
 """forward: each tower on its own device, there and back."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from towers import meeting
 from towers.own_gradient import own_gradient
+
+Join = Callable[[Sequence[meeting.Call]], Sequence[Any]]
 
 
 def run_towers(
@@ -13,6 +17,7 @@ def run_towers(
     devices: Sequence[str],
     arguments: Sequence[Any],
     elsewhere: Mapping[int, str] | None = None,
+    join: Join | None = None,
 ) -> list[Any]:
     """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
 
@@ -26,14 +31,21 @@ def run_towers(
       arguments: one nest of tensors per tower.
       elsewhere: the devices of those tensors, by their place in the flat
         nest, that are not taken to the tower.
+      join: answers the towers' calls of `all_towers`, if they make any.
 
     Returns:
       One nest of tensors per tower.
     """
-    return [
-        pinned(function, device, argument, elsewhere or {})
-        for function, device, argument in zip(functions, devices, arguments)
-    ]
+    elsewhere = elsewhere or {}
+    if len(functions) == 1:
+        return [pinned(functions[0], devices[0], arguments[0], elsewhere)]
+    if join is not None:
+        return _run_in_step(functions, devices, arguments, elsewhere, join)
+    with meeting.by_themselves():
+        return [
+            pinned(function, device, argument, elsewhere)
+            for function, device, argument in zip(functions, devices, arguments)
+        ]
 
 
 def pinned(
@@ -43,29 +55,17 @@ def pinned(
     elsewhere: Mapping[int, str],
 ) -> Any:
     """`function(argument)`, forward and backward on `device`, in a graph."""
-    tensors = [x for x in tf.nest.flatten(argument) if x is not None]
+    tensors = _distinct(_leaves(argument))
     made: list[Any] = []
 
     @own_gradient
     def run(*tensors: tf.Tensor) -> Any:
-        # A loop places what it hands from step to step beside where that came
-        # from: it must come from this device, or every step asks the other.
-        here = []
-        for i, tensor in enumerate(tensors):
-            with tf.device(elsewhere.get(i, device)):
-                here.append(tf.identity(tensor))
-        made.append(function(_refill(argument, here)))
+        made.append(function(_taken(argument, tensors, device, elsewhere)))
         # What has no gradient need not be asked for one, with zeros.
-        results = [x for x in tf.nest.flatten(made[0]) if _has_gradient(x)]
+        results = [x for x in _leaves(made[0]) if _has_gradient(x)]
 
         def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
-            if variables:
-                raise ValueError(
-                    "The tower reads the trainable variables "
-                    f"{[v.name for v in variables]}, which belong to no model "
-                    "that it was given, so their gradient would be lost. Make "
-                    "them weights of a layer, or pass their model too."
-                )
+            _check_known(variables)
             with tf.device(device):
                 return _gradients(results, tensors, upstream)
 
@@ -73,13 +73,160 @@ def pinned(
 
     with tf.device(device):
         results = iter(run(*tensors))
+    return _replaced(made[0], results)
+
+
+def _run_in_step(
+    functions: Sequence[Callable[..., Any]],
+    devices: Sequence[str],
+    arguments: Sequence[Any],
+    elsewhere: Mapping[int, str],
+    join: Join,
+) -> list[Any]:
+    """As `run_towers`, for towers that meet: one gradient for all of them.
+
+    A custom gradient is one op with one device. So that each tower's tensors
+    stay on its own, the joint one has a part for each tower at both ends, and
+    in between only scalars: a tape comes to the gradients of all `leave` first,
+    which note what comes from above, then to that of `cross`, which
+    differentiates all towers at once, and then to those of `enter`, which hand
+    out what it found.
+    """
+    n = len(functions)
+    everything = _distinct([x for a in arguments for x in _leaves(a)])
+    given = iter(everything)
+    tensors = [[next(given) for _ in _leaves(a)] for a in arguments]
+
+    def watched(i: int, argument: Any) -> Any:
+        with tf.GradientTape() as tape:
+            result = functions[i](argument)
+        _check_known(tape.watched_variables())
+        return result
+
+    said: dict[int, Sequence[Any]] = {}
+    found: dict[int, Sequence[Any]] = {}
+
+    def enter(i: int) -> tf.Tensor:
+        @own_gradient
+        def token(*tensors: tf.Tensor) -> Any:
+            def backward(_: Any) -> Sequence[Any]:
+                return found.pop(i)
+
+            return tf.zeros([]), backward
+
+        with tf.device(devices[i]):
+            return token(*tensors[i])
+
+    entered = [enter(i) for i in range(n)]
+    taken = [
+        _taken(arguments[i], tensors[i], devices[i], elsewhere)
+        for i in range(n)
+    ]
+    made = meeting.in_step(
+        [functools.partial(watched, i, taken[i]) for i in range(n)],
+        [token.device for token in entered],  # in full
+        join,
+    )
+    results = [[x for x in _leaves(m) if _has_gradient(x)] for m in made]
+
+    @own_gradient
+    def cross(*tokens: tf.Tensor) -> Any:
+        def backward(*_: Any) -> Sequence[tf.Tensor]:
+            pairs = [
+                (y, g)
+                for i in sorted(said)
+                for y, g in zip(results[i], said[i])
+            ]
+            said.clear()
+            gradients = iter(
+                _gradients(
+                    [y for y, _ in pairs], everything, [g for _, g in pairs]
+                )
+            )
+            for i in range(n):
+                with tf.device(devices[i]):
+                    found[i] = [_final(next(gradients)) for _ in tensors[i]]
+            return [tf.zeros([])] * n
+
+        return [tf.identity(token) for token in tokens], backward
+
+    def leave(i: int, token: tf.Tensor) -> Any:
+        @own_gradient
+        def outputs(token: tf.Tensor) -> Any:
+            def backward(*upstream: Any) -> tf.Tensor:
+                said[i] = upstream
+                return tf.zeros([])
+
+            return [tf.stop_gradient(x) for x in results[i]], backward
+
+        with tf.device(devices[i]):
+            return outputs(token) if results[i] else []
+
+    with tf.device(devices[0]):
+        tokens = cross(*entered)
+    return [_replaced(made[i], iter(leave(i, tokens[i]))) for i in range(n)]
+
+
+def _taken(
+    argument: Any,
+    tensors: Sequence[tf.Tensor],
+    device: str,
+    elsewhere: Mapping[int, str],
+) -> Any:
+    """The argument, taken to the device.
+
+    A loop places what it hands from step to step beside where that came from:
+    it must come from this device, or every step asks the other.
+    """
+    here = []
+    for i, tensor in enumerate(tensors):
+        with tf.device(elsewhere.get(i, device)):
+            here.append(tf.identity(tensor))
+    given = iter(here)
     return tf.nest.map_structure(
-        lambda x: next(results) if _has_gradient(x) else x, made[0]
+        lambda x: None if x is None else next(given),
+        argument,
+        expand_composites=True,
+    )
+
+
+def _leaves(nest: Any) -> list[tf.Tensor]:
+    flat = tf.nest.flatten(nest, expand_composites=True)
+    return [x for x in flat if x is not None]
+
+
+def _distinct(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """With copies of what is there twice, as each gets a gradient."""
+    seen: set[int] = set()
+    distinct = []
+    for tensor in tensors:
+        again = id(tensor) in seen and tensor.dtype.is_floating
+        seen.add(id(tensor))
+        distinct.append(tf.identity(tensor) if again else tensor)
+    return distinct
+
+
+def _replaced(made: Any, results: Any) -> Any:
+    """What was made, with `results` for what has a gradient."""
+    return tf.nest.map_structure(
+        lambda x: next(results) if _has_gradient(x) else x,
+        made,
+        expand_composites=True,
     )
 
 
 def _has_gradient(x: tf.Tensor | None) -> bool:
     return x is not None and x.dtype.is_floating and x.op.type != "StopGradient"
+
+
+def _check_known(variables: Sequence[tf.Variable]) -> None:
+    if variables:
+        raise ValueError(
+            "The tower reads the trainable variables "
+            f"{[v.name for v in variables]}, which belong to no model "
+            "that it was given, so their gradient would be lost. Make "
+            "them weights of a layer, or pass their model too."
+        )
 
 
 def _gradients(
@@ -103,9 +250,28 @@ def _gradients(
     )
 
 
-def _refill(structure: Any, tensors: Sequence[tf.Tensor]) -> Any:
-    """Puts tensors into a nest, leaf by leaf, where it has no None."""
-    given = iter(tensors)
-    return tf.nest.map_structure(
-        lambda x: None if x is None else next(given), structure
-    )
+def _final(gradient: Any) -> Any:
+    """A gradient that says so when it is differentiated again.
+
+    Towers in step are built in threads, which a tape does not see, so it would
+    leave out what goes by way of them.
+    """
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        values = _final(gradient.values)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+
+    @own_gradient
+    def final(gradient: tf.Tensor) -> Any:
+        def backward(_: Any) -> Any:
+            raise RuntimeError(
+                "A gradient of towers that meet (synchronized batch norm, "
+                "all_towers) was differentiated again, which towers do not "
+                "support. Take the inner gradient inside a `tower_fn`, or "
+                "leave out synchronized=True."
+            )
+
+        return tf.identity(gradient), backward
+
+    return final(gradient)

@@ -6,8 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from towers.forward import pinned
-from towers.parameters import drop
 from towers.placement import Placement, check_placement
+from towers.replicate import drop
 from towers.split import in_graph
 
 RULES = ("concat", "mean", "sum", "stack", "none")
@@ -190,13 +190,10 @@ def _merged(
 ) -> Any:
     if column[0] is None:
         return None
-    if rule in ("concat", "none"):
-        if rows is not None:
-            column = [
-                _true_rows(x, rows[i]) if may_be_empty[i] else x
-                for i, x in enumerate(column)
-            ]
-        return tf.concat(column, 0) if rule == "concat" else list(column)
+    if rule == "concat":
+        return true_concat(column, rows, may_be_empty)
+    if rule == "none":
+        return _without_spare(column, rows, may_be_empty)
     if rows is not None:
         column = [
             drop(x, rows[i] > 0) if may_be_empty[i] else x
@@ -216,6 +213,22 @@ def row_shares(rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """[n_towers], each tower's part of all rows."""
     counts = tf.cast(rows, dtype)
     return tf.math.divide_no_nan(counts, tf.reduce_sum(counts))
+
+
+def true_concat(
+    column: Sequence[tf.Tensor], rows: Any, may_be_empty: Sequence[bool]
+) -> tf.Tensor:
+    """[all rows, ...]: what towers with rows say, joined."""
+    return tf.concat(_without_spare(column, rows, may_be_empty), 0)
+
+
+def _without_spare(
+    column: Sequence[tf.Tensor], rows: Any, may_be_empty: Sequence[bool]
+) -> list[tf.Tensor]:
+    return [
+        _true_rows(x, rows[i]) if empty and rows is not None else x
+        for i, (x, empty) in enumerate(zip(column, may_be_empty))
+    ]
 
 
 def _true_rows(x: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:

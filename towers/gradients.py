@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.gather import row_shares
-from towers.parameters import drop, total
+from towers.replicate import drop, total
 
 
 def average_gradients(

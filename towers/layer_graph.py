@@ -4,11 +4,14 @@ With `template.py`, `compiled.py` and `proxy.py` the only file that touches
 Keras's internals, because Keras has no public word for them: `_flatten_layers`
 (all nested layers), `_moments` (what a batch norm saw), `_get_call_context` (the
 training phase of a call), `_value` and `_unique_id` (the variable behind a Keras
-variable), `_keras_mask` and `_keras_logits`. `layer_graph_test.py` fails when one
-of them changes.
+variable), `_keras_mask` and `_keras_logits`, and `GLOBAL_STATE_TRACKER` (what a
+thread knows of the call that it is in). `layer_graph_test.py` fails when one of
+them changes.
 """
 
 import contextlib
+import contextvars
+import copy
 import dataclasses
 import difflib
 import functools
@@ -36,6 +39,10 @@ if keras.backend.backend() != "tensorflow":
         f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before "
         "Keras is imported."
     )
+
+from keras.src.backend.common import global_state
+
+from towers import meeting
 
 # Towers draw from streams this far apart, so that neighbouring seeds of two
 # layers do not meet: 2**32 over the golden ratio, below 2**31 after `floormod`.
@@ -186,6 +193,8 @@ class LayerGraph:
     ) -> Replay:
         """Calls the model with `values` for its variables, changing none.
 
+        To be called while `hooked`.
+
         Args:
           values: one tensor per variable of `self.variables`.
           inputs: the nest that the model is called with.
@@ -194,14 +203,12 @@ class LayerGraph:
           tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
         """
         stateless = _Scope(self.variables, values)
-        moments: dict[int, list[Moments]] = {}
-        seen: dict[str, list[Any]] = {}
-        sums: list[tf.Tensor] = []
+        notes = _Notes(self, scope, training)
         with (
             tf.name_scope(scope),
             stateless,
             tf.variable_creator_scope(_refuse_variable),
-            self._hooks(scope, training, moments, seen, sums),
+            notes.taken(),
         ):
             if tower_fn is not None:
                 outputs = tower_fn(self.model, inputs)
@@ -221,33 +228,33 @@ class LayerGraph:
             get_notes(outputs),
             [_activation(x) for x in tf.nest.flatten(outputs)],
             [
-                {"sum" if any(loss is s for s in sums) else "mean": loss}
+                {"sum" if any(loss is s for s in notes.sums) else "mean": loss}
                 for loss in losses
             ],
             state,
-            moments,
-            {k: v[0] if len(v) == 1 else v for k, v in seen.items()},
+            notes.moments,
+            {k: v[0] if len(v) == 1 else v for k, v in notes.seen.items()},
         )
 
     @contextlib.contextmanager
-    def _hooks(
-        self,
-        scope: str,
-        training: bool | None,
-        moments: dict[int, list[Moments]],
-        seen: dict,
-        sums: list[tf.Tensor],
-    ) -> Iterator[None]:
-        """While open, each layer's call names its scope and reports back."""
-        scopes = [scope]
+    def hooked(self) -> Iterator[None]:
+        """While open, a replay names each layer's scope, and takes notes.
+
+        Towers in step are replayed side by side: each hook asks whose call it
+        is, by the thread.
+        """
         index = {id(v): i for i, v in enumerate(self.variables)}
 
-        def hooked(layer: keras.Layer) -> Callable[..., Any]:
+        def called(layer: keras.Layer) -> Callable[..., Any]:
             original = layer.call
             device = self._pins.get(id(layer))
 
             @functools.wraps(original)
             def call(*args: Any, **kwargs: Any) -> Any:
+                notes = _Notes.of(self)
+                if notes is None:
+                    return original(*args, **kwargs)
+                scopes = notes.scopes
                 scopes.append(f"{scopes[-1]}{layer.name}/")
                 try:
                     with tf.name_scope(scopes[-1]):
@@ -258,9 +265,9 @@ class LayerGraph:
                                 args, kwargs = _brought((args, kwargs))
                                 outputs = original(*args, **kwargs)
                 finally:
-                    path = scopes.pop()[len(scope) : -1]
+                    path = scopes.pop()[len(scopes[0]) : -1]
                 if path in self.wanted:
-                    seen.setdefault(path, []).append(outputs)
+                    notes.seen.setdefault(path, []).append(outputs)
                 return outputs
 
             return call
@@ -269,9 +276,10 @@ class LayerGraph:
             original = layer._get_call_context
 
             def opened() -> Any:
-                context = original()
-                if context.entry_layer is layer:  # called by no other layer
-                    context.training = training
+                context, notes = original(), _Notes.of(self)
+                if notes is not None and notes.training is not None:
+                    if context.entry_layer is layer:  # called by no other
+                        context.training = notes.training
                 return context
 
             return opened
@@ -280,13 +288,25 @@ class LayerGraph:
             original = layer._moments
 
             def saw(inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
-                mean, variance = original(inputs, mask)
+                notes = _Notes.of(self)
+                if notes is None:
+                    return original(inputs, mask)
+                synchronized = layer.synchronized
+                try:
+                    # True asks tf.distribute for the sum of all replicas.
+                    layer.synchronized = False
+                    mean, variance = original(inputs, mask)
+                finally:
+                    layer.synchronized = synchronized
                 count = None
                 if mask is not None:
                     count = tf.reduce_sum(tf.cast(mask, mean.dtype))
-                moments.setdefault(index[id(layer.moving_mean)], []).append(
-                    Moments(mean, variance, count)
-                )
+                said = [Moments(mean, variance, count)]
+                if synchronized:
+                    mean, variance, said = _met(said[0], tf.size(inputs))
+                if is_pooled(layer):
+                    key = index[id(layer.moving_mean)]
+                    notes.moments.setdefault(key, []).extend(said)
                 return mean, variance
 
             return saw
@@ -297,8 +317,10 @@ class LayerGraph:
             def term(output: tf.Tensor) -> tf.Tensor:
                 # Keras divides this by the rows, or before 3.14 takes it as
                 # it is, a sum over the rows.
-                sums.append(original(output))
-                return sums[-1]
+                loss, notes = original(output), _Notes.of(self)
+                if notes is not None:
+                    notes.sums.append(loss)
+                return loss
 
             return term
 
@@ -306,13 +328,11 @@ class LayerGraph:
         shadowed = []
         try:
             for layer in self.layers:
-                names = {}
+                names = {"_get_call_context": phased(layer)}
                 if id(layer) not in roots:
-                    names["call"] = hooked(layer)
-                if is_pooled(layer):
+                    names["call"] = called(layer)
+                if _has_moments(layer):
                     names["_moments"] = watched(layer)
-                if training is not None:
-                    names["_get_call_context"] = phased(layer)
                 if layer.activity_regularizer is not None:
                     names["activity_regularizer"] = summed(layer)
                 for name, function in names.items():
@@ -327,6 +347,17 @@ class LayerGraph:
                 else:
                     object.__setattr__(layer, name, before)
 
+    def talks(self, training: bool | None, tower_fn: Any) -> bool:
+        """Whether a tower needs the others: by declaration, or to train."""
+        declared = [tower_fn, *self.layers]
+        may_train = training is not False or tower_fn is not None
+        return any(
+            getattr(x, "needs_all_towers", False) for x in declared
+        ) or any(
+            may_train and _has_moments(x) and x.synchronized
+            for x in self.layers
+        )
+
     def batch_norms(self) -> dict[int, keras.layers.BatchNormalization]:
         """The layers whose statistics are pooled, by `moving_mean`'s index."""
         index = {id(v): i for i, v in enumerate(self.variables)}
@@ -339,6 +370,44 @@ class LayerGraph:
     def index_of(self, variable: keras.Variable) -> int:
         """The place of a variable in `self.variables`."""
         return next(i for i, v in enumerate(self.variables) if v is variable)
+
+
+_notes: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "notes", default=None
+)
+
+
+class _Notes:
+    """What hooks note of one replay, in the thread that it runs in.
+
+    Attributes:
+      training: the phase that layers go by.
+      scopes: the name scopes of the calls that it is in, outermost first.
+      moments, seen: as `moments` and `layer_outputs` of a `Replay`.
+      sums: the losses that are sums over rows.
+    """
+
+    def __init__(self, graph: LayerGraph, scope: str, training: bool | None):
+        self.training = training
+        self.scopes = [scope]
+        self.moments: dict[int, list[Moments]] = {}
+        self.seen: dict[str, list[Any]] = {}
+        self.sums: list[tf.Tensor] = []
+        self._graph = graph
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        token = _notes.set(self)
+        try:
+            yield
+        finally:
+            _notes.reset(token)
+
+    @staticmethod
+    def of(graph: LayerGraph) -> "_Notes | None":
+        """The notes of the current replay, if that is one of `graph`."""
+        notes = _notes.get()
+        return notes if notes is not None and notes._graph is graph else None
 
 
 class _Scope(keras.StatelessScope):
@@ -427,13 +496,56 @@ def _no_layer(argument: str, name: str, paths: list[str]) -> ValueError:
     )
 
 
+def _has_moments(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization) and hasattr(
+        layer, "_moments"
+    )
+
+
 def is_pooled(layer: Any) -> bool:
     """Whether a layer keeps a moving mean and variance of its batches."""
-    return (
-        isinstance(layer, keras.layers.BatchNormalization)
-        and hasattr(layer, "_moments")
-        and not getattr(layer, "renorm", False)
-    )
+    return _has_moments(layer) and not getattr(layer, "renorm", False)
+
+
+def pooled(
+    means: tf.Tensor, variances: tf.Tensor, counts: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance, [channels], of all shards, from those of each.
+
+    The law of total variance: the mean of the variances plus the variance of
+    the means, weighted by how much each tower saw (Chan, Golub and LeVeque,
+    "Updating formulae and a pairwise algorithm for computing sample
+    variances", 1979).
+
+    Args:
+      means, variances: [n, channels].
+      counts: [n, 1], of which the shares are taken.
+    """
+    shares = tf.math.divide_no_nan(counts, tf.reduce_sum(counts))
+    mean = tf.reduce_sum(shares * means, 0)
+    between = tf.math.squared_difference(means, mean)
+    return mean, tf.reduce_sum(shares * (variances + between), 0)
+
+
+def _met(seen: Moments, size: tf.Tensor) -> tuple[Any, Any, list[Moments]]:
+    """Moments of the whole batch, and for one tower what it says of them.
+
+    One vector crosses to where towers meet, and one back.
+    """
+    channels = seen.mean.shape[0]
+    count = seen.count
+    if count is None:
+        count = tf.cast(size // channels, seen.mean.dtype)
+    said = []
+
+    def pool(parts: tf.Tensor) -> tf.Tensor:  # [n, 2 * channels + 1]
+        seen = tf.split(parts, [channels, channels, 1], 1)
+        said.append(Moments(*pooled(*seen), None))
+        return tf.stack([said[0].mean, said[0].variance])
+
+    part = tf.concat([seen.mean, seen.variance, count[tf.newaxis]], 0)
+    whole = meeting.all_towers(pool, part[tf.newaxis])
+    return *tf.unstack(whole), said
 
 
 def _created_inside(name: str) -> ValueError:
@@ -517,6 +629,21 @@ def _activation(output: Any) -> str | None:
         return None  # eager tensors do not know where they come from
     kind = output.op.type
     return kind if kind in ("Softmax", "Sigmoid") else None
+
+
+def carried(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, for another thread, in the Keras call that this one is in.
+
+    Its phase, dtype policy and scopes are copies.
+    """
+    here = dict(vars(global_state.GLOBAL_STATE_TRACKER))
+
+    def call(*args: Any) -> Any:
+        copies = {name: copy.copy(value) for name, value in here.items()}
+        vars(global_state.GLOBAL_STATE_TRACKER).update(copies)
+        return function(*args)
+
+    return call
 
 
 def _own_losses(model: keras.Model) -> list[tf.Tensor]:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from towers import layer_graph
 from towers.gather import row_shares
-from towers.parameters import drop
+from towers.replicate import drop
 
 
 def merge_state(
@@ -30,7 +30,8 @@ def merge_state(
       values: each variable's value before the step.
       devices: each variable's device.
       states: per tower, new values by variable.
-      moments: per tower, what each batch norm saw, by `moving_mean`.
+      moments: per tower, what each batch norm saw, by `moving_mean`; from
+        one tower only, if that speaks for all.
       rows: int32 [n_towers].
       may_be_empty: per tower, whether it can have no rows.
 
@@ -50,12 +51,11 @@ def merge_state(
     for i in moments[0]:
         layer = layers[i]
         j = graph.index_of(layer.moving_variance)
-        calls = zip(*[tower[i] for tower in moments])
+        calls = zip(*[tower[i] for tower in moments if tower.get(i)])
         mean, variance = values[i], values[j]
         with tf.device(devices[i]), tf.name_scope("merge_moments"):
             for call in calls:
-                by_rows = shares(i, call[0].mean.dtype)
-                seen = _pooled(call, by_rows, rows, may_be_empty)
+                seen = _pooled(call, rows, may_be_empty)
                 mean = _moved(mean, seen[0], layer.momentum)
                 variance = _moved(variance, seen[1], layer.momentum)
         merged[i], merged[j] = mean, variance
@@ -88,54 +88,33 @@ def merge_state(
 
 def _pooled(
     call: Sequence[layer_graph.Moments],
-    shares: Sequence[tf.Tensor],
     rows: tf.Tensor,
     may_be_empty: Sequence[bool],
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance of all shards together, from those of each.
-
-    The law of total variance: the mean of the variances plus the variance of
-    the means, weighted by how much each tower saw (Chan, Golub and LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample
-    variances", 1979).
-    """
+    """Mean and variance of all shards together, from those of each."""
     if len(call) == 1:
         return call[0].mean, call[0].variance
     dtype = call[0].mean.dtype
-    if call[0].count is not None:
-        counts = [
-            drop(tf.cast(m.count, dtype), rows[t] > 0) if empty else m.count
-            for t, (m, empty) in enumerate(zip(call, may_be_empty))
-        ]
-        shares = tf.unstack(row_shares(tf.stack(counts), dtype))
 
-    def weighted(values: Sequence[tf.Tensor]) -> tf.Tensor:
-        return tf.add_n(
+    def stacked(values: Sequence[Any]) -> tf.Tensor:
+        return tf.stack(
             [
-                shares[t] * (drop(x, rows[t] > 0) if empty else x)
+                drop(tf.cast(x, dtype), rows[t] > 0) if empty else x
                 for t, (x, empty) in enumerate(zip(values, may_be_empty))
             ]
         )
 
-    mean = weighted([m.mean for m in call])
-    within_and_between = [
-        m.variance + tf.math.squared_difference(m.mean, mean) for m in call
-    ]
-    return mean, weighted(within_and_between)
+    counts = tf.cast(rows, dtype)
+    if call[0].count is not None:
+        counts = stacked([m.count for m in call])
+    return layer_graph.pooled(
+        stacked([m.mean for m in call]),
+        stacked([m.variance for m in call]),
+        counts[:, tf.newaxis],
+    )
 
 
 def _moved(old: tf.Tensor, seen: tf.Tensor, momentum: float) -> tf.Tensor:
     """The moving average that Keras's `BatchNormalization` keeps."""
     seen = tf.cast(seen, old.dtype)
     return old * momentum + seen * (1.0 - momentum)
-
-
-def keep_flags(
-    rows: tf.Tensor, may_be_empty: Sequence[bool], device: str
-) -> list[Any]:
-    """Per tower None, or a bool scalar on `device`: whether it had rows."""
-    with tf.device(device):
-        return [
-            rows[t] > 0 if empty else None
-            for t, empty in enumerate(may_be_empty)
-        ]

@@ -6,12 +6,14 @@ Keras's internals, because Keras has no public word for them: `_flatten_layers`
 `template_test.py` fails when one of them changes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from towers import split
 
 
 def check_model(
@@ -42,20 +44,26 @@ def check_model(
         )
 
 
-def ensure_built(model: Any, inputs: Any) -> None:
+def ensure_built(model: Any, inputs: Any, whole: Sequence[Any] = ()) -> None:
     """Builds a model that has no variables yet, outside any graph.
+
+    Args:
+      model: a Keras model.
+      inputs: what it will be called with.
+      whole: which of them have no axis of rows, see `split_batch`.
 
     Raises:
       ValueError: it cannot be built from inputs of these shapes.
     """
     if is_built(model):
         return
-    specs = tf.nest.map_structure(
-        lambda x: keras.KerasTensor(
-            (None, *x.shape[1:]), keras.backend.standardize_dtype(x.dtype)
-        ),
-        inputs,
-    )
+    flat = [
+        symbol(x, batched=not undivided)
+        for x, undivided in zip(
+            tf.nest.flatten(inputs), split.whole_leaves(inputs, whole)
+        )
+    ]
+    specs = tf.nest.pack_sequence_as(inputs, flat)
     try:
         if tf.compat.v1.executing_eagerly_outside_functions():
             with tf.init_scope():
@@ -73,6 +81,17 @@ def ensure_built(model: Any, inputs: Any) -> None:
             f"from inputs of shape {shapes}: {problem}. Call it once on real "
             "data before it is given to towers."
         )
+
+
+def symbol(value: Any, batched: bool = True) -> Any:
+    """The Keras symbol of a tensor, of any number of rows; None stays."""
+    if value is None:
+        return None
+    shape = (None, *value.shape[1:]) if batched else tuple(value.shape)
+    kinds = {"sparse": tf.SparseTensor, "ragged": tf.RaggedTensor}
+    kind = {name: True for name, c in kinds.items() if isinstance(value, c)}
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return keras.KerasTensor(shape, dtype, **kind)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -100,7 +119,10 @@ def eagerly(function: Callable[[], Any]) -> Any:
 
 def is_built(model: keras.Model) -> bool:
     """Whether the model and all its layers have their variables."""
-    return all(layer.built for layer in model._flatten_layers())
+    return all(
+        layer.built or type(layer).build is keras.Layer.build  # has none
+        for layer in model._flatten_layers()
+    )
 
 
 def input_signature(model: Any) -> Any:
@@ -130,14 +152,3 @@ def input_signature(model: Any) -> Any:
         return [spec(value) for value in shape]
 
     return spec(model._build_shapes_dict[shapes[0]])
-
-
-def check_not_synchronized(layers: Iterable[keras.Layer]) -> None:
-    """Refuses what would silently be computed per shard."""
-    for layer in layers:
-        if getattr(layer, "synchronized", False):
-            raise ValueError(
-                f"Layer {layer.name!r} asks for synchronized=True, but towers "
-                "normalise by the statistics of their shard in training. "
-                "Expected synchronized=False; set it, or use one tower."
-            )

@@ -1,0 +1,230 @@
+"""meeting: towers that compute something together, in step.
+
+What a tower hands to `all_towers` deep inside a layer is a part only; the
+whole is known when all towers have come that far. So each tower is built in a
+thread of its own, one thread at a time, and waits there for the others.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+_STOP = object()  # an answer that ends a thread
+_BY_ITSELF = object()  # a tower that no other waits for
+
+_tower: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "tower", default=None
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What one tower says in a call of `all_towers`.
+
+    Attributes:
+      function: of the whole values.
+      values: the tower's parts.
+      split: whether results are dealt out by rows.
+      scope: where in the graph the tower is.
+    """
+
+    function: Callable[..., Any]
+    values: tuple[Any, ...]
+    split: bool
+    scope: str
+
+
+def all_towers(
+    function: Callable[..., Any],
+    *values: Any,
+    split: bool = False,
+) -> Any:
+    """`function(*values)` of all rows of the batch, inside a tower.
+
+    For layers that look at more than their rows. A layer that calls it in its
+    `call` says so with the attribute `needs_all_towers = True`, and a
+    `tower_fn` likewise. The parts of all towers are joined on the output
+    device, where the function runs once, and its results go to each tower;
+    gradients go the same ways back. Outside of towers this is just
+    `function(*values)`.
+
+    >>> class Centered(keras.layers.Layer):
+    ...     needs_all_towers = True
+    ...     def call(self, x):
+    ...         return x - towers.all_towers(lambda x: tf.reduce_mean(x, 0), x)
+    >>> model = keras.Sequential([keras.Input([1]), Centered()])
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
+    >>> graph = towers.build_towers(model, tf.constant([[1.0], [2.0], [6.0]]),
+    ...                             placement)
+    >>> graph.outputs.numpy().tolist()
+    [[-2.0], [-1.0], [3.0]]
+
+    Args:
+      function: of the values of all towers, to a nest of tensors.
+      *values: nests of dense tensors, [this tower's rows, ...] each, which are
+        joined to [all rows, ...]. An empty tower's part is left out.
+      split: False gives each tower the whole results; True deals out results
+        of shape [all rows, ...], so that each tower gets those of its rows.
+
+    Returns:
+      What the function returned.
+
+    Raises:
+      ValueError: the towers do not all make the same calls, or the call is in
+        a loop or a `tf.cond`, where no other tower is.
+      RuntimeError: nothing has said `needs_all_towers`.
+    """
+    tower = _tower.get()
+    if tower is None:
+        return function(*values)
+    if tower is _BY_ITSELF:
+        raise RuntimeError(
+            "all_towers was called in a tower that runs by itself. Expected "
+            "the attribute `needs_all_towers = True` on the layer that calls "
+            "it, or on the `tower_fn`, so that towers are built in step; and "
+            "a synchronized BatchNormalization to be told of training by "
+            "build_towers(..., training=True)."
+        )
+    return tower.ask(function, values, split)
+
+
+class _Tower:
+    """A thread that builds one tower, when it is its turn."""
+
+    def __init__(self, function: Callable[[], Any], device: str):
+        self.graph = tf.compat.v1.get_default_graph()
+        self.result: Any = None
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._main, args=(function, device), daemon=True
+        )
+
+    def go_on(self, answer: Any) -> Call | None:
+        """Lets it go on to its next call; None if it has its result."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._answers.put(answer)
+        said = self._said.get()
+        if isinstance(said, BaseException):
+            raise said
+        return said
+
+    def close(self) -> None:
+        """Ends the thread, wherever it is."""
+        if self._thread.ident is not None:
+            self._answers.put(_STOP)
+            self._thread.join()
+
+    def ask(
+        self,
+        function: Callable[..., Any],
+        values: tuple[Any, ...],
+        split: bool,
+    ) -> Any:
+        graph = tf.compat.v1.get_default_graph()
+        if graph is not self.graph:
+            raise ValueError(
+                f"all_towers was called in {graph.name!r}, a loop, a tf.cond "
+                "or a tf.function inside a tower, where the other towers "
+                "cannot follow. Expected a call beside it; hand its result in."
+            )
+        values = tf.nest.map_structure(tf.convert_to_tensor, values)
+        scope = graph.get_name_scope()
+        self._said.put(Call(function, values, split, scope))
+        answer = self._answers.get()
+        if answer is _STOP:
+            raise SystemExit  # ends a thread, past `except Exception`
+        return tf.nest.map_structure(tf.identity, answer)  # on this device
+
+    def _main(self, function: Callable[[], Any], device: str) -> None:
+        _tower.set(self)
+        with self.graph.as_default(), tf.device(None), tf.device(device):
+            try:
+                self.result = function()
+                self._said.put(None)
+            except Exception as error:  # whatever the model raises
+                self._said.put(error)
+            # A graph is left in the reverse order of entering it.
+            while self._answers.get() is not _STOP:
+                self._said.put(None)
+
+
+@contextlib.contextmanager
+def by_themselves() -> Iterator[None]:
+    """While open, towers are built that do not wait for each other."""
+    token = _tower.set(_BY_ITSELF)
+    try:
+        yield
+    finally:
+        _tower.reset(token)
+
+
+def in_step(
+    functions: Sequence[Callable[[], Any]],
+    devices: Sequence[str],
+    join: Callable[[Sequence[Call]], Sequence[Any]],
+) -> list[Any]:
+    """Runs functions side by side, in a graph, from meeting to meeting.
+
+    Args:
+      functions: one per tower; they may call `all_towers`.
+      devices: one device name per tower.
+      join: from the towers' calls to one answer per tower.
+
+    Returns:
+      What each function returned.
+
+    Raises:
+      ValueError: they do not all make the same calls.
+    """
+    tf.compat.v1.get_default_graph().switch_to_thread_local()
+    towers = [_Tower(f, device) for f, device in zip(functions, devices)]
+    answers: Sequence[Any] = [None] * len(towers)
+    try:
+        while True:
+            calls = [t.go_on(a) for t, a in zip(towers, answers)]
+            asked = [call for call in calls if call is not None]
+            if not asked:
+                return [tower.result for tower in towers]
+            _check_same(calls)
+            answers = join(asked)
+    finally:
+        for tower in reversed(towers):
+            tower.close()
+
+
+def _check_same(calls: Sequence[Call | None]) -> None:
+    first = calls[0]
+    for i, call in enumerate(calls):
+        if call is None or first is None:
+            here = next(c.scope for c in calls if c is not None)
+            there = next(t for t, c in enumerate(calls) if c is None)
+            raise ValueError(
+                "All towers must call all_towers equally often, but tower "
+                f"{there} has finished where another calls it in {here!r}. "
+                "Expected calls that do not depend on the tower or its rows."
+            )
+        try:
+            tf.nest.assert_same_structure(first.values, call.values)
+            same = _kind(first) == _kind(call)
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise ValueError(
+                "All towers must make the same calls of all_towers, but tower "
+                f"{i} calls it in {call.scope!r} where tower 0 calls it in "
+                f"{first.scope!r}, with another function or other values."
+            )
+
+
+def _kind(call: Call) -> tuple[Any, ...]:
+    code = getattr(call.function, "__code__", type(call.function))
+    return code, call.split

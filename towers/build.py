@@ -72,7 +72,7 @@ def build_towers(
       layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
         each tower hands out.
       whole: keys of a dict of inputs, or positions in a list, that are no
-        batch: every tower gets them as they are.
+        batch: every tower gets them as they are, see `split_batch`.
 
     Returns:
       A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of
@@ -228,11 +228,34 @@ def _replicate(
                 value = home.variable.read_value()
                 if graph.is_seed(k):
                     column = [graph.stream(k, value, i) for i in range(n)]
+                elif k in graph.row_states:
+                    value = _of_all_rows(graph.variables[k], value, shards)
+                    column = split.deal(value, shards.ranges, device)
                 else:
                     column = replicate.replicate(value, device, flags[device])
             values.append(value)
             columns.append(column)
     return values, [list(copies) for copies in zip(*columns)] or [[]] * n
+
+
+def _of_all_rows(
+    variable: Any, state: tf.Tensor, shards: split.Shards
+) -> tf.Tensor:
+    """The state of a stateful RNN, if that is of as many rows as the batch."""
+    count = state.shape[0]
+    problem = (
+        f"{variable.path!r} keeps a state for each of {count} rows, since its "
+        "layer is stateful, but the batch has another number. Expected "
+        f"batches of {count} rows; leave out a last one that is smaller."
+    )
+    rows = shards.ranges.true
+    if all(isinstance(r, int) for r in rows) and sum(rows) != count:
+        raise ValueError(problem)
+    check = tf.debugging.assert_equal(
+        tf.reduce_sum(shards.rows), count, message=problem
+    )
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(state)
 
 
 def _tower(

@@ -7,16 +7,18 @@ with TensorFlow's own message class, `saved_model_pb2`. `export_test.py` fails
 when that stops working.
 """
 
+import functools
+import operator
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from towers import layer_graph, template
+from towers import layer_graph, split, template
 from towers.build import assemble
 from towers.parameters import Home, parameter_devices
 from towers.placement import Placement, check_placement
@@ -29,6 +31,7 @@ def export_towers(
     input_signature: Any = None,
     merge: Any = "concat",
     tower_fn: Callable[..., Any] | None = None,
+    whole: Sequence[Any] = (),
 ) -> None:
     """Writes a model as a SavedModel whose signature holds its towers.
 
@@ -60,10 +63,12 @@ def export_towers(
         for.
       merge: see `gather_outputs`.
       tower_fn: as in `build_towers`. Without devices it is called once.
+      whole: as in `build_towers`; their specs are taken as they are.
 
     Raises:
       TypeError: the model or the placement is of the wrong kind.
-      ValueError: `path` exists, or the inputs are unknown.
+      ValueError: `path` exists, the inputs are unknown, or the model has a
+        stateful RNN.
       RuntimeError: called inside a graph.
     """
     template.check_model(model, nested=tower_fn is not None)
@@ -81,9 +86,15 @@ def export_towers(
             "a tf.compat.v1 graph is exported with its Session by "
             "tf.compat.v1.saved_model.simple_save."
         )
-    specs = _specs(model, input_signature)
+    specs = _specs(model, input_signature, whole)
     pins = placement.layer_devices if placement is not None else None
     graph = layer_graph.LayerGraph(model, (), pins)
+    if graph.row_states:
+        raise ValueError(
+            f"The model has {graph.variables[graph.row_states[0]].path!r}, the "
+            "state of a stateful RNN, but a SavedModel of towers changes "
+            "nothing when it is served. Expected stateful=False."
+        )
     module = tf.Module()
     module.parameters = [layer_graph.raw(v) for v in graph.variables]
 
@@ -98,17 +109,18 @@ def export_towers(
             for variable, device in zip(module.parameters, devices)
         ]
         built = assemble(
-            graph, homes, [], inputs, placement, False, merge, tower_fn
+            graph, homes, [], inputs, placement, False, merge, tower_fn, whole
         )
         return built.outputs
 
     def serving_default(*leaves: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _named(serve(tf.nest.pack_sequence_as(specs, leaves)))
+        inputs = tf.nest.pack_sequence_as(specs, leaves, expand_composites=True)
+        return _named(serve(inputs))
 
     module.serve = tf.function(serve, input_signature=[specs], autograph=False)
     signature = tf.function(
         serving_default,
-        input_signature=tf.nest.flatten(specs),
+        input_signature=_parts(specs),
         autograph=False,
     )
     tf.saved_model.save(
@@ -129,24 +141,46 @@ def export_towers(
         raise
 
 
-def _specs(model: Any, signature: Any) -> Any:
-    """A nest of `tf.TensorSpec` with names, of any number of rows."""
+def _specs(model: Any, signature: Any, whole: Sequence[Any]) -> Any:
+    """A nest of TensorFlow's specs, of any number of rows, dense ones named."""
     if signature is None:
         signature = template.input_signature(model)
     elif isinstance(signature, (list, tuple)) and len(signature) == 1:
         (signature,) = signature  # as Keras and tf.function have it
+    undivided = tf.nest.pack_sequence_as(
+        signature, split.whole_leaves(signature, whole)
+    )
     taken: set[str] = set()
 
-    def named(path: tuple[Any, ...], spec: Any) -> tf.TensorSpec:
+    def named(path: tuple[Any, ...], spec: Any) -> tf.TypeSpec:
         if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
             raise ValueError(
                 "`input_signature` must be a nest of tf.TensorSpec like the "
                 f"model's inputs; got {spec!r}."
             )
-        if tf.TensorShape(spec.shape).rank in (None, 0):
+        shape = tf.TensorShape(spec.shape)
+        if functools.reduce(operator.getitem, path, undivided):
+            pass  # as it is
+        elif not shape.rank:
             raise ValueError(
                 "`input_signature` must have an axis of rows in each spec, "
-                f"[rows, ...]; got shape {spec.shape}."
+                f"[rows, ...], or to be named in `whole`; got shape {shape}."
+            )
+        else:
+            shape = tf.TensorShape([None, *shape[1:]])
+        if isinstance(spec, tf.RaggedTensorSpec):
+            return tf.RaggedTensorSpec(
+                shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
+            )
+        if isinstance(spec, tf.SparseTensorSpec) or getattr(
+            spec, "sparse", False
+        ):
+            return tf.SparseTensorSpec(shape, spec.dtype)
+        if getattr(spec, "ragged", False):
+            raise ValueError(
+                "`input_signature` is not given, and a model does not say how "
+                "its ragged inputs are ragged. Expected a nest with a "
+                f"tf.RaggedTensorSpec, such as one of shape {shape}."
             )
         name = getattr(spec, "name", None) or ""
         if not name or name.startswith("keras_tensor"):
@@ -156,9 +190,20 @@ def _specs(model: Any, signature: Any) -> Any:
         while name in taken:
             name += "_"
         taken.add(name)
-        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype, name)
+        return tf.TensorSpec(shape, spec.dtype, name)
 
     return _map_with_path(named, signature)
+
+
+def _parts(specs: Any) -> list[tf.TensorSpec]:
+    """Specs of tensors; ragged and sparse ones as their parts, by number."""
+    parts = tf.nest.flatten(specs, expand_composites=True)
+    return [
+        spec
+        if spec.name
+        else tf.TensorSpec(spec.shape, spec.dtype, f"inputs_part_{i}")
+        for i, spec in enumerate(parts)
+    ]
 
 
 def _map_with_path(function: Any, nest: Any, path: tuple = ()) -> Any:

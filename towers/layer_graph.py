@@ -4,7 +4,8 @@ With `template.py`, `compiled.py` and `proxy.py` the only file that touches
 Keras's internals, because Keras has no public word for them: `_flatten_layers`
 (all nested layers), `_moments` (what a batch norm saw), `_get_call_context` (the
 training phase of a call), `_value` and `_unique_id` (the variable behind a Keras
-variable), `_keras_mask` and `_keras_logits`, and `GLOBAL_STATE_TRACKER` (what a
+variable), `_expected_batch_size` (of a stateful RNN), `_keras_mask` and
+`_keras_logits`, and `GLOBAL_STATE_TRACKER` (what a
 thread knows of the call that it is in). `layer_graph_test.py` fails when one of
 them changes.
 """
@@ -15,6 +16,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +49,9 @@ from towers import meeting
 # Towers draw from streams this far apart, so that neighbouring seeds of two
 # layers do not meet: 2**32 over the golden ratio, below 2**31 after `floormod`.
 _STREAM = 1_640_531_527
+
+
+_ABSENT = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,16 @@ class LayerGraph:
         self.layers = _unique(
             layer for m in self.models for layer in _layers(m)
         )
+        known = {id(v) for v in self.variables}
+        states = _unique(
+            v
+            for layer in self.layers
+            if _is_stateful(layer)
+            for v in tf.nest.flatten(layer.states)
+        )
+        # Keras counts them among no layer's variables.
+        self.variables += [v for v in states if id(v) not in known]
+        self.row_states = [self.index_of(v) for v in states]
         self.trainable = [
             i
             for i, v in enumerate(self.variables)
@@ -203,7 +218,7 @@ class LayerGraph:
           tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
         """
         stateless = _Scope(self.variables, values)
-        notes = _Notes(self, scope, training)
+        notes = _Notes(self, scope, training, stateless)
         with (
             tf.name_scope(scope),
             stateless,
@@ -324,28 +339,49 @@ class LayerGraph:
 
             return term
 
+        def of_rows(variable: Any) -> Callable:
+            original = variable.assign
+
+            def assign(value: Any) -> Any:
+                """Past a check that all rows of the batch are there."""
+                notes = _Notes.of(self)
+                if notes is None:
+                    return original(value)
+                value = tf.cast(value, variable.dtype)
+                notes.stateless.add_update((variable, value))
+                return value
+
+            return assign
+
         roots = {id(m) for m in self.models} if len(self.models) == 1 else {}
-        shadowed = []
+        shadows: list[tuple[Any, str, Any]] = []
+        before: list[Any] = []
         try:
             for layer in self.layers:
-                names = {"_get_call_context": phased(layer)}
+                names: dict[str, Any] = {"_get_call_context": phased(layer)}
                 if id(layer) not in roots:
                     names["call"] = called(layer)
                 if _has_moments(layer):
                     names["_moments"] = watched(layer)
                 if layer.activity_regularizer is not None:
                     names["activity_regularizer"] = summed(layer)
-                for name, function in names.items():
-                    shadowed.append((layer, name, vars(layer).get(name)))
-                    # Past Keras's own tracking of attributes.
-                    object.__setattr__(layer, name, function)
+                if _is_stateful(layer):
+                    names["_expected_batch_size"] = None
+                shadows += [(layer, *item) for item in names.items()]
+            for i in self.row_states:
+                variable = self.variables[i]
+                shadows.append((variable, "assign", of_rows(variable)))
+            for owner, name, value in shadows:
+                before.append(vars(owner).get(name, _ABSENT))
+                # Past Keras's own tracking of attributes.
+                object.__setattr__(owner, name, value)
             yield
         finally:
-            for layer, name, before in shadowed:
-                if before is None:
-                    object.__delattr__(layer, name)
+            for (owner, name, _), value in zip(shadows, before):
+                if value is _ABSENT:
+                    object.__delattr__(owner, name)
                 else:
-                    object.__setattr__(layer, name, before)
+                    object.__setattr__(owner, name, value)
 
     def talks(self, training: bool | None, tower_fn: Any) -> bool:
         """Whether a tower needs the others: by declaration, or to train."""
@@ -382,13 +418,21 @@ class _Notes:
 
     Attributes:
       training: the phase that layers go by.
+      stateless: what holds the values of variables.
       scopes: the name scopes of the calls that it is in, outermost first.
       moments, seen: as `moments` and `layer_outputs` of a `Replay`.
       sums: the losses that are sums over rows.
     """
 
-    def __init__(self, graph: LayerGraph, scope: str, training: bool | None):
+    def __init__(
+        self,
+        graph: LayerGraph,
+        scope: str,
+        training: bool | None,
+        stateless: "_Scope",
+    ):
         self.training = training
+        self.stateless = stateless
         self.scopes = [scope]
         self.moments: dict[int, list[Moments]] = {}
         self.seen: dict[str, list[Any]] = {}
@@ -493,6 +537,15 @@ def _no_layer(argument: str, name: str, paths: list[str]) -> ValueError:
     return ValueError(
         f"`{argument}` names {name!r}, but the model has no such layer. The "
         f"nearest are {', '.join(near)}."
+    )
+
+
+def _is_stateful(layer: Any) -> bool:
+    """Whether a layer keeps a state for each row, from batch to batch."""
+    return (
+        isinstance(layer, keras.layers.RNN)
+        and layer.stateful
+        and layer.states is not None
     )
 
 
@@ -637,8 +690,11 @@ def carried(function: Callable[..., Any]) -> Callable[..., Any]:
     Its phase, dtype policy and scopes are copies.
     """
     here = dict(vars(global_state.GLOBAL_STATE_TRACKER))
+    thread = threading.get_ident()
 
     def call(*args: Any) -> Any:
+        if threading.get_ident() == thread:
+            return function(*args)
         copies = {name: copy.copy(value) for name, value in here.items()}
         vars(global_state.GLOBAL_STATE_TRACKER).update(copies)
         return function(*args)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -67,6 +68,9 @@ class TowerModel(TemplateProxy):
       placement: where towers, parameters, inputs and outputs live.
       merge: how outputs are gathered, see `gather_outputs`.
       loss_on_towers: whether towers compute losses and metrics themselves.
+      whole: keys of a dict of inputs, or positions in a list, that are no
+        batch: every tower gets them as they are, see `split_batch`. Feed them by a
+        `tf.data.Dataset`, as arrays in `fit` must all have the same rows.
       **kwargs: as for `keras.Model`: `name`.
 
     Raises:
@@ -81,6 +85,7 @@ class TowerModel(TemplateProxy):
         placement: Placement,
         merge: Any = "concat",
         loss_on_towers: bool = False,
+        whole: Sequence[Any] = (),
         **kwargs: Any,
     ):
         template.check_model(model)
@@ -105,6 +110,7 @@ class TowerModel(TemplateProxy):
         self.placement = placement
         self.merge = merge
         self.loss_on_towers = loss_on_towers
+        self.whole = tuple(whole)
         self.supports_jit = False
         self.supports_masking = True
         self._functions: dict[Any, Any] = {}
@@ -137,7 +143,7 @@ class TowerModel(TemplateProxy):
 
     def _build_template(self, inputs: Any) -> None:
         if not template.is_built(self.template):
-            template.ensure_built(self.template, inputs)
+            template.ensure_built(self.template, inputs, self.whole)
             with tf.init_scope():
                 # The optimizer's too, if this model is compiled.
                 move_variables(self, self.placement)
@@ -160,7 +166,12 @@ class TowerModel(TemplateProxy):
 
     def _step(self, inputs: Any, training: Any) -> Any:
         graph = build_towers(
-            self.template, inputs, self.placement, training, self.merge
+            self.template,
+            inputs,
+            self.placement,
+            training,
+            self.merge,
+            whole=self.whole,
         )
         graph.apply_updates()
         notes = layer_graph.get_notes(graph.outputs)
@@ -335,6 +346,7 @@ class TowerModel(TemplateProxy):
             self.placement,
             self.merge,
             self.loss_on_towers,
+            self.whole,
             name=self.name,
         )
 
@@ -384,7 +396,12 @@ class TowerModel(TemplateProxy):
         if placement == "own":
             placement = self.placement
         export_towers(
-            self.template, filepath, placement, input_signature, self.merge
+            self.template,
+            filepath,
+            placement,
+            input_signature,
+            self.merge,
+            whole=self.whole,
         )
         if verbose:
             print(f"Saved towers at {filepath!r}: {placement}")
@@ -396,6 +413,7 @@ def to_multi_gpu(
     parameter_device: Any = "/CPU:0",
     merge: Any = "concat",
     loss_on_towers: bool = False,
+    whole: Sequence[Any] = (),
 ) -> TowerModel:
     """Wraps a model in one tower per GPU, in one line before `compile()`.
 
@@ -416,6 +434,7 @@ def to_multi_gpu(
       parameter_device: where variables and the optimizer live.
       merge: how outputs are gathered, see `gather_outputs`.
       loss_on_towers: whether towers compute losses and metrics themselves.
+      whole: inputs that every tower gets whole, see `TowerModel`.
 
     Returns:
       A `TowerModel`.
@@ -432,4 +451,4 @@ def to_multi_gpu(
     except ValueError as error:
         message = str(error).replace("`n` asks", "`n_gpus` asks")
         raise ValueError(message) from error
-    return TowerModel(model, placement, merge, loss_on_towers)
+    return TowerModel(model, placement, merge, loss_on_towers, whole)

@@ -71,7 +71,8 @@ def split_batch(
         [rows, ...] with the same rows.
       placement: says how many towers, their weights and the input device.
       whole: keys of a dict, or positions in a list, of what is no batch and
-        goes to every tower as it is; its gradients are summed.
+        goes to every tower as it is, its gradients summed; a tuple of keys
+        names what lies deeper in a nest.
 
     Returns:
       A list of nests like `batch`, one per tower, each leaf [shard rows, ...].
@@ -155,26 +156,31 @@ def whole_leaves(batch: Any, whole: Sequence[Any]) -> list[bool]:
             "`whole` must be a list of names, or positions, of inputs that "
             f"every tower gets whole; got {whole!r}."
         )
-    keys: list[Any] = []
+    paths = [key if isinstance(key, tuple) else (key,) for key in whole]
+    return tf.nest.flatten(_marked(batch, paths))
+
+
+def _marked(batch: Any, paths: Sequence[tuple[Any, ...]]) -> Any:
+    """A nest like `batch` of bools: whether a leaf is below one of `paths`."""
+    if not paths or () in paths:
+        return tf.nest.map_structure(lambda _: bool(paths), batch)
+    children: dict[Any, Any] = {}
     if isinstance(batch, Mapping):
-        keys = list(batch)
+        children = dict(batch)
     elif isinstance(batch, (list, tuple)):
-        keys = list(range(len(batch)))
-    unknown = [key for key in whole if key not in keys]
+        children = dict(enumerate(batch))
+    unknown = [path[0] for path in paths if path[0] not in children]
     if unknown:
         raise ValueError(
-            f"`whole` names {unknown[0]!r}, but the inputs have {keys}. "
-            "Expected keys of a dict of inputs, or positions in a list."
+            f"`whole` names {unknown[0]!r}, but the inputs have "
+            f"{list(children)}. Expected keys of a dict of inputs, or "
+            "positions in a list; a tuple of those for what lies deeper."
         )
-    if not keys:
-        return [False] * len(tf.nest.flatten(batch))
-    marked = [
-        tf.nest.map_structure(lambda _, key=key: key in whole, batch[key])
-        for key in keys
-    ]
-    if isinstance(batch, Mapping):
-        return tf.nest.flatten(dict(zip(keys, marked)))
-    return tf.nest.flatten(marked)
+    marked = {
+        key: _marked(child, [path[1:] for path in paths if path[0] == key])
+        for key, child in children.items()
+    }
+    return marked if isinstance(batch, Mapping) else list(marked.values())
 
 
 def checked_batch(
@@ -298,8 +304,8 @@ def _copies(leaf: Any, device: str, kept: Sequence[Any]) -> list[Any]:
 
 def _first_rows(x: Any, rows: Any) -> Any:
     if isinstance(x, tf.SparseTensor):
-        size = tf.cast([rows, *tf.unstack(x.dense_shape)[1:]], tf.int64)
-        return tf.sparse.slice(x, [0] * len(x.shape), size)
+        size = tf.concat([[tf.cast(rows, tf.int64)], x.dense_shape[1:]], 0)
+        return tf.sparse.slice(x, tf.zeros_like(size), size)
     return x[:rows]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers import layer_graph
-from towers.gather import row_shares
+from towers.gather import row_shares, true_concat
 from towers.replicate import drop
 
 
@@ -22,6 +22,7 @@ def merge_state(
     """The new value of each variable that a step changes, on its device.
 
     Batch-norm statistics are those of the whole batch; a seed advances once;
+    what a stateful RNN keeps for each row is joined;
     metrics add up what each tower added; other floats are means by rows, and
     integers what the last tower with rows says.
 
@@ -61,7 +62,12 @@ def merge_state(
         merged[i], merged[j] = mean, variance
     last = max(t for t, empty in enumerate(may_be_empty) if not empty or t == 0)
     metrics = {id(v) for v in graph.metric_variables}
-    for i in sorted({i for state in states for i in state} - set(merged)):
+    told = {i for state in states for i in state} - set(merged)
+    for i in told & set(graph.row_states):
+        with tf.device(devices[i]), tf.name_scope("merge_state"):
+            said = [state[i] for state in states]
+            merged[i] = true_concat(said, rows, may_be_empty)
+    for i in sorted(told - set(merged)):
         said = [state.get(i, values[i]) for state in states]
         with tf.device(devices[i]), tf.name_scope("merge_state"):
             adds_up = id(graph.variables[i]) in metrics

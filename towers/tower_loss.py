@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import losses
+from towers import losses, split, template
 from towers.build import build_towers
 from towers.compiled import Compiled
 
@@ -25,6 +25,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
         there is no loss.
     """
     x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+    x = split.checked_batch(x, whole=model.whole)
     structure = _built_losses(model, x, y, weights)
     metrics = Compiled.of(model).metrics
     models = {"template": model.template}
@@ -47,12 +48,15 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
         training,
         merge="sum",
         tower_fn=on_tower,
+        whole=[
+            (0, *(k if isinstance(k, tuple) else (k,))) for k in model.whole
+        ],
     )
     graph.apply_updates()
     terms = [tf.reduce_sum(loss) for loss in graph.losses]
-    first = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
+    rows = tf.reduce_sum(graph.rows)
     if graph.outputs is not None:
-        like = tf.nest.map_structure(lambda _: first, structure)
+        like = tf.nest.map_structure(lambda _: tf.zeros([rows]), structure)
         terms.append(losses.merged(model, graph.outputs, y, like))
     if not terms:
         raise ValueError(
@@ -60,16 +64,14 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
             "or a layer that calls `add_loss`."
         )
     total = tf.add_n(terms)
-    Compiled.of(model).tracker.update_state(
-        total, sample_weight=tf.shape(first)[0]
-    )
+    Compiled.of(model).tracker.update_state(total, sample_weight=rows)
     return total
 
 
 def _built_losses(model: Any, x: Any, y: Any, weights: Any) -> Any:
     """Builds losses and metrics, outside of towers; a nest like outputs."""
     outputs = model.template.compute_output_spec(
-        tf.nest.map_structure(_symbol, x)
+        tf.nest.map_structure(_exactly, x)
     )
     made = Compiled.of(model)
     if not made.built:
@@ -86,14 +88,14 @@ def _built_losses(model: Any, x: Any, y: Any, weights: Any) -> Any:
     return outputs
 
 
-def _symbol(value: Any) -> Any:
-    """The Keras symbol of a tensor; None stays."""
-    if value is None:
-        return None
-    dtype = keras.backend.standardize_dtype(value.dtype)
-    return keras.KerasTensor(value.shape, dtype)
+def _exactly(value: Any) -> Any:
+    return template.symbol(value, batched=False)
 
 
 def _spec(value: Any) -> Any:
     """The TensorFlow spec of a tensor or symbol; None stays."""
-    return None if value is None else tf.TensorSpec(value.shape, value.dtype)
+    if value is None or isinstance(value, tf.TypeSpec):
+        return value
+    if isinstance(value, keras.KerasTensor):
+        return tf.TensorSpec(value.shape, value.dtype)
+    return tf.type_spec_from_value(value)

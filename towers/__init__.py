@@ -4,6 +4,7 @@ from towers.build import build_towers
 from towers.export import export_towers
 from towers.gather import gather_outputs
 from towers.gradients import average_gradients
+from towers.meeting import all_towers
 from towers.model import TowerModel, to_multi_gpu
 from towers.parameters import balanced, place_variables, round_robin
 from towers.placement import Placement
@@ -13,6 +14,7 @@ from towers.tower_graph import Tower, TowerGraph
 
 __version__ = "0.1.0"
 __all__ = [
+    "all_towers",
     "ExecutionReport",
     "Placement",
     "Tower",

@@ -227,4 +227,4 @@ def _check_same(calls: Sequence[Call | None]) -> None:
 
 def _kind(call: Call) -> tuple[Any, ...]:
     code = getattr(call.function, "__code__", type(call.function))
-    return code, call.split
+    return code, getattr(call.function, "__name__", ""), call.split

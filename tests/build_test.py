@@ -624,31 +624,6 @@ class RefusalTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "seed_generator_state"):
             towers.build_towers(model, np.ones([2, 2]), placement(2))
 
-    def test_synchronized_batch_norm_is_refused(self):
-        model = keras.Sequential(
-            [keras.Input([2]), layers.BatchNormalization(synchronized=True)]
-        )
-        with self.assertRaisesRegex(ValueError, "synchronized"):
-            towers.build_towers(model, np.ones([4, 2]), placement(2), True)
-
-    def test_a_model_that_cannot_be_built_is_refused(self):
-        class Broken(keras.Model):
-            def __init__(self):
-                super().__init__()
-                self.dense = layers.Dense(2)
-
-            def call(self, x):
-                raise ArithmeticError("no shape fits")
-
-        with self.assertRaisesRegex(ValueError, "could not be built"):
-            towers.build_towers(Broken(), np.ones([4, 2]), placement(2))
-
-    def test_an_unbuilt_model_is_built(self):
-        model = keras.Sequential([layers.Dense(2), layers.Dense(1)])
-        x = np.ones([4, 2], "float32")
-        graph = towers.build_towers(model, x, placement(2))
-        close(graph.outputs, model(x))
-
 
 if __name__ == "__main__":
     absltest.main()

@@ -68,6 +68,19 @@ class GatherTest(parameterized.TestCase):
         with self.assertRaisesRegex(error, message):
             towers.gather_outputs(parts, placement(2), **kwargs)
 
+    def test_a_tensor_that_is_there_twice_gets_its_gradient_once(self):
+        x = tf.Variable([1.0, 2.0])
+
+        @tf.function
+        def run():
+            with tf.GradientTape() as tape:
+                y = tf.identity(x)
+                outputs = towers.gather_outputs([y, y, y], placement(3))
+                loss = tf.reduce_sum(outputs)
+            return tape.gradient(loss, x)
+
+        np.testing.assert_array_equal(run(), [3.0, 3.0])
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -68,6 +68,7 @@ class ReadTest(parameterized.TestCase):
             ["benchmark.py", "--quick", "--models=cnn", "--towers=1,2"],
             r"towers 2 / classic 2: \d\.\d+ .*\n\n.* TensorFlow [\d.]+\n$",
         ),
+        (["contrastive.py"], r"weights differ by \d\.\de-0[678]\n$"),
         (["serve.py"], r"for_gpus \(7, 3\)\nplain \(7, 3\)\n$"),
     )
     def test_examples(self, command, last):

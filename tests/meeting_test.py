@@ -351,7 +351,7 @@ class PhaseTest(absltest.TestCase):
         inner = make(resnet)
 
         class Outer(keras.Model):
-            def call(self, x):
+            def call(self, x, training=None):
                 graph = towers.build_towers(inner, x, placement(2))
                 return graph.outputs
 

@@ -91,7 +91,15 @@ def symbol(value: Any, batched: bool = True) -> Any:
     kinds = {"sparse": tf.SparseTensor, "ragged": tf.RaggedTensor}
     kind = {name: True for name, c in kinds.items() if isinstance(value, c)}
     dtype = keras.backend.standardize_dtype(value.dtype)
-    return keras.KerasTensor(shape, dtype, **kind)
+    try:
+        return keras.KerasTensor(shape, dtype, **kind)
+    except TypeError as error:
+        raise ValueError(
+            f"Keras {keras.__version__} has no symbols for ragged tensors, so "
+            "it cannot tell what a model makes of them. Call the model once on "
+            "real data before it is given to towers, and leave out "
+            "`loss_on_towers`; or upgrade Keras."
+        ) from error
 
 
 @tf.autograph.experimental.do_not_convert
@@ -120,7 +128,8 @@ def eagerly(function: Callable[[], Any]) -> Any:
 def is_built(model: keras.Model) -> bool:
     """Whether the model and all its layers have their variables."""
     return all(
-        layer.built or type(layer).build is keras.Layer.build  # has none
+        # A TextVectorization never calls the lookup that it has.
+        layer.built or isinstance(layer, keras.layers.StringLookup)
         for layer in model._flatten_layers()
     )
 

@@ -45,43 +45,6 @@ class SplitTest(parameterized.TestCase):
             loss = tf.add_n([tf.reduce_sum(s**3) for s in shards])
         np.testing.assert_allclose(tape.gradient(loss, x), 3 * x**2, rtol=1e-6)
 
-    @parameterized.parameters(0, 1, 4, 7)
-    def test_ragged_and_sparse_rows_are_joined_again(self, rows):
-        rng = np.random.default_rng(rows)
-        lengths = rng.integers(0, 4, rows)
-        values = rng.normal(size=lengths.sum())
-        ragged = tf.RaggedTensor.from_row_lengths(values, lengths)
-        dense = rng.integers(0, 3, [rows, 5])
-        sparse = tf.sparse.from_dense(dense)
-        # Entries in any order are a sparse tensor, too.
-        order = rng.permutation(len(sparse.values))
-        sparse = tf.SparseTensor(
-            tf.gather(sparse.indices, order),
-            tf.gather(sparse.values, order),
-            sparse.dense_shape,
-        )
-        where = placement(3, [2, 1, 1])
-        shards = towers.split_batch({"r": ragged, "s": sparse}, where)
-        joined = tf.concat([shard["r"] for shard in shards], 0)
-        self.assertEqual(joined.to_list(), ragged.to_list())
-        parts = [
-            tf.sparse.to_dense(tf.sparse.reorder(shard["s"]))
-            for shard in shards
-        ]
-        np.testing.assert_array_equal(tf.concat(parts, 0), dense)
-        sizes = [rows // 2, 3 * rows // 4 - rows // 2, rows - 3 * rows // 4]
-        self.assertEqual([len(part) for part in parts], sizes)
-
-    def test_a_uniform_axis_stays_uniform(self):
-        inner = tf.RaggedTensor.from_row_splits(tf.range(5), [0, 2, 2, 5, 5])
-        ragged = tf.RaggedTensor.from_uniform_row_length(inner, 2)
-        shards = towers.split_batch(ragged, placement(2))
-        self.assertEqual(
-            [shard.to_list() for shard in shards],
-            [[[[0, 1], []]], [[[2, 3, 4], []]]],
-        )
-        self.assertEqual(shards[0].shape.as_list(), [1, 2, None])
-
     def test_whole_leaves_go_to_all_and_their_gradients_are_summed(self):
         batch = {"rows": tf.ones([5, 2]), "deep": [tf.ones([3]), tf.ones([5])]}
         with tf.GradientTape() as tape:

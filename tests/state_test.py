@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
-from towers import layer_graph, state
+from towers import hooks, state
 
 
 class PooledTest(parameterized.TestCase):
@@ -13,7 +13,7 @@ class PooledTest(parameterized.TestCase):
         x = np.random.default_rng(0).normal(5, 2, [sum(rows), 3])
         shards = np.split(x, np.cumsum(rows)[:-1])
         call = [
-            layer_graph.Moments(
+            hooks.Moments(
                 tf.constant(s.mean(0) if len(s) else np.full(3, np.nan)),
                 tf.constant(s.var(0) if len(s) else np.full(3, np.nan)),
                 None,

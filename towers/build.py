@@ -7,20 +7,22 @@ from typing import Any
 import tensorflow as tf
 
 from towers import (
+    attached,
+    hooks,
     layer_graph,
-    meeting,
     replicate,
     session,
     split,
     state,
     template,
 )
-from towers.forward import Join, run_towers
+from towers.deal import deal
+from towers.forward import run_towers
 from towers.gather import (
     check_structures,
     gather_known,
+    joining,
     spread,
-    true_concat,
 )
 from towers.parameters import Home
 from towers.placement import Placement, check_placement
@@ -136,7 +138,7 @@ def assemble(
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
     activations: list[str | None] = []  # the same for all towers
-    with graph.hooked():
+    with hooks.hooked(graph):
         replays = run_towers(
             [
                 _tower(graph, scope, training, tower_fn, activations)
@@ -145,7 +147,7 @@ def assemble(
             placement.devices,
             list(zip(copies, shards.fed)),
             graph.pinned,  # as the copies come first
-            _joining(shards, placement)
+            joining(shards, placement)
             if graph.talks(training, tower_fn)
             else None,
         )
@@ -229,33 +231,13 @@ def _replicate(
                 if graph.is_seed(k):
                     column = [graph.stream(k, value, i) for i in range(n)]
                 elif k in graph.row_states:
-                    value = _of_all_rows(graph.variables[k], value, shards)
-                    column = split.deal(value, shards.ranges, device)
+                    value = state.of_all_rows(graph.variables[k], value, shards)
+                    column = deal(value, shards.ranges, device)
                 else:
                     column = replicate.replicate(value, device, flags[device])
             values.append(value)
             columns.append(column)
     return values, [list(copies) for copies in zip(*columns)] or [[]] * n
-
-
-def _of_all_rows(
-    variable: Any, state: tf.Tensor, shards: split.Shards
-) -> tf.Tensor:
-    """The state of a stateful RNN, if that is of as many rows as the batch."""
-    count = state.shape[0]
-    problem = (
-        f"{variable.path!r} keeps a state for each of {count} rows, since its "
-        "layer is stateful, but the batch has another number. Expected "
-        f"batches of {count} rows; leave out a last one that is smaller."
-    )
-    rows = shards.ranges.true
-    if all(isinstance(r, int) for r in rows) and sum(rows) != count:
-        raise ValueError(problem)
-    check = tf.debugging.assert_equal(
-        tf.reduce_sum(shards.rows), count, message=problem
-    )
-    with tf.control_dependencies([] if check is None else [check]):
-        return tf.identity(state)
 
 
 def _tower(
@@ -286,37 +268,7 @@ def _tower(
             **tf.nest.map_structure(_stopped, state),
         }
 
-    return layer_graph.carried(run)
-
-
-def _joining(shards: split.Shards, placement: Placement) -> Join:
-    """Answers calls of `all_towers`: join, compute once, hand out."""
-    device = str(placement.output_device)
-
-    def join(calls: Sequence[meeting.Call]) -> list[Any]:
-        kept = replicate.keep_flags(shards.rows, shards.may_be_empty, device)
-        with tf.device(device), tf.name_scope("all_towers"):
-            parts = [tf.nest.flatten(call.values) for call in calls]
-            joined = [
-                true_concat(column, shards.rows, shards.may_be_empty)
-                for column in zip(*parts)
-            ]
-            values = tf.nest.pack_sequence_as(calls[0].values, joined)
-            results = tf.nest.map_structure(
-                tf.convert_to_tensor, calls[0].function(*values)
-            )
-            columns = [
-                split.deal(x, shards.ranges, device)
-                if calls[0].split
-                else replicate.replicate(x, device, kept)
-                for x in tf.nest.flatten(results)
-            ]
-        return [
-            tf.nest.pack_sequence_as(results, list(leaves))
-            for leaves in zip(*columns)
-        ]
-
-    return join
+    return hooks.carried(run)
 
 
 def _stopped(value: tf.Tensor | None) -> tf.Tensor | None:
@@ -365,14 +317,13 @@ def _outputs(
                 merged[i]["logits"] = flat[i]
                 flat[i] = ACTIVATIONS[activation](flat[i])
     outputs = tf.nest.pack_sequence_as(replays[0]["outputs"], flat)
-    layer_graph.set_notes(outputs, merged)
+    attached.set_notes(outputs, merged)
     return outputs
 
 
-def _moments(calls: dict[int, Any]) -> dict[int, list[layer_graph.Moments]]:
+def _moments(calls: dict[int, Any]) -> dict[int, list[hooks.Moments]]:
     return {
-        k: [layer_graph.Moments(*call) for call in each]
-        for k, each in calls.items()
+        k: [hooks.Moments(*call) for call in each] for k, each in calls.items()
     }
 
 
@@ -392,7 +343,7 @@ def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
 
     values = tf.function(run, autograph=False)(inputs)
     graph = built[-1]
-    layer_graph.set_notes(values["outputs"], values["notes"])
+    attached.set_notes(values["outputs"], values["notes"])
     return dataclasses.replace(
         graph,
         outputs=values["outputs"],
@@ -412,7 +363,7 @@ def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
 def _tensors(graph: TowerGraph) -> dict[str, Any]:
     return {
         "outputs": graph.outputs,
-        "notes": layer_graph.get_notes(graph.outputs),
+        "notes": attached.get_notes(graph.outputs),
         "towers": [
             {
                 "inputs": tower.inputs,

@@ -1,7 +1,6 @@
 """compiled: what `compile` made of a model: its losses, metrics and optimizer.
 
-With `layer_graph.py` the only file that touches Keras's internals, because
-Keras has no public word for them: `_compile_loss`, `_compile_metrics` and
+Keras has no public word for its internals that this file touches: `_compile_loss`, `_compile_metrics` and
 `_loss_tracker` (what was made), their `_user_*` (of what), `_flat_losses` and
 `_metrics` (one for each output), `_fn` (what a metric is the mean of), and of
 an optimizer `_trainable_variables`, `_all_reduce_sum_gradients`,

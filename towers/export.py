@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from towers import layer_graph, split, template
+from towers import hooks, layer_graph, split, template
 from towers.build import assemble
 from towers.parameters import Home, parameter_devices
 from towers.placement import Placement, check_placement
@@ -101,7 +101,7 @@ def export_towers(
     def serve(inputs: Any) -> Any:
         if placement is None:
             values = [v.read_value() for v in module.parameters]
-            with graph.hooked():
+            with hooks.hooked(graph):
                 return graph.replay(values, inputs, False, "", tower_fn).outputs
         devices = parameter_devices(graph, placement)
         homes = [

@@ -5,10 +5,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.forward import pinned
+from towers import meeting
+from towers.deal import deal
+from towers.forward import Join, pinned
 from towers.placement import Placement, check_placement
-from towers.replicate import drop
-from towers.split import in_graph
+from towers.replicate import drop, keep_flags, replicate
+from towers.split import Shards, in_graph
 
 RULES = ("concat", "mean", "sum", "stack", "none")
 
@@ -104,6 +106,36 @@ def gather_known(
             {},
         )
     return _pack(towers[0], merged)
+
+
+def joining(shards: Shards, placement: Placement) -> Join:
+    """Answers calls of `all_towers`: join, compute once, hand out."""
+    device = str(placement.output_device)
+
+    def join(calls: Sequence[meeting.Call]) -> list[Any]:
+        kept = keep_flags(shards.rows, shards.may_be_empty, device)
+        with tf.device(device), tf.name_scope("all_towers"):
+            parts = [tf.nest.flatten(call.values) for call in calls]
+            joined = [
+                true_concat(column, shards.rows, shards.may_be_empty)
+                for column in zip(*parts)
+            ]
+            values = tf.nest.pack_sequence_as(calls[0].values, joined)
+            results = tf.nest.map_structure(
+                tf.convert_to_tensor, calls[0].function(*values)
+            )
+            columns = [
+                deal(x, shards.ranges, device)
+                if calls[0].split
+                else replicate(x, device, kept)
+                for x in tf.nest.flatten(results)
+            ]
+        return [
+            tf.nest.pack_sequence_as(results, list(leaves))
+            for leaves in zip(*columns)
+        ]
+
+    return join
 
 
 def check_structures(tower_outputs: Sequence[Any]) -> None:

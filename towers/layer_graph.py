@@ -1,72 +1,23 @@
 """LayerGraph: a Keras model as a pure function, replayed layer by layer.
 
-With `template.py`, `compiled.py` and `proxy.py` the only file that touches
-Keras's internals, because Keras has no public word for them: `_flatten_layers`
-(all nested layers), `_moments` (what a batch norm saw), `_get_call_context` (the
-training phase of a call), `_value` and `_unique_id` (the variable behind a Keras
-variable), `_expected_batch_size` (of a stateful RNN), `_keras_mask` and
-`_keras_logits`, and `GLOBAL_STATE_TRACKER` (what a
-thread knows of the call that it is in). `layer_graph_test.py` fails when one of
-them changes.
+Keras has no public word for its internals that this file touches:
+`_flatten_layers` (all nested layers), and `_value` and `_unique_id` (the variable
+behind a Keras variable). `layer_graph_test.py` fails when one of them changes.
 """
 
-import contextlib
-import contextvars
-import copy
 import dataclasses
 import difflib
-import functools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-try:
-    import keras
-except ImportError as error:  # another backend that is not installed
-    raise RuntimeError(
-        "towers needs Keras 3 on its TensorFlow backend, but importing Keras "
-        f"failed: {error}. Set KERAS_BACKEND=tensorflow."
-    ) from error
-
-if not keras.__version__.startswith("3"):
-    raise RuntimeError(
-        f"towers needs Keras 3; got Keras {keras.__version__}. Upgrade with "
-        "`pip install 'keras>=3'`."
-    )
-if keras.backend.backend() != "tensorflow":
-    raise RuntimeError(
-        "towers needs Keras on its TensorFlow backend, but KERAS_BACKEND is "
-        f"{keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow before "
-        "Keras is imported."
-    )
-
-from keras.src.backend.common import global_state
-
-from towers import meeting
+from towers import attached, hooks
 
 # Towers draw from streams this far apart, so that neighbouring seeds of two
 # layers do not meet: 2**32 over the golden ratio, below 2**31 after `floormod`.
 _STREAM = 1_640_531_527
-
-
-_ABSENT = object()
-
-
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """What one call of a batch-norm layer saw in one tower.
-
-    Attributes:
-      mean, variance: [channels], over the tower's shard.
-      count: scalar, the unmasked positions; None without a mask, when the
-        tower's rows say as much.
-    """
-
-    mean: tf.Tensor
-    variance: tf.Tensor
-    count: tf.Tensor | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +41,7 @@ class Replay:
     activations: list[str | None]
     losses: list[dict[str, tf.Tensor]]
     state: dict[int, tf.Tensor]
-    moments: dict[int, list[Moments]]
+    moments: dict[int, list[hooks.Moments]]
     layer_outputs: dict[str, Any]
 
 
@@ -133,7 +84,7 @@ class LayerGraph:
         states = _unique(
             v
             for layer in self.layers
-            if _is_stateful(layer)
+            if hooks.is_stateful(layer)
             for v in tf.nest.flatten(layer.states)
         )
         # Keras counts them among no layer's variables.
@@ -149,7 +100,7 @@ class LayerGraph:
             if name not in by_path:
                 raise _no_layer("layer_outputs", name, list(by_path))
         pins = layer_devices or {}
-        self._pins = {id(_found(by_path, n)): d for n, d in pins.items()}
+        self.pins = {id(_found(by_path, n)): d for n, d in pins.items()}
         homes = {
             id(v): device
             for name, device in pins.items()
@@ -218,7 +169,7 @@ class LayerGraph:
           tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
         """
         stateless = _Scope(self.variables, values)
-        notes = _Notes(self, scope, training, stateless)
+        notes = hooks.Notes(self, scope, training, stateless)
         with (
             tf.name_scope(scope),
             stateless,
@@ -240,8 +191,8 @@ class LayerGraph:
                 state[i] = new
         return Replay(
             outputs,
-            get_notes(outputs),
-            [_activation(x) for x in tf.nest.flatten(outputs)],
+            attached.get_notes(outputs),
+            [attached.activation(x) for x in tf.nest.flatten(outputs)],
             [
                 {"sum" if any(loss is s for s in notes.sums) else "mean": loss}
                 for loss in losses
@@ -251,138 +202,6 @@ class LayerGraph:
             {k: v[0] if len(v) == 1 else v for k, v in notes.seen.items()},
         )
 
-    @contextlib.contextmanager
-    def hooked(self) -> Iterator[None]:
-        """While open, a replay names each layer's scope, and takes notes.
-
-        Towers in step are replayed side by side: each hook asks whose call it
-        is, by the thread.
-        """
-        index = {id(v): i for i, v in enumerate(self.variables)}
-
-        def called(layer: keras.Layer) -> Callable[..., Any]:
-            original = layer.call
-            device = self._pins.get(id(layer))
-
-            @functools.wraps(original)
-            def call(*args: Any, **kwargs: Any) -> Any:
-                notes = _Notes.of(self)
-                if notes is None:
-                    return original(*args, **kwargs)
-                scopes = notes.scopes
-                scopes.append(f"{scopes[-1]}{layer.name}/")
-                try:
-                    with tf.name_scope(scopes[-1]):
-                        if device is None:
-                            outputs = original(*args, **kwargs)
-                        else:
-                            with tf.device(device):
-                                args, kwargs = _brought((args, kwargs))
-                                outputs = original(*args, **kwargs)
-                finally:
-                    path = scopes.pop()[len(scopes[0]) : -1]
-                if path in self.wanted:
-                    notes.seen.setdefault(path, []).append(outputs)
-                return outputs
-
-            return call
-
-        def phased(layer: keras.Layer) -> Callable[[], Any]:
-            original = layer._get_call_context
-
-            def opened() -> Any:
-                context, notes = original(), _Notes.of(self)
-                if notes is not None and notes.training is not None:
-                    if context.entry_layer is layer:  # called by no other
-                        context.training = notes.training
-                return context
-
-            return opened
-
-        def watched(layer: keras.layers.BatchNormalization) -> Callable:
-            original = layer._moments
-
-            def saw(inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
-                notes = _Notes.of(self)
-                if notes is None:
-                    return original(inputs, mask)
-                synchronized = layer.synchronized
-                try:
-                    # True asks tf.distribute for the sum of all replicas.
-                    layer.synchronized = False
-                    mean, variance = original(inputs, mask)
-                finally:
-                    layer.synchronized = synchronized
-                count = None
-                if mask is not None:
-                    count = tf.reduce_sum(tf.cast(mask, mean.dtype))
-                said = [Moments(mean, variance, count)]
-                if synchronized:
-                    mean, variance, said = _met(said[0], tf.size(inputs))
-                if is_pooled(layer):
-                    key = index[id(layer.moving_mean)]
-                    notes.moments.setdefault(key, []).extend(said)
-                return mean, variance
-
-            return saw
-
-        def summed(layer: keras.Layer) -> Callable:
-            original = layer.activity_regularizer
-
-            def term(output: tf.Tensor) -> tf.Tensor:
-                # Keras divides this by the rows, or before 3.14 takes it as
-                # it is, a sum over the rows.
-                loss, notes = original(output), _Notes.of(self)
-                if notes is not None:
-                    notes.sums.append(loss)
-                return loss
-
-            return term
-
-        def of_rows(variable: Any) -> Callable:
-            original = variable.assign
-
-            def assign(value: Any) -> Any:
-                """Past a check that all rows of the batch are there."""
-                notes = _Notes.of(self)
-                if notes is None:
-                    return original(value)
-                value = tf.cast(value, variable.dtype)
-                notes.stateless.add_update((variable, value))
-                return value
-
-            return assign
-
-        roots = {id(m) for m in self.models} if len(self.models) == 1 else {}
-        shadows: list[tuple[Any, str, Any]] = []
-        before: list[Any] = []
-        try:
-            for layer in self.layers:
-                names: dict[str, Any] = {"_get_call_context": phased(layer)}
-                if id(layer) not in roots:
-                    names["call"] = called(layer)
-                if _has_moments(layer):
-                    names["_moments"] = watched(layer)
-                if layer.activity_regularizer is not None:
-                    names["activity_regularizer"] = summed(layer)
-                if _is_stateful(layer):
-                    names["_expected_batch_size"] = None
-                shadows += [(layer, *item) for item in names.items()]
-            for i in self.row_states:
-                variable = self.variables[i]
-                shadows.append((variable, "assign", of_rows(variable)))
-            for owner, name, value in shadows:
-                before.append(vars(owner).get(name, _ABSENT))
-                # Past Keras's own tracking of attributes.
-                object.__setattr__(owner, name, value)
-            yield
-        finally:
-            for (owner, name, _), value in zip(shadows, before):
-                if value is _ABSENT:
-                    object.__delattr__(owner, name)
-                else:
-                    object.__setattr__(owner, name, value)
-
     def talks(self, training: bool | None, tower_fn: Any) -> bool:
         """Whether a tower needs the others: by declaration, or to train."""
         declared = [tower_fn, *self.layers]
@@ -390,7 +209,7 @@ class LayerGraph:
         return any(
             getattr(x, "needs_all_towers", False) for x in declared
         ) or any(
-            may_train and _has_moments(x) and x.synchronized
+            may_train and hooks.has_moments(x) and x.synchronized
             for x in self.layers
         )
 
@@ -400,58 +219,12 @@ class LayerGraph:
         return {
             index[id(layer.moving_mean)]: layer
             for layer in self.layers
-            if is_pooled(layer) and layer.built
+            if hooks.is_pooled(layer) and layer.built
         }
 
     def index_of(self, variable: keras.Variable) -> int:
         """The place of a variable in `self.variables`."""
         return next(i for i, v in enumerate(self.variables) if v is variable)
-
-
-_notes: contextvars.ContextVar[Any] = contextvars.ContextVar(
-    "notes", default=None
-)
-
-
-class _Notes:
-    """What hooks note of one replay, in the thread that it runs in.
-
-    Attributes:
-      training: the phase that layers go by.
-      stateless: what holds the values of variables.
-      scopes: the name scopes of the calls that it is in, outermost first.
-      moments, seen: as `moments` and `layer_outputs` of a `Replay`.
-      sums: the losses that are sums over rows.
-    """
-
-    def __init__(
-        self,
-        graph: LayerGraph,
-        scope: str,
-        training: bool | None,
-        stateless: "_Scope",
-    ):
-        self.training = training
-        self.stateless = stateless
-        self.scopes = [scope]
-        self.moments: dict[int, list[Moments]] = {}
-        self.seen: dict[str, list[Any]] = {}
-        self.sums: list[tf.Tensor] = []
-        self._graph = graph
-
-    @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        token = _notes.set(self)
-        try:
-            yield
-        finally:
-            _notes.reset(token)
-
-    @staticmethod
-    def of(graph: LayerGraph) -> "_Notes | None":
-        """The notes of the current replay, if that is one of `graph`."""
-        notes = _notes.get()
-        return notes if notes is not None and notes._graph is graph else None
 
 
 class _Scope(keras.StatelessScope):
@@ -497,26 +270,6 @@ class _Scope(keras.StatelessScope):
         self.state_mapping[id(variable)] = value
 
 
-def _brought(arguments: Any) -> Any:
-    """Tensors on the current device, from where they were made.
-
-    A tower takes an identity of what it is given; what the tower does not
-    need itself should not go by way of it.
-    """
-
-    def bring(value: Any) -> Any:
-        if not isinstance(value, tf.Tensor):
-            return value
-        notes = get_notes(value)
-        while value.op.type == "Identity":
-            value = value.op.inputs[0]
-        value = tf.identity(value)
-        set_notes(value, notes)
-        return value
-
-    return tf.nest.map_structure(bring, arguments)
-
-
 def _found(by_path: dict[str, keras.Layer], name: str) -> keras.Layer:
     """The layer with this path, or the only one with this name."""
     if name in by_path:
@@ -538,67 +291,6 @@ def _no_layer(argument: str, name: str, paths: list[str]) -> ValueError:
         f"`{argument}` names {name!r}, but the model has no such layer. The "
         f"nearest are {', '.join(near)}."
     )
-
-
-def _is_stateful(layer: Any) -> bool:
-    """Whether a layer keeps a state for each row, from batch to batch."""
-    return (
-        isinstance(layer, keras.layers.RNN)
-        and layer.stateful
-        and layer.states is not None
-    )
-
-
-def _has_moments(layer: Any) -> bool:
-    return isinstance(layer, keras.layers.BatchNormalization) and hasattr(
-        layer, "_moments"
-    )
-
-
-def is_pooled(layer: Any) -> bool:
-    """Whether a layer keeps a moving mean and variance of its batches."""
-    return _has_moments(layer) and not getattr(layer, "renorm", False)
-
-
-def pooled(
-    means: tf.Tensor, variances: tf.Tensor, counts: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance, [channels], of all shards, from those of each.
-
-    The law of total variance: the mean of the variances plus the variance of
-    the means, weighted by how much each tower saw (Chan, Golub and LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample
-    variances", 1979).
-
-    Args:
-      means, variances: [n, channels].
-      counts: [n, 1], of which the shares are taken.
-    """
-    shares = tf.math.divide_no_nan(counts, tf.reduce_sum(counts))
-    mean = tf.reduce_sum(shares * means, 0)
-    between = tf.math.squared_difference(means, mean)
-    return mean, tf.reduce_sum(shares * (variances + between), 0)
-
-
-def _met(seen: Moments, size: tf.Tensor) -> tuple[Any, Any, list[Moments]]:
-    """Moments of the whole batch, and for one tower what it says of them.
-
-    One vector crosses to where towers meet, and one back.
-    """
-    channels = seen.mean.shape[0]
-    count = seen.count
-    if count is None:
-        count = tf.cast(size // channels, seen.mean.dtype)
-    said = []
-
-    def pool(parts: tf.Tensor) -> tf.Tensor:  # [n, 2 * channels + 1]
-        seen = tf.split(parts, [channels, channels, 1], 1)
-        said.append(Moments(*pooled(*seen), None))
-        return tf.stack([said[0].mean, said[0].variance])
-
-    part = tf.concat([seen.mean, seen.variance, count[tf.newaxis]], 0)
-    whole = meeting.all_towers(pool, part[tf.newaxis])
-    return *tf.unstack(whole), said
 
 
 def _created_inside(name: str) -> ValueError:
@@ -646,62 +338,6 @@ def same_device(one: str, other: str) -> bool:
     ) and (a.device_index or 0) == (b.device_index or 0)
 
 
-def get_mask(tensor: Any) -> tf.Tensor | None:
-    """The Keras mask that a layer attached to its output."""
-    return getattr(tensor, "_keras_mask", None)
-
-
-def get_notes(outputs: Any) -> list[dict[str, tf.Tensor | None]]:
-    """What Keras attached to each flat output: its mask and its logits.
-
-    Losses on probabilities take the logits, if those are known, because
-    probabilities underflow.
-    """
-
-    def logits(output: Any) -> tf.Tensor | None:
-        if _activation(output):
-            return output.op.inputs[0]
-        return getattr(output, "_keras_logits", None)
-
-    return [
-        {"mask": get_mask(x), "logits": logits(x)}
-        for x in tf.nest.flatten(outputs)
-    ]
-
-
-def set_notes(outputs: Any, notes: Sequence[dict[str, Any]]) -> None:
-    """Attaches to flat outputs what `get_notes` says of others."""
-    for output, note in zip(tf.nest.flatten(outputs), notes):
-        for name, value in note.items():
-            if value is not None:
-                setattr(output, f"_keras_{name}", value)
-
-
-def _activation(output: Any) -> str | None:
-    if not isinstance(output, tf.Tensor) or hasattr(output, "numpy"):
-        return None  # eager tensors do not know where they come from
-    kind = output.op.type
-    return kind if kind in ("Softmax", "Sigmoid") else None
-
-
-def carried(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, for another thread, in the Keras call that this one is in.
-
-    Its phase, dtype policy and scopes are copies.
-    """
-    here = dict(vars(global_state.GLOBAL_STATE_TRACKER))
-    thread = threading.get_ident()
-
-    def call(*args: Any) -> Any:
-        if threading.get_ident() == thread:
-            return function(*args)
-        copies = {name: copy.copy(value) for name, value in here.items()}
-        vars(global_state.GLOBAL_STATE_TRACKER).update(copies)
-        return function(*args)
-
-    return call
-
-
 def _own_losses(model: keras.Model) -> list[tf.Tensor]:
     """`model.losses` less its weight regularisers, which come last."""
     regularised = sum(
@@ -744,5 +380,5 @@ def _as_tensor(value: Any) -> Any:
             f"{type(value).__name__}. Make it dense in the model."
         )
     tensor = tf.convert_to_tensor(value)
-    set_notes(tensor, [{"mask": get_mask(value)}])
+    attached.set_notes(tensor, [{"mask": attached.get_mask(value)}])
     return tensor

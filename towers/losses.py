@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import compiled, layer_graph
+from towers import attached, compiled
 from towers.compiled import Compiled
 
 
@@ -122,7 +122,7 @@ def _parts(
 
     def ones(y: Any, y_pred: Any) -> tf.Tensor:
         one = tf.ones_like(seen[0])
-        layer_graph.set_notes(one, [{"mask": layer_graph.get_mask(seen[0])}])
+        attached.set_notes(one, [{"mask": attached.get_mask(seen[0])}])
         return one
 
     weighs = loss.reduction == "mean_with_sample_weight"

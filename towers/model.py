@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import compiled, layer_graph, template
+from towers import attached, compiled, layer_graph, template
 from towers.build import build_towers
 from towers.export import export_towers
 from towers.gather import check_rule
@@ -136,7 +136,7 @@ class TowerModel(TemplateProxy):
                 "Embedding(mask_zero=True) do."
             )
         outputs, notes, losses = self._in_graph(inputs, training)
-        layer_graph.set_notes(outputs, notes)
+        attached.set_notes(outputs, notes)
         for loss in losses:
             self.add_loss(loss)
         return outputs
@@ -174,7 +174,7 @@ class TowerModel(TemplateProxy):
             whole=self.whole,
         )
         graph.apply_updates()
-        notes = layer_graph.get_notes(graph.outputs)
+        notes = attached.get_notes(graph.outputs)
         return graph.outputs, notes, graph.losses[: graph.n_input_losses]
 
     def _forget_if_moved(self) -> bool:

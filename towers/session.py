@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import layer_graph, template
+from towers import attached, layer_graph, template
 from towers.parameters import Home, parameter_devices
 from towers.placement import Placement
 
@@ -132,9 +132,9 @@ def settled(graph: layer_graph.LayerGraph, built: Any) -> Any:
         with tf.device(output.device), tf.control_dependencies(moves):
             return tf.identity(output)
 
-    notes = layer_graph.get_notes(built.outputs)
+    notes = attached.get_notes(built.outputs)
     outputs = tf.nest.map_structure(moved, built.outputs)
-    layer_graph.set_notes(outputs, tf.nest.map_structure(moved, notes))
+    attached.set_notes(outputs, tf.nest.map_structure(moved, notes))
     return dataclasses.replace(built, outputs=outputs)
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import layer_graph
+from towers import hooks, layer_graph
 from towers.gather import row_shares, true_concat
 from towers.replicate import drop
+from towers.split import Shards
 
 
 def merge_state(
@@ -15,7 +16,7 @@ def merge_state(
     values: Sequence[tf.Tensor],
     devices: Sequence[str],
     states: Sequence[dict[int, tf.Tensor]],
-    moments: Sequence[dict[int, list[layer_graph.Moments]]],
+    moments: Sequence[dict[int, list[hooks.Moments]]],
     rows: tf.Tensor,
     may_be_empty: Sequence[bool],
 ) -> dict[int, tf.Tensor]:
@@ -93,7 +94,7 @@ def merge_state(
 
 
 def _pooled(
-    call: Sequence[layer_graph.Moments],
+    call: Sequence[hooks.Moments],
     rows: tf.Tensor,
     may_be_empty: Sequence[bool],
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -113,7 +114,7 @@ def _pooled(
     counts = tf.cast(rows, dtype)
     if call[0].count is not None:
         counts = stacked([m.count for m in call])
-    return layer_graph.pooled(
+    return hooks.pooled(
         stacked([m.mean for m in call]),
         stacked([m.variance for m in call]),
         counts[:, tf.newaxis],
@@ -124,3 +125,21 @@ def _moved(old: tf.Tensor, seen: tf.Tensor, momentum: float) -> tf.Tensor:
     """The moving average that Keras's `BatchNormalization` keeps."""
     seen = tf.cast(seen, old.dtype)
     return old * momentum + seen * (1.0 - momentum)
+
+
+def of_all_rows(variable: Any, state: tf.Tensor, shards: Shards) -> tf.Tensor:
+    """The state of a stateful RNN, if that is of as many rows as the batch."""
+    count = state.shape[0]
+    problem = (
+        f"{variable.path!r} keeps a state for each of {count} rows, since its "
+        "layer is stateful, but the batch has another number. Expected "
+        f"batches of {count} rows; leave out a last one that is smaller."
+    )
+    rows = shards.ranges.true
+    if all(isinstance(r, int) for r in rows) and sum(rows) != count:
+        raise ValueError(problem)
+    check = tf.debugging.assert_equal(
+        tf.reduce_sum(shards.rows), count, message=problem
+    )
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(state)

@@ -1,7 +1,6 @@
 """template: whether a model can be one: of Keras 3, and built.
 
-With `layer_graph.py`, `compiled.py` and `proxy.py` the only file that touches
-Keras's internals, because Keras has no public word for them: `_flatten_layers`
+Keras has no public word for its internals that this file touches: `_flatten_layers`
 (all nested layers) and `_build_shapes_dict` (what a model was built for).
 `template_test.py` fails when one of them changes.
 """

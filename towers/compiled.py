@@ -1,7 +1,7 @@
 """compiled: what `compile` made of a model: its losses, metrics and optimizer.
 
-Keras has no public word for its internals that this file touches: `_compile_loss`, `_compile_metrics` and
-`_loss_tracker` (what was made), their `_user_*` (of what), `_flat_losses` and
+Keras has no public word for its internals that this file touches:
+`_compile_loss`, `_compile_metrics` and `_loss_tracker` (what was made), their `_user_*` (of what), `_flat_losses` and
 `_metrics` (one for each output), `_fn` (what a metric is the mean of), and of
 an optimizer `_trainable_variables`, `_all_reduce_sum_gradients`,
 `_accumulated_gradients` and `_backend_reset_gradient_accumulators`.

@@ -1,7 +1,8 @@
 """template: whether a model can be one: of Keras 3, and built.
 
-Keras has no public word for its internals that this file touches: `_flatten_layers`
-(all nested layers) and `_build_shapes_dict` (what a model was built for).
+Keras has no public word for its internals that this file touches:
+`_flatten_layers` (all nested layers) and `_build_shapes_dict` (what a model was
+built for).
 `template_test.py` fails when one of them changes.
 """
 

@@ -341,6 +341,26 @@ class RefusalTest(absltest.TestCase):
         with self.assertRaisesRegex(RuntimeError, "differentiated again"):
             run(tf.ones([4, 4]))
 
+    def test_a_gradient_taken_inside_a_tower(self):
+        model = make(resnet)
+
+        def alone(model, x):
+            weight = model["m"].trainable_variables[0].value
+            with tf.GradientTape() as tape:
+                tape.watch(weight)
+                loss = tf.reduce_sum(model["m"](x, training=True) ** 2)
+            return tape.gradient(loss, weight)
+
+        with self.assertRaisesRegex(RuntimeError, "gathered outputs"):
+            towers.build_towers(
+                {"m": model},
+                batch(model, 4),
+                placement(2),
+                merge="sum",
+                tower_fn=alone,
+            )
+        self.assertNoThreads()
+
     def assertNoThreads(self):
         alive = [t for t in threading.enumerate() if "_main" in t.name]
         self.assertEmpty(alive)

@@ -268,7 +268,7 @@ def _final(gradient: Any) -> Any:
             raise RuntimeError(
                 "A gradient of towers that meet (synchronized batch norm, "
                 "all_towers) was differentiated again, which towers do not "
-                "support. Take the inner gradient inside a `tower_fn`, or "
+                "support. Expected one gradient of the gathered outputs; or "
                 "leave out synchronized=True."
             )
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.own_gradient import own_gradient
+
 _STOP = object()  # an answer that ends a thread
 _BY_ITSELF = object()  # a tower that no other waits for
 
@@ -78,7 +80,8 @@ def all_towers(
     Raises:
       ValueError: the towers do not all make the same calls, or the call is in
         a loop or a `tf.cond`, where no other tower is.
-      RuntimeError: nothing has said `needs_all_towers`.
+      RuntimeError: nothing has said `needs_all_towers`; or a tower
+        differentiates the result by itself, inside a `tower_fn`.
     """
     tower = _tower.get()
     if tower is None:
@@ -142,7 +145,7 @@ class _Tower:
         answer = self._answers.get()
         if answer is _STOP:
             raise SystemExit  # ends a thread, past `except Exception`
-        return tf.nest.map_structure(tf.identity, answer)  # on this device
+        return _answered(answer, values)
 
     def _main(self, function: Callable[[], Any], device: str) -> None:
         _tower.set(self)
@@ -155,6 +158,32 @@ class _Tower:
             # A graph is left in the reverse order of entering it.
             while self._answers.get() is not _STOP:
                 self._said.put(None)
+
+
+def _answered(answer: Any, values: Any) -> Any:
+    """The answer, on this device, for gradients of all towers only.
+
+    A tape inside a tower would see no way from the answer to what the tower
+    said, and take it for a constant; so there is one, which it cannot go.
+    """
+    tensors = tf.nest.flatten(answer)
+
+    @own_gradient
+    def given(*both: tf.Tensor) -> Any:
+        def backward(*upstream: Any) -> list[Any]:
+            if isinstance(_tower.get(), _Tower):
+                raise RuntimeError(
+                    "A tower took a gradient of what it got from all_towers, or "
+                    "of a synchronized batch norm, by itself, while the other "
+                    "towers are not there yet. Expected the gradient of the "
+                    "gathered outputs, taken outside of the `tower_fn`."
+                )
+            return [*upstream, *[None] * (len(both) - len(tensors))]
+
+        return [tf.identity(x) for x in both[: len(tensors)]], backward
+
+    given_here = given(*tensors, *tf.nest.flatten(values))
+    return tf.nest.pack_sequence_as(answer, given_here)
 
 
 @contextlib.contextmanager

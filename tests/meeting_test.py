@@ -304,6 +304,15 @@ class RefusalTest(absltest.TestCase):
             self.build({"m": make(shuffled)}, merge="sum", tower_fn=looped)
         self.assertNoThreads()
 
+    def test_a_scalar_cannot_be_joined(self):
+        def scalar(model, x):
+            return towers.all_towers(tf.reduce_sum, tf.reduce_sum(x))
+
+        scalar.needs_all_towers = True
+        with self.assertRaisesRegex(ValueError, r"x\[tf.newaxis\]"):
+            self.build({"m": make(shuffled)}, merge="sum", tower_fn=scalar)
+        self.assertNoThreads()
+
     def test_errors_of_a_layer_are_its_own(self):
         def broken(model, x):
             towers.all_towers(tf.reduce_sum, x)

@@ -78,8 +78,8 @@ def all_towers(
       What the function returned.
 
     Raises:
-      ValueError: the towers do not all make the same calls, or the call is in
-        a loop or a `tf.cond`, where no other tower is.
+      ValueError: the towers do not all make the same calls, a value is a
+        scalar, or the call is in a loop or a `tf.cond`, where no other tower is.
       RuntimeError: nothing has said `needs_all_towers`; or a tower
         differentiates the result by itself, inside a `tower_fn`.
     """
@@ -141,6 +141,13 @@ class _Tower:
             )
         values = tf.nest.map_structure(tf.convert_to_tensor, values)
         scope = graph.get_name_scope()
+        for value in tf.nest.flatten(values):
+            if not value.shape.rank:
+                raise ValueError(
+                    "The values of all_towers must have a first axis, by which "
+                    f"those of all towers are joined; got shape {value.shape} "
+                    f"in {scope!r}. Give a scalar one, as with x[tf.newaxis]."
+                )
         self._said.put(Call(function, values, split, scope))
         answer = self._answers.get()
         if answer is _STOP:

@@ -313,6 +313,18 @@ class RefusalTest(absltest.TestCase):
             self.build({"m": make(shuffled)}, merge="sum", tower_fn=scalar)
         self.assertNoThreads()
 
+    def test_results_that_cannot_be_dealt_out(self):
+        def halved(model, x):
+            return towers.all_towers(lambda x: x[::2], x, split=True)
+
+        def summed(model, x):
+            return towers.all_towers(tf.reduce_sum, x, split=True)
+
+        for function in (halved, summed):
+            function.needs_all_towers = True
+            with self.assertRaisesRegex(Exception, "leave out split=True"):
+                self.build({"m": make(shuffled)}, tower_fn=function)
+
     def test_errors_of_a_layer_are_its_own(self):
         def broken(model, x):
             towers.all_towers(tf.reduce_sum, x)

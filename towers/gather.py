@@ -125,7 +125,7 @@ def joining(shards: Shards, placement: Placement) -> Join:
                 tf.convert_to_tensor, calls[0].function(*values)
             )
             columns = [
-                deal(x, shards.ranges, device)
+                deal(_of_all_rows(x, shards.rows), shards.ranges, device)
                 if calls[0].split
                 else replicate(x, device, kept)
                 for x in tf.nest.flatten(results)
@@ -136,6 +136,22 @@ def joining(shards: Shards, placement: Placement) -> Join:
         ]
 
     return join
+
+
+def _of_all_rows(result: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """A result that can be dealt out, as it has the rows of the batch."""
+    problem = (
+        "With split=True, all_towers deals out results of one row for each of "
+        f"the batch's; got shape {result.shape}. Expected [all rows, ...]; or "
+        "leave out split=True, and each tower gets the whole."
+    )
+    if not result.shape.rank:
+        raise ValueError(problem)
+    check = tf.debugging.assert_equal(
+        tf.shape(result)[0], tf.reduce_sum(rows), message=problem
+    )
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(result)
 
 
 def check_structures(tower_outputs: Sequence[Any]) -> None:

@@ -172,11 +172,12 @@ class EqualityTest(parameterized.TestCase):
                         made, x, where, training=True, whole=wholes(model)
                     ).outputs
 
-                for spec in (None, open_rows(x, model)):
-                    with self.subTest(n=n, rows=rows, spec=spec):
-                        actual = step(call, made, x, spec)
-                        for a, e in zip(actual, expected, strict=True):
-                            close(a, e)
+                known = (n + rows) % 2
+                with self.subTest(n=n, rows=rows, known=known):
+                    spec = None if known else open_rows(x, model)
+                    actual = step(call, made, x, spec)
+                    for a, e in zip(actual, expected, strict=True):
+                        close(a, e)
 
     @parameterized.product(model=[m for _, m in NAMED], on_towers=[False, True])
     def test_fit_is_the_plain_model_s(self, model, on_towers):

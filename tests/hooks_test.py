@@ -1,5 +1,8 @@
 """hooks: put on layers and taken off again, by private names of Keras."""
 
+import os
+import subprocess
+import sys
 from concurrent import futures
 
 import keras
@@ -39,6 +42,20 @@ class HooksTest(absltest.TestCase):
         kept = vars(global_state.GLOBAL_STATE_TRACKER)["dtype_policy"]
         keras.config.set_dtype_policy("float32")
         self.assertIn("mixed_bfloat16", str(kept))
+
+    def test_another_backend_is_refused(self):
+        done = subprocess.run(
+            [sys.executable, "-c", "import towers"],
+            env={
+                **os.environ,
+                "KERAS_BACKEND": "jax",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
+            capture_output=True,
+            text=True,
+        )
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("KERAS_BACKEND=tensorflow", done.stderr)
 
     def test_another_thread_is_in_the_same_keras_call(self):
         keras.config.set_dtype_policy("mixed_bfloat16")

@@ -150,6 +150,7 @@ def assemble(
             joining(shards, placement)
             if graph.talks(training, tower_fn)
             else None,
+            scopes if tower_fn is None else (),
         )
     check_structures([replay["outputs"] for replay in replays])
     rows, empty = shards.rows, shards.may_be_empty

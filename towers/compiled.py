@@ -84,6 +84,26 @@ class Compiled:
         """Whether losses and metrics know their outputs."""
         return all(x is None or x.built for x in (self.loss, self.metrics))
 
+    def build(self, y: Any, y_pred: Any, weights: Any) -> None:
+        """Makes what Keras makes at the first batch, in a graph of its own.
+
+        A `tf.function` in which variables are made is traced twice.
+
+        Args:
+          y, y_pred, weights: nests of tensors, specs or `KerasTensor`s.
+        """
+        if self.built:
+            return
+
+        def build(y: Any, y_pred: Any, weights: Any) -> None:
+            if self.metrics is not None:
+                self.metrics.update_state(y, y_pred, weights)
+            if self.loss is not None:
+                self.loss(y, y_pred, weights)
+
+        specs = tf.nest.map_structure(_spec, (y, y_pred, weights))
+        tf.function(build, autograph=False).get_concrete_function(*specs)
+
     @property
     def flat_losses(self) -> list[keras.losses.Loss]:
         """One loss per output that has one."""
@@ -122,6 +142,15 @@ class Compiled:
         finally:
             object.__setattr__(loss, "_flat_losses", flat)
             object.__setattr__(loss, "_metrics", trackers)
+
+
+def _spec(value: Any) -> Any:
+    """The TensorFlow spec of a tensor or symbol; None stays."""
+    if value is None or isinstance(value, tf.TypeSpec):
+        return value
+    if isinstance(value, keras.KerasTensor):
+        return tf.TensorSpec(value.shape, value.dtype)
+    return tf.type_spec_from_value(value)
 
 
 @contextlib.contextmanager

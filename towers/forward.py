@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import meeting
-from towers.own_gradient import own_gradient
+from towers import alike, meeting
+from towers.own_gradient import own_gradient, recorded
 
 Join = Callable[[Sequence[meeting.Call]], Sequence[Any]]
 
@@ -18,6 +18,7 @@ def run_towers(
     arguments: Sequence[Any],
     elsewhere: Mapping[int, str] | None = None,
     join: Join | None = None,
+    scopes: Sequence[str] = (),
 ) -> list[Any]:
     """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
 
@@ -32,6 +33,8 @@ def run_towers(
       elsewhere: the devices of those tensors, by their place in the flat
         nest, that are not taken to the tower.
       join: answers the towers' calls of `all_towers`, if they make any.
+      scopes: the towers' name scopes, if the functions are all the same: then
+        towers after the second may be copies.
 
     Returns:
       One nest of tensors per tower.
@@ -41,10 +44,19 @@ def run_towers(
         return [pinned(functions[0], devices[0], arguments[0], elsewhere)]
     if join is not None:
         return _run_in_step(functions, devices, arguments, elsewhere, join)
+    makers = alike.Maker(), alike.Maker()
     with meeting.by_themselves():
         return [
-            pinned(function, device, argument, elsewhere)
-            for function, device, argument in zip(functions, devices, arguments)
+            pinned(
+                functions[i],
+                devices[i],
+                arguments[i],
+                elsewhere,
+                functools.partial(_made_alike, makers, scopes[i])
+                if scopes
+                else _made,
+            )
+            for i in range(len(functions))
         ]
 
 
@@ -53,6 +65,7 @@ def pinned(
     device: str,
     argument: Any,
     elsewhere: Mapping[int, str],
+    make: Callable[..., Any] | None = None,
 ) -> Any:
     """`function(argument)`, forward and backward on `device`, in a graph."""
     tensors = _distinct(_leaves(argument))
@@ -60,20 +73,105 @@ def pinned(
 
     @own_gradient
     def run(*tensors: tf.Tensor) -> Any:
-        made.append(function(_taken(argument, tensors, device, elsewhere)))
+        taken = _taken(argument, tensors, device, elsewhere)
+        result, differentiate = (make or _made)(function, taken)
+        made.append(result)
         # What has no gradient need not be asked for one, with zeros.
-        results = [x for x in _leaves(made[0]) if _has_gradient(x)]
+        results = [x for x in _leaves(result) if _has_gradient(x)]
 
         def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
             _check_known(variables)
             with tf.device(device):
-                return _gradients(results, tensors, upstream)
+                return differentiate(results, tensors, upstream)
 
         return results, backward
 
     with tf.device(device):
         results = iter(run(*tensors))
     return _replaced(made[0], results)
+
+
+def _made(function: Callable[..., Any], taken: Any) -> tuple[Any, Any]:
+    """What the function makes, and what makes its gradients."""
+    return function(taken), _gradients
+
+
+def _made_alike(
+    makers: tuple[alike.Maker, alike.Maker],
+    scope: str,
+    function: Callable[..., Any],
+    taken: Any,
+) -> tuple[Any, Any]:
+    """As `_made`; both may be copied from other towers.
+
+    Args:
+      makers: one for the forward passes of all towers, one for the backward.
+      scope: the tower's name scope.
+      function: builds the tower.
+      taken: what of, on its device.
+    """
+    given = _leaves(taken)
+    device = given[0].device  # in full
+    forth = makers[0].make(lambda: function(taken), given, device, scope)
+
+    def differentiate(
+        results: Sequence[tf.Tensor],
+        tensors: Sequence[tf.Tensor],
+        upstream: Sequence[Any],
+    ) -> Any:
+        def gradients() -> Any:
+            return _gradients(results, tensors, upstream)
+
+        above = _leaves(upstream)
+        if recorded([*tensors, *above]):
+            # For a gradient of gradients: no tape saw a copy being made.
+            return (
+                _again(gradients, [*tensors, *above])
+                if forth.copied
+                else gradients()
+            )
+        if tf.compat.v1.get_default_graph() is not device_graph:
+            return gradients()
+        seen = [x for op in forth.ops for x in op.outputs]
+        kind = tuple(type(g).__name__ for g in upstream)
+        back = makers[1].make(
+            gradients, [*seen, *given, *tensors, *above], device, scope, kind
+        )
+        return back.results
+
+    device_graph = given[0].graph
+    return forth.results, differentiate
+
+
+def _again(
+    gradients: Callable[[], Any], tensors: Sequence[tf.Tensor]
+) -> list[Any]:
+    """Gradients that are differentiated as the graph says, not as a tape saw.
+
+    Args:
+      gradients: makes them.
+      tensors: what they depend on.
+    """
+    made = gradients()
+    flat = _leaves(made)
+    results = [x for x in flat if x.dtype.is_floating]
+
+    @own_gradient
+    def run(*_: tf.Tensor) -> Any:
+        def backward(*upstream: Any) -> list[Any]:
+            return _again(
+                lambda: _gradients(results, tensors, upstream),
+                [*tensors, *_leaves(upstream)],
+            )[: len(tensors)]
+
+        return [tf.identity(x) for x in results], backward
+
+    given = iter(run(*tensors))
+    return tf.nest.map_structure(
+        lambda x: next(given) if x is not None and x.dtype.is_floating else x,
+        made,
+        expand_composites=True,
+    )
 
 
 def _run_in_step(

@@ -1,5 +1,6 @@
 """TowerModel and to_multi_gpu: towers behind the face of a Keras model."""
 
+import contextlib
 import copy
 import functools
 from collections.abc import Sequence
@@ -314,6 +315,8 @@ class TowerModel(TemplateProxy):
         """Takes a step, the template's own if it has one."""
         own = self._own(name)
         if own is None:
+            if name != "predict_step":
+                self._build_compiled(data)
             return getattr(super(), name)(data)
         self._called = False
         result = own(data)
@@ -325,6 +328,23 @@ class TowerModel(TemplateProxy):
                 "step with towers.build_towers and its `tower_fn`."
             )
         return result
+
+    def _build_compiled(self, data: Any) -> None:
+        """Makes what losses and metrics need before the step would.
+
+        Where that cannot be, the step does it, or says what is wrong.
+        """
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        own = ("compute_loss", "compute_metrics")
+        if (
+            template.is_built(self.template)
+            and self.merge == "concat"
+            and not compiled.overridden(self, own, TowerModel)
+            and not compiled.overridden(self.template, own)
+        ):
+            with contextlib.suppress(Exception):
+                outputs = template.output_spec(self.template, x)
+                compiled.Compiled.of(self).build(y, outputs, weights)
 
     def _loss_on_towers(self, data: Any, training: bool) -> tf.Tensor:
         self._build_template(keras.utils.unpack_x_y_sample_weight(data)[0])

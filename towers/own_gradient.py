@@ -5,15 +5,18 @@ own, and what it registers holds the graph of that call: a process that traces
 again and again (several models, several batch sizes, eager calls) keeps all
 that it ever traced. No public word takes an entry back. So this file swaps it,
 in `gradient_registry._registry`, for one that looks it up in its graph, and
-goes when the graph goes. `own_gradient_test.py` fails when that changes.
+goes when the graph goes. Nor is there a public word for whether a tape records,
+as `record.should_record_backprop` says. `own_gradient_test.py` fails when that
+changes.
 """
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 from tensorflow.python.framework import ops  # for `gradient_registry`
 
 # No string: those are written to the MetaGraph, where this has no place.
@@ -61,3 +64,8 @@ def _hand_to_graph(op: tf.Operation) -> None:
 
     entry["type"] = looked_up
     weakref.finalize(op.graph, registry.pop, name, None)
+
+
+def recorded(tensors: Sequence[tf.Tensor]) -> bool:
+    """Whether a tape records what is made of one of these."""
+    return bool(record.should_record_backprop(list(tensors)))

@@ -6,6 +6,7 @@ built for).
 `template_test.py` fails when one of them changes.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
@@ -100,6 +101,12 @@ def symbol(value: Any, batched: bool = True) -> Any:
             "real data before it is given to towers, and leave out "
             "`loss_on_towers`; or upgrade Keras."
         ) from error
+
+
+def output_spec(model: Any, inputs: Any) -> Any:
+    """The Keras symbols of what a built model makes of `inputs`."""
+    exactly = functools.partial(symbol, batched=False)
+    return model.compute_output_spec(tf.nest.map_structure(exactly, inputs))
 
 
 @tf.autograph.experimental.do_not_convert

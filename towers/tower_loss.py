@@ -70,32 +70,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
 
 def _built_losses(model: Any, x: Any, y: Any, weights: Any) -> Any:
     """Builds losses and metrics, outside of towers; a nest like outputs."""
-    outputs = model.template.compute_output_spec(
-        tf.nest.map_structure(_exactly, x)
-    )
-    made = Compiled.of(model)
-    if not made.built:
-
-        def build(y: Any, y_pred: Any, weights: Any) -> None:
-            if made.metrics is not None:
-                made.metrics.update_state(y, y_pred, weights)
-            if made.loss is not None:
-                made.loss(y, y_pred, weights)
-
-        specs = tf.nest.map_structure(_spec, (y, outputs, weights))
-        tf.function(build, autograph=False).get_concrete_function(*specs)
+    outputs = template.output_spec(model.template, x)
+    Compiled.of(model).build(y, outputs, weights)
     losses.check_mergeable(model)
     return outputs
-
-
-def _exactly(value: Any) -> Any:
-    return template.symbol(value, batched=False)
-
-
-def _spec(value: Any) -> Any:
-    """The TensorFlow spec of a tensor or symbol; None stays."""
-    if value is None or isinstance(value, tf.TypeSpec):
-        return value
-    if isinstance(value, keras.KerasTensor):
-        return tf.TensorSpec(value.shape, value.dtype)
-    return tf.type_spec_from_value(value)

@@ -1,0 +1,295 @@
+"""alike: what is copied is what would have been built."""
+
+import re
+
+import keras
+import models
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from executed import Executed
+
+import towers
+
+layers = keras.layers
+
+
+class Counted(layers.Layer):
+    """Counts how often it is called, in Python."""
+
+    calls = 0
+
+    def call(self, x):
+        type(self).calls += 1
+        return tf.nn.softplus(x) * x
+
+
+class Numbered(Counted):
+    """Another op at each call."""
+
+    def call(self, x):
+        type(self).calls += 1
+        return x * float(type(self).calls)
+
+
+class AtHome(Counted):
+    """Says itself where it runs."""
+
+    def call(self, x):
+        with tf.device("/CPU:0"):
+            return super().call(tf.tanh(x))
+
+
+class Drawn(Counted):
+    """Has an op with a seed of its own."""
+
+    def call(self, x):
+        return super().call(x) + tf.random.uniform(tf.shape(x))
+
+
+class Clipped(Counted):
+    """Has a gradient of its own."""
+
+    def call(self, x):
+        @tf.custom_gradient
+        def clipped(x):
+            return x * 3.0, lambda g: tf.clip_by_value(g * x, -0.1, 0.1)
+
+        return clipped(super().call(x))
+
+
+class Looped(Counted):
+    def call(self, x):
+        return tf.while_loop(
+            lambda i, x: i < 3,
+            lambda i, x: (i + 1, tf.sin(x)),
+            (0, super().call(x)),
+        )[1]
+
+
+class Outside(Counted):
+    """Takes a tensor of the graph that the towers are in."""
+
+    seen = 1.0
+
+    def call(self, x):
+        return super().call(x) * self.seen
+
+
+def with_layer(layer):
+    layer.calls = 0
+    keras.utils.set_random_seed(3)
+    return keras.Sequential(
+        [
+            keras.Input([4]),
+            layers.Dense(5, activation="tanh", name="before"),
+            layers.BatchNormalization(name="norm"),
+            layer(name="layer"),
+            layers.Dropout(0.3, seed=2, name="drop"),
+            layers.Dense(3, name="after"),
+        ]
+    )
+
+
+def step_of(call, model, training=True):
+    """A loss and all gradients; `call(x)` gives outputs."""
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_mean(tf.square(call(x, training)))
+        return loss, tape.gradient(loss, [x, *model.trainable_variables])
+
+    return step
+
+
+def towered(model, n, graphs=None):
+    def call(x, training):
+        graph = towers.build_towers(
+            model, x, models.placement(n), training=training
+        )
+        if graphs is not None:
+            graphs.append(graph)
+        return graph.outputs
+
+    return call
+
+
+def compiled(step, known):
+    rows = [8 if known else None, 4]
+    signature = [tf.TensorSpec(rows, tf.float32)]
+    return tf.function(step, input_signature=signature)
+
+
+class CopyTest(parameterized.TestCase):
+    @parameterized.product(
+        layer=[Counted, Clipped, Looped, Drawn, AtHome], known=[True, False]
+    )
+    def test_as_few_are_built_as_can_be(self, layer, known):
+        model = with_layer(layer)
+        layer.calls = 0
+        step = compiled(step_of(towered(model, 4), model), known)
+        step.get_concrete_function()
+        # Only what has nothing of its own is copied, once two came out alike.
+        self.assertEqual(layer.calls, 2 if layer is Counted else 4)
+
+    @parameterized.product(
+        layer=[Counted, Clipped, Looped, AtHome, Outside],
+        known=[True, False],
+        training=[True, False],
+    )
+    def test_numbers_are_the_plain_model_s(self, layer, known, training):
+        model = with_layer(layer)
+        model.get_layer("drop").rate = 0.0
+        model.get_layer("norm").trainable = False  # or it has other moments
+        x = tf.random.normal([8, 4])
+        made = []
+        for call in (
+            lambda x, training: model(x, training=training),
+            towered(model, 4),
+        ):
+
+            def step(x, call=call):
+                # A tensor of this graph.
+                layer.seen = 2.0 + 0.0 * tf.reduce_sum(x)
+                return step_of(call, model, training)(x)
+
+            made.append(compiled(step, known)(x))
+        models.close(made[1], made[0])
+
+    def test_what_differs_from_tower_to_tower_is_built(self):
+        model = keras.Sequential([keras.Input([2]), Numbered()])
+        Numbered.calls = 0
+        x = tf.ones([4, 2])
+        outputs = tf.function(towered(model, 4))(x, None)
+        self.assertEqual(outputs[:, 0].numpy().tolist(), [1, 2, 3, 4])
+
+    def test_each_tower_draws_numbers_of_its_own(self):
+        model = keras.Sequential([keras.Input([2]), Drawn()])
+        outputs = tf.function(towered(model, 4))(tf.zeros([4, 2]), None)
+        self.assertLen(set(outputs[:, 0].numpy().tolist()), 4)
+
+    def test_dropout_of_copies_differs_and_goes_on(self):
+        model = keras.Sequential([keras.Input([64]), layers.Dropout(0.5)])
+
+        @tf.function
+        def step(x):
+            graph = towers.build_towers(
+                model, x, models.placement(4), training=True
+            )
+            graph.apply_updates()
+            return graph.outputs
+
+        rows = [
+            tuple(row) for _ in range(2) for row in step(tf.ones([4, 64])) > 0
+        ]
+        self.assertLen({str(row) for row in rows}, 8)
+
+    def test_shards_of_other_shapes_are_not_copied(self):
+        model = with_layer(Counted)
+        Counted.calls = 0
+        graphs = []
+        x = tf.random.normal([10, 4])
+        outputs = tf.function(towered(model, 4, graphs))(x, False)
+        models.close(outputs, model(x, training=False))
+        shapes = [tower.outputs.shape.as_list() for tower in graphs[0].towers]
+        self.assertEqual(shapes, [[2, 3], [3, 3], [2, 3], [3, 3]])
+        self.assertEqual(Counted.calls, 1 + 4)  # and the plain model
+
+    @parameterized.named_parameters(("known", True), ("unknown", False))
+    def test_copies_run_on_their_towers_by_their_names(self, known):
+        model = with_layer(Counted)
+        step = compiled(step_of(towered(model, 4), model), known)
+        executed = Executed(lambda: step(tf.random.normal([8, 4])))
+        for i in range(4):
+            for op in ("MatMul", "Softplus$", "TanhGrad", "RsqrtGrad"):
+                found = executed.devices(f"tower_{i}/", op)
+                self.assertEqual(found, {f"/CPU:{i}"}, op)
+        names = [
+            {
+                re.sub(r"gradients_\d+", "gradients", name).replace(
+                    f"tower_{i}/", "tower/"
+                )
+                for device, name, node in executed.nodes
+                if f"tower_{i}/" in name
+                and re.search("MatMul|Softplus", node.op)
+            }
+            for i in range(4)
+        ]
+        self.assertEqual(names[1:], names[:1] * 3)
+        self.assertContainsSubset(
+            ["tower/layer/Softplus", "tower/after/BiasAdd"],
+            {re.sub(".*(?=tower/)", "", name) for name in names[0]},
+        )
+
+
+def outputs_of(call):
+    """A function of its input, smooth and with nothing linear in it."""
+    return lambda x: tf.reduce_sum(tf.sin(call(x, False)), -1)
+
+
+def by_tapes(f, x, variables):
+    """Second and third derivatives."""
+    with tf.GradientTape() as outmost:
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                for tape in (outmost, outer, inner):
+                    tape.watch(x)
+                y = f(x)
+            slope = inner.gradient(y, x)
+            size = tf.reduce_sum(slope**2)
+        curves = outer.gradient(size, variables[:-1])
+        size = sum(tf.reduce_sum(c**2) for c in curves)
+    return slope, curves, outmost.gradient(size, [x, *variables[:-1]])
+
+
+def by_a_persistent_tape(f, x, variables):
+    """Gradients that are taken while the tape goes on."""
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        y = f(x)
+        slope = tape.gradient(y, x)
+        size = tf.reduce_sum(slope**2)
+    return slope, tape.gradient(size, [x, *variables[:-1]])
+
+
+def by_the_graph(f, x, variables):
+    """As programs of TensorFlow 1 do it."""
+    (slope,) = tf.compat.v1.gradients(f(x), x)
+    return slope, tf.compat.v1.gradients(tf.reduce_sum(slope**2), x)
+
+
+def forwards(f, x, variables):
+    with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as accumulator:
+        y = f(x)
+    return accumulator.jvp(y)
+
+
+def jacobian(f, x, variables):
+    with tf.GradientTape(persistent=True) as tape:
+        y = f(x)
+    return tape.jacobian(y, variables[0].value, experimental_use_pfor=False)
+
+
+class DerivativeTest(parameterized.TestCase):
+    @parameterized.product(
+        way=[by_tapes, by_a_persistent_tape, by_the_graph, forwards, jacobian],
+        known=[True, False],
+    )
+    def test_derivatives_of_any_order(self, way, known):
+        model = with_layer(Counted)
+        x = tf.random.normal([8, 4])
+        made = []
+        for call in (
+            lambda x, training: model(x, training=training),
+            towered(model, 4),
+        ):
+
+            def run(x, call=call):
+                return way(outputs_of(call), x, model.trainable_variables)
+
+            made.append(compiled(run, known)(x))
+        models.close(made[1], made[0], 1e-4)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -247,11 +247,10 @@ class PlacementTest(absltest.TestCase):
             for tower, devices in executed.heavy().items():
                 self.assertEqual(devices, {f"/CPU:{tower[-1]}"}, tower)
             self.assertLen(executed.heavy(), 3)
-        # For each of two remote towers and each layer the moments down, and
-        # their gradient up; in one piece up, where it was two, and its
-        # gradient down.
+        # For each of two remote towers and each layer the moments up and down,
+        # and the gradients of both; where those of all layers went up at once.
         extra = len(sends[1]) - len(sends[0])
-        self.assertEqual(extra, 2 * len(norms) * (1 + 1 + 1 - 2 + 1))
+        self.assertEqual(extra, 2 * (4 * len(norms) - 1))
 
 
 class RefusalTest(absltest.TestCase):

@@ -137,11 +137,21 @@ def assemble(
     values, copies = _replicate(graph, homes, placement, shards)
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
-    activations: list[str | None] = []  # the same for all towers
+    devices = [home.device for home in homes]
+    activations: list[str | None] = []  # the same for all towers, as is
+    layout: dict[state.Group, Any] = {}  # what is in the moments
     with hooks.hooked(graph):
         replays = run_towers(
             [
-                _tower(graph, scope, training, tower_fn, activations)
+                _tower(
+                    graph,
+                    scope,
+                    training,
+                    tower_fn,
+                    devices,
+                    activations,
+                    layout,
+                )
                 for scope in scopes
             ],
             placement.devices,
@@ -165,9 +175,10 @@ def assemble(
     merged = state.merge_state(
         graph,
         values,
-        [home.device for home in homes],
+        devices,
         [replay["state"] for replay in replays],
-        [_moments(replay["moments"]) for replay in replays],
+        [replay["moments"] for replay in replays],
+        layout,
         rows,
         empty,
     )
@@ -246,7 +257,9 @@ def _tower(
     scope: str,
     training: bool | None,
     tower_fn: Callable[..., Any] | None,
+    devices: Sequence[str],
     activations: list[str | None],
+    layout: dict[state.Group, Any],
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors."""
 
@@ -254,19 +267,15 @@ def _tower(
         copies, shard = argument
         replay = graph.replay(copies, shard, training, scope, tower_fn)
         activations[:] = replay.activations
-        state = {
-            "state": replay.state,
-            "moments": {
-                k: [[m.mean, m.variance, m.count] for m in calls]
-                for k, calls in replay.moments.items()
-            },
-        }
+        moments, places = state.packed(graph, devices, replay.moments)
+        layout.update(places)
+        aside = {"state": replay.state, "moments": moments}
         return {
             "outputs": replay.outputs,
             "notes": replay.notes,
             "losses": replay.losses,
             "layer_outputs": replay.layer_outputs,
-            **tf.nest.map_structure(_stopped, state),
+            **tf.nest.map_structure(_stopped, aside),
         }
 
     return hooks.carried(run)
@@ -320,12 +329,6 @@ def _outputs(
     outputs = tf.nest.pack_sequence_as(replays[0]["outputs"], flat)
     attached.set_notes(outputs, merged)
     return outputs
-
-
-def _moments(calls: dict[int, Any]) -> dict[int, list[hooks.Moments]]:
-    return {
-        k: [hooks.Moments(*call) for call in each] for k, each in calls.items()
-    }
 
 
 def _scope(i: int) -> str:

@@ -111,7 +111,7 @@ def _made_alike(
       taken: what of, on its device.
     """
     given = _leaves(taken)
-    device = given[0].device  # in full
+    device, graph = given[0].device, given[0].graph  # the device in full
     forth = makers[0].make(lambda: function(taken), given, device, scope)
 
     def differentiate(
@@ -130,7 +130,7 @@ def _made_alike(
                 if forth.copied
                 else gradients()
             )
-        if tf.compat.v1.get_default_graph() is not device_graph:
+        if tf.compat.v1.get_default_graph() is not graph:
             return gradients()
         seen = [x for op in forth.ops for x in op.outputs]
         kind = tuple(type(g).__name__ for g in upstream)
@@ -139,7 +139,6 @@ def _made_alike(
         )
         return back.results
 
-    device_graph = given[0].graph
     return forth.results, differentiate
 
 
@@ -162,7 +161,7 @@ def _again(
             return _again(
                 lambda: _gradients(results, tensors, upstream),
                 [*tensors, *_leaves(upstream)],
-            )[: len(tensors)]
+            )
 
         return [tf.identity(x) for x in results], backward
 

@@ -309,9 +309,9 @@ def pooled(
 
     Args:
       means, variances: [n, channels].
-      counts: [n, 1], of which the shares are taken.
+      counts: [n, channels] or [n, 1], of which the shares are taken.
     """
-    shares = tf.math.divide_no_nan(counts, tf.reduce_sum(counts))
+    shares = tf.math.divide_no_nan(counts, tf.reduce_sum(counts, 0))
     mean = tf.reduce_sum(shares * means, 0)
     between = tf.math.squared_difference(means, mean)
     return mean, tf.reduce_sum(shares * (variances + between), 0)

@@ -1,5 +1,6 @@
 """Merge what towers say of batch-norm statistics, seeds and other state."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,19 @@ from towers.gather import row_shares, true_concat
 from towers.replicate import drop
 from towers.split import Shards
 
+# Moments that travel together: the device of their variables, that of their
+# layer if it is pinned, their dtype, whether they come with counts, and whether
+# one tower speaks for all.
+Group = tuple[str, str, str, bool, bool]
+
 
 def merge_state(
     graph: layer_graph.LayerGraph,
     values: Sequence[tf.Tensor],
     devices: Sequence[str],
     states: Sequence[dict[int, tf.Tensor]],
-    moments: Sequence[dict[int, list[hooks.Moments]]],
+    moments: Sequence[dict[Group, tf.Tensor]],
+    layout: dict[Group, list[tuple[int, int]]],
     rows: tf.Tensor,
     may_be_empty: Sequence[bool],
 ) -> dict[int, tf.Tensor]:
@@ -32,8 +39,9 @@ def merge_state(
       values: each variable's value before the step.
       devices: each variable's device.
       states: per tower, new values by variable.
-      moments: per tower, what each batch norm saw, by `moving_mean`; from
-        one tower only, if that speaks for all.
+      moments: per tower, what its batch norms saw, `packed`; from one tower
+        only, if that speaks for all.
+      layout: what is in there.
       rows: int32 [n_towers].
       may_be_empty: per tower, whether it can have no rows.
 
@@ -50,17 +58,22 @@ def merge_state(
             known[devices[i], dtype] = tf.unstack(row_shares(rows, dtype))
         return known[devices[i], dtype]
 
-    for i in moments[0]:
+    seen: dict[tuple[int, int], tuple[tf.Tensor, tf.Tensor]] = {}
+    for group, calls in layout.items():
+        sizes = [graph.variables[i].shape[0] for i, _ in calls]
+        with tf.device(group[0]), tf.name_scope("merge_moments"):
+            pooled = _pooled(
+                [tower[group] for tower in moments if group in tower],
+                rows,
+                may_be_empty,
+            )
+            seen.update(zip(calls, zip(*[tf.split(x, sizes) for x in pooled])))
+    for i, k in sorted(seen):  # of one layer, in the order of its calls
         layer = layers[i]
         j = graph.index_of(layer.moving_variance)
-        calls = zip(*[tower[i] for tower in moments if tower.get(i)])
-        mean, variance = values[i], values[j]
         with tf.device(devices[i]), tf.name_scope("merge_moments"):
-            for call in calls:
-                seen = _pooled(call, rows, may_be_empty)
-                mean = _moved(mean, seen[0], layer.momentum)
-                variance = _moved(variance, seen[1], layer.momentum)
-        merged[i], merged[j] = mean, variance
+            for m, x in zip((i, j), seen[i, k]):
+                merged[m] = _moved(merged.get(m, values[m]), x, layer.momentum)
     last = max(t for t, empty in enumerate(may_be_empty) if not empty or t == 0)
     metrics = {id(v) for v in graph.metric_variables}
     told = {i for state in states for i in state} - set(merged)
@@ -93,32 +106,65 @@ def merge_state(
     return merged
 
 
+def packed(
+    graph: layer_graph.LayerGraph,
+    devices: Sequence[str],
+    moments: dict[int, list[hooks.Moments]],
+) -> tuple[dict[Group, tf.Tensor], dict[Group, list[tuple[int, int]]]]:
+    """One tower's moments, in one tensor for each device that they go to.
+
+    Args:
+      graph: names the layers.
+      devices: each variable's device.
+      moments: what each call of a batch norm saw, by its `moving_mean`.
+
+    Returns:
+      By group: a tensor [2, channels of all calls] of means and variances, or
+      [3, channels] with the counts below; and the calls that are in there, as
+      the index of `moving_mean` and the number of the call.
+    """
+    layers = graph.batch_norms()
+    groups: dict[Group, list[tuple[tuple[int, int], hooks.Moments]]] = {}
+    for i, calls in moments.items():
+        for k, call in enumerate(calls):
+            group = (
+                devices[i],
+                graph.pins.get(id(layers[i]), ""),
+                call.mean.dtype.name,
+                call.count is not None,
+                layers[i].synchronized,
+            )
+            groups.setdefault(group, []).append(((i, k), call))
+    vectors, layout = {}, {}
+    for group, members in groups.items():
+        layout[group] = [place for place, _ in members]
+        said = [call for _, call in members]
+        columns = [[c.mean for c in said], [c.variance for c in said]]
+        pin = group[1]  # where the layer saw them
+        with tf.device(pin) if pin else contextlib.nullcontext():
+            if group[3]:
+                counts = [tf.fill(tf.shape(c.mean), c.count) for c in said]
+                columns.append(counts)
+            vectors[group] = tf.stack([tf.concat(c, 0) for c in columns])
+    return vectors, layout
+
+
 def _pooled(
-    call: Sequence[hooks.Moments],
-    rows: tf.Tensor,
-    may_be_empty: Sequence[bool],
+    parts: Sequence[tf.Tensor], rows: tf.Tensor, may_be_empty: Sequence[bool]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and variance of all shards together, from those of each."""
-    if len(call) == 1:
-        return call[0].mean, call[0].variance
-    dtype = call[0].mean.dtype
-
-    def stacked(values: Sequence[Any]) -> tf.Tensor:
-        return tf.stack(
-            [
-                drop(tf.cast(x, dtype), rows[t] > 0) if empty else x
-                for t, (x, empty) in enumerate(zip(values, may_be_empty))
-            ]
-        )
-
-    counts = tf.cast(rows, dtype)
-    if call[0].count is not None:
-        counts = stacked([m.count for m in call])
-    return hooks.pooled(
-        stacked([m.mean for m in call]),
-        stacked([m.variance for m in call]),
-        counts[:, tf.newaxis],
+    if len(parts) == 1:
+        return parts[0][0], parts[0][1]
+    each = tf.stack(
+        [
+            drop(part, rows[t] > 0) if empty else part
+            for t, (part, empty) in enumerate(zip(parts, may_be_empty))
+        ]
     )
+    counts = tf.cast(rows, each.dtype)[:, tf.newaxis]
+    if each.shape[1] == 3:
+        counts = each[:, 2]
+    return hooks.pooled(each[:, 0], each[:, 1], counts)
 
 
 def _moved(old: tf.Tensor, seen: tf.Tensor, momentum: float) -> tf.Tensor:

@@ -81,7 +81,7 @@ def fresh(function: Callable[..., Any], *args: Any) -> Any:
 
 def first_step(name: str, one: Contender, width: int, batch: int) -> list:
     """[seconds from compiling to the end of the first step, peak bytes]."""
-    make, (kind, n) = benchmark_models.MODELS[name], one
+    make, (kind, n) = benchmark_models.ALL[name], one
     names = devices(n)
     data = benchmark_models.batches(make(width), batch)
     start = time.perf_counter()
@@ -146,7 +146,7 @@ def measure(name: str, contenders: list[Contender], quick: bool) -> dict:
     """All that is told of one model."""
     width, batch = (2, 8) if quick else (FLAGS.width, FLAGS.batch)
     rounds, steps = (2, 1) if quick else (FLAGS.rounds, FLAGS.steps)
-    make = benchmark_models.MODELS[name]
+    make = benchmark_models.ALL[name]
     names = devices(max(n for _, n in contenders))
     models = {
         (kind, n): benchmark_models.contender(

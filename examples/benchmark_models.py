@@ -85,7 +85,16 @@ def pooled(width: int) -> keras.Model:
     )
 
 
+def resnet50(width: int) -> keras.Model:
+    """Of one size: for how long it takes to build. Not measured unasked."""
+    del width
+    return keras.applications.ResNet50(
+        weights=None, input_shape=(32, 32, 3), classes=CLASSES
+    )
+
+
 MODELS = {"cnn": cnn, "lstm": lstm, "resnet": resnet, "embedding": embedding}
+ALL = {**MODELS, "resnet50": resnet50}
 
 
 def batches(model: keras.Model, rows: int) -> tf.data.Dataset:

@@ -19,6 +19,16 @@ def looped(x):
     return rows.stack()
 
 
+def added_up(x):
+    """As TensorFlow rewrites an `AddN` when memory is short."""
+    ops = tf.raw_ops
+    ref = ops.TemporaryVariable(shape=[2], dtype=tf.float32, var_name="sum")
+    ref = ops.Assign(ref=ref, value=tf.zeros([2]))
+    with tf.control_dependencies([ops.AssignAdd(ref=ref, value=x[0, :2])]):
+        total = ops.DestroyTemporaryVariable(ref=ref, var_name="sum")
+    return tf.boolean_mask(total, total > 0.0)
+
+
 class ShapesTest(parameterized.TestCase):
     @parameterized.parameters(
         (lambda x: x @ VARIABLE, (5, 4)),
@@ -29,6 +39,7 @@ class ShapesTest(parameterized.TestCase):
             (3, 3),
         ),
         (looped, (3, 5, 3)),
+        (added_up, (2,)),
     )
     def test_a_shape_is_the_one_of_the_call(self, function, expected):
         made = tf.function(

@@ -9,7 +9,14 @@ from towers.recording import Batches, Ran
 
 Values = Sequence[tf.Tensor]
 
-_WRITES = ("Assign", "ResourceApply", "ResourceScatter", "ResourceSparseApply")
+_WRITES = (
+    "AssignVariable",
+    "AssignAddVariable",
+    "AssignSubVariable",
+    "ResourceApply",
+    "ResourceScatter",
+    "ResourceSparseApply",
+)
 
 
 def shapes_of(

@@ -120,6 +120,19 @@ def compiled(step, known):
     return tf.function(step, input_signature=signature)
 
 
+def check_same(model, step_of_call, known, tolerance=1e-5):
+    """That a step with towers gives what it gives with the plain model."""
+    x = tf.random.normal([8, 4])
+    expected, actual = (
+        compiled(step_of_call(call), known)(x)
+        for call in (
+            lambda x, training: model(x, training=training),
+            towered(model, 4),
+        )
+    )
+    models.close(actual, expected, tolerance)
+
+
 class CopyTest(parameterized.TestCase):
     @parameterized.product(
         layer=[Counted, Clipped, Looped, Drawn, AtHome], known=[True, False]
@@ -141,20 +154,16 @@ class CopyTest(parameterized.TestCase):
         model = with_layer(layer)
         model.get_layer("drop").rate = 0.0
         model.get_layer("norm").trainable = False  # or it has other moments
-        x = tf.random.normal([8, 4])
-        made = []
-        for call in (
-            lambda x, training: model(x, training=training),
-            towered(model, 4),
-        ):
 
-            def step(x, call=call):
+        def step_of_call(call):
+            def step(x):
                 # A tensor of this graph.
                 layer.seen = 2.0 + 0.0 * tf.reduce_sum(x)
                 return step_of(call, model, training)(x)
 
-            made.append(compiled(step, known)(x))
-        models.close(made[1], made[0])
+            return step
+
+        check_same(model, step_of_call, known)
 
     def test_what_differs_from_tower_to_tower_is_built(self):
         model = keras.Sequential([keras.Input([2]), Numbered()])
@@ -277,18 +286,12 @@ class DerivativeTest(parameterized.TestCase):
     )
     def test_derivatives_of_any_order(self, way, known):
         model = with_layer(Counted)
-        x = tf.random.normal([8, 4])
-        made = []
-        for call in (
-            lambda x, training: model(x, training=training),
-            towered(model, 4),
-        ):
 
-            def run(x, call=call):
-                return way(outputs_of(call), x, model.trainable_variables)
+        def step_of_call(call):
+            variables = model.trainable_variables
+            return lambda x: way(outputs_of(call), x, variables)
 
-            made.append(compiled(run, known)(x))
-        models.close(made[1], made[0], 1e-4)
+        check_same(model, step_of_call, known, 1e-4)
 
 
 if __name__ == "__main__":

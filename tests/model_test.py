@@ -179,6 +179,46 @@ class PlacedTest(parameterized.TestCase):
         least = 2 * (2 * n + 3)
         self.assertLessEqual(len(executed.sends()), 1.05 * least)
 
+    def test_all_statistics_of_a_tower_cross_at_once(self):
+        model = make(
+            lambda: keras.Sequential(
+                [
+                    keras.Input([8, 8, 2]),
+                    layers.Conv2D(4, 3),
+                    layers.BatchNormalization(),
+                    layers.BatchNormalization(center=False, scale=False),
+                    layers.Flatten(),
+                    layers.Dense(3),
+                ]
+            )
+        )
+        actual = towers.TowerModel(model, placement(3))
+        actual.compile("sgd", "mse")
+        x, y = inputs(model, 7), targets(model, 7)
+        report = towers.execution_report(actual.train_on_batch, x, y)
+        # Down: 6 weights, shard, output gradient. Up: gradients, output, and
+        # the moments of both layers.
+        self.assertLen(report.transfers, 2 * (6 + 2 + 6 + 1 + 1))
+
+    @parameterized.parameters(False, True)
+    def test_a_step_is_traced_once(self, on_towers):
+        calls = []
+
+        class Noted(layers.Layer):
+            def call(self, x):
+                calls.append(tf.executing_eagerly())
+                return x * 2.0
+
+        model = keras.Sequential([keras.Input([2]), Noted(), layers.Dense(1)])
+        actual = towers.TowerModel(
+            model, placement(2), loss_on_towers=on_towers
+        )
+        actual.compile("sgd", "mse", metrics=["mae"])
+        calls.clear()
+        x, y = np.ones([4, 2]), np.ones([4, 1])
+        actual.fit(x, y, verbose=0)
+        self.assertLen(calls, 2)  # in each tower
+
     def test_variables_slots_and_arithmetic_are_on_the_parameter_device(self):
         with tf.device("/CPU:3"):
             model = make(cnn)

@@ -6,7 +6,7 @@ from absl.testing import parameterized
 from tensorflow.python.framework import ops
 
 import towers
-from towers.own_gradient import own_gradient
+from towers.own_gradient import own_gradient, recorded
 
 
 def graphs() -> int:
@@ -108,6 +108,23 @@ class OwnGradientTest(parameterized.TestCase):
         self.assertEqual(graphs(), before)
         trace(tf.custom_gradient)
         self.assertGreater(graphs(), before)
+
+    def test_whether_a_tape_records(self):
+        said = []
+
+        @tf.function
+        def trace(x, other):
+            said.append(recorded([x]))
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = x * x
+                said.extend(recorded([z]) for z in (x, y, other))
+                with tape.stop_recording():
+                    said.append(recorded([y]))
+            said.append(recorded([y]))
+
+        trace(tf.ones([]), tf.ones([]))
+        self.assertEqual(said, [False, True, True, False, False, False])
 
     def test_a_gradient_after_its_graph_says_what_to_do(self):
         double = own_gradient(lambda x: (x * 2, lambda g: g * 2))

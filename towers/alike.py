@@ -20,7 +20,7 @@ class Part:
 
     Attributes:
       inputs: the tensors that it was made of.
-      ops: in the order in which they were made.
+      ops: what its results need, in the order in which they were made.
       results: a nest of tensors, or of None.
       device: in full.
       scope: the name scope of its tower, with its slash.
@@ -65,12 +65,25 @@ class Maker:
             return _copy(self._proven[kind], inputs, device, scope)
         before = len(graph.get_operations())
         results = function()
-        ops = graph.get_operations()[before:]
-        part = Part(inputs, ops, results, device, scope)
+        made = graph.get_operations()[before:]
+        part = Part(inputs, _needed(made, results), results, device, scope)
         if kind in self._last and _alike(self._last[kind], part):
             self._proven[kind] = part
         self._last[kind] = part
         return part
+
+
+def _needed(made: Sequence[tf.Operation], results: Any) -> list[tf.Operation]:
+    """Those ops that results depend on, and those that must not be left out."""
+    flat = tf.nest.flatten(results, expand_composites=True)
+    needed = {x.op.name for x in flat if x is not None}
+    ops = []
+    for op in reversed(made):
+        if op.name in needed or not _can_be_copied(op):
+            needed.update(x.op.name for x in op.inputs)
+            needed.update(x.name for x in op.control_inputs)
+            ops.append(op)
+    return ops[::-1]
 
 
 def _alike(one: Part, other: Part) -> bool:
@@ -147,12 +160,19 @@ def _copy(
     def renamed(name: str) -> str:
         return own.sub(lambda match: f"{match[1]}{scope}", name)
 
-    names = {op.name: renamed(op.name) for op in part.ops}
     places = _places(part)
+    names: dict[str, str] = {}
+    constants: dict[bytes, str] = {}
     given: dict[str, tf.Tensor] = {}
     copy = tf.compat.v1.GraphDef(versions=graph.graph_def_versions)
     for op in part.ops:
         node = _bare(op)
+        names[op.name] = renamed(op.name)
+        if op.type == "Const" and not op.control_inputs:
+            value = node.SerializeToString(deterministic=True)
+            names[op.name] = constants.setdefault(value, names[op.name])
+            if names[op.name] != renamed(op.name):
+                continue  # one is enough
         node.name = names[op.name]
         for tensor in op.inputs:
             place = places.get(tensor.name, ("outside",))

@@ -123,7 +123,7 @@ def _made_alike(
             return _gradients(results, tensors, upstream)
 
         above = _leaves(upstream)
-        if recorded([*tensors, *above]):
+        if recorded():
             # For a gradient of gradients: no tape saw a copy being made.
             return (
                 _again(gradients, [*tensors, *above])

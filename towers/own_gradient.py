@@ -1,18 +1,20 @@
-"""own_gradient: `tf.custom_gradient`, with graphs that can be freed.
+"""own_gradient: as `tf.custom_gradient`, in graphs that can be freed.
 
-TensorFlow registers the gradient of each call for good, under a name of its
-own, and what it registers holds the graph of that call: a process that traces
-again and again (several models, several batch sizes, eager calls) keeps all
-that it ever traced. No public word takes an entry back. So this file swaps it,
-in `gradient_registry._registry`, for one that looks it up in its graph, and
-goes when the graph goes. Nor is there a public word for whether a tape records,
-as `record.should_record_backprop` says. `own_gradient_test.py` fails when that
-changes.
+`tf.custom_gradient` registers the gradient of each call for good, with all that
+it holds: a process that traces again and again (several models, several batch
+sizes, eager calls) keeps every graph. And it makes the call's arguments results
+too, so that a tape makes zeros for each of them, an op per parameter and tower.
+
+Here the graph owns the gradient, and a tape hears of the results only. TensorFlow
+has no public words for either: this file takes entries back from
+`gradient_registry._registry`, and speaks to tapes by `record`.
+`own_gradient_test.py` fails when one of them changes.
 """
 
 import functools
+import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -21,35 +23,57 @@ from tensorflow.python.framework import ops  # for `gradient_registry`
 
 # No string: those are written to the MetaGraph, where this has no place.
 _KEY = ("towers", "gradients")
+_FRESH = itertools.count()
 
 
 def own_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `tf.custom_gradient`, for functions that are called in graphs."""
-    decorated = tf.custom_gradient(function)
+    """Gives what `function` computes the gradient that it says, in graphs.
+
+    Args:
+      function: from tensors to (a tensor or a list of tensors, backward), where
+        `backward(*upstream)` returns one gradient, or None, per argument. If the
+        function reads trainable variables, backward gets `variables=` too.
+    """
 
     @functools.wraps(function)
     def call(*args: tf.Tensor) -> Any:
-        results = decorated(*args)
-        made = [result.op for result in tf.nest.flatten(results)[:1]]
-        _hand_to_graph(made[0] if made else _last())
-        return results
+        with record.VariableWatcher() as watcher:
+            results, backward = function(*args)
+        watched = watcher.watched_variables()
+        if watched:
+            backward = functools.partial(backward, variables=watched)
+        flat = tf.nest.flatten(results)
+        if not flat:
+            return results
+
+        def gradients(*upstream: Any) -> list[Any]:
+            found = backward(*upstream)
+            return list(found) if isinstance(found, (list, tuple)) else [found]
+
+        # A tape hears that the results come from the arguments; what goes by
+        # the graph needs one op that has both for inputs.
+        graph = tf.compat.v1.get_default_graph()
+        name = _registered(
+            graph,
+            lambda *upstream: (
+                [None] * len(flat) + gradients(*upstream[: len(flat)])
+            ),
+        )
+        with (
+            graph.gradient_override_map({"IdentityN": name}),
+            record.stop_recording(),
+        ):
+            passed = tf.identity_n([*flat, *args])[: len(flat)]
+        record.record_operation(name, passed, list(args), gradients)
+        return tf.nest.pack_sequence_as(results, passed)
 
     return call
 
 
-def _last() -> tf.Operation:
-    """The op of a call without results, which nothing else leads to."""
-    made = tf.compat.v1.get_default_graph().get_operations()
-    return next(op for op in reversed(made) if op.type == "IdentityN")
-
-
-def _hand_to_graph(op: tf.Operation) -> None:
-    """Lets the graph of `op` own the gradient that is registered for it."""
-    registry = ops.gradient_registry._registry
-    name = op.get_attr("_gradient_op_type").decode()
-    entry = registry[name]
-    gradient = entry["type"]
-    op.graph.get_collection_ref(_KEY).append(gradient)
+def _registered(graph: tf.Graph, gradient: Callable[..., Any]) -> str:
+    """A name by which TensorFlow finds a gradient while its graph lives."""
+    name = f"OwnGradient-{next(_FRESH)}"
+    graph.get_collection_ref(_KEY).append(gradient)
     known = weakref.ref(gradient)
 
     def looked_up(op: tf.Operation, *upstream: Any) -> Any:
@@ -60,12 +84,13 @@ def _hand_to_graph(op: tf.Operation) -> None:
                 "gradient of its towers with it. Keep the tf.function or the "
                 "tf.Graph that built it until its gradient is taken."
             )
-        return gradient(op, *upstream)
+        return gradient(*upstream)
 
-    entry["type"] = looked_up
-    weakref.finalize(op.graph, registry.pop, name, None)
+    tf.RegisterGradient(name)(looked_up)
+    weakref.finalize(graph, ops.gradient_registry._registry.pop, name, None)
+    return name
 
 
-def recorded(tensors: Sequence[tf.Tensor]) -> bool:
-    """Whether a tape records what is made of one of these."""
-    return bool(record.should_record_backprop(list(tensors)))
+def recorded() -> bool:
+    """Whether a tape, or a forward accumulator, listens to what is made."""
+    return bool(record.could_possibly_record())

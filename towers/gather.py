@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from towers import meeting
 from towers.deal import deal
-from towers.forward import Join, pinned
+from towers.forward import pinned
+from towers.in_step import Join
 from towers.placement import Placement, check_placement
 from towers.replicate import drop, keep_flags, replicate
 from towers.split import Shards, in_graph

@@ -14,7 +14,7 @@ has no public words for either: this file takes entries back from
 import functools
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -94,3 +94,8 @@ def _registered(graph: tf.Graph, gradient: Callable[..., Any]) -> str:
 def recorded() -> bool:
     """Whether a tape, or a forward accumulator, listens to what is made."""
     return bool(record.could_possibly_record())
+
+
+def followed(tensors: Sequence[tf.Tensor]) -> bool:
+    """Whether a tape follows one of these, to take gradients for it."""
+    return bool(record.should_record_backprop(list(tensors)))

@@ -16,11 +16,11 @@ RNG = np.random.default_rng(0)
 FLOAT, WORDS, WIDTH = 4, 1000, 32
 
 
-def words(mask: bool = False) -> keras.Model:
+def words(mask: bool = False, count: int = WORDS) -> keras.Model:
     return keras.Sequential(
         [
             keras.Input([16], dtype="int32"),
-            layers.Embedding(WORDS, WIDTH, mask_zero=mask, name="embedding"),
+            layers.Embedding(count, WIDTH, mask_zero=mask, name="embedding"),
             layers.GlobalAveragePooling1D(),
             layers.Dense(4, name="out"),
         ]
@@ -91,20 +91,24 @@ class EveryLayerTest(parameterized.TestCase):
 
 
 class EmbeddingTest(parameterized.TestCase):
-    @parameterized.product(
-        mask=(False, True),
-        parameters=("/CPU:0", "/CPU:1", "/CPU:3"),
-        optimizer=("sgd", "adam"),
+    @parameterized.parameters(
+        (False, "/CPU:0", "sgd", 1_000_000),
+        (False, "/CPU:1", "sgd"),
+        (True, "/CPU:0", "adam"),
+        (True, "/CPU:3", "sgd"),
+        (False, "/CPU:3", "adam"),
     )
-    def test_only_the_rows_looked_up_cross(self, mask, parameters, optimizer):
+    def test_only_the_rows_looked_up_cross(
+        self, mask, parameters, optimizer, count=WORDS
+    ):
         where = towers.Placement(
             ["/CPU:1", "/CPU:2"],
             parameter_device=parameters,
             layer_devices={"embedding": "/CPU:0"},
         )
-        plain = make(lambda: words(mask))
-        towered = towers.TowerModel(make(lambda: words(mask)), where)
-        x = RNG.integers(0, WORDS, [64, 16]).astype("int32")
+        plain = make(lambda: words(mask, count))
+        towered = towers.TowerModel(make(lambda: words(mask, count)), where)
+        x = RNG.integers(0, count, [64, 16]).astype("int32")
         y = RNG.normal(size=[64, 4]).astype("float32")
         for m in (plain, towered):
             m.compile(optimizer, "mse")

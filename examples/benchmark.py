@@ -58,9 +58,10 @@ Contender = tuple[str, int]  # kind, number of devices
 
 
 def contenders(n: int) -> list[Contender]:
-    """Who is measured against whom on n devices."""
-    others = ["plain"] if n == 1 else ["mirrored", "classic"]
-    return [(kind, n) for kind in ["towers", *others] if kind in FLAGS.kinds]
+    """Who is measured against whom on n devices; the plain model needs one."""
+    others = [] if n == 1 else [("mirrored", n), ("classic", n)]
+    everyone = [("towers", n), ("plain", 1), *others]
+    return [one for one in everyone if one[0] in FLAGS.kinds]
 
 
 def devices(n: int) -> list[str]:

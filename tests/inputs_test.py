@@ -120,8 +120,8 @@ def wholes(model):
     return ["table", "scale"] if model is whole else []
 
 
-def step(call, model, x, spec):
-    """Outputs and the gradients of weights and float inputs."""
+def step(call, model, spec):
+    """A function to outputs and the gradients of weights and float inputs."""
 
     @tf.function(input_signature=None if spec is None else [spec])
     def run(x):
@@ -137,7 +137,7 @@ def step(call, model, x, spec):
             for g in tape.gradient(loss, wanted)
         ]
 
-    return run(x)
+    return run
 
 
 def open_rows(x, model):
@@ -161,22 +161,22 @@ class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
     def test_outputs_and_gradients_are_the_plain_model_s(self, model):
         made = make(model)
-        for rows in ROWS:
-            x = batch(model.__name__, rows)
-            expected = step(lambda x: made(x, training=True), made, x, None)
-            for n, weights in ((1, None), (2, [3, 1]), (3, None), (4, None)):
-                where = placement(n, weights)
+        batches = [batch(model.__name__, rows) for rows in ROWS]
+        spec = open_rows(batches[0], model)
+        plain = step(lambda x: made(x, training=True), made, spec)
+        for n, weights in ((1, None), (2, [3, 1]), (3, None), (4, None)):
+            where = placement(n, weights)
 
-                def call(x, where=where):
-                    return towers.build_towers(
-                        made, x, where, training=True, whole=wholes(model)
-                    ).outputs
+            def call(x, where=where):
+                return towers.build_towers(
+                    made, x, where, training=True, whole=wholes(model)
+                ).outputs
 
-                known = (n + rows) % 2
-                with self.subTest(n=n, rows=rows, known=known):
-                    spec = None if known else open_rows(x, model)
-                    actual = step(call, made, x, spec)
-                    for a, e in zip(actual, expected, strict=True):
+            unknown, known = step(call, made, spec), step(call, made, None)
+            cases = [(x, unknown) for x in batches] + [(batches[n], known)]
+            for i, (x, towered) in enumerate(cases):
+                with self.subTest(n=n, case=i):
+                    for a, e in zip(towered(x), plain(x), strict=True):
                         close(a, e)
 
     @parameterized.product(model=[m for _, m in NAMED], on_towers=[False, True])
@@ -235,7 +235,7 @@ class StatefulTest(parameterized.TestCase):
             ]
         )
 
-    @parameterized.product(rows=[1, 3, 7], n=[1, 2, 4])
+    @parameterized.parameters((7, 1), (3, 2), (1, 4), (7, 4))
     def test_each_tower_goes_on_from_the_state_of_its_rows(self, rows, n):
         rng = np.random.default_rng(0)
         x = rng.normal(size=[4 * rows, 5, 3]).astype("float32")

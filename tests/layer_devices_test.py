@@ -77,9 +77,11 @@ class EveryLayerTest(parameterized.TestCase):
             return step
 
         for path in leaves(plain):
-            step = pinned(path)
-            close(step(x), expect(x))
-            report = towers.execution_report(step, x)
+            step, said = pinned(path), []
+            report = towers.execution_report(
+                lambda step=step, said=said: said.extend(step(x))
+            )
+            close(said, expect(x))
             self.assertEmpty(report.unknown)  # nothing crosses in a loop
             for i in range(3):
                 strays = [

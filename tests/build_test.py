@@ -421,6 +421,40 @@ class TowerFunctionTest(parameterized.TestCase):
         )
         close(graph.outputs, np.mean((model(x) - y) ** 2))
 
+    @parameterized.product(n=[1, 2, 3], how=["captured", "stopped", "whole"])
+    def test_a_gradient_outside_is_refused_not_lost(self, n, how):
+        model, scale = make(cnn), tf.Variable(2.0)
+        x = inputs(model, 4)
+
+        @tf.function(autograph=False)
+        def run(x):
+            with tf.GradientTape() as tape:
+                double = 2.0 * scale
+                if how == "stopped":
+                    double = tf.stop_gradient(double)
+                graph = towers.build_towers(
+                    model,
+                    {"x": x, "scale": double},
+                    placement(n),
+                    tower_fn=lambda model, given: (
+                        model(given["x"])
+                        * (given["scale"] if how == "whole" else double)
+                    ),
+                    whole=["scale"],
+                )
+                loss = tf.reduce_sum(graph.outputs)
+            return tape.gradient(loss, [scale, *model.trainable_variables])
+
+        if how == "captured":
+            with self.assertRaisesRegex(ValueError, "from outside.*`whole`"):
+                run(x)
+            return
+        slope, *_ = run(x)
+        if how == "stopped":
+            self.assertIsNone(slope)
+        else:
+            close(slope, 2.0 * tf.reduce_sum(model(x)))
+
     def test_the_phase_is_that_of_calls_which_name_none(self):
         class Coder(keras.Model):
             def __init__(self):

@@ -70,7 +70,9 @@ def build_towers(
       tower_fn: `f(model, shard)`, run once per tower in the place of
         `model(shard)`, on the tower's device. `model` may then be a list or
         dict of models, and of metrics, whose updates add up over the towers.
-        Inside, models and their methods read the tower's parameters.
+        Inside, models and their methods read the tower's parameters. A tensor
+        from outside gets no gradient there, and taking one is refused: pass
+        it with the inputs, in `whole` if it is no batch.
       layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
         each tower hands out.
       whole: keys of a dict of inputs, or positions in a list, that are no

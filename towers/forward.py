@@ -115,7 +115,13 @@ def _made_alike(
     """
     given = ends.leaves(taken)
     device, graph = given[0].device, given[0].graph  # the device in full
-    forth = makers[0].make(lambda: function(taken), given, device, scope)
+    # A sparse tensor knows its rows, which no tensor that it is made of shows.
+    known = tuple(
+        str(tf.type_spec_from_value(x))
+        for x in tf.nest.flatten(taken)
+        if not (x is None or isinstance(x, tf.Tensor))
+    )
+    forth = makers[0].make(lambda: function(taken), given, device, scope, known)
 
     def differentiate(
         results: Sequence[tf.Tensor],
@@ -136,7 +142,7 @@ def _made_alike(
         if tf.compat.v1.get_default_graph() is not graph:
             return gradients()
         seen = [x for op in forth.ops for x in op.outputs]
-        kind = tuple(type(g).__name__ for g in upstream)
+        kind = (known, *(type(g).__name__ for g in upstream))
         back = makers[1].make(
             gradients, [*seen, *given, *tensors, *above], device, scope, kind
         )

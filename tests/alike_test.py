@@ -145,6 +145,32 @@ class CopyTest(parameterized.TestCase):
         # Only what has nothing of its own is copied, once two came out alike.
         self.assertEqual(layer.calls, 2 if layer is Counted else 4)
 
+    def test_copies_hold_what_is_needed_and_each_constant_once(self):
+        class Wasteful(Counted):
+            def call(self, x):
+                tf.cos(x)  # nobody asks for it
+                return super().call(x) * 3.0 + tf.tanh(x) * 3.0
+
+        model = with_layer(Wasteful)
+        step = compiled(step_of(towered(model, 4), model), known=False)
+        ops = step.get_concrete_function().graph.get_operations()
+        towers_ops = [
+            [op for op in ops if op.name.startswith(f"tower_{i}/")]
+            for i in range(4)
+        ]
+        cosines = [sum(op.type == "Cos" for op in x) for x in towers_ops]
+        self.assertEqual(cosines, [1, 1, 0, 0])
+        twice = []
+        for each in towers_ops:
+            constants = [
+                op.get_attr("value").SerializeToString(deterministic=True)
+                for op in each
+                if op.type == "Const"
+            ]
+            self.assertNotEmpty(constants)
+            twice.append(len(constants) > len(set(constants)))
+        self.assertEqual(twice, [True, True, False, False])
+
     @parameterized.product(
         layer=[Counted, Clipped, Looped, AtHome, Outside],
         known=[True, False],

@@ -9,6 +9,7 @@ from towers.own_gradient import followed
 
 
 def leaves(nest: Any) -> list[tf.Tensor]:
+    """The tensors of a nest, those inside ragged and sparse ones too."""
     flat = tf.nest.flatten(nest, expand_composites=True)
     return [x for x in flat if x is not None]
 
@@ -57,6 +58,7 @@ def replaced(made: Any, results: Any) -> Any:
 
 
 def has_gradient(x: tf.Tensor | None) -> bool:
+    """Whether a gradient of this can reach what it was made of."""
     return x is not None and x.dtype.is_floating and x.op.type != "StopGradient"
 
 
@@ -65,6 +67,13 @@ def gradients(
     tensors: Sequence[tf.Tensor],
     upstream: Sequence[Any],
 ) -> list[Any]:
+    """Gradients of tensors, each op beside that which it is the gradient of.
+
+    Args:
+      results: what was made.
+      tensors: of what.
+      upstream: the gradient of each result, or None.
+    """
     wanted = [
         (y, g)
         for y, g in zip(results, upstream)

@@ -1,6 +1,7 @@
 """alike: what is copied is what would have been built."""
 
 import re
+from unittest import mock
 
 import keras
 import models
@@ -9,6 +10,7 @@ from absl.testing import absltest, parameterized
 from executed import Executed
 
 import towers
+from towers import alike, ends
 
 layers = keras.layers
 
@@ -73,6 +75,11 @@ class Outside(Counted):
 
     def call(self, x):
         return super().call(x) * self.seen
+
+
+def at_home(x):
+    with tf.device("/CPU:0"):
+        return tf.tanh(x)
 
 
 def with_layer(layer):
@@ -141,15 +148,24 @@ class CopyTest(parameterized.TestCase):
         model = with_layer(layer)
         layer.calls = 0
         step = compiled(step_of(towered(model, 4), model), known)
-        step.get_concrete_function()
+        with mock.patch.object(
+            ends, "gradients", wraps=ends.gradients
+        ) as backward:
+            step.get_concrete_function()
         # Only what has nothing of its own is copied, once two came out alike.
         self.assertEqual(layer.calls, 2 if layer is Counted else 4)
+        # Of towers that are alike, so are the gradients; one more is of gather.
+        if layer is Counted:
+            self.assertEqual(backward.call_count, 1 + 1)
+        else:
+            self.assertGreaterEqual(backward.call_count, 2 + 1)
 
-    def test_copies_hold_what_is_needed_and_each_constant_once(self):
+    def test_copies_hold_what_is_needed_and_each_thing_once(self):
         class Wasteful(Counted):
             def call(self, x):
                 tf.cos(x)  # nobody asks for it
-                return super().call(x) * 3.0 + tf.tanh(x) * 3.0
+                same = tf.tanh(x * 3.0) + tf.tanh(x * 3.0)
+                return super().call(x) * 3.0 + same
 
         model = with_layer(Wasteful)
         step = compiled(step_of(towered(model, 4), model), known=False)
@@ -160,6 +176,11 @@ class CopyTest(parameterized.TestCase):
         ]
         cosines = [sum(op.type == "Cos" for op in x) for x in towers_ops]
         self.assertEqual(cosines, [1, 1, 0, 0])
+        tanhs = [
+            sum("/layer/Tanh" in op.name and op.type == "Tanh" for op in x)
+            for x in towers_ops
+        ]
+        self.assertEqual(tanhs, [2, 2, 1, 1])
         twice = []
         for each in towers_ops:
             constants = [
@@ -190,6 +211,73 @@ class CopyTest(parameterized.TestCase):
             return step
 
         check_same(model, step_of_call, known)
+
+    def test_what_a_copy_forgets_of_moments_is_no_state(self):
+        """Keras's own new statistics, which are not those of all rows."""
+        model = with_layer(Counted)
+        step = compiled(step_of(towered(model, 4), model), known=False)
+        ops = step.get_concrete_function().graph.get_operations()
+        old = [
+            [
+                op
+                for op in ops
+                if f"tower_{i}/norm/" in op.name and op.type.startswith("Add")
+            ]
+            for i in range(4)
+        ]
+        self.assertGreater(len(old[0]), len(old[3]))
+
+    @parameterized.parameters(0, 1, 2, 3)
+    def test_gradients_from_above_may_be_one_or_several(self, where):
+        a = keras.Input([4])
+        b = layers.Dense(3, activation="tanh")(a)
+        model = keras.Model(a, [layers.Dense(2)(b), layers.Dense(2)(b)])
+        x = tf.random.normal([8, 4])
+
+        def gradients(pairs):
+            with tf.GradientTape() as tape:
+                loss = 0.0
+                for i, (y, z) in enumerate(pairs()):
+                    one = y + z if i == where else 3.0 * y + tf.sin(z)
+                    loss += tf.reduce_sum(one)
+            return tape.gradient(loss, model.trainable_variables)
+
+        @tf.function
+        def actual(x):
+            def pairs():
+                graph = towers.build_towers(model, x, models.placement(4))
+                return [tower.outputs for tower in graph.towers]
+
+            return gradients(pairs)
+
+        expected = gradients(lambda: [model(x) for x in tf.split(x, 4)])
+        models.close(actual(x), expected)
+
+    @parameterized.named_parameters(
+        ("alone", lambda x, other: tf.sin(x), True),
+        ("outside", lambda x, other: x + other, False),
+        ("passed_on", lambda x, other: [tf.sin(x), other], False),
+        ("random", lambda x, other: x * tf.random.uniform([]), False),
+        ("elsewhere", lambda x, other: at_home(x), False),
+    )
+    def test_one_is_enough_only_if_it_stands_alone(self, function, enough):
+        maker = alike.Maker()
+        with tf.Graph().as_default():
+            other, parts = tf.zeros([2]), []
+            for i in (1, 2):
+                device = f"/job:localhost/replica:0/task:0/device:CPU:{i}"
+                with tf.device(device), tf.name_scope(f"tower_{i}") as scope:
+                    x = tf.ones([2])
+                    parts.append(
+                        maker.make(
+                            lambda x=x: function(x, other),
+                            [x],
+                            device,
+                            scope,
+                            sure=True,
+                        )
+                    )
+        self.assertEqual([x.copied for x in parts], [False, enough])
 
     def test_what_differs_from_tower_to_tower_is_built(self):
         model = keras.Sequential([keras.Input([2]), Numbered()])

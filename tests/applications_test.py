@@ -32,7 +32,7 @@ FAMILIES = {
 # The largest are built of the layers of others: these go forward only.
 FORWARD = ("densenet", "inception_resnet_v2", "nasnet")
 # With noise of their own in training, and with batch norm.
-TRAINED = ("convnext", "efficientnet", "resnet")
+TRAINED = ("convnext", "efficientnet")
 
 
 class ApplicationsTest(parameterized.TestCase):

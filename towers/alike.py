@@ -3,7 +3,9 @@
 Building a tower op by op is most of what tracing costs, and towers of one kind
 of shard come out the same. Whether they do is not assumed: each is built, and
 compared with the one before, op by op. Once two of them differ in nothing but
-names, devices and what they were given, the next ones are copies.
+names, devices and what they were given, the next ones are copies. Where that is
+known beforehand, as TensorFlow makes the same gradients for the same ops, one is
+enough.
 """
 
 import dataclasses
@@ -41,6 +43,7 @@ class Maker:
     def __init__(self) -> None:
         self._last: dict[Any, Part] = {}
         self._proven: dict[Any, Part] = {}
+        self._pairs: list[Part] = []
 
     def make(
         self,
@@ -49,6 +52,7 @@ class Maker:
         device: str,
         scope: str,
         kind: Any = (),
+        sure: bool = False,
     ) -> Part:
         """What `function()` makes of `inputs`.
 
@@ -58,6 +62,7 @@ class Maker:
           device: in full.
           scope: the name scope of the tower.
           kind: parts of different kinds are never compared.
+          sure: whether what is made depends on the kind and the inputs only.
         """
         graph = tf.compat.v1.get_default_graph()
         kind = (id(graph), kind, *((x.dtype, str(x.shape)) for x in inputs))
@@ -67,10 +72,18 @@ class Maker:
         results = function()
         made = graph.get_operations()[before:]
         part = Part(inputs, _needed(made, results), results, device, scope)
-        if kind in self._last and _alike(self._last[kind], part):
+        last = self._last.get(kind)
+        if last is not None and _alike(last, part):
+            self._proven[kind] = part
+            self._pairs += [last, part]
+        elif sure and _stands_alone(part):
             self._proven[kind] = part
         self._last[kind] = part
         return part
+
+    def shared(self, part: Part) -> bool:
+        """Whether the part is known to be as others of its kind."""
+        return part.copied or any(part is x for x in self._pairs)
 
 
 def _needed(made: Sequence[tf.Operation], results: Any) -> list[tf.Operation]:
@@ -98,6 +111,20 @@ def _alike(one: Part, other: Part) -> bool:
         and all(x.name in places for x in a.control_inputs)
         and _bare(a) == _bare(b)
         for a, b in zip(one.ops, other.ops)
+    )
+
+
+def _stands_alone(part: Part) -> bool:
+    """Whether a part is made of nothing but its inputs, on its device."""
+    places = _places(part)
+    return all(
+        _can_be_copied(op)
+        and op.device == part.device
+        and all(x.name in places for x in [*op.inputs, *op.control_inputs])
+        for op in part.ops
+    ) and all(
+        x is None or x.name in places
+        for x in tf.nest.flatten(part.results, expand_composites=True)
     )
 
 
@@ -162,18 +189,11 @@ def _copy(
 
     places = _places(part)
     names: dict[str, str] = {}
-    constants: dict[bytes, str] = {}
+    same: dict[bytes, str] = {}
     given: dict[str, tf.Tensor] = {}
     copy = tf.compat.v1.GraphDef(versions=graph.graph_def_versions)
     for op in part.ops:
         node = _bare(op)
-        names[op.name] = renamed(op.name)
-        if op.type == "Const" and not op.control_inputs:
-            value = node.SerializeToString(deterministic=True)
-            names[op.name] = constants.setdefault(value, names[op.name])
-            if names[op.name] != renamed(op.name):
-                continue  # one is enough
-        node.name = names[op.name]
         for tensor in op.inputs:
             place = places.get(tensor.name, ("outside",))
             if place[0] == "op":
@@ -183,7 +203,13 @@ def _copy(
                 given[name] = inputs[place[1]] if place[1:] else tensor
             node.input.append(name)
         node.input.extend(f"^{names[x.name]}" for x in op.control_inputs)
-        copy.node.append(node)
+        name = renamed(op.name)
+        names[op.name] = same.setdefault(
+            node.SerializeToString(deterministic=True), name
+        )
+        if names[op.name] == name:  # else the same is there, once is enough
+            node.name = name
+            copy.node.append(node)
     with tf.device(device):
         ops = tf.graph_util.import_graph_def(
             copy, given, list(names.values()), name=""

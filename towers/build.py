@@ -271,7 +271,8 @@ def _tower(
         activations[:] = replay.activations
         moments, places = state.packed(graph, devices, replay.moments)
         layout.update(places)
-        aside = {"state": replay.state, "moments": moments}
+        told = state.besides_moments(graph, replay.state, replay.moments)
+        aside = {"state": told, "moments": moments}
         return {
             "outputs": replay.outputs,
             "notes": replay.notes,

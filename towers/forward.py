@@ -142,9 +142,19 @@ def _made_alike(
         if tf.compat.v1.get_default_graph() is not graph:
             return gradients()
         seen = [x for op in forth.ops for x in op.outputs]
-        kind = (known, *(type(g).__name__ for g in upstream))
+        names = [x.name for x in above]
+        kind = (
+            known,
+            *(type(g).__name__ for g in upstream),
+            *(names.index(name) for name in names),  # one may be there twice
+        )
         back = makers[1].make(
-            gradients, [*seen, *given, *tensors, *above], device, scope, kind
+            gradients,
+            [*seen, *given, *tensors, *above],
+            device,
+            scope,
+            kind,
+            sure=makers[0].shared(forth),
         )
         return back.results
 

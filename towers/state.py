@@ -149,6 +149,17 @@ def packed(
     return vectors, layout
 
 
+def besides_moments(
+    graph: layer_graph.LayerGraph,
+    state: dict[int, tf.Tensor],
+    moments: dict[int, list[hooks.Moments]],
+) -> dict[int, tf.Tensor]:
+    """One tower's new values by variable, but of those that moments tell of."""
+    layers = graph.batch_norms()
+    told = {graph.index_of(layers[i].moving_variance) for i in moments}
+    return {i: x for i, x in state.items() if i not in told | set(moments)}
+
+
 def _pooled(
     parts: Sequence[tf.Tensor], rows: tf.Tensor, may_be_empty: Sequence[bool]
 ) -> tuple[tf.Tensor, tf.Tensor]:

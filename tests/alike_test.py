@@ -286,6 +286,47 @@ class CopyTest(parameterized.TestCase):
         outputs = tf.function(towered(model, 4))(x, None)
         self.assertEqual(outputs[:, 0].numpy().tolist(), [1, 2, 3, 4])
 
+    @parameterized.product(
+        also=[tf.identity, tf.nn.silu],  # this has a gradient of its own
+        other=[0, 3],
+        backwards=[False, True],
+    )
+    def test_gradients_of_what_differs_are_built(self, also, other, backwards):
+        class Odd(Counted):
+            def call(self, x):
+                type(self).calls += 1
+                odd = self.calls == 1 + other
+                return also(tf.tanh(x) if odd else tf.sin(x))
+
+        model = keras.Sequential([keras.Input([2]), Odd()])
+        Odd.calls = 0
+        x = tf.random.normal([4, 2])
+
+        @tf.function
+        def actual(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                graph = towers.build_towers(model, x, models.placement(4))
+                parts = [tower.outputs for tower in graph.towers]
+                y = tf.concat(parts[:: -1 if backwards else 1], 0)
+            return tape.gradient(y, x), y[:: -1 if backwards else 1]
+
+        def plain(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                parts = tf.split(x, 4)
+                odd = other if Odd.calls > other else None  # not if copied
+                y = tf.concat(
+                    [
+                        also(tf.tanh(z) if i == odd else tf.sin(z))
+                        for i, z in enumerate(parts)
+                    ],
+                    0,
+                )
+            return tape.gradient(y, x), y
+
+        models.close(actual(x), plain(x))
+
     def test_each_tower_draws_numbers_of_its_own(self):
         model = keras.Sequential([keras.Input([2]), Drawn()])
         outputs = tf.function(towered(model, 4))(tf.zeros([4, 2]), None)

@@ -85,6 +85,10 @@ class Maker:
         """Whether the part is known to be as others of its kind."""
         return part.copied or any(part is x for x in self._pairs)
 
+    def looks(self, part: Part) -> tuple[Any, ...]:
+        """What tells the part from others of its kind: nothing, if shared."""
+        return () if self.shared(part) else _looks(part)
+
 
 def _needed(made: Sequence[tf.Operation], results: Any) -> list[tf.Operation]:
     """Those ops that results depend on, and those that must not be left out."""
@@ -126,6 +130,20 @@ def _stands_alone(part: Part) -> bool:
         x is None or x.name in places
         for x in tf.nest.flatten(part.results, expand_composites=True)
     )
+
+
+def _looks(part: Part) -> tuple[Any, ...]:
+    """All of a part but its tower, and the names that are one op's own."""
+    places, looks = _places(part), []
+    for op in part.ops:
+        node = _bare(op)
+        node.attr.pop("_gradient_op_type", None)
+        functions = [a.name for a in op.op_def.attr if "func" in a.type]
+        for name in ("seed", "seed2", *functions):
+            node.attr.pop(name, None)
+        said = node.SerializeToString(deterministic=True)
+        looks.append((said, *_sources(op, places)))
+    return tuple(looks)
 
 
 def _can_be_copied(op: tf.Operation) -> bool:

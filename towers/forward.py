@@ -145,6 +145,7 @@ def _made_alike(
         names = [x.name for x in above]
         kind = (
             known,
+            makers[0].looks(forth),
             *(type(g).__name__ for g in upstream),
             *(names.index(name) for name in names),  # one may be there twice
         )

@@ -384,9 +384,8 @@ class NestingTest(parameterized.TestCase):
         *((attention, nesting) for nesting in NESTINGS[:3]),
     )
     def test_gradients_are_right_and_on_the_towers(self, model, nesting):
-        n = (
-            2 if model in (recurrent, short_recurrent) else 3
-        )  # loops are slow to differentiate
+        # Loops are slow to differentiate.
+        n = 2 if model in (recurrent, short_recurrent) else 3
         model = make(model)
         x = tf.constant(inputs(model, 5))
         spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)

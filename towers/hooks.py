@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -86,7 +86,13 @@ class Notes:
         self.moments: dict[int, list[Moments]] = {}
         self.seen: dict[str, list[Any]] = {}
         self.sums: list[tf.Tensor] = []
-        self._graph = graph
+        self.graph = graph
+
+    def again(self, stateless: Any, scopes: Sequence[str]) -> "Notes":
+        """Other notes of the same tower, in the calls of `scopes`."""
+        notes = Notes(self.graph, "", self.training, stateless)
+        notes.scopes = list(scopes)
+        return notes
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
@@ -100,7 +106,7 @@ class Notes:
     def of(graph: Any) -> "Notes | None":
         """The notes of the current replay, if that is one of `graph`."""
         notes = _notes.get()
-        return notes if notes is not None and notes._graph is graph else None
+        return notes if notes is not None and notes.graph is graph else None
 
 
 @contextlib.contextmanager
@@ -113,6 +119,9 @@ def hooked(graph: Any) -> Iterator[None]:
     Args:
       graph: a `LayerGraph`.
     """
+    if graph.is_hooked:
+        yield
+        return
     index = {id(v): i for i, v in enumerate(graph.variables)}
 
     def called(layer: keras.Layer) -> Callable[..., Any]:
@@ -230,8 +239,10 @@ def hooked(graph: Any) -> Iterator[None]:
             before.append(vars(owner).get(name, _ABSENT))
             # Past Keras's own tracking of attributes.
             object.__setattr__(owner, name, value)
+        graph.is_hooked = True
         yield
     finally:
+        graph.is_hooked = False
         for (owner, name, _), value in zip(shadows, before):
             if value is _ABSENT:
                 object.__delattr__(owner, name)
@@ -239,20 +250,41 @@ def hooked(graph: Any) -> Iterator[None]:
                 object.__setattr__(owner, name, value)
 
 
+def keras_context() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What makes the Keras call that this one is in the current one again.
+
+    Its phase, dtype policy and scopes are copies.
+    """
+    here = dict(vars(global_state.GLOBAL_STATE_TRACKER))
+
+    @contextlib.contextmanager
+    def entered() -> Iterator[None]:
+        current = vars(global_state.GLOBAL_STATE_TRACKER)
+        before = dict(current)
+        current.clear()
+        current.update({name: copy.copy(value) for name, value in here.items()})
+        try:
+            yield
+        finally:
+            current.clear()
+            current.update(before)
+
+    return entered
+
+
 def carried(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, for another thread, in the Keras call that this one is in.
 
     Its phase, dtype policy and scopes are copies.
     """
-    here = dict(vars(global_state.GLOBAL_STATE_TRACKER))
+    context = keras_context()
     thread = threading.get_ident()
 
     def call(*args: Any) -> Any:
         if threading.get_ident() == thread:
             return function(*args)
-        copies = {name: copy.copy(value) for name, value in here.items()}
-        vars(global_state.GLOBAL_STATE_TRACKER).update(copies)
-        return function(*args)
+        with context():
+            return function(*args)
 
     return call
 

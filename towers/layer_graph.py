@@ -5,6 +5,7 @@ Keras has no public word for its internals that this file touches:
 behind a Keras variable). `layer_graph_test.py` fails when one of them changes.
 """
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from towers import attached, hooks
+from towers.custom_gradients import Follower
 
 # Towers draw from streams this far apart, so that neighbouring seeds of two
 # layers do not meet: 2**32 over the golden ratio, below 2**31 after `floormod`.
@@ -65,6 +67,7 @@ class LayerGraph:
         layer_devices: Mapping[str, str] | None = None,
     ):
         self.model = model
+        self.is_hooked = False  # see `hooks.hooked`
         leaves = tf.nest.flatten(model)
         self.models = [m for m in leaves if isinstance(m, keras.Model)]
         self.wanted = tuple(layer_outputs)
@@ -170,12 +173,7 @@ class LayerGraph:
         """
         stateless = _Scope(self.variables, values)
         notes = hooks.Notes(self, scope, training, stateless)
-        with (
-            tf.name_scope(scope),
-            stateless,
-            tf.variable_creator_scope(_refuse_variable),
-            notes.taken(),
-        ):
+        with tf.name_scope(scope), _opened(notes):
             if tower_fn is not None:
                 outputs = tower_fn(self.model, inputs)
             elif training is None:
@@ -228,18 +226,39 @@ class LayerGraph:
 
 
 class _Scope(keras.StatelessScope):
-    """Reads and writes tensors in the place of one model's variables."""
+    """Reads and writes tensors in the place of one model's variables.
+
+    Attributes:
+      follower: hears which copies of trainable variables are read.
+    """
+
+    follower: Follower | None = None
 
     def __init__(self, variables: Sequence[Any], values: Sequence[tf.Tensor]):
         # Set here and not by the parent, which casts to a half dtype when the
         # caller is itself a mixed-precision layer.
         super().__init__(collect_losses=True)
         self._copies = {id(v): c for v, c in zip(variables, values)}
-        for variable, value in zip(variables, values):
-            self.state_mapping[id(variable)] = value
+        self.state_mapping.update(self._copies)
+
+    def as_it_is(self) -> "_Scope":
+        """Another scope, with the values that this one has now."""
+        other = _Scope((), ())
+        other._copies = self._copies
+        other.state_mapping.update(self.state_mapping)
+        return other
+
+    def copy_of(self, variable: Any) -> tf.Tensor | None:
+        """What the variable was when the tower began."""
+        return self._copies.get(id(variable))
 
     def get_current_value(self, variable: Any) -> tf.Tensor | None:
         value = super().get_current_value(variable)
+        copy = self.copy_of(variable)
+        if copy is not None and copy.dtype.is_floating:
+            # Where a layer is frozen, TensorFlow's variable is not.
+            if self.follower is not None and raw(variable).trainable:
+                self.follower.heard(copy)
         if value is None and variable._value is None:
             raise _created_inside(variable.path)
         if value is None and variable.trainable:
@@ -268,6 +287,34 @@ class _Scope(keras.StatelessScope):
             zero = copy - tf.stop_gradient(copy)
             value = tf.stop_gradient(value) + zero
         self.state_mapping[id(variable)] = value
+
+
+@contextlib.contextmanager
+def _opened(notes: hooks.Notes) -> Iterator[None]:
+    """While open, layers are one tower's, and their variables are values."""
+
+    def resumption() -> Any:
+        scope, context = notes.stateless.as_it_is(), hooks.keras_context()
+        scopes = list(notes.scopes)
+
+        @contextlib.contextmanager
+        def resumed() -> Iterator[None]:
+            # What a backward pass computes again is noted already.
+            again = notes.again(scope.as_it_is(), scopes)
+            with context(), hooks.hooked(notes.graph), _opened(again):
+                yield
+
+        return resumed
+
+    stateless = notes.stateless
+    stateless.follower = Follower(stateless.copy_of, resumption)
+    with (
+        stateless,
+        tf.variable_creator_scope(_refuse_variable),
+        notes.taken(),
+        stateless.follower.opened(),
+    ):
+        yield
 
 
 def _found(by_path: dict[str, keras.Layer], name: str) -> keras.Layer:

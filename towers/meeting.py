@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.custom_gradients import in_custom_gradient
 from towers.own_gradient import own_gradient
 
 _STOP = object()  # an answer that ends a thread
@@ -132,6 +133,13 @@ class _Tower:
         values: tuple[Any, ...],
         split: bool,
     ) -> Any:
+        if in_custom_gradient():
+            raise ValueError(
+                "all_towers, or a synchronized batch norm, was called inside a "
+                "custom gradient (keras.remat, RematScope, tf.recompute_grad, "
+                "tf.custom_gradient), which calls it again in its backward "
+                "pass, where no other tower is. Expected a call outside of it."
+            )
         graph = tf.compat.v1.get_default_graph()
         if graph is not self.graph:
             raise ValueError(

@@ -115,10 +115,11 @@ class TowerModel(TemplateProxy):
         self.supports_jit = False
         self.supports_masking = True
         self._functions: dict[Any, Any] = {}
-        self._homes: list[Any] = []
+        self._homes: list[Any] | None = None
         if template.is_built(model):
             self.built = True
             place_variables(model, placement)
+            self._homes = self._raw_variables()
         if model.compiled:
             self.compile(**compiled.compile_arguments(model))
 
@@ -143,11 +144,12 @@ class TowerModel(TemplateProxy):
         return outputs
 
     def _build_template(self, inputs: Any) -> None:
-        if not template.is_built(self.template):
+        if self._homes is None or not template.is_built(self.template):
             template.ensure_built(self.template, inputs, self.whole)
             with tf.init_scope():
                 # The optimizer's too, if this model is compiled.
                 move_variables(self, self.placement)
+            self._homes = self._raw_variables()
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """None: masks come with the gathered outputs."""
@@ -178,17 +180,28 @@ class TowerModel(TemplateProxy):
         notes = attached.get_notes(graph.outputs)
         return graph.outputs, notes, graph.losses[: graph.n_input_losses]
 
-    def _forget_if_moved(self) -> bool:
-        """Drops functions made of variables that have moved since."""
-        now = [layer_graph.raw(v) for v in self.template.variables]
-        moved = [id(v) for v in now] != [id(v) for v in self._homes]
-        if moved:
-            self._functions.clear()
-            self._homes = now
-            self.train_function = None
-            self.test_function = None
-            self.predict_function = None
-        return moved
+    def _raw_variables(self) -> list[Any]:
+        return [layer_graph.raw(v) for v in self.template.variables]
+
+    def _forget_if_moved(self) -> None:
+        """Makes functions again that read variables which have moved since.
+
+        None that Keras has is dropped: a callback may be the one who asks, and
+        `fit` goes on with what it has.
+        """
+        now = self._raw_variables()
+        if self._homes is None or [id(v) for v in now] == [
+            id(v) for v in self._homes
+        ]:
+            return
+        self._functions.clear()
+        self._homes = now
+        if self.train_function is not None:
+            self._make_train_function()
+        if self.test_function is not None:
+            super().make_test_function(force=True)
+        if self.predict_function is not None:
+            super().make_predict_function(force=True)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.compile`; the optimizer goes to the parameters.
@@ -244,8 +257,11 @@ class TowerModel(TemplateProxy):
             # Slots are made here, eagerly, and not while the step is traced.
             self.optimizer.build(self.trainable_variables)
         if self._gather_metrics() or force or self.train_function is None:
-            super().make_train_function(force=True)
-            self.train_function = self._beside_outputs(self.train_function)
+            self._make_train_function()
+
+    def _make_train_function(self) -> None:
+        super().make_train_function(force=True)
+        self.train_function = self._beside_outputs(self.train_function)
 
     def make_test_function(self, force: bool = False) -> Any:
         self._check_steps()

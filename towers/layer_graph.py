@@ -1,7 +1,8 @@
 """LayerGraph: a Keras model as a pure function, replayed layer by layer.
 
 Keras has no public word for its internals that this file touches:
-`_flatten_layers` (all nested layers), and `_value` and `_unique_id` (the variable
+`_flatten_layers` (all nested layers), `_metrics` (those that are attributes of a
+model, without those of `compile`), and `_value` and `_unique_id` (the variable
 behind a Keras variable). `layer_graph_test.py` fails when one of them changes.
 """
 
@@ -404,12 +405,12 @@ def _layers(model: Any) -> list[keras.Layer]:
 
 
 def _metric_variables(model: keras.Model) -> list[Any]:
-    """Of the metrics that the model's layers keep, not of `compile`."""
+    """Of the metrics that the model and its layers keep, not of `compile`."""
     return [
         v
         for layer in _layers(model)
-        if not isinstance(layer, keras.Model)
-        for v in layer.metrics_variables
+        for metric in layer._metrics
+        for v in metric.variables
     ]
 
 

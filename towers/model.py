@@ -327,6 +327,14 @@ class TowerModel(TemplateProxy):
         own = self._own("compute_metrics")
         return (own or super().compute_metrics)(*args, **kwargs)
 
+    def reset_metrics(self) -> None:
+        own = self._own("reset_metrics")
+        (own or super().reset_metrics)()
+
+    def get_metrics_result(self) -> Any:
+        own = self._own("get_metrics_result")
+        return (own or super().get_metrics_result)()
+
     def _stepped(self, name: str, data: Any) -> Any:
         """Takes a step, the template's own if it has one."""
         own = self._own(name)

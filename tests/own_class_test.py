@@ -1,0 +1,104 @@
+"""Templates of a class of the user's: its metrics."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from models import close, make, placement
+
+import towers
+
+layers = keras.layers
+X, Y = np.eye(6, 4, dtype="float32"), np.ones([6, 2], "float32")
+
+
+class Counting(keras.Model):
+    """Keeps metrics as attributes, each updated in another place."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+        self.rows = keras.metrics.Sum(name="rows")
+        self.more = {"steps": keras.metrics.Sum(name="steps")}
+
+    def call(self, x):
+        self.rows.update_state(tf.reduce_sum(tf.ones_like(x[:, 0])))
+        return self.dense(x)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        self.more["steps"].update_state(1.0)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+
+class Listing(Counting):
+    """Says which of its metrics are reported, and how they are reset."""
+
+    @property
+    def metrics(self):
+        return [m for m in super().metrics if m.name != "steps"]
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        self.more["steps"].reset_state()
+        self.rows.update_state(0.5)
+
+    def get_metrics_result(self):
+        return {**super().get_metrics_result(), "extra": tf.constant(3.0)}
+
+
+def logs(model, **kwargs):
+    """What fit and evaluate say, in three batches of 2 rows."""
+    model.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"], **kwargs)
+    fitted = model.fit(
+        X,
+        Y,
+        batch_size=2,
+        epochs=3,
+        validation_data=(X, Y),
+        shuffle=False,
+        verbose=0,
+    )
+    evaluated = model.evaluate(X, Y, batch_size=4, return_dict=True, verbose=0)
+    names = [metric.name for metric in model.metrics]
+    return fitted.history, evaluated, names
+
+
+def both(model):
+    """A plain and a towered model of the same weights."""
+    return make(model), towers.TowerModel(make(model), placement(3, [2, 1, 1]))
+
+
+class MetricsTest(parameterized.TestCase):
+    @parameterized.parameters(Counting, Listing)
+    def test_metrics_that_are_attributes_are_told_and_reset(self, model):
+        expected, actual = (logs(m) for m in both(model))
+        self.assertEqual(actual[0].keys(), expected[0].keys())
+        self.assertIn("rows", expected[0])
+        self.assertEqual(actual[2], expected[2])
+        close(actual[:2], expected[:2])
+
+    def test_a_metric_that_no_tower_updates_crosses_to_none(self):
+        def transfers(keep):
+            model = keras.Sequential([keras.Input([4]), layers.Dense(2)])
+            if keep:
+                model.kept = keras.metrics.Mean()
+            model = towers.TowerModel(model, placement(3))
+            model.compile("sgd", "mse")
+            report = towers.execution_report(model.train_on_batch, X, Y)
+            return len(report.transfers)
+
+        self.assertEqual(transfers(keep=True), transfers(keep=False))
+
+    def test_a_wrapper_s_own_metrics_come_with_the_template_s(self):
+        class Wrapper(towers.TowerModel):
+            def __init__(self, *args):
+                super().__init__(*args)
+                self.mine = keras.metrics.Mean(name="mine")
+
+        model = Wrapper(Counting(), placement(2))
+        names = [metric.name for metric in model.metrics]
+        self.assertEqual(names, ["mine", "rows", "steps"])
+
+
+if __name__ == "__main__":
+    absltest.main()

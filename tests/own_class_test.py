@@ -1,4 +1,4 @@
-"""Templates of a class of the user's: its metrics."""
+"""Templates of a class of the user's: its metrics and its loss."""
 
 import keras
 import numpy as np
@@ -44,6 +44,28 @@ class Listing(Counting):
 
     def get_metrics_result(self):
         return {**super().get_metrics_result(), "extra": tf.constant(3.0)}
+
+
+class Phased(keras.Sequential):
+    """A loss that says in which phase it was computed."""
+
+    def compute_loss(self, x, y, y_pred, sample_weight, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight)
+        return loss + (100.0 if training else 0.0)
+
+
+class Unphased(keras.Sequential):
+    """The signature of Keras 3.2."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        return super().compute_loss(x, y, y_pred, sample_weight) + 1.0
+
+
+class Anyhow(keras.Sequential):
+    """Which Keras tells no phase."""
+
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) + 10.0 * len(kwargs)
 
 
 def logs(model, **kwargs):
@@ -98,6 +120,16 @@ class MetricsTest(parameterized.TestCase):
         model = Wrapper(Counting(), placement(2))
         names = [metric.name for metric in model.metrics]
         self.assertEqual(names, ["mine", "rows", "steps"])
+
+
+class ComputeLossTest(parameterized.TestCase):
+    @parameterized.parameters(Phased, Unphased, Anyhow)
+    def test_it_is_told_the_phase_as_keras_tells_it(self, model):
+        def template():
+            return model([keras.Input([4]), layers.Dense(2)])
+
+        expected, actual = (logs(m) for m in both(template))
+        close(actual[:2], expected[:2])
 
 
 if __name__ == "__main__":

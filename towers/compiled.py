@@ -2,10 +2,11 @@
 
 Keras has no public word for its internals that this file touches:
 `_compile_loss`, `_compile_metrics` and `_loss_tracker` (what was made), their `_user_*` (of what), `_flat_losses` and
-`_metrics` (one for each output), `_fn` (what a metric is the mean of), and of
+`_metrics` (one for each output), `_fn` (what a metric is the mean of),
+`_compute_loss_has_training_arg` (what Keras read from a signature), and of
 an optimizer `_trainable_variables`, `_all_reduce_sum_gradients`,
 `_accumulated_gradients` and `_backend_reset_gradient_accumulators`.
-`compiled_test.py` fails when one of them changes.
+`compiled_test.py` and `own_class_test.py` fail when one of them changes.
 """
 
 import contextlib
@@ -42,6 +43,15 @@ def overridden(
         if inspect.getattr_static(type(model), name)
         is not inspect.getattr_static(base, name)
     ]
+
+
+def use_compute_loss(model: keras.Model, function: Callable[..., Any]) -> None:
+    """Has Keras tell `compute_loss` the phase if `function` asks for it.
+
+    Keras goes by the signature of the model's own method when it is made.
+    """
+    takes = "training" in inspect.signature(function).parameters
+    model._compute_loss_has_training_arg = takes
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:

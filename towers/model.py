@@ -80,6 +80,8 @@ class TowerModel(TemplateProxy):
       RuntimeError: made under a `tf.distribute` strategy.
     """
 
+    train_function: Any
+
     def __init__(
         self,
         model: keras.Model,
@@ -116,6 +118,9 @@ class TowerModel(TemplateProxy):
         self.supports_masking = True
         self._functions: dict[Any, Any] = {}
         self._homes: list[Any] | None = None
+        own = self._own("compute_loss")
+        if own is not None:
+            compiled.use_compute_loss(self, own)
         if template.is_built(model):
             self.built = True
             place_variables(model, placement)

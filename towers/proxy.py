@@ -50,7 +50,7 @@ class TemplateProxy(keras.Model):
 
     @_metrics.setter
     def _metrics(self, metrics: list[keras.metrics.Metric]) -> None:
-        vars(self)["_metrics"] = metrics
+        self.__dict__["_metrics"] = metrics
 
     def _obj_type(self) -> str:
         return self._lent()._obj_type()

@@ -1,4 +1,7 @@
-"""Templates of a class of the user's: its metrics and its loss."""
+"""Templates of a class of the user's: its metrics, its loss and its `compile`."""
+
+import os
+import tempfile
 
 import keras
 import numpy as np
@@ -68,6 +71,37 @@ class Anyhow(keras.Sequential):
         return super().compute_loss(*args, **kwargs) + 10.0 * len(kwargs)
 
 
+class Compiling(keras.Model):
+    """Two optimizers and what else its steps need come by `compile`."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = layers.Dense(3, activation="tanh")
+        self.out = layers.Dense(2)
+
+    def call(self, x):
+        return self.out(self.hidden(x))
+
+    def compile(self, first, others, factor, *, loss_fn="mse"):
+        super().compile(loss=loss_fn, metrics=["mae"])
+        self.first = first
+        self.others = {"out": others}
+        self.factor = factor
+        self.told = keras.metrics.Mean(name="told")
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.factor * self.compute_loss(x, y, y_pred)
+        weights = [self.hidden.trainable_weights, self.out.trainable_weights]
+        first, out = tape.gradient(loss, weights)
+        self.first.apply_gradients(zip(first, weights[0]))
+        self.others["out"].apply_gradients(zip(out, weights[1]))
+        self.told.update_state(loss)
+        return self.compute_metrics(x, y, y_pred)
+
+
 def logs(model, **kwargs):
     """What fit and evaluate say, in three batches of 2 rows."""
     model.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"], **kwargs)
@@ -130,6 +164,43 @@ class ComputeLossTest(parameterized.TestCase):
 
         expected, actual = (logs(m) for m in both(template))
         close(actual[:2], expected[:2])
+
+
+class CompileTest(parameterized.TestCase):
+    @parameterized.parameters(False, True)
+    def test_a_compile_of_its_own_is_its_own(self, before):
+        where = placement(3, [2, 1, 1], parameter_device="/CPU:3")
+        made, said = [], []
+        for towered in (False, True):
+            model = template = make(Compiling)
+            if towered and not before:
+                model = towers.TowerModel(model, where)
+            model.compile(
+                keras.optimizers.SGD(0.1, momentum=0.5),
+                others=keras.optimizers.Adam(0.1),
+                factor=2.0,
+                loss_fn="mae",
+            )
+            if towered and before:
+                model = towers.TowerModel(model, where)
+            fitted = model.fit(
+                X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0
+            )
+            said += [fitted.history, model.evaluate(X, Y, verbose=0)]
+            made.append(template)
+        close(said[2:], said[:2])
+        kept = [
+            [*m.variables, *m.first.variables, *m.others["out"].variables]
+            for m in made
+        ]
+        close(*([v.numpy() for v in variables] for variables in kept[::-1]))
+        for variable in kept[1]:
+            self.assertEndsWith(variable.value.device, "CPU:3", variable.path)
+        self.assertFalse(model.optimizer.built)  # Keras's, which no one uses
+        file = os.path.join(tempfile.mkdtemp(), "model")
+        file = tf.train.Checkpoint(model=model).save(file)
+        status = tf.train.Checkpoint(model=made[0]).restore(file)
+        status.assert_consumed()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -272,6 +272,24 @@ def _spread() -> Any:
         return device_of(largest) if size(largest) > 1 else ""
 
     return tf.compat.v1.device(beside_largest)
+
+
+def optimizers(model: Any) -> list[keras.Optimizer]:
+    """Those of a model, or of a wrapper and its template, attributes too."""
+
+    def found(value: Any) -> Iterator[keras.Optimizer]:
+        if isinstance(value, keras.Optimizer):
+            yield value
+        elif isinstance(value, Mapping):
+            for each in value.values():
+                yield from found(each)
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                yield from found(each)
+
+    owners = [model, vars(model).get("template")]
+    kept = [dict(vars(owner)) for owner in owners if owner is not None]
+    return list({id(x): x for x in found(kept)}.values())
 
 
 def optimizer_variables(optimizer: Any) -> list[tuple[Any, Any]]:

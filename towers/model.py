@@ -126,7 +126,7 @@ class TowerModel(TemplateProxy):
             place_variables(model, placement)
             self._homes = self._raw_variables()
         if model.compiled:
-            self.compile(**compiled.compile_arguments(model))
+            self._compile_as_template()
 
     def build(self, input_shape: Any) -> None:
         """Nothing: the template is built from its first inputs, in `call`."""
@@ -209,7 +209,7 @@ class TowerModel(TemplateProxy):
             super().make_predict_function(force=True)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.compile`; the optimizer goes to the parameters.
+        """As the template's own, or Keras's; optimizers go to the parameters.
 
         Raises:
           ValueError: `jit_compile=True`, which would undo the placement.
@@ -222,13 +222,25 @@ class TowerModel(TemplateProxy):
                 "one device, which would undo the placement. Expected False "
                 'or "auto"; leave it out.'
             )
-        super().compile(*args, **kwargs)
-        if self.optimizer is not None:
+        if compiled.overridden(self.template, ("compile",)):
+            # It keeps what it is given where the template's methods look.
+            self.template.compile(*args, **kwargs)
+            if self.template.compiled:
+                self._compile_as_template()
+        else:
+            super().compile(*args, **kwargs)
             self._place()
 
+    def _compile_as_template(self) -> None:
+        """Takes on what the template was compiled with, very objects."""
+        super().compile(**compiled.compile_arguments(self.template))
+        self._is_lent = True
+        self._place()
+
     def _place(self) -> None:
-        """Puts the optimizer beside the parameters."""
-        compiled.pin_optimizer(self.optimizer)
+        """Puts the optimizers beside the parameters."""
+        for optimizer in compiled.optimizers(self):
+            compiled.pin_optimizer(optimizer)
         if template.is_built(self.template):
             place_variables(self, self.placement)
 
@@ -257,12 +269,23 @@ class TowerModel(TemplateProxy):
     def make_train_function(self, force: bool = False) -> None:
         self._check_steps()
         self._forget_if_moved()
-        ready = template.is_built(self.template) and self.optimizer
-        if ready and not self.optimizer.built and self.trainable_variables:
-            # Slots are made here, eagerly, and not while the step is traced.
-            self.optimizer.build(self.trainable_variables)
+        self._build_optimizer()
         if self._gather_metrics() or force or self.train_function is None:
             self._make_train_function()
+
+    def _build_optimizer(self) -> None:
+        """Makes slots eagerly, and not while the step is traced.
+
+        Not of one that Keras gave to a template which has others of its own.
+        """
+        if (
+            self.optimizer
+            and not self.optimizer.built
+            and not compiled.overridden(self.template, ("compile",))
+            and template.is_built(self.template)
+            and self.trainable_variables
+        ):
+            self.optimizer.build(self.trainable_variables)
 
     def _make_train_function(self) -> None:
         super().make_train_function(force=True)

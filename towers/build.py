@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from towers import (
     attached,
+    batchless,
     hooks,
     layer_graph,
     replicate,
@@ -165,6 +166,10 @@ def assemble(
             scopes if tower_fn is None else (),
         )
     check_structures([replay["outputs"] for replay in replays])
+    if tower_fn is None:
+        each = [replay["outputs"] for replay in replays]
+        rules = spread(merge, each[0])
+        batchless.check_joined(graph, inputs, whole, training, each, rules)
     rows, empty = shards.rows, shards.may_be_empty
 
     def gather(each: Any, rule: Any) -> Any:

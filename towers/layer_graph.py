@@ -182,7 +182,8 @@ class LayerGraph:
             else:
                 outputs = self.model(inputs, training=training)
             losses = [loss for m in self.models for loss in _own_losses(m)]
-        outputs = tf.nest.map_structure(_as_tensor, outputs)
+            # Here, where a variable among them is the tower's copy.
+            outputs = tf.nest.map_structure(_as_tensor, outputs)
         state = {}
         for i, (variable, value) in enumerate(zip(self.variables, values)):
             new = stateless.get_current_value(variable)

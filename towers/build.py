@@ -247,6 +247,10 @@ def _replicate(
                 elif k in graph.row_states:
                     value = state.of_all_rows(graph.variables[k], value, shards)
                     column = deal(value, shards.ranges, device)
+                elif graph.is_overwritten(k):
+                    column = replicate.replicate_overwritten(
+                        value, device, flags[device]
+                    )
                 else:
                     column = replicate.replicate(value, device, flags[device])
             values.append(value)

@@ -137,6 +137,13 @@ class LayerGraph:
         """Whether this variable is the state of a `SeedGenerator`."""
         return self.variables[index].name == "seed_generator_state"
 
+    def is_overwritten(self, index: int) -> bool:
+        """Whether a gradient of this variable is its new value."""
+        return (
+            getattr(self.variables[index], "overwrite_with_gradient", False)
+            and tf.as_dtype(self.variables[index].dtype).is_floating
+        )
+
     def stream(self, index: int, value: tf.Tensor, tower: int) -> tf.Tensor:
         """The seed state [seed, counter] of one tower; tower 0 has the own."""
         return value + tf.constant([tower * _STREAM, 0], value.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import attached, hooks
+from towers import attached, hooks, merge_rules
 
 # Towers draw from streams this far apart, so that neighbouring seeds of two
 # layers do not meet: 2**32 over the golden ratio, below 2**31 after `floormod`.
@@ -135,7 +135,11 @@ class LayerGraph:
 
     def is_seed(self, index: int) -> bool:
         """Whether this variable is the state of a `SeedGenerator`."""
-        return self.variables[index].name == "seed_generator_state"
+        return merge_rules.is_seed(self.variables[index])
+
+    def is_metric(self, index: int) -> bool:
+        """Whether this variable is a metric's."""
+        return any(self.variables[index] is v for v in self.metric_variables)
 
     def is_overwritten(self, index: int) -> bool:
         """Whether a gradient of this variable is its new value."""

@@ -169,7 +169,7 @@ def assemble(
         )
         shared = set.intersection(*(set(x["shared"]) for x in replays))
         if shared and shards.ranges.are_known and len(replays) > 1:
-            shared -= shared_state.of_open_rows(
+            shared &= shared_state.of_open_rows(
                 graph, copies[0], shards.fed[0], divided, training, tower_fn
             )
     check_structures([replay["outputs"] for replay in replays])
@@ -185,7 +185,7 @@ def assemble(
     merged = state.merge_state(
         state.Before(graph, values, devices, rows, empty),
         [replay["state"] for replay in replays],
-        shared,
+        {i for i, _ in shared},
         [replay["moments"] for replay in replays],
         layout,
     )

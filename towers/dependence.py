@@ -1,5 +1,6 @@
-"""dependence: whether a tensor is made of others, by the ops of the graph."""
+"""dependence: what a tensor is made of, by the ops of the graph."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
@@ -22,17 +23,36 @@ def depends(
       known: tensors that are no sources, whatever they are made of.
     """
     found = {x.name for source in sources for x in _passed_on(source)}
+    return any(x.name in found for x in _made_of(value, known))
+
+
+def constants(value: tf.Tensor, known: Sequence[tf.Tensor] = ()) -> str:
+    """What tells the constants that a value is made of from others.
+
+    Args:
+      value: a tensor in a graph.
+      known: tensors that are not looked behind.
+    """
+    digest = hashlib.sha256()
+    for tensor in _made_of(value, known):
+        if tensor.op.type == "Const":
+            constant = tensor.op.node_def.attr["value"]
+            digest.update(constant.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _made_of(
+    value: tf.Tensor, known: Sequence[tf.Tensor]
+) -> Iterator[tf.Tensor]:
+    """A tensor and all that it is made of, but what is known."""
     seen = {x.name for x in known}
     todo = [value]
     while todo:
         tensor = todo.pop()
-        if tensor.name in seen:
-            continue
-        if tensor.name in found:
-            return True
-        seen.add(tensor.name)
-        todo += _made_of(tensor)
-    return False
+        if tensor.name not in seen:
+            seen.add(tensor.name)
+            yield tensor
+            todo += _inputs(tensor)
 
 
 def _passed_on(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
@@ -46,7 +66,7 @@ def _passed_on(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
         yield tensor
 
 
-def _made_of(tensor: tf.Tensor) -> list[tf.Tensor]:
+def _inputs(tensor: tf.Tensor) -> list[tf.Tensor]:
     op = tensor.op
     if op.type == "IdentityN":
         # Custom gradients send results and arguments through one of these.

@@ -13,6 +13,9 @@ import tensorflow as tf
 from towers import dependence, ends, layer_graph, meeting, split
 from towers.state import besides_moments
 
+# A variable, by its index, and what its new value has of constants.
+Shared = tuple[int, str]
+
 
 def shared_state(
     graph: layer_graph.LayerGraph,
@@ -20,7 +23,7 @@ def shared_state(
     copies: Sequence[tf.Tensor],
     shard: Any,
     divided: Sequence[bool],
-) -> list[int]:
+) -> set[Shared]:
     """Variables whose new value depends on no row of a tower.
 
     To be called in the tower. Metrics are left out: their variables belong
@@ -40,12 +43,13 @@ def shared_state(
         for tensor in ends.leaves(leaf)
     ]
     rows += [copies[i] for i in graph.row_states]
-    return [
-        i
+    known = meeting.shared()
+    return {
+        (i, dependence.constants(value, [*copies, *known]))
         for i, value in state.items()
         if not (i in graph.row_states or graph.is_metric(i) or graph.is_seed(i))
-        and not dependence.depends(value, rows, meeting.shared())
-    ]
+        and not dependence.depends(value, rows, known)
+    }
 
 
 def of_open_rows(
@@ -55,12 +59,12 @@ def of_open_rows(
     divided: Sequence[bool],
     training: bool | None,
     tower_fn: Callable[..., Any] | None,
-) -> set[int]:
-    """Variables whose new value depends on rows if their number is open.
+) -> set[Shared]:
+    """As `shared_state`, of a tower with any number of rows.
 
-    Where it is known, a layer may take it for a constant, which no op shows.
-    So the model is called once more, in a graph that is never run. What cannot
-    be called so is taken to depend.
+    Where that is known, a layer may take it for a constant, which no op shows.
+    So the model is called once more, in a graph that is never run. What it
+    cannot do so is not shared.
 
     Args:
       graph: names the variables; `hooked`.
@@ -68,15 +72,13 @@ def of_open_rows(
       divided: as for `shared_state`.
       training, tower_fn: as for `LayerGraph.replay`.
     """
-    found = set(range(len(graph.variables)))
+    found: set[Shared] = set()
 
     def call(copies: list[tf.Tensor], shard: Any) -> None:
         replay = graph.replay(copies, shard, training, "open/", tower_fn)
         state = besides_moments(graph, replay.state, replay.moments)
         tensors = {i: tf.identity(x) for i, x in state.items()}
-        found.difference_update(
-            shared_state(graph, tensors, copies, shard, divided)
-        )
+        found.update(shared_state(graph, tensors, copies, shard, divided))
 
     specs = [
         split.open_spec(x, mine)

@@ -5,6 +5,7 @@ from towers.export import export_towers
 from towers.gather import gather_outputs
 from towers.gradients import average_gradients
 from towers.meeting import all_towers
+from towers.merge_rules import merge_state_by
 from towers.model import TowerModel, to_multi_gpu
 from towers.parameters import balanced, place_variables, round_robin
 from towers.placement import Placement
@@ -26,6 +27,7 @@ __all__ = [
     "execution_report",
     "export_towers",
     "gather_outputs",
+    "merge_state_by",
     "place_variables",
     "round_robin",
     "split_batch",

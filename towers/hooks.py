@@ -39,7 +39,7 @@ if keras.backend.backend() != "tensorflow":
 
 from keras.src.backend.common import global_state
 
-from towers import attached, meeting
+from towers import attached, meeting, merge_rules
 
 _ABSENT = object()
 _notes: contextvars.ContextVar[Any] = contextvars.ContextVar(
@@ -325,8 +325,21 @@ def has_moments(layer: Any) -> bool:
 
 
 def is_pooled(layer: Any) -> bool:
-    """Whether a layer keeps a moving mean and variance of its batches."""
-    return has_moments(layer) and not getattr(layer, "renorm", False)
+    """Whether a layer keeps a moving mean and variance of its batches.
+
+    Unless somebody has declared another rule for them.
+    """
+    return has_moments(layer) and not any(
+        merge_rules.declared(v) for v in statistics(layer)
+    )
+
+
+def statistics(layer: Any) -> list[Any]:
+    """The variables that a batch norm moves by the moments of its batches."""
+    names = ["moving_mean", "moving_variance"]
+    if getattr(layer, "renorm", False):
+        names += ["moving_stddev", "renorm_mean", "renorm_stddev"]
+    return [getattr(layer, name, None) for name in names]
 
 
 def pooled(

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import attached, hooks
+from towers import attached, hooks, merge_rules
 from towers.custom_gradients import Follower
 
 # Towers draw from streams this far apart, so that neighbouring seeds of two
@@ -139,7 +139,18 @@ class LayerGraph:
 
     def is_seed(self, index: int) -> bool:
         """Whether this variable is the state of a `SeedGenerator`."""
-        return self.variables[index].name == "seed_generator_state"
+        return merge_rules.is_seed(self.variables[index])
+
+    def is_metric(self, index: int) -> bool:
+        """Whether this variable is a metric's."""
+        return any(self.variables[index] is v for v in self.metric_variables)
+
+    def is_overwritten(self, index: int) -> bool:
+        """Whether a gradient of this variable is its new value."""
+        return (
+            getattr(self.variables[index], "overwrite_with_gradient", False)
+            and tf.as_dtype(self.variables[index].dtype).is_floating
+        )
 
     def stream(self, index: int, value: tf.Tensor, tower: int) -> tf.Tensor:
         """The seed state [seed, counter] of one tower; tower 0 has the own."""

@@ -104,6 +104,7 @@ class _Tower:
     def __init__(self, function: Callable[[], Any], device: str):
         self.graph = tf.compat.v1.get_default_graph()
         self.result: Any = None
+        self.shared: list[tf.Tensor] = []
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(
@@ -160,7 +161,10 @@ class _Tower:
         answer = self._answers.get()
         if answer is _STOP:
             raise SystemExit  # ends a thread, past `except Exception`
-        return _answered(answer, values)
+        answer = _answered(answer, values)
+        if not split:
+            self.shared += tf.nest.flatten(answer)
+        return answer
 
     def _main(self, function: Callable[[], Any], device: str) -> None:
         _tower.set(self)
@@ -199,6 +203,39 @@ def _answered(answer: Any, values: Any) -> Any:
 
     given_here = given(*tensors, *tf.nest.flatten(values))
     return tf.nest.pack_sequence_as(answer, given_here)
+
+
+class _Only:
+    """A tower beside which there is no other."""
+
+    def __init__(self) -> None:
+        self.shared: list[tf.Tensor] = []
+
+    def ask(
+        self,
+        function: Callable[..., Any],
+        values: tuple[Any, ...],
+        split: bool,
+    ) -> Any:
+        answer = tf.nest.map_structure(tf.convert_to_tensor, function(*values))
+        if not split:
+            self.shared += tf.nest.flatten(answer)
+        return answer
+
+
+def shared() -> list[tf.Tensor]:
+    """What `all_towers` has given to this tower as to all others."""
+    return list(getattr(_tower.get(), "shared", ()))
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While open, `all_towers` computes of one tower, and notes what."""
+    token = _tower.set(_Only())
+    try:
+        yield
+    finally:
+        _tower.reset(token)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,10 @@ class TowerModel(TemplateProxy):
     With `loss_on_towers`, `fit` and `evaluate` compute losses and metrics in
     the towers, from their shards of targets and sample weights, and gather
     sums of a few numbers: outputs never leave their tower. The values are the
-    plain model's. What cannot be put together from shards is refused by name.
+    plain model's. What cannot be put together from shards is refused by name,
+    as are losses and metrics of Keras that look at other rows (`Circle`, or
+    `axis=0`). Of a function of your own towers cannot know: each of its values
+    must be that of one row, and of no other.
 
     What is written is the plain model, optimizer included, so that any number
     of towers, or none, loads it: by `save`, `keras.saving.save_model`,

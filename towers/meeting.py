@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import closure
+from towers import autograph, closure
 from towers.own_gradient import own_gradient
 
 _STOP = object()  # an answer that ends a thread
@@ -206,15 +206,16 @@ def asked(
 
 
 def _called(function: Callable[..., Any], values: Any, shared: Any) -> Any:
+    call = autograph.converted(function)
     if shared is None:
-        return function(*values)
+        return call(*values)
     try:
         named = "shared" in inspect.signature(function).parameters
     except (TypeError, ValueError):  # of a built-in one
         named = False
     if named:
-        return function(*values, shared=shared)
-    return function(*values, shared)
+        return call(*values, shared=shared)
+    return call(*values, shared)
 
 
 class _Tower:
@@ -225,6 +226,7 @@ class _Tower:
     ):
         self.steps: list[tuple[Any, tf.Tensor]] = []
         self._known = known
+        self._status = autograph.status()
         self.graph = tf.compat.v1.get_default_graph()
         self.result: Any = None
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -294,7 +296,12 @@ class _Tower:
 
     def _main(self, function: Callable[[], Any], device: str) -> None:
         _tower.set(self)
-        with self.graph.as_default(), tf.device(None), tf.device(device):
+        with (
+            self._status,
+            self.graph.as_default(),
+            tf.device(None),
+            tf.device(device),
+        ):
             try:
                 self.result = function()
                 self._said.put(None)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import attached, compiled, layer_graph, template
+from towers import attached, autograph, compiled, layer_graph, template
 from towers.build import build_towers
 from towers.export import export_towers
 from towers.gather import check_rule
@@ -264,7 +264,8 @@ class TowerModel(TemplateProxy):
         mine = compiled.overridden(self, (name,), TowerModel)
         if mine or not compiled.overridden(self.template, (name,)):
             return None
-        return getattr(type(self.template), name).__get__(self)
+        step = getattr(type(self.template), name).__get__(self)
+        return autograph.converted(step)
 
     def _check_steps(self) -> None:
         own = [

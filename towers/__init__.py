@@ -1,5 +1,6 @@
 """towers: decide where a TensorFlow graph runs."""
 
+from towers.autograph import keep_as_they_are
 from towers.build import build_towers
 from towers.export import export_towers
 from towers.gather import gather_outputs
@@ -33,3 +34,5 @@ __all__ = [
     "split_batch",
     "to_multi_gpu",
 ]
+
+keep_as_they_are([globals()[name] for name in __all__], __name__)

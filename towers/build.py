@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from towers import (
     attached,
+    autograph,
     batchless,
     hooks,
     layer_graph,
@@ -279,6 +280,7 @@ def _tower(
     divided: Sequence[bool],
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors."""
+    tower_fn = autograph.converted(tower_fn)
 
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument

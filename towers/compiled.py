@@ -2,8 +2,9 @@
 
 Keras has no public word for its internals that this file touches:
 `_compile_loss`, `_compile_metrics` and `_loss_tracker` (what was made), their `_user_*` (of what), `_flat_losses` and
-`_metrics` (one for each output), `_fn` (what a metric is the mean of),
-`_compute_loss_has_training_arg` (what Keras read from a signature), and of
+`_metrics` (one for each output), `_fn` and `_fn_kwargs` (what a metric is the
+mean of, and how a loss is computed), `_compute_loss_has_training_arg` (what Keras
+read from a signature), and of
 an optimizer `_trainable_variables`, `_all_reduce_sum_gradients`,
 `_accumulated_gradients` and `_backend_reset_gradient_accumulators`.
 `compiled_test.py` and `own_class_test.py` fail when one of them changes.
@@ -165,14 +166,14 @@ def _spec(value: Any) -> Any:
 
 @contextlib.contextmanager
 def checked(
-    metric: keras.metrics.MeanMetricWrapper, check: Callable[[str, Any], None]
+    metric: keras.metrics.MeanMetricWrapper, check: Callable[..., None]
 ) -> Iterator[None]:
-    """While open, calls `check(name, values)` on what its function returns."""
+    """While open, `check(name, metric, values, y, y_pred)` hears of each call."""
     function = metric._fn
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        values = function(*args, **kwargs)
-        check(f"metric {metric.name!r}", values)
+    def watched(y: Any, y_pred: Any, **kwargs: Any) -> Any:
+        values = function(y, y_pred, **kwargs)
+        check(f"metric {metric.name!r}", metric, values, y, y_pred)
         return values
 
     object.__setattr__(metric, "_fn", watched)
@@ -180,6 +181,37 @@ def checked(
         yield
     finally:
         object.__setattr__(metric, "_fn", function)
+
+
+def looks_at_other_rows(one: Any, rank: int | None = None) -> bool:
+    """Whether one of Keras's own losses or metrics is not computed row by row.
+
+    Args:
+      one: a loss, a metric or a function, of the user's too, of which nothing
+        is known.
+      rank: that of targets and predictions, if it is known.
+    """
+    options: dict[str, Any] = {}
+    while True:
+        if isinstance(one, functools.partial):
+            options, one = {**one.keywords, **options}, one.func
+        elif isinstance(one, keras.metrics.MeanMetricWrapper):
+            options, one = {**one._fn_kwargs, **options}, one._fn
+        elif isinstance(one, keras.losses.Loss) and hasattr(one, "_fn_kwargs"):
+            options, one = {**one._fn_kwargs, **options}, one.fn
+        else:
+            break
+    one = inspect.unwrap(one) if callable(one) else one
+    if one is getattr(keras.losses, "circle", keras.losses.Loss):
+        return True
+    if not getattr(one, "__module__", "").startswith("keras."):
+        return False
+    axes = options.get("axis")
+    axes = axes if isinstance(axes, (list, tuple)) else [axes]
+    whole = [axis for axis in axes if isinstance(axis, int)]
+    return any(
+        axis == 0 or (rank is not None and axis == -rank) for axis in whole
+    )
 
 
 def pin_optimizer(optimizer: Any) -> None:

@@ -109,6 +109,32 @@ class Notes:
         return notes if notes is not None and notes.graph is graph else None
 
 
+def note_update(variable: Any, before: tf.Tensor) -> None:
+    """Notes that a tower updates a variable, if that is for all towers.
+
+    Args:
+      variable: one of the model's.
+      before: its value in the tower.
+
+    Raises:
+      ValueError: a function of `all_towers` updates it, but of its towers only
+        one would hear of that.
+    """
+    notes = _notes.get()
+    if notes is None or not meeting.in_function():
+        return
+    graph = notes._graph
+    if graph.is_seed(graph.index_of(variable)):
+        meeting.note_draw(variable, before)
+    elif all(variable is not v for v in graph.metric_variables):
+        raise ValueError(
+            f"The function that all_towers was given updates {variable.path!r}"
+            ", which it does in one tower only. Expected it to return the new "
+            "value, and the layer to assign that, as in "
+            "self.count.assign(all_towers(function, x))."
+        )
+
+
 @contextlib.contextmanager
 def hooked(graph: Any) -> Iterator[None]:
     """While open, a replay names each layer's scope, and takes notes.
@@ -379,5 +405,5 @@ def _met(seen: Moments, size: tf.Tensor) -> tuple[Any, Any, list[Moments]]:
         return tf.stack([said[0].mean, said[0].variance])
 
     part = tf.concat([seen.mean, seen.variance, count[tf.newaxis]], 0)
-    whole = meeting.all_towers(pool, part[tf.newaxis])
+    whole = meeting.asked(pool, (part[tf.newaxis],), pure=True)
     return *tf.unstack(whole), said

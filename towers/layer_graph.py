@@ -294,6 +294,7 @@ class _Scope(keras.StatelessScope):
                 "`seed=keras.random.SeedGenerator(...)` kept as an attribute "
                 "of a layer, and keep a metric as an attribute of a layer."
             )
+        hooks.note_update(variable, self.state_mapping[id(variable)])
         if variable.trainable and copy.dtype.is_floating:
             # What is read after an assignment differentiates to the variable,
             # not into the value that was assigned.

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import attached, compiled, layer_graph, template
+from towers import attached, autograph, compiled, layer_graph, template
 from towers.build import build_towers
 from towers.export import export_towers
 from towers.gather import check_rule
@@ -41,7 +41,10 @@ class TowerModel(TemplateProxy):
     With `loss_on_towers`, `fit` and `evaluate` compute losses and metrics in
     the towers, from their shards of targets and sample weights, and gather
     sums of a few numbers: outputs never leave their tower. The values are the
-    plain model's. What cannot be put together from shards is refused by name.
+    plain model's. What cannot be put together from shards is refused by name,
+    as are losses and metrics of Keras that look at other rows (`Circle`, or
+    `axis=0`). Of a function of your own towers cannot know: each of its values
+    must be that of one row, and of no other.
 
     What is written is the plain model, optimizer included, so that any number
     of towers, or none, loads it: by `save`, `keras.saving.save_model`,
@@ -305,7 +308,8 @@ class TowerModel(TemplateProxy):
         mine = compiled.overridden(self, (name,), TowerModel)
         if mine or not compiled.overridden(self.template, (name,)):
             return None
-        return getattr(type(self.template), name).__get__(self)
+        step = getattr(type(self.template), name).__get__(self)
+        return autograph.converted(step)
 
     def _check_steps(self) -> None:
         own = [

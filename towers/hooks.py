@@ -123,7 +123,7 @@ def note_update(variable: Any, before: tf.Tensor) -> None:
     notes = _notes.get()
     if notes is None or not meeting.in_function():
         return
-    graph = notes._graph
+    graph = notes.graph
     if graph.is_seed(graph.index_of(variable)):
         meeting.note_draw(variable, before)
     elif all(variable is not v for v in graph.metric_variables):

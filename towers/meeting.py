@@ -361,8 +361,11 @@ class _Only:
         function: Callable[..., Any],
         values: tuple[Any, ...],
         split: bool,
+        shared: Any,
+        pure: bool,
     ) -> Any:
-        answer = tf.nest.map_structure(tf.convert_to_tensor, function(*values))
+        result = _called(function, values, shared)
+        answer = tf.nest.map_structure(tf.convert_to_tensor, result)
         if not split:
             self.shared += tf.nest.flatten(answer)
         return answer

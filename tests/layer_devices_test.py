@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import NAMED, close, inputs, make, placement
+from models import (
+    attention,
+    close,
+    cnn,
+    inputs,
+    make,
+    placement,
+    recurrent,
+    subclassed,
+    two_by_two,
+    unrolled,
+)
+from models import nested as models_in_models
 
 import towers
 
@@ -50,8 +62,18 @@ def leaves(model: keras.Model) -> list[str]:
 
 
 class EveryLayerTest(parameterized.TestCase):
-    @parameterized.named_parameters(NAMED)
+    @parameterized.parameters(
+        cnn, recurrent, attention, two_by_two, models_in_models
+    )
     def test_any_layer_can_be_pinned(self, model):
+        self.check(model)
+
+    @parameterized.parameters(unrolled, subclassed)
+    @pytest.mark.slow
+    def test_so_of_models_of_the_same_kinds(self, model):
+        self.check(model)
+
+    def check(self, model):
         plain = make(model)
         x = inputs(plain, 7)
 
@@ -97,7 +119,7 @@ class EveryLayerTest(parameterized.TestCase):
 
 class EmbeddingTest(parameterized.TestCase):
     @parameterized.parameters(
-        (False, "/CPU:0", "sgd", 1_000_000), (True, "/CPU:3", "adam")
+        (False, "/CPU:0", "sgd", 100_000), (True, "/CPU:3", "adam")
     )
     def test_only_the_rows_looked_up_cross(
         self, mask, parameters, optimizer, count=WORDS

@@ -1,6 +1,5 @@
 """meeting: towers that talk give the plain model's numbers in training."""
 
-import functools
 import threading
 
 import keras
@@ -21,11 +20,11 @@ def norm(**kwargs):
 
 
 def resnet():
-    """Convolutions with a shortcut and four batch norms."""
+    """Convolutions with a shortcut and three batch norms."""
     x = keras.Input([6, 6, 3])
     inputs = x
     x = layers.ReLU()(norm()(layers.Conv2D(6, 3, padding="same")(x)))
-    short = norm()(layers.Conv2D(6, 1, strides=2)(x))
+    short = layers.Conv2D(6, 1, strides=2)(x)
     y = layers.Conv2D(6, 3, strides=2, padding="same")(x)
     x = layers.ReLU()(layers.Add()([short, norm()(y)]))
     return keras.Model(
@@ -153,7 +152,7 @@ class EqualityTest(parameterized.TestCase):
         unknown = towered_step(make(model), placement(3, [2, 1, 1]), spec)
         for rows in (2, 7):  # of two rows one tower has none
             self.check(model, unknown, rows)
-        if model in (resnet, shuffled):
+        if model is shuffled:
             self.check(model, towered_step(make(model), placement(2)), 5)
 
     @parameterized.product(
@@ -267,12 +266,17 @@ class PlacementTest(absltest.TestCase):
             norms = [x for x in model.layers if "batch_norm" in x.name]
             for layer in norms:
                 layer.synchronized = synchronized
-            towered = towers.TowerModel(model, placement(3))
-            towered.compile("sgd", "mse")
-            towered.optimizer.build(towered.trainable_variables)
-            x, y = batch(model, 7), np.ones([7, 3])
-            step = functools.partial(towered.train_on_batch, x, y)
-            executed = Executed(step)
+
+            @tf.function
+            def step(x, model=model):
+                with tf.GradientTape() as tape:
+                    graph = towers.build_towers(model, x, placement(3), True)
+                    loss = tf.reduce_mean(graph.outputs**2)
+                graph.apply_updates()
+                return tape.gradient(loss, model.trainable_variables)
+
+            x = batch(model, 7)
+            executed = Executed(lambda step=step, x=x: step(x))
             sends.append(executed.sends())
             for tower, devices in executed.heavy().items():
                 self.assertEqual(devices, {f"/CPU:{tower[-1]}"}, tower)

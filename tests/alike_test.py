@@ -143,8 +143,9 @@ def check_same(model, step_of_call, known, tolerance=1e-5, eager=True):
 
 @functools.cache
 def traced(known):
-    """A training step of towers that are copied, and its model."""
+    """A training step of towers that are copied; how often a layer was called."""
     model = with_layer(Counted)
+    Counted.calls = 0
     step = compiled(step_of(towered(model), model), known)
     step.get_concrete_function()
     return step, Counted.calls

@@ -10,6 +10,10 @@ class LayerGraphTest(absltest.TestCase):
         layer = keras.layers.BatchNormalization()
         layer.build([None, 3])
         self.assertTrue(callable(layer._flatten_layers))
+        model = keras.Model()
+        model.compile(metrics=["mae"])
+        model.seen = keras.metrics.Mean()
+        self.assertEqual(model._metrics, [model.seen])
         variable = layer.moving_mean
         self.assertIsInstance(variable._value, tf.Variable)
         self.assertIsInstance(variable._value._unique_id, str)

@@ -1,10 +1,12 @@
 """towers: decide where a TensorFlow graph runs."""
 
+from towers.autograph import keep_as_they_are
 from towers.build import build_towers
 from towers.export import export_towers
 from towers.gather import gather_outputs
 from towers.gradients import average_gradients
 from towers.meeting import all_towers
+from towers.merge_rules import merge_state_by
 from towers.model import TowerModel, to_multi_gpu
 from towers.parameters import balanced, place_variables, round_robin
 from towers.placement import Placement
@@ -26,8 +28,11 @@ __all__ = [
     "execution_report",
     "export_towers",
     "gather_outputs",
+    "merge_state_by",
     "place_variables",
     "round_robin",
     "split_batch",
     "to_multi_gpu",
 ]
+
+keep_as_they_are([globals()[name] for name in __all__], __name__)

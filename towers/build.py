@@ -8,10 +8,13 @@ import tensorflow as tf
 
 from towers import (
     attached,
+    autograph,
+    batchless,
     hooks,
     layer_graph,
     replicate,
     session,
+    shared_state,
     split,
     state,
     template,
@@ -142,6 +145,7 @@ def assemble(
     devices = [home.device for home in homes]
     activations: list[str | None] = []  # the same for all towers, as is
     layout: dict[state.Group, Any] = {}  # what is in the moments
+    divided = [not w for w in split.whole_leaves(inputs, whole)]
     with hooks.hooked(graph):
         replays = run_towers(
             [
@@ -153,6 +157,7 @@ def assemble(
                     devices,
                     activations,
                     layout,
+                    divided,
                 )
                 for scope in scopes
             ],
@@ -164,7 +169,16 @@ def assemble(
             else None,
             scopes if tower_fn is None else (),
         )
+        shared = set.intersection(*(set(x["shared"]) for x in replays))
+        if shared and shards.ranges.are_known and len(replays) > 1:
+            shared &= shared_state.of_open_rows(
+                graph, copies[0], shards.fed[0], divided, training, tower_fn
+            )
     check_structures([replay["outputs"] for replay in replays])
+    if tower_fn is None:
+        each = [replay["outputs"] for replay in replays]
+        rules = spread(merge, each[0])
+        batchless.check_joined(graph, inputs, whole, training, each, rules)
     rows, empty = shards.rows, shards.may_be_empty
 
     def gather(each: Any, rule: Any) -> Any:
@@ -175,14 +189,11 @@ def assemble(
     rules = [{rule: rule for rule in loss} for loss in each[0]]
     losses = [x for loss in gather(each, rules) for x in loss.values()]
     merged = state.merge_state(
-        graph,
-        values,
-        devices,
+        state.Before(graph, values, devices, rows, empty),
         [replay["state"] for replay in replays],
+        {i for i, _ in shared},
         [replay["moments"] for replay in replays],
         layout,
-        rows,
-        empty,
     )
     return TowerGraph(
         outputs,
@@ -247,6 +258,10 @@ def _replicate(
                 elif k in graph.row_states:
                     value = state.of_all_rows(graph.variables[k], value, shards)
                     column = deal(value, shards.ranges, device)
+                elif graph.is_overwritten(k):
+                    column = replicate.replicate_overwritten(
+                        value, device, flags[device]
+                    )
                 else:
                     column = replicate.replicate(value, device, flags[device])
             values.append(value)
@@ -262,8 +277,10 @@ def _tower(
     devices: Sequence[str],
     activations: list[str | None],
     layout: dict[state.Group, Any],
+    divided: Sequence[bool],
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors."""
+    tower_fn = autograph.converted(tower_fn)
 
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
@@ -272,13 +289,20 @@ def _tower(
         moments, places = state.packed(graph, devices, replay.moments)
         layout.update(places)
         told = state.besides_moments(graph, replay.state, replay.moments)
-        aside = {"state": told, "moments": moments}
+        aside = tf.nest.map_structure(
+            _stopped, {"state": told, "moments": moments}
+        )
+        shared = shared_state.shared_state(
+            graph, aside["state"], copies, shard, divided
+        )
         return {
             "outputs": replay.outputs,
             "notes": replay.notes,
             "losses": replay.losses,
             "layer_outputs": replay.layer_outputs,
-            **tf.nest.map_structure(_stopped, aside),
+            # Names only, which are there in copies of a tower too.
+            "shared": dict.fromkeys(shared),
+            **aside,
         }
 
     return hooks.carried(run)

@@ -2,10 +2,12 @@
 
 Keras has no public word for its internals that this file touches:
 `_compile_loss`, `_compile_metrics` and `_loss_tracker` (what was made), their `_user_*` (of what), `_flat_losses` and
-`_metrics` (one for each output), `_fn` (what a metric is the mean of), and of
+`_metrics` (one for each output), `_fn` and `_fn_kwargs` (what a metric is the
+mean of, and how a loss is computed), `_compute_loss_has_training_arg` (what Keras
+read from a signature), and of
 an optimizer `_trainable_variables`, `_all_reduce_sum_gradients`,
 `_accumulated_gradients` and `_backend_reset_gradient_accumulators`.
-`compiled_test.py` fails when one of them changes.
+`compiled_test.py` and `own_class_test.py` fail when one of them changes.
 """
 
 import contextlib
@@ -13,7 +15,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -42,6 +44,15 @@ def overridden(
         if inspect.getattr_static(type(model), name)
         is not inspect.getattr_static(base, name)
     ]
+
+
+def use_compute_loss(model: keras.Model, function: Callable[..., Any]) -> None:
+    """Has Keras tell `compute_loss` the phase if `function` asks for it.
+
+    Keras goes by the signature of the model's own method when it is made.
+    """
+    takes = "training" in inspect.signature(function).parameters
+    model._compute_loss_has_training_arg = takes
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
@@ -155,14 +166,14 @@ def _spec(value: Any) -> Any:
 
 @contextlib.contextmanager
 def checked(
-    metric: keras.metrics.MeanMetricWrapper, check: Callable[[str, Any], None]
+    metric: keras.metrics.MeanMetricWrapper, check: Callable[..., None]
 ) -> Iterator[None]:
-    """While open, calls `check(name, values)` on what its function returns."""
+    """While open, `check(name, metric, values, y, y_pred)` hears of each call."""
     function = metric._fn
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        values = function(*args, **kwargs)
-        check(f"metric {metric.name!r}", values)
+    def watched(y: Any, y_pred: Any, **kwargs: Any) -> Any:
+        values = function(y, y_pred, **kwargs)
+        check(f"metric {metric.name!r}", metric, values, y, y_pred)
         return values
 
     object.__setattr__(metric, "_fn", watched)
@@ -170,6 +181,37 @@ def checked(
         yield
     finally:
         object.__setattr__(metric, "_fn", function)
+
+
+def looks_at_other_rows(one: Any, rank: int | None = None) -> bool:
+    """Whether one of Keras's own losses or metrics is not computed row by row.
+
+    Args:
+      one: a loss, a metric or a function, of the user's too, of which nothing
+        is known.
+      rank: that of targets and predictions, if it is known.
+    """
+    options: dict[str, Any] = {}
+    while True:
+        if isinstance(one, functools.partial):
+            options, one = {**one.keywords, **options}, one.func
+        elif isinstance(one, keras.metrics.MeanMetricWrapper):
+            options, one = {**one._fn_kwargs, **options}, one._fn
+        elif isinstance(one, keras.losses.Loss) and hasattr(one, "_fn_kwargs"):
+            options, one = {**one._fn_kwargs, **options}, one.fn
+        else:
+            break
+    one = inspect.unwrap(one) if callable(one) else one
+    if one is getattr(keras.losses, "circle", keras.losses.Loss):
+        return True
+    if not getattr(one, "__module__", "").startswith("keras."):
+        return False
+    axes = options.get("axis")
+    axes = axes if isinstance(axes, (list, tuple)) else [axes]
+    whole = [axis for axis in axes if isinstance(axis, int)]
+    return any(
+        axis == 0 or (rank is not None and axis == -rank) for axis in whole
+    )
 
 
 def pin_optimizer(optimizer: Any) -> None:
@@ -262,6 +304,24 @@ def _spread() -> Any:
         return device_of(largest) if size(largest) > 1 else ""
 
     return tf.compat.v1.device(beside_largest)
+
+
+def optimizers(model: Any) -> list[keras.Optimizer]:
+    """Those of a model, or of a wrapper and its template, attributes too."""
+
+    def found(value: Any) -> Iterator[keras.Optimizer]:
+        if isinstance(value, keras.Optimizer):
+            yield value
+        elif isinstance(value, Mapping):
+            for each in value.values():
+                yield from found(each)
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                yield from found(each)
+
+    owners = [model, vars(model).get("template")]
+    kept = [dict(vars(owner)) for owner in owners if owner is not None]
+    return list({id(x): x for x in found(kept)}.values())
 
 
 def optimizer_variables(optimizer: Any) -> list[tuple[Any, Any]]:

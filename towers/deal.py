@@ -27,6 +27,11 @@ class Ranges:
     true: list[Any]
     may_be_empty: list[bool]
 
+    @property
+    def are_known(self) -> bool:
+        """Whether they are known while the graph is built."""
+        return all(isinstance(rows, int) for rows in self.true)
+
 
 def row_ranges(leaves: Sequence[Any], shares: tuple[float, ...]) -> Ranges:
     """Which rows each tower gets, by its share, of tensors of equal rows."""

@@ -115,19 +115,22 @@ def joining(shards: Shards, placement: Placement) -> Join:
 
     def join(calls: Sequence[meeting.Call]) -> list[Any]:
         kept = keep_flags(shards.rows, shards.may_be_empty, device)
-        with tf.device(device), tf.name_scope("all_towers"):
+        first = calls[0]
+        if not first.pure and False in shards.may_be_empty:
+            # The parameters of a tower without rows get no gradient.
+            first = calls[shards.may_be_empty.index(False)]
+        with tf.device(device), tf.name_scope("all_towers") as scope:
             parts = [tf.nest.flatten(call.values) for call in calls]
             joined = [
                 true_concat(column, shards.rows, shards.may_be_empty)
                 for column in zip(*parts)
             ]
-            values = tf.nest.pack_sequence_as(calls[0].values, joined)
-            results = tf.nest.map_structure(
-                tf.convert_to_tensor, calls[0].function(*values)
-            )
+            values = tf.nest.pack_sequence_as(first.values, joined)
+            here = joined[0].device if joined else device  # in full
+            results = first.run(values, here, scope)
             columns = [
                 deal(_of_all_rows(x, shards.rows), shards.ranges, device)
-                if calls[0].split
+                if first.split
                 else replicate(x, device, kept)
                 for x in tf.nest.flatten(results)
             ]

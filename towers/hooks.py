@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -39,7 +39,7 @@ if keras.backend.backend() != "tensorflow":
 
 from keras.src.backend.common import global_state
 
-from towers import attached, meeting
+from towers import attached, meeting, merge_rules
 
 _ABSENT = object()
 _notes: contextvars.ContextVar[Any] = contextvars.ContextVar(
@@ -86,7 +86,13 @@ class Notes:
         self.moments: dict[int, list[Moments]] = {}
         self.seen: dict[str, list[Any]] = {}
         self.sums: list[tf.Tensor] = []
-        self._graph = graph
+        self.graph = graph
+
+    def again(self, stateless: Any, scopes: Sequence[str]) -> "Notes":
+        """Other notes of the same tower, in the calls of `scopes`."""
+        notes = Notes(self.graph, "", self.training, stateless)
+        notes.scopes = list(scopes)
+        return notes
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
@@ -100,7 +106,33 @@ class Notes:
     def of(graph: Any) -> "Notes | None":
         """The notes of the current replay, if that is one of `graph`."""
         notes = _notes.get()
-        return notes if notes is not None and notes._graph is graph else None
+        return notes if notes is not None and notes.graph is graph else None
+
+
+def note_update(variable: Any, before: tf.Tensor) -> None:
+    """Notes that a tower updates a variable, if that is for all towers.
+
+    Args:
+      variable: one of the model's.
+      before: its value in the tower.
+
+    Raises:
+      ValueError: a function of `all_towers` updates it, but of its towers only
+        one would hear of that.
+    """
+    notes = _notes.get()
+    if notes is None or not meeting.in_function():
+        return
+    graph = notes._graph
+    if graph.is_seed(graph.index_of(variable)):
+        meeting.note_draw(variable, before)
+    elif all(variable is not v for v in graph.metric_variables):
+        raise ValueError(
+            f"The function that all_towers was given updates {variable.path!r}"
+            ", which it does in one tower only. Expected it to return the new "
+            "value, and the layer to assign that, as in "
+            "self.count.assign(all_towers(function, x))."
+        )
 
 
 @contextlib.contextmanager
@@ -113,6 +145,9 @@ def hooked(graph: Any) -> Iterator[None]:
     Args:
       graph: a `LayerGraph`.
     """
+    if graph.is_hooked:
+        yield
+        return
     index = {id(v): i for i, v in enumerate(graph.variables)}
 
     def called(layer: keras.Layer) -> Callable[..., Any]:
@@ -230,8 +265,10 @@ def hooked(graph: Any) -> Iterator[None]:
             before.append(vars(owner).get(name, _ABSENT))
             # Past Keras's own tracking of attributes.
             object.__setattr__(owner, name, value)
+        graph.is_hooked = True
         yield
     finally:
+        graph.is_hooked = False
         for (owner, name, _), value in zip(shadows, before):
             if value is _ABSENT:
                 object.__delattr__(owner, name)
@@ -239,20 +276,41 @@ def hooked(graph: Any) -> Iterator[None]:
                 object.__setattr__(owner, name, value)
 
 
+def keras_context() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What makes the Keras call that this one is in the current one again.
+
+    Its phase, dtype policy and scopes are copies.
+    """
+    here = dict(vars(global_state.GLOBAL_STATE_TRACKER))
+
+    @contextlib.contextmanager
+    def entered() -> Iterator[None]:
+        current = vars(global_state.GLOBAL_STATE_TRACKER)
+        before = dict(current)
+        current.clear()
+        current.update({name: copy.copy(value) for name, value in here.items()})
+        try:
+            yield
+        finally:
+            current.clear()
+            current.update(before)
+
+    return entered
+
+
 def carried(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, for another thread, in the Keras call that this one is in.
 
     Its phase, dtype policy and scopes are copies.
     """
-    here = dict(vars(global_state.GLOBAL_STATE_TRACKER))
+    context = keras_context()
     thread = threading.get_ident()
 
     def call(*args: Any) -> Any:
         if threading.get_ident() == thread:
             return function(*args)
-        copies = {name: copy.copy(value) for name, value in here.items()}
-        vars(global_state.GLOBAL_STATE_TRACKER).update(copies)
-        return function(*args)
+        with context():
+            return function(*args)
 
     return call
 
@@ -293,8 +351,21 @@ def has_moments(layer: Any) -> bool:
 
 
 def is_pooled(layer: Any) -> bool:
-    """Whether a layer keeps a moving mean and variance of its batches."""
-    return has_moments(layer) and not getattr(layer, "renorm", False)
+    """Whether a layer keeps a moving mean and variance of its batches.
+
+    Unless somebody has declared another rule for them.
+    """
+    return has_moments(layer) and not any(
+        merge_rules.declared(v) for v in statistics(layer)
+    )
+
+
+def statistics(layer: Any) -> list[Any]:
+    """The variables that a batch norm moves by the moments of its batches."""
+    names = ["moving_mean", "moving_variance"]
+    if getattr(layer, "renorm", False):
+        names += ["moving_stddev", "renorm_mean", "renorm_stddev"]
+    return [getattr(layer, name, None) for name in names]
 
 
 def pooled(
@@ -334,5 +405,5 @@ def _met(seen: Moments, size: tf.Tensor) -> tuple[Any, Any, list[Moments]]:
         return tf.stack([said[0].mean, said[0].variance])
 
     part = tf.concat([seen.mean, seen.variance, count[tf.newaxis]], 0)
-    whole = meeting.all_towers(pool, part[tf.newaxis])
+    whole = meeting.asked(pool, (part[tf.newaxis],), pure=True)
     return *tf.unstack(whole), said

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import ends, meeting
+from towers import closure, ends, meeting
 from towers.own_gradient import own_gradient
 
 Join = Callable[[Sequence[meeting.Call]], Sequence[Any]]
@@ -60,10 +60,12 @@ def run_in_step(
         ends.taken(arguments[i], tensors[i], devices[i], elsewhere)
         for i in range(n)
     ]
+    own = closure.differing(tensors, [ends.leaves(x) for x in taken])
     made = meeting.in_step(
         [functools.partial(watched, i, taken[i]) for i in range(n)],
         [token.device for token in entered],  # in full
         join,
+        [closure.Known(names, set(), before) for names in own],
     )
     lost = ends.lost(graph.get_operations()[before:], everything)
     results = [

@@ -1,10 +1,12 @@
 """LayerGraph: a Keras model as a pure function, replayed layer by layer.
 
 Keras has no public word for its internals that this file touches:
-`_flatten_layers` (all nested layers), and `_value` and `_unique_id` (the variable
+`_flatten_layers` (all nested layers), `_metrics` (those that are attributes of a
+model, without those of `compile`), and `_value` and `_unique_id` (the variable
 behind a Keras variable). `layer_graph_test.py` fails when one of them changes.
 """
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +15,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import attached, hooks
+from towers import attached, hooks, merge_rules
+from towers.custom_gradients import Follower
 
 # Towers draw from streams this far apart, so that neighbouring seeds of two
 # layers do not meet: 2**32 over the golden ratio, below 2**31 after `floormod`.
@@ -65,6 +68,7 @@ class LayerGraph:
         layer_devices: Mapping[str, str] | None = None,
     ):
         self.model = model
+        self.is_hooked = False  # see `hooks.hooked`
         leaves = tf.nest.flatten(model)
         self.models = [m for m in leaves if isinstance(m, keras.Model)]
         self.wanted = tuple(layer_outputs)
@@ -135,7 +139,18 @@ class LayerGraph:
 
     def is_seed(self, index: int) -> bool:
         """Whether this variable is the state of a `SeedGenerator`."""
-        return self.variables[index].name == "seed_generator_state"
+        return merge_rules.is_seed(self.variables[index])
+
+    def is_metric(self, index: int) -> bool:
+        """Whether this variable is a metric's."""
+        return any(self.variables[index] is v for v in self.metric_variables)
+
+    def is_overwritten(self, index: int) -> bool:
+        """Whether a gradient of this variable is its new value."""
+        return (
+            getattr(self.variables[index], "overwrite_with_gradient", False)
+            and tf.as_dtype(self.variables[index].dtype).is_floating
+        )
 
     def stream(self, index: int, value: tf.Tensor, tower: int) -> tf.Tensor:
         """The seed state [seed, counter] of one tower; tower 0 has the own."""
@@ -170,12 +185,7 @@ class LayerGraph:
         """
         stateless = _Scope(self.variables, values)
         notes = hooks.Notes(self, scope, training, stateless)
-        with (
-            tf.name_scope(scope),
-            stateless,
-            tf.variable_creator_scope(_refuse_variable),
-            notes.taken(),
-        ):
+        with tf.name_scope(scope), _opened(notes):
             if tower_fn is not None:
                 outputs = tower_fn(self.model, inputs)
             elif training is None:
@@ -183,7 +193,8 @@ class LayerGraph:
             else:
                 outputs = self.model(inputs, training=training)
             losses = [loss for m in self.models for loss in _own_losses(m)]
-        outputs = tf.nest.map_structure(_as_tensor, outputs)
+            # Here, where a variable among them is the tower's copy.
+            outputs = tf.nest.map_structure(_as_tensor, outputs)
         state = {}
         for i, (variable, value) in enumerate(zip(self.variables, values)):
             new = stateless.get_current_value(variable)
@@ -228,18 +239,39 @@ class LayerGraph:
 
 
 class _Scope(keras.StatelessScope):
-    """Reads and writes tensors in the place of one model's variables."""
+    """Reads and writes tensors in the place of one model's variables.
+
+    Attributes:
+      follower: hears which copies of trainable variables are read.
+    """
+
+    follower: Follower | None = None
 
     def __init__(self, variables: Sequence[Any], values: Sequence[tf.Tensor]):
         # Set here and not by the parent, which casts to a half dtype when the
         # caller is itself a mixed-precision layer.
         super().__init__(collect_losses=True)
         self._copies = {id(v): c for v, c in zip(variables, values)}
-        for variable, value in zip(variables, values):
-            self.state_mapping[id(variable)] = value
+        self.state_mapping.update(self._copies)
+
+    def as_it_is(self) -> "_Scope":
+        """Another scope, with the values that this one has now."""
+        other = _Scope((), ())
+        other._copies = self._copies
+        other.state_mapping.update(self.state_mapping)
+        return other
+
+    def copy_of(self, variable: Any) -> tf.Tensor | None:
+        """What the variable was when the tower began."""
+        return self._copies.get(id(variable))
 
     def get_current_value(self, variable: Any) -> tf.Tensor | None:
         value = super().get_current_value(variable)
+        copy = self.copy_of(variable)
+        if copy is not None and copy.dtype.is_floating:
+            # Where a layer is frozen, TensorFlow's variable is not.
+            if self.follower is not None and raw(variable).trainable:
+                self.follower.heard(copy)
         if value is None and variable._value is None:
             raise _created_inside(variable.path)
         if value is None and variable.trainable:
@@ -262,12 +294,41 @@ class _Scope(keras.StatelessScope):
                 "`seed=keras.random.SeedGenerator(...)` kept as an attribute "
                 "of a layer, and keep a metric as an attribute of a layer."
             )
+        hooks.note_update(variable, self.state_mapping[id(variable)])
         if variable.trainable and copy.dtype.is_floating:
             # What is read after an assignment differentiates to the variable,
             # not into the value that was assigned.
             zero = copy - tf.stop_gradient(copy)
             value = tf.stop_gradient(value) + zero
         self.state_mapping[id(variable)] = value
+
+
+@contextlib.contextmanager
+def _opened(notes: hooks.Notes) -> Iterator[None]:
+    """While open, layers are one tower's, and their variables are values."""
+
+    def resumption() -> Any:
+        scope, context = notes.stateless.as_it_is(), hooks.keras_context()
+        scopes = list(notes.scopes)
+
+        @contextlib.contextmanager
+        def resumed() -> Iterator[None]:
+            # What a backward pass computes again is noted already.
+            again = notes.again(scope.as_it_is(), scopes)
+            with context(), hooks.hooked(notes.graph), _opened(again):
+                yield
+
+        return resumed
+
+    stateless = notes.stateless
+    stateless.follower = Follower(stateless.copy_of, resumption)
+    with (
+        stateless,
+        tf.variable_creator_scope(_refuse_variable),
+        notes.taken(),
+        stateless.follower.opened(),
+    ):
+        yield
 
 
 def _found(by_path: dict[str, keras.Layer], name: str) -> keras.Layer:
@@ -357,12 +418,12 @@ def _layers(model: Any) -> list[keras.Layer]:
 
 
 def _metric_variables(model: keras.Model) -> list[Any]:
-    """Of the metrics that the model's layers keep, not of `compile`."""
+    """Of the metrics that the model and its layers keep, not of `compile`."""
     return [
         v
         for layer in _layers(model)
-        if not isinstance(layer, keras.Model)
-        for v in layer.metrics_variables
+        for metric in layer._metrics
+        for v in metric.variables
     ]
 
 

@@ -37,6 +37,12 @@ def check_mergeable(model: keras.Model) -> None:
                 f"has reduction={loss.reduction!r}",
                 "'sum_over_batch_size', 'mean_with_sample_weight' or 'sum'",
             )
+    for kind, one in [
+        *(("loss", loss) for loss in made.flat_losses),
+        *(("metric", metric) for metric in made.flat_metrics),
+    ]:
+        if compiled.looks_at_other_rows(one):
+            raise _of_other_rows(f"{kind} {one.name!r}")
     for metric in made.flat_metrics:
         update = next(
             c for c in type(metric).__mro__ if "update_state" in vars(c)
@@ -100,7 +106,7 @@ def update_metrics(metrics: Any, y: Any, y_pred: Any, weights: Any) -> None:
     with contextlib.ExitStack() as stack:
         for metric in metrics.metrics:
             if isinstance(metric, keras.metrics.MeanMetricWrapper):
-                stack.enter_context(compiled.checked(metric, _check_rank))
+                stack.enter_context(compiled.checked(metric, _check_rows))
         metrics.update_state(y, y_pred, weights)
 
 
@@ -117,7 +123,7 @@ def _parts(
 
     def kept(y: Any, y_pred: Any) -> tf.Tensor:
         seen.append(call(y, y_pred))
-        _check_rank(f"loss {loss.name!r}", seen[0])
+        _check_rows(f"loss {loss.name!r}", loss, seen[0], y, y_pred)
         return seen[0]
 
     def ones(y: Any, y_pred: Any) -> tf.Tensor:
@@ -149,11 +155,37 @@ def _with(loss: keras.losses.Loss, **attributes: Any) -> Iterator[None]:
         vars(loss).update(before)
 
 
-def _check_rank(name: str, values: Any) -> None:
-    if not tf.convert_to_tensor(values).shape.rank:
+def _check_rows(name: str, one: Any, values: Any, y: Any, y_pred: Any) -> None:
+    """Raises unless each value is that of a row."""
+    shape = tf.convert_to_tensor(values).shape
+    if not shape.rank:
         raise _unmergeable(
             name, "returns a scalar for all rows", "one value per row"
         )
+    given = [
+        tf.convert_to_tensor(x).shape
+        for x in tf.nest.flatten((y, y_pred))
+        if x is not None
+    ]
+    # Keras gives both the larger rank.
+    rank = max((x.rank for x in given if x.rank), default=None)
+    if compiled.looks_at_other_rows(one, rank):
+        raise _of_other_rows(name)
+    rows = {x[0] for x in given if x.rank}
+    if shape[0] is not None and shape[0] not in rows:
+        raise _unmergeable(
+            name,
+            f"returns values of shape {shape} for rows of another number",
+            "one value per row",
+        )
+
+
+def _of_other_rows(name: str) -> ValueError:
+    return _unmergeable(
+        name,
+        "looks at other rows of the batch, of which a tower has its shard only",
+        "one that is computed row by row",
+    )
 
 
 def _unmergeable(name: str, problem: str, expected: str) -> ValueError:

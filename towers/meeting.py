@@ -8,6 +8,7 @@ thread of its own, one thread at a time, and waits there for the others.
 import contextlib
 import contextvars
 import dataclasses
+import inspect
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers import autograph, closure
+from towers.custom_gradients import in_custom_gradient
 from towers.own_gradient import own_gradient
 
 _STOP = object()  # an answer that ends a thread
@@ -22,6 +25,9 @@ _BY_ITSELF = object()  # a tower that no other waits for
 
 _tower: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "tower", default=None
+)
+_errand: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "errand", default=None
 )
 
 
@@ -32,20 +38,100 @@ class Call:
     Attributes:
       function: of the whole values.
       values: the tower's parts.
+      shared: what is not joined; None for nothing.
       split: whether results are dealt out by rows.
+      pure: whether the function takes nothing else, no weight either.
       scope: where in the graph the tower is.
+      tower: who says it.
     """
 
     function: Callable[..., Any]
     values: tuple[Any, ...]
+    shared: Any
     split: bool
+    pure: bool
     scope: str
+    tower: "_Tower"
+
+    def run(self, values: Any, device: str, scope: str) -> Any:
+        """What the function makes of all towers' values, a nest of tensors.
+
+        It runs inside this tower, where weights are the tower's.
+
+        Args:
+          values: nests like those of the call.
+          device, scope: where.
+        """
+        return self.tower.run(_Errand(self, values, device, scope))
+
+
+@dataclasses.dataclass
+class _Errand:
+    """What one tower does for all, while the others wait.
+
+    Attributes:
+      call: the tower's.
+      values: those of all towers.
+      device, scope: where.
+      seeds: for each seed that it draws from, that and what it was before.
+      steps: for each of those, that and how far it went.
+    """
+
+    call: Call
+    values: Any
+    device: str
+    scope: str
+    seeds: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
+    steps: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
+
+    def result(self, known: closure.Known) -> Any:
+        token, outer = _errand.set(self), _tower.set(None)
+        try:
+            with (
+                tf.device(None),
+                tf.device(self.device),
+                tf.name_scope(self.scope),
+            ):
+                call = self.call
+                result = closure.applied(
+                    lambda: _called(call.function, self.values, call.shared),
+                    self.values,
+                    call.shared,
+                    known,
+                    call.scope,
+                    lambda: {before.name for _, before in self.seeds},
+                )
+                self.steps += [
+                    (s, s.value - before) for s, before in self.seeds
+                ]
+                return result
+        finally:
+            _errand.reset(token)
+            _tower.reset(outer)
+
+
+def in_function() -> bool:
+    """Whether what is built is the function of a call of `all_towers`."""
+    return _errand.get() is not None
+
+
+def note_draw(seed: Any, before: tf.Tensor) -> None:
+    """Notes that such a function draws from a seed.
+
+    Args:
+      seed: a Keras variable.
+      before: its value in the tower, before the draw.
+    """
+    seeds = _errand.get().seeds
+    if all(seed is not known for known, _ in seeds):
+        seeds.append((seed, before))
 
 
 def all_towers(
     function: Callable[..., Any],
     *values: Any,
     split: bool = False,
+    shared: Any = None,
 ) -> Any:
     """`function(*values)` of all rows of the batch, inside a tower.
 
@@ -55,6 +141,14 @@ def all_towers(
     device, where the function runs once, and its results go to each tower;
     gradients go the same ways back. Outside of towers this is just
     `function(*values)`.
+
+    Besides its values the function may take what is the same in all towers:
+    weights, constants, what is computed of those only, and whole results of
+    all_towers. It may close over that (`self.kernel`, also a layer that it
+    calls) or be given it as `shared`; gradients reach it. What depends on the
+    tower's rows would be that of one tower for all, and is refused by name: it
+    belongs among the values. So does a number of rows, which Python counts as
+    a mere number: count them inside, as in `tf.shape(x)[0]`.
 
     >>> class Centered(keras.layers.Layer):
     ...     needs_all_towers = True
@@ -73,19 +167,34 @@ def all_towers(
         joined to [all rows, ...]. An empty tower's part is left out.
       split: False gives each tower the whole results; True deals out results
         of shape [all rows, ...], so that each tower gets those of its rows.
+      shared: a nest of what is the same in all towers, which is not joined:
+        the function's last argument, or that of the name `shared` if it has
+        one. None is none.
 
     Returns:
       What the function returned.
 
     Raises:
       ValueError: the towers do not all make the same calls, a value is a
-        scalar, or the call is in a loop or a `tf.cond`, where no other tower is.
+        scalar, the call is in a loop or a `tf.cond`, where no other tower is,
+        or the function takes what depends on a tower's rows.
       RuntimeError: nothing has said `needs_all_towers`; or a tower
         differentiates the result by itself, inside a `tower_fn`.
     """
+    return asked(function, values, split, shared)
+
+
+def asked(
+    function: Callable[..., Any],
+    values: tuple[Any, ...],
+    split: bool = False,
+    shared: Any = None,
+    pure: bool = False,
+) -> Any:
+    """As `all_towers`; with `pure`, for functions of their values only."""
     tower = _tower.get()
     if tower is None:
-        return function(*values)
+        return _called(function, values, shared)
     if tower is _BY_ITSELF:
         raise RuntimeError(
             "all_towers was called in a tower that runs by itself. Expected "
@@ -94,22 +203,41 @@ def all_towers(
             "a synchronized BatchNormalization to be told of training by "
             "build_towers(..., training=True)."
         )
-    return tower.ask(function, values, split)
+    return tower.ask(function, values, split, shared, pure)
+
+
+def _called(function: Callable[..., Any], values: Any, shared: Any) -> Any:
+    call = autograph.converted(function)
+    if shared is None:
+        return call(*values)
+    try:
+        named = "shared" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a built-in one
+        named = False
+    if named:
+        return call(*values, shared=shared)
+    return call(*values, shared)
 
 
 class _Tower:
     """A thread that builds one tower, when it is its turn."""
 
-    def __init__(self, function: Callable[[], Any], device: str):
+    def __init__(
+        self, function: Callable[[], Any], device: str, known: closure.Known
+    ):
+        self.steps: list[tuple[Any, tf.Tensor]] = []
+        self._known = known
+        self._status = autograph.status()
         self.graph = tf.compat.v1.get_default_graph()
         self.result: Any = None
+        self.shared: list[tf.Tensor] = []
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._main, args=(function, device), daemon=True
         )
 
-    def go_on(self, answer: Any) -> Call | None:
+    def go_on(self, answer: Any) -> Any:
         """Lets it go on to its next call; None if it has its result."""
         if self._thread.ident is None:
             self._thread.start()
@@ -119,6 +247,12 @@ class _Tower:
         if isinstance(said, BaseException):
             raise said
         return said
+
+    def run(self, errand: _Errand) -> Any:
+        """Does something for all towers in the midst of its call."""
+        (result,) = self.go_on(errand)
+        self.steps = errand.steps
+        return result
 
     def close(self) -> None:
         """Ends the thread, wherever it is."""
@@ -131,7 +265,16 @@ class _Tower:
         function: Callable[..., Any],
         values: tuple[Any, ...],
         split: bool,
+        shared: Any,
+        pure: bool,
     ) -> Any:
+        if in_custom_gradient():
+            raise ValueError(
+                "all_towers, or a synchronized batch norm, was called inside a "
+                "custom gradient (keras.remat, RematScope, tf.recompute_grad, "
+                "tf.custom_gradient), which calls it again in its backward "
+                "pass, where no other tower is. Expected a call outside of it."
+            )
         graph = tf.compat.v1.get_default_graph()
         if graph is not self.graph:
             raise ValueError(
@@ -148,15 +291,29 @@ class _Tower:
                     f"those of all towers are joined; got shape {value.shape} "
                     f"in {scope!r}. Give a scalar one, as with x[tf.newaxis]."
                 )
-        self._said.put(Call(function, values, split, scope))
-        answer = self._answers.get()
+        self._said.put(Call(function, values, shared, split, pure, scope, self))
+        while isinstance(answer := self._answers.get(), _Errand):
+            self._said.put((answer.result(self._known),))
         if answer is _STOP:
             raise SystemExit  # ends a thread, past `except Exception`
-        return _answered(answer, values)
+        results, steps = answer
+        for seed, step in steps:
+            seed.assign(seed.value + step)
+        kept = self._known.own if split else self._known.same
+        kept.update(x.name for x in tf.nest.flatten(results))
+        answer = _answered(results, values)
+        if not split:
+            self.shared += tf.nest.flatten(answer)
+        return answer
 
     def _main(self, function: Callable[[], Any], device: str) -> None:
         _tower.set(self)
-        with self.graph.as_default(), tf.device(None), tf.device(device):
+        with (
+            self._status,
+            self.graph.as_default(),
+            tf.device(None),
+            tf.device(device),
+        ):
             try:
                 self.result = function()
                 self._said.put(None)
@@ -193,6 +350,39 @@ def _answered(answer: Any, values: Any) -> Any:
     return tf.nest.pack_sequence_as(answer, given_here)
 
 
+class _Only:
+    """A tower beside which there is no other."""
+
+    def __init__(self) -> None:
+        self.shared: list[tf.Tensor] = []
+
+    def ask(
+        self,
+        function: Callable[..., Any],
+        values: tuple[Any, ...],
+        split: bool,
+    ) -> Any:
+        answer = tf.nest.map_structure(tf.convert_to_tensor, function(*values))
+        if not split:
+            self.shared += tf.nest.flatten(answer)
+        return answer
+
+
+def shared() -> list[tf.Tensor]:
+    """What `all_towers` has given to this tower as to all others."""
+    return list(getattr(_tower.get(), "shared", ()))
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While open, `all_towers` computes of one tower, and notes what."""
+    token = _tower.set(_Only())
+    try:
+        yield
+    finally:
+        _tower.reset(token)
+
+
 @contextlib.contextmanager
 def by_themselves() -> Iterator[None]:
     """While open, towers are built that do not wait for each other."""
@@ -207,6 +397,7 @@ def in_step(
     functions: Sequence[Callable[[], Any]],
     devices: Sequence[str],
     join: Callable[[Sequence[Call]], Sequence[Any]],
+    known: Sequence[closure.Known],
 ) -> list[Any]:
     """Runs functions side by side, in a graph, from meeting to meeting.
 
@@ -214,6 +405,7 @@ def in_step(
       functions: one per tower; they may call `all_towers`.
       devices: one device name per tower.
       join: from the towers' calls to one answer per tower.
+      known: per tower, which tensors are its own.
 
     Returns:
       What each function returned.
@@ -222,7 +414,7 @@ def in_step(
       ValueError: they do not all make the same calls.
     """
     tf.compat.v1.get_default_graph().switch_to_thread_local()
-    towers = [_Tower(f, device) for f, device in zip(functions, devices)]
+    towers = [_Tower(*each) for each in zip(functions, devices, known)]
     answers: Sequence[Any] = [None] * len(towers)
     try:
         while True:
@@ -231,7 +423,15 @@ def in_step(
             if not asked:
                 return [tower.result for tower in towers]
             _check_same(calls)
-            answers = join(asked)
+            joined = join(asked)
+            # A seed from which one tower drew for all goes on in all.
+            drawn = [t.steps for t in towers]
+            answers = [
+                (answer, sum(drawn[:i] + drawn[i + 1 :], []))
+                for i, answer in enumerate(joined)
+            ]
+            for tower in towers:
+                tower.steps = []
     finally:
         for tower in reversed(towers):
             tower.close()
@@ -250,6 +450,7 @@ def _check_same(calls: Sequence[Call | None]) -> None:
             )
         try:
             tf.nest.assert_same_structure(first.values, call.values)
+            tf.nest.assert_same_structure(first.shared, call.shared)
             same = _kind(first) == _kind(call)
         except (TypeError, ValueError):
             same = False
@@ -259,6 +460,9 @@ def _check_same(calls: Sequence[Call | None]) -> None:
                 f"{i} calls it in {call.scope!r} where tower 0 calls it in "
                 f"{first.scope!r}, with another function or other values."
             )
+        closure.check_alike(
+            first.function, call.function, first.shared, call.shared, call.scope
+        )
 
 
 def _kind(call: Call) -> tuple[Any, ...]:

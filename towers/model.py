@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers import attached, compiled, layer_graph, template
+from towers import attached, autograph, compiled, layer_graph, template
 from towers.build import build_towers
 from towers.export import export_towers
 from towers.gather import check_rule
@@ -41,7 +41,10 @@ class TowerModel(TemplateProxy):
     With `loss_on_towers`, `fit` and `evaluate` compute losses and metrics in
     the towers, from their shards of targets and sample weights, and gather
     sums of a few numbers: outputs never leave their tower. The values are the
-    plain model's. What cannot be put together from shards is refused by name.
+    plain model's. What cannot be put together from shards is refused by name,
+    as are losses and metrics of Keras that look at other rows (`Circle`, or
+    `axis=0`). Of a function of your own towers cannot know: each of its values
+    must be that of one row, and of no other.
 
     What is written is the plain model, optimizer included, so that any number
     of towers, or none, loads it: by `save`, `keras.saving.save_model`,
@@ -80,6 +83,8 @@ class TowerModel(TemplateProxy):
       RuntimeError: made under a `tf.distribute` strategy.
     """
 
+    train_function: Any
+
     def __init__(
         self,
         model: keras.Model,
@@ -115,12 +120,16 @@ class TowerModel(TemplateProxy):
         self.supports_jit = False
         self.supports_masking = True
         self._functions: dict[Any, Any] = {}
-        self._homes: list[Any] = []
+        self._homes: list[Any] | None = None
+        own = self._own("compute_loss")
+        if own is not None:
+            compiled.use_compute_loss(self, own)
         if template.is_built(model):
             self.built = True
             place_variables(model, placement)
+            self._homes = self._raw_variables()
         if model.compiled:
-            self.compile(**compiled.compile_arguments(model))
+            self._compile_as_template()
 
     def build(self, input_shape: Any) -> None:
         """Nothing: the template is built from its first inputs, in `call`."""
@@ -143,11 +152,12 @@ class TowerModel(TemplateProxy):
         return outputs
 
     def _build_template(self, inputs: Any) -> None:
-        if not template.is_built(self.template):
+        if self._homes is None or not template.is_built(self.template):
             template.ensure_built(self.template, inputs, self.whole)
             with tf.init_scope():
                 # The optimizer's too, if this model is compiled.
                 move_variables(self, self.placement)
+            self._homes = self._raw_variables()
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """None: masks come with the gathered outputs."""
@@ -178,20 +188,31 @@ class TowerModel(TemplateProxy):
         notes = attached.get_notes(graph.outputs)
         return graph.outputs, notes, graph.losses[: graph.n_input_losses]
 
-    def _forget_if_moved(self) -> bool:
-        """Drops functions made of variables that have moved since."""
-        now = [layer_graph.raw(v) for v in self.template.variables]
-        moved = [id(v) for v in now] != [id(v) for v in self._homes]
-        if moved:
-            self._functions.clear()
-            self._homes = now
-            self.train_function = None
-            self.test_function = None
-            self.predict_function = None
-        return moved
+    def _raw_variables(self) -> list[Any]:
+        return [layer_graph.raw(v) for v in self.template.variables]
+
+    def _forget_if_moved(self) -> None:
+        """Makes functions again that read variables which have moved since.
+
+        None that Keras has is dropped: a callback may be the one who asks, and
+        `fit` goes on with what it has.
+        """
+        now = self._raw_variables()
+        if self._homes is None or [id(v) for v in now] == [
+            id(v) for v in self._homes
+        ]:
+            return
+        self._functions.clear()
+        self._homes = now
+        if self.train_function is not None:
+            self._make_train_function()
+        if self.test_function is not None:
+            super().make_test_function(force=True)
+        if self.predict_function is not None:
+            super().make_predict_function(force=True)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.compile`; the optimizer goes to the parameters.
+        """As the template's own, or Keras's; optimizers go to the parameters.
 
         Raises:
           ValueError: `jit_compile=True`, which would undo the placement.
@@ -204,13 +225,25 @@ class TowerModel(TemplateProxy):
                 "one device, which would undo the placement. Expected False "
                 'or "auto"; leave it out.'
             )
-        super().compile(*args, **kwargs)
-        if self.optimizer is not None:
+        if compiled.overridden(self.template, ("compile",)):
+            # It keeps what it is given where the template's methods look.
+            self.template.compile(*args, **kwargs)
+            if self.template.compiled:
+                self._compile_as_template()
+        else:
+            super().compile(*args, **kwargs)
             self._place()
 
+    def _compile_as_template(self) -> None:
+        """Takes on what the template was compiled with, very objects."""
+        super().compile(**compiled.compile_arguments(self.template))
+        self._is_lent = True
+        self._place()
+
     def _place(self) -> None:
-        """Puts the optimizer beside the parameters."""
-        compiled.pin_optimizer(self.optimizer)
+        """Puts the optimizers beside the parameters."""
+        for optimizer in compiled.optimizers(self):
+            compiled.pin_optimizer(optimizer)
         if template.is_built(self.template):
             place_variables(self, self.placement)
 
@@ -239,13 +272,27 @@ class TowerModel(TemplateProxy):
     def make_train_function(self, force: bool = False) -> None:
         self._check_steps()
         self._forget_if_moved()
-        ready = template.is_built(self.template) and self.optimizer
-        if ready and not self.optimizer.built and self.trainable_variables:
-            # Slots are made here, eagerly, and not while the step is traced.
-            self.optimizer.build(self.trainable_variables)
+        self._build_optimizer()
         if self._gather_metrics() or force or self.train_function is None:
-            super().make_train_function(force=True)
-            self.train_function = self._beside_outputs(self.train_function)
+            self._make_train_function()
+
+    def _build_optimizer(self) -> None:
+        """Makes slots eagerly, and not while the step is traced.
+
+        Not of one that Keras gave to a template which has others of its own.
+        """
+        if (
+            self.optimizer
+            and not self.optimizer.built
+            and not compiled.overridden(self.template, ("compile",))
+            and template.is_built(self.template)
+            and self.trainable_variables
+        ):
+            self.optimizer.build(self.trainable_variables)
+
+    def _make_train_function(self) -> None:
+        super().make_train_function(force=True)
+        self.train_function = self._beside_outputs(self.train_function)
 
     def make_test_function(self, force: bool = False) -> Any:
         self._check_steps()
@@ -261,7 +308,8 @@ class TowerModel(TemplateProxy):
         mine = compiled.overridden(self, (name,), TowerModel)
         if mine or not compiled.overridden(self.template, (name,)):
             return None
-        return getattr(type(self.template), name).__get__(self)
+        step = getattr(type(self.template), name).__get__(self)
+        return autograph.converted(step)
 
     def _check_steps(self) -> None:
         own = [
@@ -310,6 +358,14 @@ class TowerModel(TemplateProxy):
     def compute_metrics(self, *args: Any, **kwargs: Any) -> Any:
         own = self._own("compute_metrics")
         return (own or super().compute_metrics)(*args, **kwargs)
+
+    def reset_metrics(self) -> None:
+        own = self._own("reset_metrics")
+        (own or super().reset_metrics)()
+
+    def get_metrics_result(self) -> Any:
+        own = self._own("get_metrics_result")
+        return (own or super().get_metrics_result)()
 
     def _stepped(self, name: str, data: Any) -> Any:
         """Takes a step, the template's own if it has one."""

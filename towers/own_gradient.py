@@ -39,7 +39,12 @@ def own_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: tf.Tensor) -> Any:
         with record.VariableWatcher() as watcher:
             results, backward = function(*args)
-        watched = watcher.watched_variables()
+        # A tower's copies of its weights are watched as well, as arguments.
+        watched = [
+            v
+            for v in watcher.watched_variables()
+            if not isinstance(v, tf.Tensor)
+        ]
         if watched:
             backward = functools.partial(backward, variables=watched)
         flat = tf.nest.flatten(results)

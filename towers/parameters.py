@@ -116,7 +116,7 @@ def _check_devices(function: str, devices: Any) -> None:
 
 
 def place_variables(model: Any, placement: Placement) -> None:
-    """Moves a model's variables, and its optimizer's, where placement says.
+    """Moves a model's variables, and its optimizers', where placement says.
 
     Values are kept. Functions that Keras made of the model before are
     dropped, since they would go on with the old variables; a `tf.function` of
@@ -158,14 +158,13 @@ def move_variables(model: Any, placement: Placement) -> bool:
     variables, devices = graph.variables, parameter_devices(graph, placement)
     where = {id(v): device for v, device in zip(variables, devices)}
     pairs = list(zip(variables, devices))
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None:
+    shared = (
+        placement.output_device
+        if callable(placement.parameter_device)
+        else placement.parameter_device
+    )
+    for optimizer in compiled.optimizers(model):
         compiled.pin_optimizer(optimizer)
-        shared = (
-            placement.output_device
-            if callable(placement.parameter_device)
-            else placement.parameter_device
-        )
         pairs += [
             (v, where.get(id(owner), shared))
             for v, owner in compiled.optimizer_variables(optimizer)

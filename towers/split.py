@@ -111,6 +111,21 @@ def split_shards(
     )
 
 
+def open_spec(leaf: Any, divided: bool = True) -> tf.TypeSpec | None:
+    """The spec of a leaf; of any number of rows, if it is divided by them."""
+    if leaf is None:
+        return None
+    spec = tf.type_spec_from_value(leaf)
+    if not divided:
+        return spec
+    shape = tf.TensorShape([None, *spec.shape[1:]])
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(
+            shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
+        )
+    return type(spec)(shape, spec.dtype)
+
+
 def whole_leaves(batch: Any, whole: Sequence[Any]) -> list[bool]:
     """For each leaf whether it goes to every tower whole.
 

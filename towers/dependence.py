@@ -1,0 +1,84 @@
+"""dependence: what a tensor is made of, by the ops of the graph."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import tensorflow as tf
+
+
+def depends(
+    value: tf.Tensor,
+    sources: Sequence[tf.Tensor],
+    known: Sequence[tf.Tensor] = (),
+) -> bool:
+    """Whether a value is made of one of the sources.
+
+    A loop, a `tf.cond` or a function's call is made of all that it is given,
+    whichever of its results is asked for: so a value may be said to depend that
+    does not, never the other way round.
+
+    Args:
+      value: a tensor in a graph.
+      sources: tensors of the same graph.
+      known: tensors that are no sources, whatever they are made of.
+    """
+    found = {x.name for source in sources for x in _passed_on(source)}
+    return any(x.name in found for x in _made_of(value, known))
+
+
+def constants(value: tf.Tensor, known: Sequence[tf.Tensor] = ()) -> str:
+    """What tells the constants that a value is made of from others.
+
+    Args:
+      value: a tensor in a graph.
+      known: tensors that are not looked behind.
+    """
+    digest = hashlib.sha256()
+    for tensor in _made_of(value, known):
+        if tensor.op.type == "Const":
+            constant = tensor.op.node_def.attr["value"]
+            digest.update(constant.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _made_of(
+    value: tf.Tensor, known: Sequence[tf.Tensor]
+) -> Iterator[tf.Tensor]:
+    """A tensor and all that it is made of, but what is known."""
+    seen = {x.name for x in known}
+    todo = [value]
+    while todo:
+        tensor = todo.pop()
+        if tensor.name not in seen:
+            seen.add(tensor.name)
+            yield tensor
+            todo += _inputs(tensor)
+
+
+def _passed_on(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
+    """A tensor, and those that it is just passed on from.
+
+    A layer that is pinned to a device takes what it is given from there.
+    """
+    yield tensor
+    while tensor.op.type == "Identity":
+        tensor = tensor.op.inputs[0]
+        yield tensor
+
+
+def _inputs(tensor: tf.Tensor) -> list[tf.Tensor]:
+    op = tensor.op
+    if op.type == "IdentityN":
+        # Custom gradients send results and arguments through one of these.
+        return [op.inputs[tensor.value_index]]
+    if op.inputs:
+        return list(op.inputs)
+    # A constant in a branch of the control flow of TensorFlow 1 waits for its
+    # predicate.
+    waits, inputs = list(op.control_inputs), []
+    while waits:
+        op = waits.pop()
+        inputs += op.inputs
+        if not op.inputs:
+            waits += op.control_inputs
+    return inputs

@@ -4,6 +4,7 @@ import gc
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, placement
@@ -82,7 +83,14 @@ class ApplicationsTest(parameterized.TestCase):
         return model, x, tf.constant([0, 1, 2])
 
     @parameterized.named_parameters(zip(FAMILIES, FAMILIES))
+    @pytest.mark.slow
     def test_numbers_are_the_plain_model_s(self, name):
+        self.check(name)
+
+    def test_numbers_of_one_family_are_the_plain_model_s(self):
+        self.check("vgg16")
+
+    def check(self, name):
         model, x, y = self.made(name)
         variables = model.trainable_variables if name in BACKWARD else []
 
@@ -114,6 +122,7 @@ class ApplicationsTest(parameterized.TestCase):
             close(a, e, 1e-4)
 
     @parameterized.named_parameters(zip(TRAINED, TRAINED))
+    @pytest.mark.slow
     def test_a_step_trains(self, name):
         model, x, y = self.made(name)
         towered = towers.TowerModel(model, placement(2))

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
@@ -15,6 +16,7 @@ from models import (
     nested,
     placement,
     recurrent,
+    two_by_two,
 )
 
 import towers
@@ -27,40 +29,33 @@ def loss_of(outputs, losses):
     return tf.add_n([tf.reduce_mean(tf.square(y)) for y in flat] + losses)
 
 
-def plain_step(model, spec=None):
-    """A function to outputs, loss and gradients of the plain model."""
+def step_of(call, model):
+    """A function to outputs, loss and gradients; `call(x)` gives two first."""
 
-    @tf.function(input_signature=None if spec is None else [spec])
-    def run(x):
+    def step(x):
         with tf.GradientTape() as tape:
-            outputs = model(x, training=True)
-            loss = loss_of(outputs, model.losses)
+            outputs, losses = call(x)
+            loss = loss_of(outputs, losses)
         gradients = tape.gradient(loss, model.trainable_variables)
         return outputs, loss, [tf.convert_to_tensor(g) for g in gradients]
 
-    return run
+    return step
 
 
 def plain(model, x):
-    return plain_step(model)(x)
+    """What the plain model says; op by op, as that needs no tracing."""
+    return step_of(lambda x: (model(x, training=True), model.losses), model)(x)
 
 
-def towered(model, x, where, spec=None):
-    """The same in towers."""
+def towered(model, where, spec=None):
+    """A function to the same in towers."""
 
-    @tf.function(input_signature=None if spec is None else [spec])
-    def run(x):
-        with tf.GradientTape() as tape:
-            graph = towers.build_towers(model, x, where, training=True)
-            loss = loss_of(graph.outputs, graph.losses)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        return (
-            graph.outputs,
-            loss,
-            [tf.convert_to_tensor(g) for g in gradients],
-        )
+    def call(x):
+        graph = towers.build_towers(model, x, where, training=True)
+        return graph.outputs, graph.losses
 
-    return run(x)
+    signature = None if spec is None else [spec]
+    return tf.function(step_of(call, model), input_signature=signature)
 
 
 def unknown_rows(x):
@@ -69,27 +64,44 @@ def unknown_rows(x):
     )
 
 
+# Parameters of models with one input and one output.
+PARAMETERS = {cnn: 4, recurrent: 5}
+
+
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
-    def test_outputs_and_gradients_are_the_plain_model_s(self, model):
-        model = make(model)
-        expect = plain_step(model, unknown_rows(inputs(model, 3)))
-        for n, rows, weights, known in (
-            (1, 3, None, False),
-            (2, 7, [3, 1], True),
-            (4, 3, None, True),
-            (4, 3, [1, 0, 2, 1], False),
-            (5, 1, None, False),
-        ):
-            x = inputs(model, rows)
-            spec = None if known else unknown_rows(x)
-            expected = expect(x)
-            actual = towered(model, x, placement(n, weights), spec)
-            with self.subTest(n=n, rows=rows, weights=weights, known=known):
-                for a, e in zip(actual, expected):
-                    close(a, e)
+    def test_a_step_is_the_plain_model_s_and_on_its_towers(self, model):
+        parameters, model = PARAMETERS.get(model), make(model)
+        x, said = inputs(model, 7), []
+        step = towered(model, placement(3))
+        executed = Executed(lambda: said.extend(step(x)))
+        close(said, plain(model, x))
+        # The model's loss has no heavy op of its own.
+        self.assertEqual(
+            executed.heavy(), {f"tower_{i}": {f"/CPU:{i}"} for i in range(3)}
+        )
+        if parameters is not None:
+            self.assertLen(model.trainable_variables, parameters)
+            # Down: parameters, shard, output gradient. Up: output, gradients.
+            self.assertLen(executed.sends(), 2 * (2 * parameters + 3))
 
     @parameterized.named_parameters(NAMED)
+    def test_any_number_of_rows_gives_the_plain_model_s_numbers(self, model):
+        model = make(model)
+        spec = unknown_rows(inputs(model, 1))
+        step = towered(model, placement(3, [1, 0, 2]), spec)
+        for rows in (1, 3, 7):  # in one or two of three towers
+            x = inputs(model, rows)
+            with self.subTest(rows=rows):
+                close(step(x), plain(model, x))
+
+    def test_one_tower_gives_the_plain_model_s_numbers(self):
+        for model in (make(cnn), make(two_by_two)):
+            x = inputs(model, 3)
+            step = towered(model, placement(1), unknown_rows(x))
+            close(step(x), plain(model, x))
+
+    @parameterized.parameters(recurrent, attention, two_by_two)
     def test_the_tape_may_be_outside(self, model):
         model = make(model)
         x = inputs(model, 5)
@@ -174,39 +186,19 @@ class EqualityTest(parameterized.TestCase):
         )
 
 
-class PlacedTest(parameterized.TestCase):
-    @parameterized.named_parameters(NAMED)
-    def test_heavy_ops_ran_on_their_tower(self, model):
-        model = make(model)
-        x = inputs(model, 7)
-        executed = Executed(lambda: towered(model, x, placement(3)))
-        heavy = executed.heavy()
-        # The model's loss has no heavy op of its own.
-        self.assertEqual(
-            {k: v for k, v in heavy.items() if v},
-            {f"tower_{i}": {f"/CPU:{i}"} for i in range(3)},
-        )
-
+class PlacedTest(absltest.TestCase):
     def test_layers_are_named_below_their_tower(self):
         model = make(nested)
-        executed = Executed(
-            lambda: towered(model, inputs(model, 4), placement(2))
-        )
+        step = towered(model, placement(2))
+        executed = Executed(lambda: step(inputs(model, 4)))
         name = r"tower_1/inner/deep/.*MatMul"
         self.assertEqual(executed.devices(name, "MatMul"), {"/CPU:1"})
 
-    @parameterized.parameters((cnn, 4), (recurrent, 8))
-    def test_each_thing_crosses_once(self, model, parameters):
-        model = make(model)
-        self.assertLen(model.trainable_variables, parameters)
-        x = inputs(model, 9)
-        sends = Executed(lambda: towered(model, x, placement(3))).sends()
-        # Down: parameters, shard, output gradient. Up: output, gradients.
-        self.assertLen(sends, 2 * (2 * parameters + 3))
-
 
 class StateTest(parameterized.TestCase):
-    @parameterized.product(n=[1, 3, 4], rows=[2, 9], shared=[False, True])
+    @parameterized.parameters(
+        (1, 9, True), (3, 2, True), (4, 9, False), (4, 2, False)
+    )
     def test_batch_norm_sees_the_whole_batch(self, n, rows, shared):
         def model():
             norm = layers.BatchNormalization(momentum=0.9)
@@ -370,22 +362,33 @@ NESTINGS = (
 
 
 def short_recurrent() -> keras.Model:
-    """Second derivatives of a loop are slow to make."""
     return keras.Sequential(
-        [keras.Input([3, 2]), keras.layers.GRU(2), keras.layers.Dense(1)]
+        [keras.Input([3, 2]), layers.SimpleRNN(2), layers.Dense(1)]
     )
 
 
 class NestingTest(parameterized.TestCase):
     @parameterized.parameters(
-        *((recurrent, nesting) for nesting in NESTINGS[:4]),
-        *((short_recurrent, nesting) for nesting in NESTINGS[4:]),
-        *((cnn, nesting) for nesting in NESTINGS[2:5]),
-        *((attention, nesting) for nesting in NESTINGS[:3]),
+        (attention, through_functions),
+        (short_recurrent, through_a_condition),
+        (cnn, through_a_loop),
+        (cnn, over_micro_batches),
+        (cnn, of_second_order),
+        (nested, of_second_order_through_a_function),
     )
     def test_gradients_are_right_and_on_the_towers(self, model, nesting):
-        # Loops are slow to differentiate.
-        n = 2 if model in (recurrent, short_recurrent) else 3
+        self.check(model, nesting, 2)
+
+    @parameterized.parameters(
+        *((recurrent, nesting) for nesting in NESTINGS[:4]),
+        *((short_recurrent, nesting) for nesting in NESTINGS[4:]),
+        *((attention, nesting) for nesting in NESTINGS[1:3]),
+    )
+    @pytest.mark.slow
+    def test_gradients_of_loops_are_right_too(self, model, nesting):
+        self.check(model, nesting, 2 if "recurrent" in model.__name__ else 3)
+
+    def check(self, model, nesting, n):
         model = make(model)
         x = tf.constant(inputs(model, 5))
         spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
@@ -398,16 +401,12 @@ class NestingTest(parameterized.TestCase):
             return tf.reduce_mean(graph.outputs**2)
 
         @tf.function(input_signature=[spec])
-        def expected(x):
-            return nesting(plain, x, model)
-
-        @tf.function(input_signature=[spec])
         def actual(x):
             return nesting(towered, x, model)
 
         gradients = []
         step = Executed(lambda: gradients.extend(actual(x)))
-        close(gradients, expected(x))
+        close(gradients, nesting(plain, x, model))
         if "second_order" in nesting.__name__:
             return  # what an outer tape makes of the backward pass has no home
         for i in range(n):
@@ -430,7 +429,13 @@ class TowerFunctionTest(parameterized.TestCase):
         )
         close(graph.outputs, np.mean((model(x) - y) ** 2))
 
-    @parameterized.product(n=[1, 2, 3], how=["captured", "stopped", "whole"])
+    @parameterized.parameters(
+        (1, "captured"),
+        (1, "whole"),
+        (3, "captured"),
+        (3, "stopped"),
+        (3, "whole"),
+    )
     def test_a_gradient_outside_is_refused_not_lost(self, n, how):
         model, scale = make(cnn), tf.Variable(2.0)
         x = inputs(model, 4)

@@ -9,7 +9,7 @@ def tower_test(name, size = "small", deps = [], data = []):
 
     Args:
       name: the file's name without `.py`.
-      size: "small" for a minute or less; CI runs only these under Bazel.
+      size: "small" for some seconds; CI runs only these under Bazel.
       deps: what the file imports.
       data: what it reads or starts.
     """

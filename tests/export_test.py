@@ -46,76 +46,78 @@ def named(x):
     }
 
 
-def serve(folder, model, n, rows=(1, 7, 64)):
-    """What a second process answers for batches, and says of devices."""
-    for i in rows:
-        np.savez(
-            os.path.join(folder, f"inputs_{i}.npz"), **named(inputs(model, i))
-        )
+def serve(folder):
+    """What a second process says of the models in the folders of a folder."""
     here = pathlib.Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, str(here / "serve.py"), folder, str(n)],
+        [sys.executable, str(here / "serve.py"), folder, "3"],
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ""},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    outputs = {
-        i: dict(np.load(os.path.join(folder, f"outputs_{i}.npz"))) for i in rows
-    }
-    return outputs, json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-class ServeTest(parameterized.TestCase):
-    @parameterized.parameters(*MODELS)
-    def test_another_process_serves_the_towers(self, model):
-        folder, model = new_folder(), make(model)
+class ServeTest(absltest.TestCase):
+    def test_another_process_serves_the_towers(self):
+        """One process for all, as TensorFlow takes seconds to start."""
+        root = new_folder()
         where = placement(3, [2, 1, 1], parameter_device="/CPU:2")
-        tower_model = towers.TowerModel(model, where)
-        tower_model.export(os.path.join(folder, "model"))
-        outputs, said = serve(folder, model, 3)
-        for rows, actual in outputs.items():
+        plain = {model.__name__: make(model) for model in MODELS}
+        plain |= {"for_gpus": make(cnn), "for_no_devices": make(cnn)}
+        for name, model in plain.items():
+            folder = os.path.join(root, name)
+            os.mkdir(folder)
+            for rows in (1, 7):
+                file = os.path.join(folder, f"inputs_{rows}.npz")
+                np.savez(file, **named(inputs(model, rows)))
+            kwargs = {
+                "for_gpus": {"placement": GPUS},
+                "for_no_devices": {"placement": None},
+            }
+            towers.TowerModel(model, where).export(
+                os.path.join(folder, "model"), **kwargs.get(name, {})
+            )
+        said = serve(root)
+        for name, model in plain.items():
+            folder = pathlib.Path(root, name)
+            with self.subTest(name=name):
+                self.check_answers(folder, model)
+                if name in ("for_gpus", "for_no_devices"):
+                    continue
+                self.assertEqual(
+                    said[name]["executed"],
+                    {str(i): [f"/CPU:{i}"] for i in range(3)},
+                )
+                for device in said[name]["variables"]:
+                    self.assertRegex(device, "CPU:2$")
+                self.assertTrue(said[name]["differentiable"])
+                written = (folder / "model" / "saved_model.pb").read_bytes()
+                # What Keras calls its objects.
+                self.assertNotIn(b"_tf_keras", written)
+        self.assertEqual(
+            said["for_gpus"]["asked"],
+            ["", "/device:CPU:0"] + [f"/device:GPU:{i}" for i in range(4)],
+        )
+        self.assertEqual(said["for_no_devices"]["asked"], [""])
+
+    def check_answers(self, folder, model):
+        for rows in (1, 7):
+            actual = dict(np.load(folder / f"outputs_{rows}.npz"))
             expected = model(inputs(model, rows))
             if not isinstance(expected, dict):
                 expected = {"output_0": expected}
             self.assertCountEqual(actual, expected)
             for key, value in expected.items():
                 close(actual[key], value, 1e-4)
-        self.assertEqual(
-            said["executed"], {str(i): [f"/CPU:{i}"] for i in range(3)}
-        )
-        for device in said["variables"]:
-            self.assertRegex(device, "CPU:2$")
-        self.assertTrue(said["differentiable"])
-        written = pathlib.Path(folder, "model", "saved_model.pb").read_bytes()
-        self.assertNotIn(b"_tf_keras", written)  # what Keras calls its objects
 
-    def test_devices_that_this_machine_lacks(self):
-        folder, model = new_folder(), make(cnn)
-        path = os.path.join(folder, "model")
-        towers.TowerModel(model, placement(2)).export(path, placement=GPUS)
-        outputs, said = serve(folder, model, 1, rows=(5,))
-        close(outputs[5]["output_0"], model(inputs(model, 5)), 1e-4)
-        self.assertEqual(
-            said["asked"],
-            ["", "/device:CPU:0"] + [f"/device:GPU:{i}" for i in range(4)],
-        )
-
-    def test_no_devices_at_all(self):
-        folder, model = new_folder(), make(cnn)
-        path = os.path.join(folder, "model")
-        towers.TowerModel(model, placement(2)).export(path, placement=None)
-        outputs, said = serve(folder, model, 1, rows=(5,))
-        close(outputs[5]["output_0"], model(inputs(model, 5)), 1e-4)
-        self.assertEqual(said["asked"], [""])
-
-    @parameterized.parameters(1, 7, 64)
-    def test_the_command_line_runs_it(self, rows):
+    def test_the_command_line_runs_it(self):
         folder, model = new_folder(), make(cnn)
         path = os.path.join(folder, "model")
         towers.export_towers(model, path, placement(3))
         x = os.path.join(folder, "x.npy")
-        np.save(x, inputs(model, rows))
+        np.save(x, inputs(model, 7))
         command = pathlib.Path(sys.executable).parent / "saved_model_cli"
         subprocess.run(
             [
@@ -129,7 +131,7 @@ class ServeTest(parameterized.TestCase):
             cwd=folder,
         )
         actual = np.load(os.path.join(folder, "output_0.npy"))
-        close(actual, model(inputs(model, rows)), 1e-4)
+        close(actual, model(inputs(model, 7)), 1e-4)
 
     def test_state_is_not_written_by_serving(self):
         model = keras.Sequential(

@@ -6,6 +6,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
@@ -13,7 +14,7 @@ from models import close, make, placement
 import towers
 
 layers = keras.layers
-ROWS = (1, 2, 3, 7, 12)
+ROWS = (1, 2, 7)
 
 
 class Bag(keras.Model):
@@ -113,6 +114,8 @@ NAMED = [
 
 
 RAGGED = (ragged, twice_ragged)
+# These are checked in more ways than the others.
+KNOWN = (ragged, sparse, whole)
 HAS_RAGGED = "ragged" in inspect.signature(keras.KerasTensor).parameters
 
 
@@ -120,10 +123,9 @@ def wholes(model):
     return ["table", "scale"] if model is whole else []
 
 
-def step(call, model, spec):
+def step(call, model):
     """A function to outputs and the gradients of weights and float inputs."""
 
-    @tf.function(input_signature=None if spec is None else [spec])
     def run(x):
         parts = tf.nest.flatten(x, expand_composites=True)
         floats = [part for part in parts if part.dtype.is_floating]
@@ -160,54 +162,74 @@ def open_rows(x, model):
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
     def test_outputs_and_gradients_are_the_plain_model_s(self, model):
+        self.check(model, placement(3, [2, 1, 1]), known=model in KNOWN)
+
+    @parameterized.product(
+        model=[m for _, m in NAMED],
+        split=[(1, None), (2, [3, 1]), (3, None), (4, None)],
+    )
+    @pytest.mark.slow
+    def test_and_in_any_number_of_towers(self, model, split):
+        self.check(model, placement(*split), known=True)
+
+    def check(self, model, where, known):
         made = make(model)
         batches = [batch(model.__name__, rows) for rows in ROWS]
         spec = open_rows(batches[0], model)
-        plain = step(lambda x: made(x, training=True), made, spec)
-        for n, weights in ((1, None), (2, [3, 1]), (3, None), (4, None)):
-            where = placement(n, weights)
+        plain = step(lambda x: made(x, training=True), made)
 
-            def call(x, where=where):
-                return towers.build_towers(
-                    made, x, where, training=True, whole=wholes(model)
-                ).outputs
+        def call(x):
+            return towers.build_towers(
+                made, x, where, training=True, whole=wholes(model)
+            ).outputs
 
-            unknown, known = step(call, made, spec), step(call, made, None)
-            cases = [(x, unknown) for x in batches] + [(batches[n], known)]
-            for i, (x, towered) in enumerate(cases):
-                with self.subTest(n=n, case=i):
-                    for a, e in zip(towered(x), plain(x), strict=True):
-                        close(a, e)
+        towered = step(call, made)
+        unknown = tf.function(towered, input_signature=[spec])
+        cases = [(x, unknown) for x in batches]
+        cases += [(batches[-1], tf.function(towered))] * known
+        for i, (x, towered) in enumerate(cases):
+            with self.subTest(case=i):
+                for a, e in zip(towered(x), plain(x), strict=True):
+                    close(a, e)
 
-    @parameterized.product(model=[m for _, m in NAMED], on_towers=[False, True])
-    def test_fit_is_the_plain_model_s(self, model, on_towers):
-        if on_towers and model in RAGGED and not HAS_RAGGED:
-            self.skipTest("This Keras has no symbols for ragged tensors.")
+    @parameterized.named_parameters(NAMED)
+    def test_fit_is_the_plain_model_s(self, model):
+        self.check_fit(model, [False] + [True] * (model in KNOWN))
+
+    @parameterized.parameters(twice_ragged, strings, texts)
+    @pytest.mark.slow
+    def test_fit_with_the_loss_on_towers(self, model):
+        self.check_fit(model, [True])
+
+    def check_fit(self, model, ways):
         plain = make(model)
-        towered = towers.TowerModel(
-            make(model),
-            placement(3),
-            loss_on_towers=on_towers,
-            whole=wholes(model),
-        )
         x = batch(model.__name__, 7)
         y = np.ones(plain(x).shape, "float32")
         if model is whole:
             data = tf.data.Dataset.from_tensors((x, y))
         else:
             data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-        histories = []
-        for m in (plain, towered):
-            m.compile("sgd", "mse")
-            histories.append(m.fit(data, epochs=3, verbose=0).history["loss"])
-        close(histories[1], histories[0])
-        close(towered.get_weights(), plain.get_weights())
-        close(towered(x), plain(x))
+        plain.compile("sgd", "mse", run_eagerly=True)
+        expected = plain.fit(data, epochs=3, verbose=0).history["loss"]
+        for on_towers in ways:
+            if on_towers and model in RAGGED and not HAS_RAGGED:
+                continue  # this Keras has no symbols for ragged tensors
+            towered = towers.TowerModel(
+                make(model),
+                placement(3),
+                loss_on_towers=on_towers,
+                whole=wholes(model),
+            )
+            towered.compile("sgd", "mse")
+            history = towered.fit(data, epochs=3, verbose=0).history["loss"]
+            close(history, expected)
+            close(towered.get_weights(), plain.get_weights())
+            if not on_towers:
+                close(towered(x), plain(x))
 
-    @parameterized.named_parameters(NAMED)
+    # The tables of `strings` and `texts` are objects of Keras.
+    @parameterized.parameters(ragged, twice_ragged, sparse, whole)
     def test_a_saved_model_answers_as_the_plain_one(self, model):
-        if model in (strings, texts):
-            return  # their tables are objects of Keras
         made = make(model)
         x = batch(model.__name__, 5)
         path = os.path.join(tempfile.mkdtemp(), "saved")
@@ -225,28 +247,50 @@ class EqualityTest(parameterized.TestCase):
 
 
 class StatefulTest(parameterized.TestCase):
+    second = layers.SimpleRNN
+
     def model(self, rows):
         return keras.Sequential(
             [
-                keras.Input(batch_shape=(rows, 5, 3)),
-                layers.LSTM(4, stateful=True, return_sequences=True),
-                layers.Bidirectional(layers.GRU(3, stateful=True)),
+                keras.Input(batch_shape=(rows, 3, 2)),
+                layers.LSTM(2, stateful=True, return_sequences=True),
+                self.second(2, stateful=True),
                 layers.Dense(2),
             ]
         )
 
+    def test_each_tower_goes_on_from_the_state_of_its_rows(self):
+        self.check(5, 3)
+
+    def test_towers_without_rows_keep_no_state(self):
+        x = np.random.default_rng(0).normal(size=[3, 3, 2])
+        said = []
+        for n in (0, 2):
+            model = make(lambda: self.model(1))
+            model = towers.TowerModel(model, placement(n)) if n else model
+            said.append(model.predict(x, batch_size=1, verbose=0))
+        close(said[1], said[0])
+
     @parameterized.parameters((7, 1), (3, 2), (1, 4), (7, 4))
-    def test_each_tower_goes_on_from_the_state_of_its_rows(self, rows, n):
+    @pytest.mark.slow
+    def test_and_in_any_number_of_towers(self, rows, n):
+        self.second = lambda *args, **kwargs: layers.Bidirectional(
+            layers.GRU(*args, **kwargs)
+        )
+        self.check(rows, n)
+
+    def check(self, rows, n):
         rng = np.random.default_rng(0)
-        x = rng.normal(size=[4 * rows, 5, 3]).astype("float32")
-        y = rng.normal(size=[4 * rows, 2]).astype("float32")
+        x = rng.normal(size=[2 * rows, 3, 2]).astype("float32")
+        y = rng.normal(size=[2 * rows, 2]).astype("float32")
         plain = make(lambda: self.model(rows))
         towered = towers.TowerModel(
             make(lambda: self.model(rows)), placement(n)
         )
         said = []
         for m in (plain, towered):
-            m.compile(keras.optimizers.SGD(0.1), "mse")
+            sgd = keras.optimizers.SGD(0.1)
+            m.compile(sgd, "mse", run_eagerly=m is plain)
             m.fit(x, y, batch_size=rows, epochs=2, shuffle=False, verbose=0)
             said.append(m.predict(x, batch_size=rows, verbose=0))
             m.layers[0].reset_state()
@@ -260,7 +304,7 @@ class StatefulTest(parameterized.TestCase):
             call = tf.function(
                 lambda: (
                     towers.build_towers(
-                        model, tf.ones([3, 5, 3]), placement(2)
+                        model, tf.ones([3, 3, 2]), placement(2)
                     ).outputs
                 )
             )
@@ -269,7 +313,7 @@ class StatefulTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             tf.errors.InvalidArgumentError, "each of 4 rows"
         ):
-            towered.predict(np.ones([7, 5, 3]), batch_size=4, verbose=0)
+            towered.predict(np.ones([7, 3, 2]), batch_size=4, verbose=0)
 
     def test_a_saved_model_is_refused(self):
         path = os.path.join(tempfile.mkdtemp(), "saved")

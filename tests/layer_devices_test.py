@@ -5,9 +5,22 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import NAMED, close, inputs, make, placement
+from models import (
+    attention,
+    close,
+    cnn,
+    inputs,
+    make,
+    placement,
+    recurrent,
+    subclassed,
+    two_by_two,
+    unrolled,
+)
+from models import nested as models_in_models
 
 import towers
 
@@ -49,8 +62,18 @@ def leaves(model: keras.Model) -> list[str]:
 
 
 class EveryLayerTest(parameterized.TestCase):
-    @parameterized.named_parameters(NAMED)
+    @parameterized.parameters(
+        cnn, recurrent, attention, two_by_two, models_in_models
+    )
     def test_any_layer_can_be_pinned(self, model):
+        self.check(model)
+
+    @parameterized.parameters(unrolled, subclassed)
+    @pytest.mark.slow
+    def test_so_of_models_of_the_same_kinds(self, model):
+        self.check(model)
+
+    def check(self, model):
         plain = make(model)
         x = inputs(plain, 7)
 
@@ -61,13 +84,11 @@ class EveryLayerTest(parameterized.TestCase):
             gradients = tape.gradient(loss, plain.trainable_variables)
             return outputs + [tf.convert_to_tensor(g) for g in gradients]
 
-        @tf.function
-        def expect(x):
-            return outputs_and_gradients(lambda: plain(x))
+        expected = outputs_and_gradients(lambda: plain(x))
 
         def pinned(paths):
             pins = dict.fromkeys(paths, "/CPU:3")
-            where = placement(3, layer_devices=pins)
+            where = placement(2, layer_devices=pins)
 
             @tf.function
             def step(x):
@@ -84,9 +105,9 @@ class EveryLayerTest(parameterized.TestCase):
             report = towers.execution_report(
                 lambda step=step, said=said: said.extend(step(x))
             )
-            close(said, expect(x))
+            close(said, expected)
             self.assertEmpty(report.unknown)  # nothing crosses in a loop
-            for i in range(3):
+            for i in range(2):
                 strays = [
                     (device, name)
                     for device, name, _ in report.nodes
@@ -98,15 +119,24 @@ class EveryLayerTest(parameterized.TestCase):
 
 class EmbeddingTest(parameterized.TestCase):
     @parameterized.parameters(
-        (False, "/CPU:0", "sgd", 1_000_000),
+        (False, "/CPU:0", "sgd", 100_000), (True, "/CPU:3", "adam")
+    )
+    def test_only_the_rows_looked_up_cross(
+        self, mask, parameters, optimizer, count=WORDS
+    ):
+        self.check(mask, parameters, optimizer, count)
+
+    @parameterized.parameters(
         (False, "/CPU:1", "sgd"),
         (True, "/CPU:0", "adam"),
         (True, "/CPU:3", "sgd"),
         (False, "/CPU:3", "adam"),
     )
-    def test_only_the_rows_looked_up_cross(
-        self, mask, parameters, optimizer, count=WORDS
-    ):
+    @pytest.mark.slow
+    def test_and_wherever_the_parameters_are(self, mask, parameters, optimizer):
+        self.check(mask, parameters, optimizer, WORDS)
+
+    def check(self, mask, parameters, optimizer, count):
         where = towers.Placement(
             ["/CPU:1", "/CPU:2"],
             parameter_device=parameters,
@@ -117,7 +147,7 @@ class EmbeddingTest(parameterized.TestCase):
         x = RNG.integers(0, count, [64, 16]).astype("int32")
         y = RNG.normal(size=[64, 4]).astype("float32")
         for m in (plain, towered):
-            m.compile(optimizer, "mse")
+            m.compile(optimizer, "mse", run_eagerly=m is plain)
         report = towers.execution_report(towered.train_on_batch, x, y)
         table, *rest = towered.get_weights()
         rows = 64 * 16 * WIDTH * FLOAT  # there; and their gradients back

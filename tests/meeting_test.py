@@ -1,10 +1,10 @@
 """meeting: towers that talk give the plain model's numbers in training."""
 
-import functools
 import threading
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
@@ -20,15 +20,13 @@ def norm(**kwargs):
 
 
 def resnet():
-    """Convolutions with shortcuts and six batch norms."""
+    """Convolutions with a shortcut and three batch norms."""
     x = keras.Input([6, 6, 3])
     inputs = x
     x = layers.ReLU()(norm()(layers.Conv2D(6, 3, padding="same")(x)))
-    for strides in (1, 2):
-        short = norm()(layers.Conv2D(6, 1, strides=strides)(x))
-        y = layers.Conv2D(6, 3, strides=strides, padding="same")(x)
-        y = layers.ReLU()(norm()(y))
-        x = layers.ReLU()(layers.Add()([short, y]))
+    short = layers.Conv2D(6, 1, strides=2)(x)
+    y = layers.Conv2D(6, 3, strides=2, padding="same")(x)
+    x = layers.ReLU()(layers.Add()([short, norm()(y)]))
     return keras.Model(
         inputs, layers.Dense(3)(norm()(layers.GlobalAveragePooling2D()(x)))
     )
@@ -38,7 +36,7 @@ def shared():
     """One batch norm called twice, on its own outputs too, and a loop."""
     bn = norm()
     x = keras.Input([4, 3])
-    y = bn(layers.LSTM(3, return_sequences=True)(bn(x)))
+    y = bn(layers.SimpleRNN(3, return_sequences=True)(bn(x)))
     return keras.Model(x, layers.Dense(2, activity_regularizer="l2")(y))
 
 
@@ -103,10 +101,9 @@ def batch(model, rows, seed=0):
     return rng.normal(size=shape).astype("float32")
 
 
-def step(call, model, x, spec=None):
-    """Outputs, loss, gradients and new state of one step."""
+def step_of(call, model):
+    """A function to outputs, loss and gradients; `call(x)` gives two."""
 
-    @tf.function(input_signature=None if spec is None else [spec])
     def run(x):
         with tf.GradientTape() as tape:
             tape.watch(x) if x.dtype.is_floating else None
@@ -117,55 +114,90 @@ def step(call, model, x, spec=None):
         gradients = tape.gradient(loss, wanted)
         return outputs, loss, [tf.convert_to_tensor(g) for g in gradients]
 
-    found = run(x)
-    return *found, [v.numpy() for v in model.non_trainable_variables]
+    return run
 
 
 def plain_step(model, x):
-    def call(x):
-        return model(x, training=True), list(model.losses)
+    """What the plain model says of a step, and its new state."""
+    run = step_of(
+        lambda x: (model(x, training=True), list(model.losses)), model
+    )
+    return *run(x), [v.numpy() for v in model.non_trainable_variables]
 
-    return step(call, model, x)
 
+def towered_step(model, where, spec=None):
+    """A function to the same in towers, always from the weights of now."""
+    weights = model.get_weights()
 
-def towered_step(model, x, where, known):
     def call(x):
         graph = towers.build_towers(model, x, where, training=True)
         graph.apply_updates()
         return graph.outputs, graph.losses
 
-    spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
-    return step(call, model, tf.constant(x), None if known else spec)
+    signature = None if spec is None else [spec]
+    run = tf.function(step_of(call, model), input_signature=signature)
+
+    def step(x):
+        model.set_weights(weights)
+        return *run(x), [v.numpy() for v in model.non_trainable_variables]
+
+    return step
 
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
     def test_a_step_is_the_plain_model_s(self, model):
-        for n, rows, weights, known in (
+        x = batch(make(model), 1)
+        spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
+        unknown = towered_step(make(model), placement(3, [2, 1, 1]), spec)
+        for rows in (2, 7):  # of two rows one tower has none
+            self.check(model, unknown, rows)
+        if model is shuffled:
+            self.check(model, towered_step(make(model), placement(2)), 5)
+
+    @parameterized.product(
+        model=[m for _, m in NAMED],
+        case=[
             (1, 3, None, False),
             (2, 7, [3, 1], True),
             (4, 3, None, True),
             (4, 3, [1, 0, 2, 1], False),
-        ):
-            with self.subTest(n=n, rows=rows, weights=weights, known=known):
-                x = batch(make(model), rows)
-                expected = plain_step(make(model), tf.constant(x))
-                where = placement(n, weights)
-                actual = towered_step(make(model), x, where, known)
-                for a, e in zip(actual, expected, strict=True):
-                    close(a, e, 1e-4)
+        ],
+    )
+    @pytest.mark.slow
+    def test_and_in_any_number_of_towers(self, model, case):
+        n, rows, weights, known = case
+        x = batch(make(model), rows)
+        spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
+        where = placement(n, weights)
+        step = towered_step(make(model), where, None if known else spec)
+        self.check(model, step, rows)
 
-    @parameterized.parameters((2, True), (3, False))
-    def test_fit_is_the_plain_model_s(self, n, on_towers):
+    def check(self, model, step, rows):
+        x = tf.constant(batch(make(model), rows))
+        with self.subTest(rows=rows):
+            expected = plain_step(make(model), x)
+            for a, e in zip(step(x), expected, strict=True):
+                close(a, e, 1e-4)
+
+    def test_fit_is_the_plain_model_s(self):
+        self.check_fit(3, on_towers=True)
+
+    @pytest.mark.slow
+    def test_fit_with_the_loss_on_gathered_outputs(self):
+        self.check_fit(2, on_towers=False)
+
+    def check_fit(self, n, on_towers):
         models = [make(resnet), make(resnet)]
         towered = towers.TowerModel(
             models[1], placement(n), loss_on_towers=on_towers
         )
-        x = batch(models[0], 37)  # the last batch has two rows
-        y = np.random.default_rng(1).normal(size=[37, 3])
+        x = batch(models[0], 16)  # the last batch has two rows
+        y = np.random.default_rng(1).normal(size=[16, 3])
         histories = []
         for m in (models[0], towered):
-            m.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
+            sgd = keras.optimizers.SGD(0.05, momentum=0.9)
+            m.compile(sgd, "mse", run_eagerly=m is not towered)
             history = m.fit(x, y, batch_size=7, verbose=0, shuffle=False)
             histories.append(history.history["loss"])
         close(histories[1], histories[0])
@@ -234,13 +266,17 @@ class PlacementTest(absltest.TestCase):
             norms = [x for x in model.layers if "batch_norm" in x.name]
             for layer in norms:
                 layer.synchronized = synchronized
-            towered = towers.TowerModel(model, placement(3))
-            towered.compile("sgd", "mse")
-            x, y = batch(model, 7), np.ones([7, 3])
-            towered.train_on_batch(x, y)  # slots
-            towered.train_function = None
-            step = functools.partial(towered.train_on_batch, x, y)
-            executed = Executed(step)
+
+            @tf.function
+            def step(x, model=model):
+                with tf.GradientTape() as tape:
+                    graph = towers.build_towers(model, x, placement(3), True)
+                    loss = tf.reduce_mean(graph.outputs**2)
+                graph.apply_updates()
+                return tape.gradient(loss, model.trainable_variables)
+
+            x = batch(model, 7)
+            executed = Executed(lambda step=step, x=x: step(x))
             sends.append(executed.sends())
             for tower, devices in executed.heavy().items():
                 self.assertEqual(devices, {f"/CPU:{tower[-1]}"}, tower)

@@ -28,8 +28,7 @@ def recurrent() -> keras.Model:
     return keras.Sequential(
         [
             keras.Input([5, 3]),
-            layers.LSTM(4, return_sequences=True),
-            layers.GRU(3),
+            layers.LSTM(4),
             layers.Dense(2),
         ]
     )

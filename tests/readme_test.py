@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import os
 import pathlib
 import pkgutil
@@ -13,6 +14,7 @@ import unittest
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -59,33 +61,50 @@ class ReadTest(parameterized.TestCase):
         for block in blocks:
             exec(compile(block, "README.md", "exec"), {})
 
-    @parameterized.parameters(
-        (["mnist_cnn.py", "--epochs=1"], r"Test accuracy: 0\.\d{4}\n$"),
-        (["two_towers.py"], r"step 100  loss 0\.0\d+\n$"),
-        (["session_loop.py"], r"Session: (0\.9\d+)\nKeras: \1\n$"),
-        (["tower_loss.py"], r"step  60  loss 2\.\d+\n$"),
-        (
-            ["benchmark.py", "--quick", "--models=cnn", "--towers=2"],
-            r"towers 2 / classic 2: \d\.\d+ .*\n\n.* TensorFlow [\d.]+\n$",
-        ),
-        (["contrastive.py"], r"weights differ by \d\.\de-0[678]\n$"),
-        (["serve.py"], r"for_gpus \(7, 3\)\nplain \(7, 3\)\n$"),
-    )
-    def test_examples(self, command, last):
-        environment = {
+    def test_examples(self):
+        last_lines = {
+            ("mnist_cnn.py", "--epochs=1"): r"Test accuracy: 0\.\d{4}\n$",
+            ("two_towers.py",): r"step 100  loss 0\.0\d+\n$",
+            ("session_loop.py",): r"Session: (0\.9\d+)\nKeras: \1\n$",
+            ("tower_loss.py",): r"step  60  loss 2\.\d+\n$",
+            ("contrastive.py",): r"weights differ by \d\.\de-0[678]\n$",
+            ("serve.py",): r"for_gpus \(7, 3\)\nplain \(7, 3\)\n$",
+        }
+        commands = [
+            [str(ROOT / "examples" / file), *flags]
+            for file, *flags in last_lines
+        ]
+        told = json.loads(run("forked.py", json.dumps(commands)).stdout)
+        for command, last, (status, out, err) in zip(
+            commands, last_lines.values(), told, strict=True
+        ):
+            with self.subTest(command=command):
+                self.assertEqual(status, 0, err)
+                self.assertRegex(out, last)
+
+    @pytest.mark.slow
+    def test_the_benchmark(self):
+        done = run(
+            ROOT / "examples" / "benchmark.py",
+            *("--quick", "--models=cnn", "--towers=2"),
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        last = r"towers 2 / classic 2: \d\.\d+ .*\n\n.* TensorFlow [\d.]+\n$"
+        self.assertRegex(done.stdout, last)
+
+
+def run(file, *arguments):
+    """A Python program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, pathlib.Path(__file__).parent / file, *arguments],
+        env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=ROOT / "examples",
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertRegex(done.stdout, last)
+        },
+        capture_output=True,
+        text=True,
+    )
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ class AssertionsTest(absltest.TestCase):
 
 
 class ModelTest(parameterized.TestCase):
-    @parameterized.product(model=(cnn, recurrent), how=("fit", "batch"))
+    @parameterized.parameters((cnn, "fit"), (recurrent, "batch"))
     def test_a_training_step_moves_each_byte_once(self, model, how):
         model = towers.TowerModel(make(model), placement(3))
         model.compile("adam", "mse")

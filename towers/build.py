@@ -284,7 +284,9 @@ def _tower(
 
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
-        replay = graph.replay(copies, shard, training, scope, tower_fn)
+        replay = layer_graph.replayed(
+            graph, copies, shard, training, scope, tower_fn
+        )
         activations[:] = replay.activations
         moments, places = state.packed(graph, devices, replay.moments)
         layout.update(places)

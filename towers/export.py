@@ -102,7 +102,9 @@ def export_towers(
         if placement is None:
             values = [v.read_value() for v in module.parameters]
             with hooks.hooked(graph):
-                return graph.replay(values, inputs, False, "", tower_fn).outputs
+                return layer_graph.replayed(
+                    graph, values, inputs, False, "", tower_fn
+                ).outputs
         devices = parameter_devices(graph, placement)
         homes = [
             Home(variable, device, variable)

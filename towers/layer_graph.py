@@ -164,55 +164,6 @@ class LayerGraph:
         with tf.device(home.device):
             return regularizer(home.variable.read_value())
 
-    def replay(
-        self,
-        values: Sequence[tf.Tensor],
-        inputs: Any,
-        training: bool | None,
-        scope: str,
-        tower_fn: Callable[..., Any] | None = None,
-    ) -> Replay:
-        """Calls the model with `values` for its variables, changing none.
-
-        To be called while `hooked`.
-
-        Args:
-          values: one tensor per variable of `self.variables`.
-          inputs: the nest that the model is called with.
-          training: what layers that are not told otherwise go by.
-          scope: an absolute name scope, with its slash.
-          tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
-        """
-        stateless = _Scope(self.variables, values)
-        notes = hooks.Notes(self, scope, training, stateless)
-        with tf.name_scope(scope), _opened(notes):
-            if tower_fn is not None:
-                outputs = tower_fn(self.model, inputs)
-            elif training is None:
-                outputs = self.model(inputs)
-            else:
-                outputs = self.model(inputs, training=training)
-            losses = [loss for m in self.models for loss in _own_losses(m)]
-            # Here, where a variable among them is the tower's copy.
-            outputs = tf.nest.map_structure(_as_tensor, outputs)
-        state = {}
-        for i, (variable, value) in enumerate(zip(self.variables, values)):
-            new = stateless.get_current_value(variable)
-            if new is not value:
-                state[i] = new
-        return Replay(
-            outputs,
-            attached.get_notes(outputs),
-            [attached.activation(x) for x in tf.nest.flatten(outputs)],
-            [
-                {"sum" if any(loss is s for s in notes.sums) else "mean": loss}
-                for loss in losses
-            ],
-            state,
-            notes.moments,
-            {k: v[0] if len(v) == 1 else v for k, v in notes.seen.items()},
-        )
-
     def talks(self, training: bool | None, tower_fn: Any) -> bool:
         """Whether a tower needs the others: by declaration, or to train."""
         declared = [tower_fn, *self.layers]
@@ -238,6 +189,57 @@ class LayerGraph:
         return next(i for i, v in enumerate(self.variables) if v is variable)
 
 
+def replayed(
+    graph: LayerGraph,
+    values: Sequence[tf.Tensor],
+    inputs: Any,
+    training: bool | None,
+    scope: str,
+    tower_fn: Callable[..., Any] | None = None,
+) -> Replay:
+    """Calls a model with `values` for its variables, changing none.
+
+    To be called while `hooked`.
+
+    Args:
+      graph: names the layers and the variables.
+      values: one tensor per variable of `graph.variables`.
+      inputs: the nest that the model is called with.
+      training: what layers that are not told otherwise go by.
+      scope: an absolute name scope, with its slash.
+      tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
+    """
+    stateless = _Scope(graph.variables, values)
+    notes = hooks.Notes(graph, scope, training, stateless)
+    with tf.name_scope(scope), _opened(notes):
+        if tower_fn is not None:
+            outputs = tower_fn(graph.model, inputs)
+        elif training is None:
+            outputs = graph.model(inputs)
+        else:
+            outputs = graph.model(inputs, training=training)
+        losses = [loss for m in graph.models for loss in _own_losses(m)]
+        # Here, where a variable among them is the tower's copy.
+        outputs = tf.nest.map_structure(_as_tensor, outputs)
+    state = {}
+    for i, (variable, value) in enumerate(zip(graph.variables, values)):
+        new = stateless.get_current_value(variable)
+        if new is not value:
+            state[i] = new
+    return Replay(
+        outputs,
+        attached.get_notes(outputs),
+        [attached.activation(x) for x in tf.nest.flatten(outputs)],
+        [
+            {"sum" if any(loss is s for s in notes.sums) else "mean": loss}
+            for loss in losses
+        ],
+        state,
+        notes.moments,
+        {k: v[0] if len(v) == 1 else v for k, v in notes.seen.items()},
+    )
+
+
 class _Scope(keras.StatelessScope):
     """Reads and writes tensors in the place of one model's variables.
 
@@ -254,7 +256,7 @@ class _Scope(keras.StatelessScope):
         self._copies = {id(v): c for v, c in zip(variables, values)}
         self.state_mapping.update(self._copies)
 
-    def as_it_is(self) -> "_Scope":
+    def as_it_is(self) -> Any:
         """Another scope, with the values that this one has now."""
         other = _Scope((), ())
         other._copies = self._copies

@@ -70,12 +70,14 @@ def of_open_rows(
       graph: names the variables; `hooked`.
       copies, shard: what a tower is given.
       divided: as for `shared_state`.
-      training, tower_fn: as for `LayerGraph.replay`.
+      training, tower_fn: as for `layer_graph.replayed`.
     """
     found: set[Shared] = set()
 
     def call(copies: list[tf.Tensor], shard: Any) -> None:
-        replay = graph.replay(copies, shard, training, "open/", tower_fn)
+        replay = layer_graph.replayed(
+            graph, copies, shard, training, "open/", tower_fn
+        )
         state = besides_moments(graph, replay.state, replay.moments)
         tensors = {i: tf.identity(x) for i, x in state.items()}
         found.update(shared_state(graph, tensors, copies, shard, divided))

@@ -269,7 +269,7 @@ def _renormalized(
 
 
 def packed(
-    graph: layer_graph.LayerGraph,
+    graph: Any,
     devices: Sequence[str],
     moments: dict[int, list[hooks.Moments]],
 ) -> tuple[dict[Group, tf.Tensor], dict[Group, list[tuple[int, int]]]]:
@@ -312,7 +312,7 @@ def packed(
 
 
 def besides_moments(
-    graph: layer_graph.LayerGraph,
+    graph: Any,
     state: dict[int, tf.Tensor],
     moments: dict[int, list[hooks.Moments]],
 ) -> dict[int, tf.Tensor]:

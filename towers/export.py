@@ -36,11 +36,13 @@ def export_towers(
     """Writes a model as a SavedModel whose signature holds its towers.
 
     `tf.saved_model.load(path)` gives an object with `serve(inputs)`, and with
-    the signature "serving_default" for servers. Any number of rows may come;
-    inference only. The placement may name devices that this machine lacks, if
-    it was made with `available="any"`. Loaded where they are missing too, ops
-    fall back to other devices, as TensorFlow's soft placement has it.
-    Variables are on the default device, from where towers copy them; with
+    the signature "serving_default" for servers. Any number of rows may come,
+    but to a stateful RNN as many as it keeps states for. Inference only; seeds
+    of noise that is on, and state that the model assigns, move on with each
+    call. The placement may name devices that this machine lacks, if it was
+    made with `available="any"`. Loaded where they are missing too, ops fall
+    back to other devices, as TensorFlow's soft placement has it. Variables are
+    on the default device, from where towers copy them; with
     `tf.saved_model.LoadOptions(experimental_variable_policy=
     "save_variable_devices")` they are on the parameter device.
 
@@ -61,14 +63,15 @@ def export_towers(
       input_signature: a nest, like the model's inputs, of `tf.TensorSpec`,
         [rows, ...]; rows are left open. By default what the model was built
         for.
-      merge: see `gather_outputs`.
+      merge: see `gather_outputs`. As there, a scalar, or an output that is no
+        batch, needs another rule than "concat".
       tower_fn: as in `build_towers`. Without devices it is called once.
       whole: as in `build_towers`; their specs are taken as they are.
 
     Raises:
       TypeError: the model or the placement is of the wrong kind.
-      ValueError: `path` exists, the inputs are unknown, or the model has a
-        stateful RNN.
+      ValueError: `path` exists, the inputs are unknown, or `merge` does not
+        fit.
       RuntimeError: called inside a graph.
     """
     template.check_model(model, nested=tower_fn is not None)
@@ -86,15 +89,11 @@ def export_towers(
             "a tf.compat.v1 graph is exported with its Session by "
             "tf.compat.v1.saved_model.simple_save."
         )
-    specs = _specs(model, input_signature, whole)
     pins = placement.layer_devices if placement is not None else None
     graph = layer_graph.LayerGraph(model, (), pins)
-    if graph.row_states:
-        raise ValueError(
-            f"The model has {graph.variables[graph.row_states[0]].path!r}, the "
-            "state of a stateful RNN, but a SavedModel of towers changes "
-            "nothing when it is served. Expected stateful=False."
-        )
+    states = [graph.variables[i] for i in graph.row_states]
+    rows = states[0].shape[0] if states else None
+    specs = _specs(model, input_signature, whole, rows)
     module = tf.Module()
     module.parameters = [layer_graph.raw(v) for v in graph.variables]
 
@@ -102,7 +101,10 @@ def export_towers(
         if placement is None:
             values = [v.read_value() for v in module.parameters]
             with hooks.hooked(graph):
-                return graph.replay(values, inputs, False, "", tower_fn).outputs
+                replay = graph.replay(values, inputs, False, "", tower_fn)
+            for i, value in sorted(replay.state.items()):
+                module.parameters[i].assign(value)
+            return replay.outputs
         devices = parameter_devices(graph, placement)
         homes = [
             Home(variable, device, variable)
@@ -111,6 +113,7 @@ def export_towers(
         built = assemble(
             graph, homes, [], inputs, placement, False, merge, tower_fn, whole
         )
+        built.apply_updates()
         return built.outputs
 
     def serving_default(*leaves: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -123,13 +126,15 @@ def export_towers(
         input_signature=_parts(specs),
         autograph=False,
     )
-    tf.saved_model.save(
-        module,
-        path,
-        signatures={"serving_default": signature},
-        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
-    )
     try:
+        tf.saved_model.save(
+            module,
+            path,
+            signatures={"serving_default": signature},
+            options=tf.saved_model.SaveOptions(
+                experimental_custom_gradients=False
+            ),
+        )
         _edit(
             path,
             [""] * len(module.parameters)
@@ -137,12 +142,21 @@ def export_towers(
             else parameter_devices(graph, placement),
         )
     except Exception:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
         raise
 
 
-def _specs(model: Any, signature: Any, whole: Sequence[Any]) -> Any:
-    """A nest of TensorFlow's specs, of any number of rows, dense ones named."""
+def _specs(
+    model: Any, signature: Any, whole: Sequence[Any], rows: int | None
+) -> Any:
+    """A nest of TensorFlow's specs, dense ones named.
+
+    Args:
+      model: the model, or a nest of them.
+      signature: what the caller said of inputs, or None.
+      whole: see `split_batch`.
+      rows: how many; None for any number.
+    """
     if signature is None:
         signature = template.input_signature(model)
     elif isinstance(signature, (list, tuple)) and len(signature) == 1:
@@ -167,7 +181,7 @@ def _specs(model: Any, signature: Any, whole: Sequence[Any]) -> Any:
                 f"[rows, ...], or to be named in `whole`; got shape {shape}."
             )
         else:
-            shape = tf.TensorShape([None, *shape[1:]])
+            shape = tf.TensorShape([rows, *shape[1:]])
         if isinstance(spec, tf.RaggedTensorSpec):
             return tf.RaggedTensorSpec(
                 shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
@@ -207,6 +221,7 @@ def _parts(specs: Any) -> list[tf.TensorSpec]:
 
 
 def _map_with_path(function: Any, nest: Any, path: tuple = ()) -> Any:
+    """A nest of `function(path, leaf)`."""
     if isinstance(nest, dict):
         return {
             key: _map_with_path(function, value, (*path, key))

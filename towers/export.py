@@ -12,9 +12,10 @@ import operator
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -69,9 +70,11 @@ def export_towers(
       whole: as in `build_towers`; their specs are taken as they are.
 
     Raises:
-      TypeError: the model or the placement is of the wrong kind.
-      ValueError: `path` exists, the inputs are unknown, or `merge` does not
-        fit.
+      TypeError: the model, the placement or a leaf of `input_signature` is of
+        the wrong kind.
+      ValueError: `path` exists, the inputs are unknown, `merge` does not fit,
+        or the model reads a lookup table, or a variable, that none of its
+        layers keeps.
       RuntimeError: called inside a graph.
     """
     template.check_model(model, nested=tower_fn is not None)
@@ -121,6 +124,9 @@ def export_towers(
         return _named(serve(inputs))
 
     module.serve = tf.function(serve, input_signature=[specs], autograph=False)
+    served = module.serve.get_concrete_function()
+    if resources := _resources(graph, served):
+        module.resources = resources
     signature = tf.function(
         serving_default,
         input_signature=_parts(specs),
@@ -146,6 +152,51 @@ def export_towers(
         raise
 
 
+def _resources(graph: layer_graph.LayerGraph, served: Any) -> list[Any]:
+    """What else a function reads: lookup tables, and variables of no Keras.
+
+    Args:
+      graph: names the layers that keep them as attributes.
+      served: the concrete function.
+
+    Raises:
+      ValueError: it reads what no layer keeps.
+    """
+    known = {id(layer_graph.raw(v).handle) for v in graph.variables}
+    read = [
+        x
+        for x in served.captured_inputs
+        if x.dtype == tf.resource and id(x) not in known
+    ]
+    found = {}
+    for layer in graph.layers if read else []:
+        for kept in _kept(layer):
+            if isinstance(kept, tf.Variable):
+                found[id(kept.handle)] = kept
+            elif isinstance(
+                kept, tf.saved_model.experimental.TrackableResource
+            ):
+                found[id(kept.resource_handle)] = kept
+    for x in read:
+        if id(x) not in found:
+            raise ValueError(
+                "The model reads a lookup table, or a variable, that no layer "
+                f"of it keeps: {x!r}. Expected all that it reads to be saved "
+                "with it; keep that as an attribute of a layer."
+            )
+    return [found[id(x)] for x in read]
+
+
+def _kept(layer: keras.Layer) -> Iterator[Any]:
+    """What a layer holds, by attributes and in lists and dicts there."""
+    yield from tf.train.TrackableView(layer).descendants()
+    for value in vars(layer).values():
+        if isinstance(value, Mapping):
+            yield from value.values()
+        elif isinstance(value, (list, tuple)):
+            yield from value
+
+
 def _specs(
     model: Any, signature: Any, whole: Sequence[Any], rows: int | None
 ) -> Any:
@@ -161,6 +212,11 @@ def _specs(
         signature = template.input_signature(model)
     elif isinstance(signature, (list, tuple)) and len(signature) == 1:
         (signature,) = signature  # as Keras and tf.function have it
+    if not tf.nest.flatten(signature):
+        raise TypeError(
+            "`input_signature` must be a nest of tf.TensorSpec like the "
+            f"model's inputs; got {signature!r}, which holds none."
+        )
     undivided = tf.nest.pack_sequence_as(
         signature, split.whole_leaves(signature, whole)
     )
@@ -168,9 +224,14 @@ def _specs(
 
     def named(path: tuple[Any, ...], spec: Any) -> tf.TypeSpec:
         if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
-            raise ValueError(
+            raise TypeError(
                 "`input_signature` must be a nest of tf.TensorSpec like the "
                 f"model's inputs; got {spec!r}."
+            )
+        if spec.dtype is None:
+            raise ValueError(
+                "`input_signature` must say the dtype of each input; got "
+                f'{spec!r}. Give it a dtype, such as "float32".'
             )
         shape = tf.TensorShape(spec.shape)
         if functools.reduce(operator.getitem, path, undivided):
@@ -228,10 +289,12 @@ def _map_with_path(function: Any, nest: Any, path: tuple = ()) -> Any:
             for key, value in nest.items()
         }
     if isinstance(nest, (list, tuple)):
-        return [
+        mapped = [
             _map_with_path(function, value, (*path, i))
             for i, value in enumerate(nest)
         ]
+        # As `serve` takes either but not the other.
+        return tuple(mapped) if isinstance(nest, tuple) else mapped
     return function(path, nest)
 
 

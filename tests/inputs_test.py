@@ -315,13 +315,6 @@ class StatefulTest(parameterized.TestCase):
         ):
             towered.predict(np.ones([7, 3, 2]), batch_size=4, verbose=0)
 
-    def test_a_saved_model_is_refused(self):
-        path = os.path.join(tempfile.mkdtemp(), "saved")
-        with self.assertRaisesRegex(ValueError, "stateful=False"):
-            towers.export_towers(
-                make(lambda: self.model(4)), path, placement(2)
-            )
-
 
 class RefusalTest(absltest.TestCase):
     def test_whole_inputs_that_are_not_there(self):

@@ -12,9 +12,10 @@ import operator
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -36,11 +37,13 @@ def export_towers(
     """Writes a model as a SavedModel whose signature holds its towers.
 
     `tf.saved_model.load(path)` gives an object with `serve(inputs)`, and with
-    the signature "serving_default" for servers. Any number of rows may come;
-    inference only. The placement may name devices that this machine lacks, if
-    it was made with `available="any"`. Loaded where they are missing too, ops
-    fall back to other devices, as TensorFlow's soft placement has it.
-    Variables are on the default device, from where towers copy them; with
+    the signature "serving_default" for servers. Any number of rows may come,
+    but to a stateful RNN as many as it keeps states for. Inference only; seeds
+    of noise that is on, and state that the model assigns, move on with each
+    call. The placement may name devices that this machine lacks, if it was
+    made with `available="any"`. Loaded where they are missing too, ops fall
+    back to other devices, as TensorFlow's soft placement has it. Variables are
+    on the default device, from where towers copy them; with
     `tf.saved_model.LoadOptions(experimental_variable_policy=
     "save_variable_devices")` they are on the parameter device.
 
@@ -61,14 +64,17 @@ def export_towers(
       input_signature: a nest, like the model's inputs, of `tf.TensorSpec`,
         [rows, ...]; rows are left open. By default what the model was built
         for.
-      merge: see `gather_outputs`.
+      merge: see `gather_outputs`. As there, a scalar, or an output that is no
+        batch, needs another rule than "concat".
       tower_fn: as in `build_towers`. Without devices it is called once.
       whole: as in `build_towers`; their specs are taken as they are.
 
     Raises:
-      TypeError: the model or the placement is of the wrong kind.
-      ValueError: `path` exists, the inputs are unknown, or the model has a
-        stateful RNN.
+      TypeError: the model, the placement or a leaf of `input_signature` is of
+        the wrong kind.
+      ValueError: `path` exists, the inputs are unknown, `merge` does not fit,
+        or the model reads a lookup table, or a variable, that none of its
+        layers keeps.
       RuntimeError: called inside a graph.
     """
     template.check_model(model, nested=tower_fn is not None)
@@ -86,15 +92,11 @@ def export_towers(
             "a tf.compat.v1 graph is exported with its Session by "
             "tf.compat.v1.saved_model.simple_save."
         )
-    specs = _specs(model, input_signature, whole)
     pins = placement.layer_devices if placement is not None else None
     graph = layer_graph.LayerGraph(model, (), pins)
-    if graph.row_states:
-        raise ValueError(
-            f"The model has {graph.variables[graph.row_states[0]].path!r}, the "
-            "state of a stateful RNN, but a SavedModel of towers changes "
-            "nothing when it is served. Expected stateful=False."
-        )
+    states = [graph.variables[i] for i in graph.row_states]
+    rows = states[0].shape[0] if states else None
+    specs = _specs(model, input_signature, whole, rows)
     module = tf.Module()
     module.parameters = [layer_graph.raw(v) for v in graph.variables]
 
@@ -102,9 +104,12 @@ def export_towers(
         if placement is None:
             values = [v.read_value() for v in module.parameters]
             with hooks.hooked(graph):
-                return layer_graph.replayed(
+                replay = layer_graph.replayed(
                     graph, values, inputs, False, "", tower_fn
-                ).outputs
+                )
+            for i, value in sorted(replay.state.items()):
+                module.parameters[i].assign(value)
+            return replay.outputs
         devices = parameter_devices(graph, placement)
         homes = [
             Home(variable, device, variable)
@@ -113,6 +118,7 @@ def export_towers(
         built = assemble(
             graph, homes, [], inputs, placement, False, merge, tower_fn, whole
         )
+        built.apply_updates()
         return built.outputs
 
     def serving_default(*leaves: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -120,18 +126,23 @@ def export_towers(
         return _named(serve(inputs))
 
     module.serve = tf.function(serve, input_signature=[specs], autograph=False)
+    served = module.serve.get_concrete_function()
+    if resources := _resources(graph, served):
+        module.resources = resources
     signature = tf.function(
         serving_default,
         input_signature=_parts(specs),
         autograph=False,
     )
-    tf.saved_model.save(
-        module,
-        path,
-        signatures={"serving_default": signature},
-        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
-    )
     try:
+        tf.saved_model.save(
+            module,
+            path,
+            signatures={"serving_default": signature},
+            options=tf.saved_model.SaveOptions(
+                experimental_custom_gradients=False
+            ),
+        )
         _edit(
             path,
             [""] * len(module.parameters)
@@ -139,16 +150,75 @@ def export_towers(
             else parameter_devices(graph, placement),
         )
     except Exception:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
         raise
 
 
-def _specs(model: Any, signature: Any, whole: Sequence[Any]) -> Any:
-    """A nest of TensorFlow's specs, of any number of rows, dense ones named."""
+def _resources(graph: layer_graph.LayerGraph, served: Any) -> list[Any]:
+    """What else a function reads: lookup tables, and variables of no Keras.
+
+    Args:
+      graph: names the layers that keep them as attributes.
+      served: the concrete function.
+
+    Raises:
+      ValueError: it reads what no layer keeps.
+    """
+    known = {id(layer_graph.raw(v).handle) for v in graph.variables}
+    read = [
+        x
+        for x in served.captured_inputs
+        if x.dtype == tf.resource and id(x) not in known
+    ]
+    found = {}
+    for layer in graph.layers if read else []:
+        for kept in _kept(layer):
+            if isinstance(kept, tf.Variable):
+                found[id(kept.handle)] = kept
+            elif isinstance(
+                kept, tf.saved_model.experimental.TrackableResource
+            ):
+                found[id(kept.resource_handle)] = kept
+    for x in read:
+        if id(x) not in found:
+            raise ValueError(
+                "The model reads a lookup table, or a variable, that no layer "
+                f"of it keeps: {x!r}. Expected all that it reads to be saved "
+                "with it; keep that as an attribute of a layer."
+            )
+    return [found[id(x)] for x in read]
+
+
+def _kept(layer: keras.Layer) -> Iterator[Any]:
+    """What a layer holds, by attributes and in lists and dicts there."""
+    yield from tf.train.TrackableView(layer).descendants()
+    for value in vars(layer).values():
+        if isinstance(value, Mapping):
+            yield from value.values()
+        elif isinstance(value, (list, tuple)):
+            yield from value
+
+
+def _specs(
+    model: Any, signature: Any, whole: Sequence[Any], rows: int | None
+) -> Any:
+    """A nest of TensorFlow's specs, dense ones named.
+
+    Args:
+      model: the model, or a nest of them.
+      signature: what the caller said of inputs, or None.
+      whole: see `split_batch`.
+      rows: how many; None for any number.
+    """
     if signature is None:
         signature = template.input_signature(model)
     elif isinstance(signature, (list, tuple)) and len(signature) == 1:
         (signature,) = signature  # as Keras and tf.function have it
+    if not tf.nest.flatten(signature):
+        raise TypeError(
+            "`input_signature` must be a nest of tf.TensorSpec like the "
+            f"model's inputs; got {signature!r}, which holds none."
+        )
     undivided = tf.nest.pack_sequence_as(
         signature, split.whole_leaves(signature, whole)
     )
@@ -156,9 +226,14 @@ def _specs(model: Any, signature: Any, whole: Sequence[Any]) -> Any:
 
     def named(path: tuple[Any, ...], spec: Any) -> tf.TypeSpec:
         if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
-            raise ValueError(
+            raise TypeError(
                 "`input_signature` must be a nest of tf.TensorSpec like the "
                 f"model's inputs; got {spec!r}."
+            )
+        if spec.dtype is None:
+            raise ValueError(
+                "`input_signature` must say the dtype of each input; got "
+                f'{spec!r}. Give it a dtype, such as "float32".'
             )
         shape = tf.TensorShape(spec.shape)
         if functools.reduce(operator.getitem, path, undivided):
@@ -169,7 +244,7 @@ def _specs(model: Any, signature: Any, whole: Sequence[Any]) -> Any:
                 f"[rows, ...], or to be named in `whole`; got shape {shape}."
             )
         else:
-            shape = tf.TensorShape([None, *shape[1:]])
+            shape = tf.TensorShape([rows, *shape[1:]])
         if isinstance(spec, tf.RaggedTensorSpec):
             return tf.RaggedTensorSpec(
                 shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
@@ -209,16 +284,19 @@ def _parts(specs: Any) -> list[tf.TensorSpec]:
 
 
 def _map_with_path(function: Any, nest: Any, path: tuple = ()) -> Any:
+    """A nest of `function(path, leaf)`."""
     if isinstance(nest, dict):
         return {
             key: _map_with_path(function, value, (*path, key))
             for key, value in nest.items()
         }
     if isinstance(nest, (list, tuple)):
-        return [
+        mapped = [
             _map_with_path(function, value, (*path, i))
             for i, value in enumerate(nest)
         ]
+        # As `serve` takes either but not the other.
+        return tuple(mapped) if isinstance(nest, tuple) else mapped
     return function(path, nest)
 
 

@@ -448,7 +448,10 @@ class TowerModel(TemplateProxy):
           **kwargs: for other formats.
 
         Raises:
-          ValueError: `filepath` exists, or the format can hold no placement.
+          TypeError: a leaf of `input_signature`, or an argument, is of the
+            wrong kind.
+          ValueError: `filepath` exists, the format can hold no placement, or
+            an argument is one of another backend.
         """
         if format != "tf_saved_model":
             if isinstance(placement, Placement):
@@ -465,9 +468,10 @@ class TowerModel(TemplateProxy):
             )
             return
         if kwargs:
-            raise TypeError(
+            of_jax = set(kwargs) <= {"is_static", "jax2tf_kwargs"}
+            raise (ValueError if of_jax else TypeError)(  # as Keras has it
                 f"export does not take {', '.join(kwargs)} with format "
-                '"tf_saved_model". Leave that out.'
+                '"tf_saved_model" of TensorFlow. Leave that out.'
             )
         if placement == "own":
             placement = self.placement

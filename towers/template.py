@@ -165,6 +165,7 @@ def input_signature(model: Any) -> Any:
             return {key: spec(value) for key, value in shape.items()}
         if all(isinstance(d, int) or d is None for d in shape):
             return tf.TensorSpec(shape, model.input_dtype)
-        return [spec(value) for value in shape]
+        each = [spec(value) for value in shape]
+        return tuple(each) if isinstance(shape, tuple) else each
 
     return spec(model._build_shapes_dict[shapes[0]])

@@ -235,6 +235,8 @@ class _Scope(keras.StatelessScope):
         # caller is itself a mixed-precision layer.
         super().__init__(collect_losses=True)
         self._copies = {id(v): c for v, c in zip(variables, values)}
+        self._graph = tf.compat.v1.get_default_graph()
+        self._foreign: dict[int, tf.Tensor] = {}
         for variable, value in zip(variables, values):
             self.state_mapping[id(variable)] = value
 
@@ -247,9 +249,33 @@ class _Scope(keras.StatelessScope):
                 f"The tower reads {variable.path!r}, a trainable variable of "
                 "no model that it was given. Expected all models that a tower "
                 "uses: pass them as a list or dict, as in "
+                "build_towers([model, other], ..., tower_fn=f); or freeze what "
+                "is not to be trained, by `trainable = False`."
+            )
+        if value is None and not tf.executing_eagerly():
+            value = self._read(variable)
+        return value
+
+    def _read(self, variable: Any) -> tf.Tensor:
+        """The value of a frozen variable of no model that the tower has.
+
+        The TensorFlow variable of a frozen one is trainable, so tapes would
+        follow what is read of it. It is read once, outside of loops.
+        """
+        if not hasattr(self._graph, "captures"):
+            raise ValueError(
+                f"The tower reads {variable.path!r}, a frozen variable of no "
+                "model that it was given; a graph of tf.compat.v1 has those of "
+                "given models only. Pass its model too, as in "
                 "build_towers([model, other], ..., tower_fn=f)."
             )
-        return value
+        if id(variable) not in self._foreign:
+            handle, dtype = raw(variable).handle, raw(variable).dtype
+            with self._graph.as_default(), tf.control_dependencies(None):
+                value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+                value.set_shape(variable.shape)
+                self._foreign[id(variable)] = tf.stop_gradient(value)
+        return self._foreign[id(variable)]
 
     def add_update(self, update: tuple[Any, tf.Tensor]) -> None:
         variable, value = update

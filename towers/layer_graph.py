@@ -5,6 +5,7 @@ Keras has no public word for its internals that this file touches:
 behind a Keras variable). `layer_graph_test.py` fails when one of them changes.
 """
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -339,13 +340,26 @@ def raw(variable: Any) -> tf.Variable:
 
 
 def move_variable(variable: Any, device: str) -> bool:
-    """Moves a Keras variable's value to `device`; False if it is there."""
+    """Moves a Keras variable's value to `device`; False if it is there.
+
+    What a `tf.distribute` strategy made, of parts on its devices, becomes an
+    ordinary variable.
+    """
     old = raw(variable)
-    if same_device(old.device, device):
+    made_by_strategy = type(old).__module__.startswith(
+        "tensorflow.python.distribute"
+    )
+    if same_device(old.device, device) and not made_by_strategy:
         return False
+    with (
+        old.distribute_strategy.scope()
+        if made_by_strategy
+        else contextlib.nullcontext()
+    ):
+        value = old.read_value()  # of all replicas, where each has its own
     with tf.device(device):
         new = tf.Variable(
-            old.read_value(),
+            value,
             trainable=old.trainable,
             dtype=old.dtype,
             name=old.name.split(":")[0],

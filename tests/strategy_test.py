@@ -41,7 +41,9 @@ class StrategyTest(parameterized.TestCase):
         with strategy(["/CPU:0", "/CPU:1"]).scope():
             template = model()
             if trained:
-                template.compile(keras.optimizers.Adam(), "mse", metrics=["mae"])
+                template.compile(
+                    keras.optimizers.Adam(), "mse", metrics=["mae"]
+                )
         if trained:
             plain.compile(keras.optimizers.Adam(), "mse", metrics=["mae"])
             train(plain)

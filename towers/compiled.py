@@ -1,12 +1,13 @@
 """compiled: what `compile` made of a model: its losses, metrics and optimizer.
 
 Keras has no public word for its internals that this file touches:
-`_compile_loss`, `_compile_metrics` and `_loss_tracker` (what was made), their `_user_*` (of what), `_flat_losses` and
-`_metrics` (one for each output), `_fn` and `_fn_kwargs` (what a metric is the
-mean of, and how a loss is computed), `_compute_loss_has_training_arg` (what Keras
-read from a signature), and of
-an optimizer `_trainable_variables`, `_all_reduce_sum_gradients`,
-`_accumulated_gradients` and `_backend_reset_gradient_accumulators`.
+`_compile_loss`, `_compile_metrics` and `_loss_tracker` (what was made), their
+`_user_*` (of what), `_flat_losses` and `_metrics` (one for each output), `_fn`
+and `_fn_kwargs` (what a metric is the mean of, and how a loss is computed),
+`_compute_loss_has_training_arg` (what Keras read from a signature), and of an
+optimizer `_trainable_variables`, `_all_reduce_sum_gradients`,
+`_distribution_strategy`, `_accumulated_gradients` and
+`_backend_reset_gradient_accumulators`.
 `compiled_test.py` and `own_class_test.py` fail when one of them changes.
 """
 
@@ -261,6 +262,8 @@ def pin_optimizer(optimizer: Any) -> None:
                 with tf.device(raw(gradient).device):
                     gradient.assign(tf.zeros_like(gradient))
 
+    # One made under a strategy would go on with that.
+    optimizer._distribution_strategy = tf.distribute.get_strategy()
     # Keras makes one zero for all accumulators of a shape.
     object.__setattr__(
         optimizer, "_backend_reset_gradient_accumulators", forget

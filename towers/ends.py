@@ -105,9 +105,17 @@ def lost(
         x.name: x
         for op in ops
         for x in op.inputs
-        if x.op.name not in made and x.name not in known
+        if x.op.name not in made and x.name not in known and not _stops(op)
     }
     return [x for x in outside.values() if followed(list(_captured(x)))]
+
+
+def _stops(op: tf.Operation) -> bool:
+    """Whether no gradient goes past an op, by its own or the next ones."""
+    if op.type != "ReadVariableOp":
+        return op.type == "StopGradient"
+    takers = op.outputs[0].consumers()
+    return all(taker.type == "StopGradient" for taker in takers)
 
 
 def _captured(tensor: tf.Tensor) -> Iterator[tf.Tensor]:

@@ -255,6 +255,8 @@ class _Scope(keras.StatelessScope):
         super().__init__(collect_losses=True)
         self._copies = {id(v): c for v, c in zip(variables, values)}
         self.state_mapping.update(self._copies)
+        self._graph = tf.compat.v1.get_default_graph()
+        self._foreign: dict[int, tf.Tensor] = {}
 
     def as_it_is(self) -> Any:
         """Another scope, with the values that this one has now."""
@@ -281,9 +283,33 @@ class _Scope(keras.StatelessScope):
                 f"The tower reads {variable.path!r}, a trainable variable of "
                 "no model that it was given. Expected all models that a tower "
                 "uses: pass them as a list or dict, as in "
+                "build_towers([model, other], ..., tower_fn=f); or freeze what "
+                "is not to be trained, by `trainable = False`."
+            )
+        if value is None and not tf.executing_eagerly():
+            value = self._read(variable)
+        return value
+
+    def _read(self, variable: Any) -> tf.Tensor:
+        """The value of a frozen variable of no model that the tower has.
+
+        The TensorFlow variable of a frozen one is trainable, so tapes would
+        follow what is read of it. It is read once, outside of loops.
+        """
+        if not hasattr(self._graph, "captures"):
+            raise ValueError(
+                f"The tower reads {variable.path!r}, a frozen variable of no "
+                "model that it was given; a graph of tf.compat.v1 has those of "
+                "given models only. Pass its model too, as in "
                 "build_towers([model, other], ..., tower_fn=f)."
             )
-        return value
+        if id(variable) not in self._foreign:
+            handle, dtype = raw(variable).handle, raw(variable).dtype
+            with self._graph.as_default(), tf.control_dependencies(None):
+                value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+                value.set_shape(variable.shape)
+                self._foreign[id(variable)] = tf.stop_gradient(value)
+        return self._foreign[id(variable)]
 
     def add_update(self, update: tuple[Any, tf.Tensor]) -> None:
         variable, value = update
@@ -375,13 +401,26 @@ def raw(variable: Any) -> tf.Variable:
 
 
 def move_variable(variable: Any, device: str) -> bool:
-    """Moves a Keras variable's value to `device`; False if it is there."""
+    """Moves a Keras variable's value to `device`; False if it is there.
+
+    What a `tf.distribute` strategy made, of parts on its devices, becomes an
+    ordinary variable.
+    """
     old = raw(variable)
-    if same_device(old.device, device):
+    made_by_strategy = type(old).__module__.startswith(
+        "tensorflow.python.distribute"
+    )
+    if same_device(old.device, device) and not made_by_strategy:
         return False
+    with (
+        old.distribute_strategy.scope()
+        if made_by_strategy
+        else contextlib.nullcontext()
+    ):
+        value = old.read_value()  # of all replicas, where each has its own
     with tf.device(device):
         new = tf.Variable(
-            old.read_value(),
+            value,
             trainable=old.trainable,
             dtype=old.dtype,
             name=old.name.split(":")[0],

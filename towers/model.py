@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,6 +130,15 @@ class TowerModel(TemplateProxy):
             place_variables(model, placement)
             self._homes = self._raw_variables()
         if model.compiled:
+            if model.jit_compile:
+                warnings.warn(
+                    f"The template {model.name!r} was compiled to use XLA, by "
+                    'jit_compile=True or, on a machine with GPUs, by "auto". '
+                    "XLA would put all towers on one device, so this model "
+                    "trains without it. Compile the template with "
+                    "jit_compile=False to say that this is meant.",
+                    stacklevel=2,
+                )
             self._compile_as_template()
 
     def build(self, input_shape: Any) -> None:

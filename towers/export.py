@@ -7,22 +7,22 @@ with TensorFlow's own message class, `saved_model_pb2`. `export_test.py` fails
 when that stops working.
 """
 
-import functools
-import operator
 import os
-import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
-from towers import hooks, layer_graph, split, template
 from towers.build import assemble
-from towers.parameters import Home, parameter_devices
-from towers.placement import Placement, check_placement
+from towers.foreign import keras_layers
+from towers.foreign.tf_saved_model import note_devices
+from towers.keras_model import checks, hooks, layer_graph
+from towers.keras_model.parameters import Home, parameter_devices
+from towers.keras_model.replay import replayed
+from towers.keras_model.signature import input_specs, named_outputs, spec_parts
+from towers.placement.placement import Placement, check_placement
 
 
 def export_towers(
@@ -77,7 +77,7 @@ def export_towers(
         layers keeps.
       RuntimeError: called inside a graph.
     """
-    template.check_model(model, nested=tower_fn is not None)
+    checks.check_model(model, nested=tower_fn is not None)
     if placement is not None:
         check_placement(placement)
     if os.path.exists(path):
@@ -96,17 +96,15 @@ def export_towers(
     graph = layer_graph.LayerGraph(model, (), pins)
     states = [graph.variables[i] for i in graph.row_states]
     rows = states[0].shape[0] if states else None
-    specs = _specs(model, input_signature, whole, rows)
+    specs = input_specs(model, input_signature, whole, rows)
     module = tf.Module()
-    module.parameters = [layer_graph.raw(v) for v in graph.variables]
+    module.parameters = [keras_layers.raw(v) for v in graph.variables]
 
     def serve(inputs: Any) -> Any:
         if placement is None:
             values = [v.read_value() for v in module.parameters]
             with hooks.hooked(graph):
-                replay = layer_graph.replayed(
-                    graph, values, inputs, False, "", tower_fn
-                )
+                replay = replayed(graph, values, inputs, False, "", tower_fn)
             for i, value in sorted(replay.state.items()):
                 module.parameters[i].assign(value)
             return replay.outputs
@@ -123,7 +121,7 @@ def export_towers(
 
     def serving_default(*leaves: tf.Tensor) -> dict[str, tf.Tensor]:
         inputs = tf.nest.pack_sequence_as(specs, leaves, expand_composites=True)
-        return _named(serve(inputs))
+        return named_outputs(serve(inputs))
 
     module.serve = tf.function(serve, input_signature=[specs], autograph=False)
     served = module.serve.get_concrete_function()
@@ -131,7 +129,7 @@ def export_towers(
         module.resources = resources
     signature = tf.function(
         serving_default,
-        input_signature=_parts(specs),
+        input_signature=spec_parts(specs),
         autograph=False,
     )
     try:
@@ -143,7 +141,7 @@ def export_towers(
                 experimental_custom_gradients=False
             ),
         )
-        _edit(
+        note_devices(
             path,
             [""] * len(module.parameters)
             if placement is None
@@ -164,7 +162,7 @@ def _resources(graph: layer_graph.LayerGraph, served: Any) -> list[Any]:
     Raises:
       ValueError: it reads what no layer keeps.
     """
-    known = {id(layer_graph.raw(v).handle) for v in graph.variables}
+    known = {id(keras_layers.raw(v).handle) for v in graph.variables}
     read = [
         x
         for x in served.captured_inputs
@@ -197,142 +195,3 @@ def _kept(layer: keras.Layer) -> Iterator[Any]:
             yield from value.values()
         elif isinstance(value, (list, tuple)):
             yield from value
-
-
-def _specs(
-    model: Any, signature: Any, whole: Sequence[Any], rows: int | None
-) -> Any:
-    """A nest of TensorFlow's specs, dense ones named.
-
-    Args:
-      model: the model, or a nest of them.
-      signature: what the caller said of inputs, or None.
-      whole: see `split_batch`.
-      rows: how many; None for any number.
-    """
-    if signature is None:
-        signature = template.input_signature(model)
-    elif isinstance(signature, (list, tuple)) and len(signature) == 1:
-        (signature,) = signature  # as Keras and tf.function have it
-    if not tf.nest.flatten(signature):
-        raise TypeError(
-            "`input_signature` must be a nest of tf.TensorSpec like the "
-            f"model's inputs; got {signature!r}, which holds none."
-        )
-    undivided = tf.nest.pack_sequence_as(
-        signature, split.whole_leaves(signature, whole)
-    )
-    taken: set[str] = set()
-
-    def named(path: tuple[Any, ...], spec: Any) -> tf.TypeSpec:
-        if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
-            raise TypeError(
-                "`input_signature` must be a nest of tf.TensorSpec like the "
-                f"model's inputs; got {spec!r}."
-            )
-        if spec.dtype is None:
-            raise ValueError(
-                "`input_signature` must say the dtype of each input; got "
-                f'{spec!r}. Give it a dtype, such as "float32".'
-            )
-        shape = tf.TensorShape(spec.shape)
-        if functools.reduce(operator.getitem, path, undivided):
-            pass  # as it is
-        elif not shape.rank:
-            raise ValueError(
-                "`input_signature` must have an axis of rows in each spec, "
-                f"[rows, ...], or to be named in `whole`; got shape {shape}."
-            )
-        else:
-            shape = tf.TensorShape([rows, *shape[1:]])
-        if isinstance(spec, tf.RaggedTensorSpec):
-            return tf.RaggedTensorSpec(
-                shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
-            )
-        if isinstance(spec, tf.SparseTensorSpec) or getattr(
-            spec, "sparse", False
-        ):
-            return tf.SparseTensorSpec(shape, spec.dtype)
-        if getattr(spec, "ragged", False):
-            raise ValueError(
-                "`input_signature` is not given, and a model does not say how "
-                "its ragged inputs are ragged. Expected a nest with a "
-                f"tf.RaggedTensorSpec, such as one of shape {shape}."
-            )
-        name = getattr(spec, "name", None) or ""
-        if not name or name.startswith("keras_tensor"):
-            name = "_".join(["inputs", *map(str, path)])
-            if path and all(isinstance(key, str) for key in path):
-                name = "_".join(path)
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        return tf.TensorSpec(shape, spec.dtype, name)
-
-    return _map_with_path(named, signature)
-
-
-def _parts(specs: Any) -> list[tf.TensorSpec]:
-    """Specs of tensors; ragged and sparse ones as their parts, by number."""
-    parts = tf.nest.flatten(specs, expand_composites=True)
-    return [
-        spec
-        if spec.name
-        else tf.TensorSpec(spec.shape, spec.dtype, f"inputs_part_{i}")
-        for i, spec in enumerate(parts)
-    ]
-
-
-def _map_with_path(function: Any, nest: Any, path: tuple = ()) -> Any:
-    """A nest of `function(path, leaf)`."""
-    if isinstance(nest, dict):
-        return {
-            key: _map_with_path(function, value, (*path, key))
-            for key, value in nest.items()
-        }
-    if isinstance(nest, (list, tuple)):
-        mapped = [
-            _map_with_path(function, value, (*path, i))
-            for i, value in enumerate(nest)
-        ]
-        # As `serve` takes either but not the other.
-        return tuple(mapped) if isinstance(nest, tuple) else mapped
-    return function(path, nest)
-
-
-def _named(outputs: Any) -> dict[str, tf.Tensor]:
-    """Outputs as a signature wants them: by name."""
-    flat = tf.nest.flatten(outputs)
-    if isinstance(outputs, dict) and len(flat) == len(outputs):
-        named = {str(key): value for key, value in outputs.items()}
-    else:
-        named = {f"output_{i}": value for i, value in enumerate(flat)}
-    return {key: tf.identity(y) for key, y in named.items() if y is not None}
-
-
-def _edit(path: str, devices: list[str]) -> None:
-    """Notes the variables' devices, and makes gradients ordinary ones.
-
-    The gradients of towers are Python, which is not saved; left in place, the
-    reference to them would make the loaded functions impossible to
-    differentiate.
-    """
-    file = os.path.join(path, "saved_model.pb")
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString(pathlib.Path(file).read_bytes())
-    (meta,) = saved.meta_graphs
-    nodes = meta.object_graph_def.nodes
-
-    def child(node: Any, name: str) -> int:
-        return next(c.node_id for c in node.children if c.local_name == name)
-
-    parameters = nodes[child(nodes[0], "parameters")]
-    for i, device in enumerate(devices):
-        nodes[child(parameters, str(i))].variable.device = device
-    for function in meta.graph_def.library.function:
-        for node in function.node_def:
-            node.attr.pop("_gradient_op_type", None)
-    pathlib.Path(file).write_bytes(saved.SerializeToString(deterministic=True))
-    fingerprint = os.path.join(path, "fingerprint.pb")
-    if os.path.exists(fingerprint):
-        os.remove(fingerprint)  # of the file as it was

@@ -139,6 +139,25 @@ class MergeStateByTest(parameterized.TestCase):
         ).apply_updates()
         self.check(towered, plain)
 
+    def test_a_tower_without_rows_says_nothing(self):
+        class Peak(keras.layers.Layer):
+            def build(self, shape):
+                self.peak = self.add_weight(
+                    name="peak", initializer="zeros", trainable=False
+                )
+                towers.merge_state_by(self.peak, "max")
+
+            def call(self, x):
+                self.peak.assign(keras.ops.mean(x))
+                return x
+
+        # The third is fed the last row, whose mean would be 5.
+        placement = towers.Placement(DEVICES, weights=[1, 1, 0])
+        made = keras.Sequential([keras.Input([1]), Peak()])
+        x = tf.constant([[1.0], [1.0], [1.0], [5.0]])
+        towers.TowerModel(made, placement)(x)
+        self.assertEqual(float(made.layers[0].peak), 3.0)
+
     def test_so_do_update_ops_of_a_session(self):
         plain, towered = model(Kept()), model(Kept())
         plain(batch(3)[0])

@@ -64,7 +64,8 @@ def build_towers(
       placement: where everything runs.
       training: as for `model(inputs, training=...)`; in a `tower_fn`, the phase
         of every call that names none.
-      merge: see `gather_outputs`.
+      merge: see `gather_outputs`. An output of the model that is no batch, as
+        a weight is none, needs another rule than "concat".
       tower_fn: `f(model, shard)`, run once per tower in the place of
         `model(shard)`, on the tower's device. `model` may then be a list or
         dict of models, and of metrics, whose updates add up over the towers.

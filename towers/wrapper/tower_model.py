@@ -81,7 +81,8 @@ class TowerModel(TemplateProxy):
     Args:
       model: the template, a Keras 3 model.
       placement: where towers, parameters, inputs and outputs live.
-      merge: how outputs are gathered, see `gather_outputs`.
+      merge: how outputs are gathered, see `gather_outputs`. One that is no
+        batch, as a weight is none, needs another rule than "concat".
       loss_on_towers: whether towers compute losses and metrics themselves.
       whole: keys of a dict of inputs, or positions in a list, that are no
         batch: every tower gets them as they are, see `split_batch`. Feed them by a

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers import v1_graph
+from towers.engine import warned
 from towers.engine.forward import run_towers
 from towers.foreign import keras_layers
 from towers.keras_model import (
@@ -142,7 +143,7 @@ def assemble(
     activations: list[str | None] = []  # the same for all towers, as is
     layout: dict[Group, Any] = {}  # what is in the moments
     divided = [not w for w in whole_leaves(inputs, whole)]
-    with hooks.hooked(graph):
+    with hooks.hooked(graph), warned.once():
         replays = run_towers(
             [
                 pure_tower(
@@ -182,6 +183,13 @@ def assemble(
 
     outputs = gathered_outputs(replays, activations, merge, gather, placement)
     each = [replay["losses"] for replay in replays]
+    if len({len(losses) for losses in each}) > 1:
+        raise ValueError(
+            "Towers add different numbers of losses: "
+            f"{[len(losses) for losses in each]}. Expected `add_loss` and "
+            "activity regularizers to be the same in all, and not inside a "
+            "function of all_towers; let that return its loss instead."
+        )
     rules = [{rule: rule for rule in loss} for loss in each[0]]
     losses = [x for loss in gather(each, rules) for x in loss.values()]
     merged = merge_state(

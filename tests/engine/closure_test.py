@@ -257,6 +257,28 @@ class RefusalTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, f"updates '.*{name}'"):
                 build(ask, training=True)
 
+    def test_a_loss_that_the_function_would_add_in_one_tower(self):
+        def ask(self, x, h):
+            def adding(v):
+                self.add_loss(tf.reduce_mean(v))
+                return mean(v)
+
+            return towers.all_towers(adding, x)
+
+        with self.assertRaisesRegex(ValueError, "let that return its loss"):
+            build(ask)
+
+    def test_a_gradient_for_a_weight_inside_of_a_tower(self):
+        def ask(self, x, h):
+            kernel = tf.ones([3])
+            with tf.GradientTape() as tape:
+                tape.watch(kernel)
+                y = towers.all_towers(lambda v: mean(v) * kernel, x)
+            return tape.gradient(y, kernel)
+
+        with self.assertRaisesRegex(RuntimeError, "by itself"):
+            build(ask)
+
     def test_a_weight_of_no_model(self):
         foreign = tf.Variable(2.0, name="foreign")
 

@@ -149,6 +149,16 @@ def _own(
 _NUMBERS = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
 
 
+def tensors(function: Any, shared: Any) -> list[tf.Tensor]:
+    """Those that a function closes over, or is given in `shared`."""
+    leaves = [
+        leaf
+        for name, value in [("shared", shared), *_held(function, set())]
+        for _, leaf in _leaves(value, name)
+    ]
+    return [x for x in leaves if isinstance(x, tf.Tensor)]
+
+
 def check_alike(
     one: Any, other: Any, one_shared: Any, other_shared: Any, scope: str
 ) -> None:

@@ -307,7 +307,12 @@ class _Tower:
             seed.assign(seed.value + step)
         kept = self._known.own if split else self._known.same
         kept.update(x.name for x in tf.nest.flatten(results))
-        answer = _answered(results, values)
+        more = [
+            x
+            for x in closure.tensors(function, shared)
+            if getattr(x, "graph", None) is self.graph
+        ]
+        answer = _answered(results, [values, more])
         if not split:
             self.shared += tf.nest.flatten(answer)
         return answer
@@ -334,7 +339,8 @@ def _answered(answer: Any, values: Any) -> Any:
     """The answer, on this device, for gradients of all towers only.
 
     A tape inside a tower would see no way from the answer to what the tower
-    said, and take it for a constant; so there is one, which it cannot go.
+    said, or what the function closes over, and take it for a constant; so there
+    is one, which it cannot go.
     """
     tensors = tf.nest.flatten(answer)
 

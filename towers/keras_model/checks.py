@@ -104,6 +104,13 @@ def symbol(value: Any, batched: bool = True) -> Any:
         ) from error
 
 
+def check_given(model: Any, inputs: Any) -> None:
+    """Has Keras say which input is needed, where none is given to split."""
+    given = [x for x in tf.nest.flatten(inputs) if x is not None]
+    if not given and is_built(model):
+        output_spec(model, inputs)
+
+
 def output_spec(model: Any, inputs: Any) -> Any:
     """The Keras symbols of what a built model makes of `inputs`."""
     exactly = functools.partial(symbol, batched=False)

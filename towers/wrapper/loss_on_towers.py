@@ -27,6 +27,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
         there is no loss.
     """
     x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+    checks.check_given(model.template, x)
     x = checked_batch(x, whole=model.whole)
     structure = _built_losses(model, x, y, weights)
     metrics = Compiled.of(model).metrics

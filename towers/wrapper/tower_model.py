@@ -159,6 +159,7 @@ class TowerModel(TemplateProxy):
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         """The gathered outputs, like the template's."""
         self._called = True
+        checks.check_given(self.template, inputs)
         self._build_template(inputs)
         if any(m is not None for m in tf.nest.flatten(mask)):
             raise ValueError(

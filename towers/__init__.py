@@ -1,4 +1,18 @@
-"""towers: decide where a TensorFlow graph runs."""
+"""towers: decide where a TensorFlow graph runs.
+
+The map of the house, from the top down. Each part imports what is below it only:
+
+  wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
+  build           split, replicate, forward, gather: the story on one screen
+                  (`build_towers`), beside what it hands out (tower_graph), the
+                  same in tf.compat.v1 (v1_graph), and SavedModels (export)
+  keras_model     a Keras model as a pure function of its variables and inputs
+  verbs           split, scatter, replicate, gather, join, average, and the rows
+  engine          one tower on its device, there and back; README.md says why
+  report          what TensorFlow ran where: `execution_report`
+  foreign         the one door to private names of Keras and TensorFlow
+  placement       where: `Placement`, names of devices, policies
+"""
 
 from towers.build import build_towers
 from towers.engine.meeting import all_towers

@@ -22,11 +22,7 @@ from towers.foreign.tf_custom_gradients import in_custom_gradient
 from towers.foreign.tf_gradients import own_gradient
 
 _STOP = object()  # an answer that ends a thread
-
-
 _BY_ITSELF = object()  # a tower that no other waits for
-
-
 _tower: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "tower", default=None
 )

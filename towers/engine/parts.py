@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.foreign import tf_nodes
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -77,7 +79,7 @@ def looks_of(part: Part) -> tuple[Any, ...]:
     places, looks = places_in(part), []
     for op in part.ops:
         node = bare_node(op)
-        node.attr.pop("_gradient_op_type", None)
+        node.attr.pop(tf_nodes.GRADIENT, None)
         functions = [a.name for a in op.op_def.attr if "func" in a.type]
         for name in ("seed", "seed2", *functions):
             node.attr.pop(name, None)
@@ -96,7 +98,7 @@ def can_be_copied(op: tf.Operation) -> bool:
     return not (
         op.op_def.is_stateful
         or any("func" in attribute.type for attribute in op.op_def.attr)
-        or "_gradient_op_type" in op.node_def.attr
+        or tf_nodes.GRADIENT in op.node_def.attr
     )
 
 
@@ -131,5 +133,5 @@ def bare_node(op: tf.Operation) -> tf.compat.v1.NodeDef:
     node = op.node_def
     for field in ("name", "device", "input"):
         node.ClearField(field)
-    node.attr.pop("_class", None)  # beside what: the device says that
+    node.attr.pop(tf_nodes.BESIDE, None)  # beside what: the device says that
     return node

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from towers.foreign.patches import patched
+
 
 @contextlib.contextmanager
 def once() -> Iterator[None]:
@@ -24,8 +26,5 @@ def once() -> Iterator[None]:
             seen.add(key)
             show(message, category, filename, lineno, file, line)
 
-    warnings.showwarning = shown
-    try:
+    with patched((warnings, "showwarning", shown)):
         yield
-    finally:
-        warnings.showwarning = show

@@ -1,7 +1,14 @@
-"""attached: what Keras attaches to a tensor, its mask and its logits.
+"""keras_layers: what Keras knows of layers, variables and tensors, privately.
 
-They have no public names: `_keras_mask` and `_keras_logits`.
-`attached_test.py` fails when that changes.
+It has no public words for the mask and the logits of a tensor (`_keras_mask`,
+`_keras_logits`); for what a batch norm saw (`_moments`) and how it
+renormalises (`_update_renorm_statistics`), the training phase of a call
+(`_get_call_context`), how many rows a stateful RNN keeps a state for
+(`_expected_batch_size`), all nested layers (`_flatten_layers`), and the metrics
+that are attributes, without those of `compile` (`_metrics`); for the variable
+behind a Keras variable (`_value`) and what an optimizer knows it by
+(`_unique_id`); and for what a thread knows of the call that it is in
+(`GLOBAL_STATE_TRACKER`). `keras_layers_test.py` fails when one of them changes.
 """
 
 import contextlib
@@ -13,6 +20,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+
+# Attributes of layers: of all, of batch norms, of stateful RNNs.
+CALL_CONTEXT = "_get_call_context"
+MOMENTS = "_moments"
+EXPECTED_ROWS = "_expected_batch_size"
 
 
 def get_mask(tensor: Any) -> tf.Tensor | None:
@@ -104,7 +116,7 @@ def is_stateful(layer: Any) -> bool:
 
 def has_moments(layer: Any) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization) and hasattr(
-        layer, "_moments"
+        layer, MOMENTS
     )
 
 
@@ -113,7 +125,41 @@ def raw(variable: Any) -> tf.Variable:
     return getattr(variable, "_value", variable)
 
 
+def is_made(variable: keras.Variable) -> bool:
+    """Whether a Keras variable has its value, and not an initializer yet."""
+    return variable._value is not None
+
+
+def replace_raw(variable: Any, new: tf.Variable) -> None:
+    """Puts another TensorFlow variable behind a Keras variable."""
+    new._unique_id = raw(variable)._unique_id  # the optimizer knows it by this
+    variable._value = new
+
+
+def made_by_strategy(variable: tf.Variable) -> bool:
+    """Whether a variable consists of parts, one for each replica's device."""
+    return type(variable).__module__.startswith("tensorflow.python.distribute")
+
+
+def children(layer: keras.Layer) -> list[keras.Layer]:
+    """The layers that a layer holds, without those that they hold."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def kept_metrics(layer: keras.Layer) -> list[keras.metrics.Metric]:
+    """The metrics that are attributes of a layer, or of a model."""
+    return layer._metrics
+
+
+def renormalize(
+    layer: keras.layers.BatchNormalization, mean: tf.Tensor, variance: tf.Tensor
+) -> None:
+    """Updates what a batch norm with `renorm` keeps, from a batch's moments."""
+    layer._update_renorm_statistics(mean, variance)
+
+
 def all_layers(model: Any) -> list[keras.Layer]:
+    """The layers of a model or of a nest of models, nested ones too."""
     return unique(
         layer
         for m in tf.nest.flatten(model)

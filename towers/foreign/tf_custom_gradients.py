@@ -23,22 +23,14 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.ops import custom_gradient
 
 Function = Callable[..., Any]
-
-
 Opens = Callable[[], contextlib.AbstractContextManager[None]]
-
-
 _follower: contextvars.ContextVar["Follower | None"] = contextvars.ContextVar(
     "follower", default=None
 )
 
 
 _lock = threading.Lock()
-
-
 _followers = 0  # that are open, in all threads
-
-
 _originals: list[tuple[Any, str, Any]] = []  # (owner, name, value)
 
 

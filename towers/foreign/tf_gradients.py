@@ -23,8 +23,6 @@ from tensorflow.python.framework import ops  # for `gradient_registry`
 
 # No string: those are written to the MetaGraph, where this has no place.
 _KEY = ("towers", "gradients")
-
-
 _FRESH = itertools.count()
 
 

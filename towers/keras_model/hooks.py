@@ -1,9 +1,6 @@
 """hooks: what the layers of a model report while it is replayed.
 
-Keras has no public words for it: `_moments` is what a batch norm saw,
-`_get_call_context` the training phase of a call, `_expected_batch_size` how many
-rows a stateful RNN keeps a state for, and `GLOBAL_STATE_TRACKER` what a thread
-knows of the call that it is in. `hooks_test.py` fails when one of them changes.
+`HOOKS` is the table of what is taken the place of while a model is replayed.
 """
 
 import contextlib
@@ -12,16 +9,15 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from towers.engine import meeting
 from towers.foreign import keras_layers
 from towers.foreign.keras_layers import has_moments, is_stateful
+from towers.foreign.patches import patched
 from towers.keras_model.moments import Moments, is_pooled, met
 
-_ABSENT = object()
-
+Function = Callable[..., Any]
 
 _notes: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "notes", default=None
@@ -114,132 +110,136 @@ def hooked(graph: Any) -> Iterator[None]:
     if graph.is_hooked:
         yield
         return
-    index = {id(v): i for i, v in enumerate(graph.variables)}
-
-    def called(layer: keras.Layer) -> Callable[..., Any]:
-        original = layer.call
-        device = graph.pins.get(id(layer))
-
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            notes = Notes.of(graph)
-            if notes is None:
-                return original(*args, **kwargs)
-            scopes = notes.scopes
-            scopes.append(f"{scopes[-1]}{layer.name}/")
-            try:
-                with tf.name_scope(scopes[-1]):
-                    if device is None:
-                        outputs = original(*args, **kwargs)
-                    else:
-                        with tf.device(device):
-                            args, kwargs = _brought((args, kwargs))
-                            outputs = original(*args, **kwargs)
-            finally:
-                path = scopes.pop()[len(scopes[0]) : -1]
-            if path in graph.wanted:
-                notes.seen.setdefault(path, []).append(outputs)
-            return outputs
-
-        return call
-
-    def phased(layer: keras.Layer) -> Callable[[], Any]:
-        original = layer._get_call_context
-
-        def opened() -> Any:
-            context, notes = original(), Notes.of(graph)
-            if notes is not None and notes.training is not None:
-                if context.entry_layer is layer:  # called by no other
-                    context.training = notes.training
-            return context
-
-        return opened
-
-    def watched(layer: keras.layers.BatchNormalization) -> Callable:
-        original = layer._moments
-
-        def saw(inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
-            notes = Notes.of(graph)
-            if notes is None:
-                return original(inputs, mask)
-            synchronized = layer.synchronized
-            try:
-                # True asks tf.distribute for the sum of all replicas.
-                layer.synchronized = False
-                mean, variance = original(inputs, mask)
-            finally:
-                layer.synchronized = synchronized
-            count = None
-            if mask is not None:
-                count = tf.reduce_sum(tf.cast(mask, mean.dtype))
-            said = [Moments(mean, variance, count)]
-            if synchronized:
-                mean, variance, said = met(said[0], tf.size(inputs))
-            if is_pooled(layer):
-                key = index[id(layer.moving_mean)]
-                notes.moments.setdefault(key, []).extend(said)
-            return mean, variance
-
-        return saw
-
-    def summed(layer: keras.Layer) -> Callable:
-        original = layer.activity_regularizer
-
-        def term(output: tf.Tensor) -> tf.Tensor:
-            # Keras divides this by the rows, or before 3.14 takes it as
-            # it is, a sum over the rows.
-            loss, notes = original(output), Notes.of(graph)
-            if notes is not None:
-                notes.sums.append(loss)
-            return loss
-
-        return term
-
-    def of_rows(variable: Any) -> Callable:
-        original = variable.assign
-
-        def assign(value: Any) -> Any:
-            """Past a check that all rows of the batch are there."""
-            notes = Notes.of(graph)
-            if notes is None:
-                return original(value)
-            value = tf.cast(value, variable.dtype)
-            notes.stateless.add_update((variable, value))
-            return value
-
-        return assign
-
-    roots = {id(m) for m in graph.models} if len(graph.models) == 1 else {}
-    shadows: list[tuple[Any, str, Any]] = []
-    before: list[Any] = []
+    shadows = [
+        (layer, name, hook(graph, layer, getattr(layer, name)))
+        for layer in graph.layers
+        for has, name, hook in HOOKS
+        if has(layer)
+    ]
+    if len(graph.models) == 1:  # whose scope is the tower's own
+        root = graph.models[0]
+        shadows = [x for x in shadows if x[:2] != (root, "call")]
+    for i in graph.row_states:
+        state = graph.variables[i]
+        shadows.append(
+            (state, "assign", _unchecked(graph, state, state.assign))
+        )
+    graph.is_hooked = True
     try:
-        for layer in graph.layers:
-            names: dict[str, Any] = {"_get_call_context": phased(layer)}
-            if id(layer) not in roots:
-                names["call"] = called(layer)
-            if has_moments(layer):
-                names["_moments"] = watched(layer)
-            if layer.activity_regularizer is not None:
-                names["activity_regularizer"] = summed(layer)
-            if is_stateful(layer):
-                names["_expected_batch_size"] = None
-            shadows += [(layer, *item) for item in names.items()]
-        for i in graph.row_states:
-            variable = graph.variables[i]
-            shadows.append((variable, "assign", of_rows(variable)))
-        for owner, name, value in shadows:
-            before.append(vars(owner).get(name, _ABSENT))
-            # Past Keras's own tracking of attributes.
-            object.__setattr__(owner, name, value)
-        graph.is_hooked = True
-        yield
+        with patched(*shadows):
+            yield
     finally:
         graph.is_hooked = False
-        for (owner, name, _), value in zip(shadows, before):
-            if value is _ABSENT:
-                object.__delattr__(owner, name)
-            else:
-                object.__setattr__(owner, name, value)
+
+
+def _placed(graph: Any, layer: Any, original: Function) -> Function:
+    """A layer's call, under its name and on its own device."""
+    device = graph.pins.get(id(layer))
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        notes = Notes.of(graph)
+        if notes is None:
+            return original(*args, **kwargs)
+        scopes = notes.scopes
+        scopes.append(f"{scopes[-1]}{layer.name}/")
+        try:
+            with tf.name_scope(scopes[-1]):
+                if device is None:
+                    outputs = original(*args, **kwargs)
+                else:
+                    with tf.device(device):
+                        args, kwargs = _brought((args, kwargs))
+                        outputs = original(*args, **kwargs)
+        finally:
+            path = scopes.pop()[len(scopes[0]) : -1]
+        if path in graph.wanted:
+            notes.seen.setdefault(path, []).append(outputs)
+        return outputs
+
+    return call
+
+
+def _phased(graph: Any, layer: Any, original: Function) -> Function:
+    """A layer's call context, of the tower's phase."""
+
+    def opened() -> Any:
+        context, notes = original(), Notes.of(graph)
+        if notes is not None and notes.training is not None:
+            if context.entry_layer is layer:  # called by no other
+                context.training = notes.training
+        return context
+
+    return opened
+
+
+def _noted(graph: Any, layer: Any, original: Function) -> Function:
+    """A batch norm's moments, which are noted; of all towers if they meet."""
+
+    def moments(inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
+        notes = Notes.of(graph)
+        if notes is None:
+            return original(inputs, mask)
+        # True asks tf.distribute for the sum of all replicas.
+        with patched((layer, "synchronized", False)):
+            mean, variance = original(inputs, mask)
+        count = None
+        if mask is not None:
+            count = tf.reduce_sum(tf.cast(mask, mean.dtype))
+        said = [Moments(mean, variance, count)]
+        if layer.synchronized:
+            mean, variance, said = met(said[0], tf.size(inputs))
+        if is_pooled(layer):
+            key = graph.index_of(layer.moving_mean)
+            notes.moments.setdefault(key, []).extend(said)
+        return mean, variance
+
+    return moments
+
+
+def _summed(graph: Any, _: Any, original: Function) -> Function:
+    """An activity regulariser, whose loss is noted as a sum over rows."""
+
+    def term(output: tf.Tensor) -> tf.Tensor:
+        # Keras divides this by the rows, or before 3.14 takes it as it is.
+        loss, notes = original(output), Notes.of(graph)
+        if notes is not None:
+            notes.sums.append(loss)
+        return loss
+
+    return term
+
+
+def _any_number(*_: Any) -> None:
+    """How many rows a stateful RNN expects: a tower has some of them."""
+
+
+def _unchecked(graph: Any, variable: Any, original: Function) -> Function:
+    """The assignment of an RNN's state, past a check that all rows are there."""
+
+    def assign(value: Any) -> Any:
+        notes = Notes.of(graph)
+        if notes is None:
+            return original(value)
+        value = tf.cast(value, variable.dtype)
+        notes.stateless.add_update((variable, value))
+        return value
+
+    return assign
+
+
+# (which layers, their attribute, what takes its place)
+HOOKS: list[tuple[Callable[[Any], bool], str, Callable[..., Any]]] = [
+    (lambda layer: True, keras_layers.CALL_CONTEXT, _phased),
+    (lambda layer: True, "call", _placed),
+    (has_moments, keras_layers.MOMENTS, _noted),
+    (
+        lambda layer: layer.activity_regularizer is not None,
+        "activity_regularizer",
+        _summed,
+    ),
+    (is_stateful, keras_layers.EXPECTED_ROWS, _any_number),
+]
 
 
 def _brought(arguments: Any) -> Any:

@@ -98,9 +98,7 @@ class LayerGraph:
         """
 
         def below(layer: Any, prefix: str) -> Iterator[Any]:
-            for child in layer._flatten_layers(
-                include_self=False, recursive=False
-            ):
+            for child in keras_layers.children(layer):
                 yield prefix + child.name, child
                 yield from below(child, f"{prefix}{child.name}/")
 
@@ -192,6 +190,6 @@ def _metric_variables(model: keras.Model) -> list[Any]:
     return [
         v
         for layer in all_layers(model)
-        for metric in layer._metrics
+        for metric in keras_layers.kept_metrics(layer)
         for v in metric.variables
     ]

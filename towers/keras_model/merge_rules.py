@@ -11,8 +11,6 @@ RULES = ("sum", "max", "min", "mean", "last")
 # Attributes of a Keras variable, which goes on being the same object wherever
 # its value is moved, and takes them along into its copies.
 _RULE = "_towers_merge_rule"
-
-
 _WARNED = "_towers_has_warned"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import keras_compile, keras_optimizer
-from towers.foreign.keras_layers import raw
+from towers.foreign.keras_layers import made_by_strategy, raw, replace_raw
 from towers.keras_model import checks, layer_graph
 from towers.placement.device_names import same_device
 from towers.placement.placement import (
@@ -154,14 +154,12 @@ def move_variable(variable: Any, device: str) -> bool:
     ordinary variable.
     """
     old = raw(variable)
-    made_by_strategy = type(old).__module__.startswith(
-        "tensorflow.python.distribute"
-    )
-    if same_device(old.device, device) and not made_by_strategy:
+    in_parts = made_by_strategy(old)
+    if same_device(old.device, device) and not in_parts:
         return False
     with (
         old.distribute_strategy.scope()
-        if made_by_strategy
+        if in_parts
         else contextlib.nullcontext()
     ):
         value = old.read_value()  # of all replicas, where each has its own
@@ -172,8 +170,7 @@ def move_variable(variable: Any, device: str) -> bool:
             dtype=old.dtype,
             name=old.name.split(":")[0],
         )
-    new._unique_id = old._unique_id  # the optimizer knows it by this
-    variable._value = new
+    replace_raw(variable, new)
     return True
 
 

@@ -128,7 +128,7 @@ class Values(keras.StatelessScope):
             # Where a layer is frozen, TensorFlow's variable is not.
             if self.follower is not None and raw(variable).trainable:
                 self.follower.heard(copy)
-        if value is None and variable._value is None:
+        if value is None and not keras_layers.is_made(variable):
             raise created_inside(variable.path)
         if value is None and variable.trainable:
             raise ValueError(

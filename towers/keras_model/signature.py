@@ -133,9 +133,11 @@ def input_signature(model: Any) -> Any:
         return model.inputs[0]
     if getattr(model, "inputs", None):
         return model.input
-    shapes = list(getattr(model, "_build_shapes_dict", None) or [])
-    known = isinstance(model, keras.Model) and len(shapes) == 1
-    if not known or not is_built(model):
+    config = (
+        model.get_build_config() if isinstance(model, keras.Model) else None
+    )
+    shape = (config or {}).get("input_shape")
+    if shape is None or not is_built(model):
         raise ValueError(
             "`input_signature` is not given, and the inputs are not known from "
             "the model. Expected a nest of tf.TensorSpec, such as "
@@ -150,4 +152,4 @@ def input_signature(model: Any) -> Any:
         each = [spec(value) for value in shape]
         return tuple(each) if isinstance(shape, tuple) else each
 
-    return spec(model._build_shapes_dict[shapes[0]])
+    return spec(shape)

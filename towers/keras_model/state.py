@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, merge_rules
 from towers.keras_model.moments import (
     Group,
@@ -262,5 +263,5 @@ def _renormalized(
     """What batch renormalisation makes of its statistics."""
     variables = statistics(layer)
     with keras.StatelessScope(state_mapping=zip(variables, now)) as scope:
-        layer._update_renorm_statistics(mean, variance)
+        keras_layers.renormalize(layer, mean, variance)
     return [scope.get_current_value(v) for v in variables]

@@ -8,19 +8,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.foreign import tf_nodes
 from towers.placement.device_names import short
 from towers.report.recording import Batches, Ran
 from towers.report.tensor_shapes import in_loops, shapes_of, source
 
-_SENDS = ("_Send", "_HostSend")
-
-
-_RECEIVES = ("_Recv", "_HostRecv")
-
-
-_ENDS = ("_Arg", "_DeviceArg", "_Retval", "_DeviceRetval")
-
-
+_ENDS = (*tf_nodes.ARGUMENTS, *tf_nodes.RESULTS)
 _COPIES = ("Identity", "IdentityN", "Snapshot", "StopGradient", "Enter")
 
 
@@ -73,16 +66,20 @@ class Partitions:
             self._looping.append(in_loops(graph.node))
             library = {f.signature.name: f for f in graph.library.function}
             for device, name, node in _walked(graph.node, library):
-                if node.op in _SENDS:
+                if node.op in tf_nodes.SENDS:
                     self._sent_by[_key(node)] = i, node
                     if _ends(node)[0] != _ends(node)[1]:
                         self.sends.append(node)
-                elif node.op not in (*_RECEIVES, *_ENDS):
+                elif node.op not in (*tf_nodes.RECEIVES, *_ENDS):
                     self.nodes.append((device, name, _plain(node.op)))
                 for k, tensor in enumerate(node.input):
                     received = self._parts[i].get(source(tensor))
                     waits = tensor.startswith("^")
-                    if received and received.op in _RECEIVES and not waits:
+                    if (
+                        received
+                        and received.op in tf_nodes.RECEIVES
+                        and not waits
+                    ):
                         self._taken[_key(received)] = node, k
 
     def transfers(self, batches: Sequence[Batches]) -> list[Transfer]:
@@ -145,7 +142,7 @@ class Partitions:
                 return (i, tensor), _ends(send)[0]
             if node.op in _COPIES:
                 tensor = node.input[port]
-            elif node.op in _RECEIVES and _key(node) in self._sent_by:
+            elif node.op in tf_nodes.RECEIVES and _key(node) in self._sent_by:
                 i, sent = self._sent_by[_key(node)]
                 tensor = sent.input[0]
             elif node.op == "ReadVariableOp":

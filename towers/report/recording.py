@@ -1,11 +1,7 @@
 """recording: run something once and keep what TensorFlow ran for it.
 
-TensorFlow hands out the graphs that a function was partitioned into
-(`tf.summary.trace_on`), but not which function they belong to, nor what it was
-called with. No public word tells, so this file uses `add_op_callback`, which
-hears of every op run eagerly, calls of functions among them, and the context's
-`has_function` and `get_function_def`. `recording_test.py` fails when one of
-them changes.
+TensorFlow hands out the graphs that functions were partitioned into
+(`tf.summary.trace_on`); `tf_calls` hears which functions those are.
 """
 
 import contextlib
@@ -19,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import context
-from tensorflow.python.framework import op_callbacks
+
+from towers.foreign import tf_calls, tf_nodes
+from towers.foreign.patches import patched
 
 _FRESH = itertools.count(2)
 
@@ -84,33 +81,26 @@ def record(call: Callable[[], Any]) -> Recording:
         for v in _variables()
         if v.is_initialized()
     }
-    running = context.context()
 
-    def heard(
-        op_type: Any, inputs: Any, attrs: Any, outputs: Any, *_: Any, **__: Any
-    ) -> None:
-        if not all(hasattr(x, "numpy") for x in inputs):
-            return  # an op that is traced, not run
+    def hear(name: str, inputs: list[tf.Tensor]) -> None:
         handles = [x for x in inputs if x.dtype == tf.resource]
         touched.update({id(x): x for x in handles})
-        name = op_type.decode() if isinstance(op_type, bytes) else op_type
         if name == "AssignVariableOp" and id(inputs[0]) not in before:
             born.setdefault(id(inputs[0]), inputs[1])
-        if running.has_function(name):
-            if name not in called:  # its definition may go with it
-                called[name] = running.get_function_def(name), []
-            called[name][1].append(list(inputs))
+        if name not in called:  # its definition may go with it
+            definition = tf_calls.definition(name)
+            if definition is None:
+                return
+            called[name] = definition, []
+        called[name][1].append(inputs)
 
     try:
         with tempfile.TemporaryDirectory() as folder:
             with _noted_batches() as batches, _instantiated_anew():
                 # What ran before is not ours.
                 _traced(lambda: None, os.path.join(folder, "before"))
-                op_callbacks.add_op_callback(heard)
-                try:
+                with tf_calls.heard(hear):
                     _traced(call, os.path.join(folder, "call"))
-                finally:
-                    op_callbacks.remove_op_callback(heard)
             metadata = _read(os.path.join(folder, "call"))
         variables = [v for v in _variables() if id(v.handle) in touched]
     finally:
@@ -131,14 +121,14 @@ def _ran(definition: Any, calls: list[Any], metadata: Any) -> Ran:
     """The function's graphs, found by what its arguments are called."""
     name = definition.signature.name
     wanted = [
-        definition.arg_attr[i].attr["_user_specified_name"].s
+        definition.arg_attr[i].attr[tf_nodes.CALLED].s
         for i in range(len(definition.signature.input_arg))
     ]
     for graphs in metadata.function_graphs:
         arguments = {
-            node.attr["index"].i: node.attr["_user_specified_name"].s
+            node.attr["index"].i: node.attr[tf_nodes.CALLED].s
             for node in graphs.pre_optimization_graph.node
-            if node.op == "_Arg"
+            if node.op in tf_nodes.ARGUMENTS
         }
         if [arguments[i] for i in sorted(arguments)] == wanted:
             metadata.function_graphs.remove(graphs)
@@ -239,8 +229,5 @@ def _noted_batches() -> Iterator[list[Batches]]:
 
         return original(dataset.map(passed))
 
-    tf.data.Dataset.__iter__ = iterated
-    try:
+    with patched((tf.data.Dataset, "__iter__", iterated)):
         yield noted
-    finally:
-        tf.data.Dataset.__iter__ = original

@@ -5,11 +5,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.foreign import tf_nodes
 from towers.report.recording import Batches, Ran
 
 Values = Sequence[tf.Tensor]
-
-
 _WRITES = (
     "AssignVariable",
     "AssignAddVariable",
@@ -115,11 +114,11 @@ def _with_arguments(
                 node.attr["shape"].shape.CopyFrom(value.shape.as_proto())
 
     def argument(node: Any) -> None:
-        shapes = node.attr["_handle_shapes"].list.shape
+        shapes = node.attr[tf_nodes.HANDLE_SHAPES].list.shape
         if static and shapes:
             handle = graph.node.add(name=node.name, op="VarHandleOp")
             handle.attr["shape"].shape.CopyFrom(shapes[0])
-            (dtype,) = node.attr["_handle_dtypes"].list.type
+            (dtype,) = node.attr[tf_nodes.HANDLE_DTYPES].list.type
             handle.attr["dtype"].type = dtype
             return
         value = call[node.attr["index"].i]
@@ -135,9 +134,9 @@ def _with_arguments(
             placeholder(given.input[k], dtype, value)
 
     for node in original.node:
-        if node.op == "_Retval" or node.op.startswith(_WRITES):
+        if node.op in tf_nodes.RESULTS or node.op.startswith(_WRITES):
             gone.add(node.name)
-        elif node.op == "_Arg":
+        elif node.op in tf_nodes.ARGUMENTS:
             argument(node)
         elif node.op == "IteratorGetNext":
             taken(node)
@@ -146,7 +145,7 @@ def _with_arguments(
     for node in graph.node:
         kept = [name for name in node.input if source(name) not in gone]
         node.input[:] = kept
-        node.attr.pop("_class", None)  # may name what is gone
+        node.attr.pop(tf_nodes.BESIDE, None)  # may name what is gone
     return graph, feeds
 
 

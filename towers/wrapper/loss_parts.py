@@ -6,7 +6,6 @@ differently, so towers say numerators and divisors, and those are summed.
 """
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -14,6 +13,7 @@ import tensorflow as tf
 
 from towers.foreign import keras_compile, keras_layers
 from towers.foreign.keras_compile import Compiled
+from towers.foreign.patches import patched
 
 
 def check_mergeable(model: keras.Model) -> None:
@@ -133,26 +133,15 @@ def _parts(
 
     weighs = loss.reduction == "mean_with_sample_weight"
     counted = weights if weighs else None
-    with _with(loss, call=kept, reduction="sum"):
+    summed = loss, "reduction", "sum"
+    with patched((loss, "call", kept), summed):
         numerator = loss(y, y_pred, weights)
-    with _with(loss, call=ones):
+    with patched((loss, "call", ones)):
         mean = loss(y, y_pred, counted)
-    with _with(loss, call=ones, reduction="sum"):
+    with patched((loss, "call", ones), summed):
         total = loss(y, y_pred, counted)
     divisor = tf.stop_gradient(tf.math.divide_no_nan(total, mean))
     return tf.stack([numerator, divisor])
-
-
-@contextlib.contextmanager
-def _with(loss: keras.losses.Loss, **attributes: Any) -> Iterator[None]:
-    """The loss with other attributes for a while."""
-    before = dict(vars(loss))
-    vars(loss).update(attributes)
-    try:
-        yield
-    finally:
-        vars(loss).clear()
-        vars(loss).update(before)
 
 
 def _check_rows(name: str, one: Any, values: Any, y: Any, y_pred: Any) -> None:

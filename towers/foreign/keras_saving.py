@@ -68,7 +68,10 @@ class TemplateProxy(keras.Model):
         return self.template
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
+        kept = list(self.template._metrics)
         super().compile(*args, **kwargs)
+        # Keras 3.7 lets models inside of a compiled one forget their metrics.
+        self.template._metrics[:] = kept
         self._is_lent = False
 
     def get_config(self) -> dict[str, Any]:

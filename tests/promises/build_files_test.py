@@ -8,10 +8,12 @@ from absl.testing import absltest, parameterized
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = ["towers", "tests", "examples"]
-# Modules that are not ours, by who provides them; pytest runs the tests.
+# Modules that are not ours, by who provides them; pytest runs the tests, and
+# whoever asks the benchmark for a picture has Matplotlib.
 FOREIGN = {
     "absl": "//towers:absl",
     "keras": "//towers:tensorflow",
+    "matplotlib": None,
     "numpy": "//towers:numpy",
     "pytest": None,
     "tensorflow": "//towers:tensorflow",

@@ -29,7 +29,7 @@ from towers.verbs.gather import gather_outputs
 from towers.verbs.split import split_batch
 from towers.wrapper.tower_model import TowerModel, to_multi_gpu
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "all_towers",
     "ExecutionReport",

@@ -17,7 +17,6 @@ from towers.keras_model import (
     layer_graph,
     shared_state,
 )
-from towers.keras_model.moments import Group
 from towers.keras_model.outputs import gathered_outputs
 from towers.keras_model.parameters import Home, replicated
 from towers.keras_model.state import Before, merge_state
@@ -140,8 +139,6 @@ def assemble(
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
     devices = [home.device for home in homes]
-    activations: list[str | None] = []  # the same for all towers, as is
-    layout: dict[Group, Any] = {}  # what is in the moments
     divided = [not w for w in whole_leaves(inputs, whole)]
     with hooks.hooked(graph), warned.once():
         replays = run_towers(
@@ -152,8 +149,6 @@ def assemble(
                     training,
                     tower_fn,
                     devices,
-                    activations,
-                    layout,
                     divided,
                 )
                 for scope in scopes
@@ -181,7 +176,7 @@ def assemble(
     def gather(each: Any, rule: Any) -> Any:
         return gather_known(each, placement, rule, rows, empty)
 
-    outputs = gathered_outputs(replays, activations, merge, gather, placement)
+    outputs = gathered_outputs(replays, merge, gather, placement)
     each = [replay["losses"] for replay in replays]
     if len({len(losses) for losses in each}) > 1:
         raise ValueError(
@@ -197,7 +192,6 @@ def assemble(
         [replay["state"] for replay in replays],
         {i for i, _ in shared},
         [replay["moments"] for replay in replays],
-        layout,
     )
     return TowerGraph(
         outputs,

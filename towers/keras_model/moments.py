@@ -87,17 +87,33 @@ def met(seen: Moments, size: tf.Tensor) -> tuple[Any, Any, list[Moments]]:
     return *tf.unstack(whole), said
 
 
-# Moments that travel together: the device of their variables, that of their
-# layer if it is pinned, their dtype, whether they come with counts, and whether
-# one tower speaks for all.
-Group = tuple[str, str, str, bool, bool]
+@dataclasses.dataclass(frozen=True, order=True)
+class Group:
+    """Moments that travel together, in one tensor.
+
+    Attributes:
+      device: that of the variables that they move.
+      pin: that of their layer, if it has one of its own, else "".
+      dtype: its name.
+      counted: whether each comes with the positions that were counted.
+      by_one: whether one tower speaks for all.
+      calls: which are in there, as the index of `moving_mean` and the number
+        of the layer's call.
+    """
+
+    device: str
+    pin: str
+    dtype: str
+    counted: bool
+    by_one: bool
+    calls: tuple[tuple[int, int], ...] = ()
 
 
 def packed(
     graph: Any,
     devices: Sequence[str],
     moments: dict[int, list[Moments]],
-) -> tuple[dict[Group, tf.Tensor], dict[Group, list[tuple[int, int]]]]:
+) -> dict[Group, tf.Tensor]:
     """One tower's moments, in one tensor for each device that they go to.
 
     Args:
@@ -107,33 +123,32 @@ def packed(
 
     Returns:
       By group: a tensor [2, channels of all calls] of means and variances, or
-      [3, channels] with the counts below; and the calls that are in there, as
-      the index of `moving_mean` and the number of the call.
+      [3, channels] with the counts below.
     """
     layers = graph.batch_norms()
     groups: dict[Group, list[tuple[tuple[int, int], Moments]]] = {}
     for i, calls in moments.items():
         for k, call in enumerate(calls):
-            group = (
-                devices[i],
-                graph.pins.get(id(layers[i]), ""),
-                call.mean.dtype.name,
-                call.count is not None,
-                layers[i].synchronized,
+            group = Group(
+                device=devices[i],
+                pin=graph.pins.get(id(layers[i]), ""),
+                dtype=call.mean.dtype.name,
+                counted=call.count is not None,
+                by_one=layers[i].synchronized,
             )
             groups.setdefault(group, []).append(((i, k), call))
-    vectors, layout = {}, {}
+    vectors = {}
     for group, members in groups.items():
-        layout[group] = [place for place, _ in members]
-        said = [call for _, call in members]
+        places, said = zip(*members)
         columns = [[c.mean for c in said], [c.variance for c in said]]
-        pin = group[1]  # where the layer saw them
-        with tf.device(pin) if pin else contextlib.nullcontext():
-            if group[3]:
+        # Where the layer saw them.
+        with tf.device(group.pin) if group.pin else contextlib.nullcontext():
+            if group.counted:
                 counts = [tf.fill(tf.shape(c.mean), c.count) for c in said]
                 columns.append(counts)
-            vectors[group] = tf.stack([tf.concat(c, 0) for c in columns])
-    return vectors, layout
+            whole = dataclasses.replace(group, calls=places)
+            vectors[whole] = tf.stack([tf.concat(c, 0) for c in columns])
+    return vectors
 
 
 def besides_moments(

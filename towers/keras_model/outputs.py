@@ -14,7 +14,6 @@ ACTIVATIONS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.nn.sigmoid}
 
 def gathered_outputs(
     replays: list[dict[str, Any]],
-    activations: list[str | None],
     merge: Any,
     gather: Callable[[Any, Any], Any],
     placement: Placement,
@@ -27,7 +26,10 @@ def gathered_outputs(
     """
     rules = spread(merge, replays[0]["outputs"])
     joined = [rule == "concat" for rule in rules]
-    again = [a if j else None for a, j in zip(activations, joined)]
+    again = [
+        next(iter(names), None) if j else None
+        for names, j in zip(replays[0]["activations"], joined)
+    ]
     each = [
         [
             note["logits"] if a else output

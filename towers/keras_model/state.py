@@ -118,7 +118,6 @@ def merge_state(
     states: Sequence[dict[int, tf.Tensor]],
     shared: Collection[int],
     moments: Sequence[dict[Group, tf.Tensor]],
-    layout: dict[Group, list[tuple[int, int]]],
 ) -> dict[int, tf.Tensor]:
     """The new value of each variable that a step changes, on its device.
 
@@ -132,12 +131,11 @@ def merge_state(
       shared: variables whose new value depends on no tower's rows.
       moments: per tower, what its batch norms saw, `packed`; from one tower
         only, if that speaks for all.
-      layout: what is in there.
 
     Returns:
       Merged values by variable.
     """
-    merged = _statistics(before, moments, layout)
+    merged = _statistics(before, moments)
     graph, rule_less = before.graph, []
     for i in sorted({i for state in states for i in state} - set(merged)):
         said = Said(
@@ -224,23 +222,22 @@ def _warn(variables: Sequence[Any]) -> None:
 
 
 def _statistics(
-    before: Before,
-    moments: Sequence[dict[Group, tf.Tensor]],
-    layout: dict[Group, list[tuple[int, int]]],
+    before: Before, moments: Sequence[dict[Group, tf.Tensor]]
 ) -> dict[int, tf.Tensor]:
     """Moving statistics of batch norms, moved by moments of all rows."""
     graph = before.graph
     merged: dict[int, tf.Tensor] = {}
     seen: dict[tuple[int, int], tuple[tf.Tensor, tf.Tensor]] = {}
-    for group, calls in layout.items():
-        sizes = [graph.variables[i].shape[0] for i, _ in calls]
-        with tf.device(group[0]), tf.name_scope("merge_moments"):
+    for group in sorted({group for tower in moments for group in tower}):
+        sizes = [graph.variables[i].shape[0] for i, _ in group.calls]
+        with tf.device(group.device), tf.name_scope("merge_moments"):
             pooled = of_all_shards(
                 [tower[group] for tower in moments if group in tower],
                 before.rows,
                 before.may_be_empty,
             )
-            seen.update(zip(calls, zip(*[tf.split(x, sizes) for x in pooled])))
+            each = zip(*[tf.split(x, sizes) for x in pooled])
+            seen.update(zip(group.calls, each))
     layers = graph.batch_norms()
     for i, k in sorted(seen):  # of one layer, in the order of its calls
         places = [graph.index_of(v) for v in statistics(layers[i])]

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from towers.foreign import keras_layers, tf_autograph
 from towers.keras_model import layer_graph, shared_state
-from towers.keras_model.moments import Group, besides_moments, packed
+from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 
 
@@ -17,8 +17,6 @@ def pure_tower(
     training: bool | None,
     tower_fn: Callable[..., Any] | None,
     devices: Sequence[str],
-    activations: list[str | None],
-    layout: dict[Group, Any],
     divided: Sequence[bool],
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors."""
@@ -27,9 +25,7 @@ def pure_tower(
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
         replay = replayed(graph, copies, shard, training, scope, tower_fn)
-        activations[:] = replay.activations
-        moments, places = packed(graph, devices, replay.moments)
-        layout.update(places)
+        moments = packed(graph, devices, replay.moments)
         told = besides_moments(graph, replay.state, replay.moments)
         aside = tf.nest.map_structure(
             _stopped, {"state": told, "moments": moments}
@@ -42,8 +38,12 @@ def pure_tower(
             "notes": replay.notes,
             "losses": replay.losses,
             "layer_outputs": replay.layer_outputs,
-            # Names only, which are there in copies of a tower too.
+            # Names without tensors, which are there in copies of a tower too.
             "shared": dict.fromkeys(shared),
+            "activations": [
+                dict.fromkeys([name] if name else ())
+                for name in replay.activations
+            ],
             **aside,
         }
 

@@ -141,7 +141,7 @@ def check_same(model, step_of_call, known, tolerance=1e-5, eager=True):
     plain = step_of_call(lambda x, training: model(x, training=training))
     plain = plain if eager else compiled(plain, known)
     with mock.patch.object(
-        boundary, "gradients", wraps=boundary.gradients
+        boundary, "differentiated", wraps=boundary.differentiated
     ) as backward:
         actual = compiled(step_of_call(towered(model)), known)(x)
     models.close(actual, plain(x), tolerance)
@@ -297,7 +297,7 @@ class CopyTest(parameterized.TestCase):
                             [x],
                             device,
                             scope,
-                            sure=True,
+                            determined=True,
                         )
                     )
         self.assertEqual([x.copied for x in parts], [False, enough])

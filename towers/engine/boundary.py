@@ -25,16 +25,22 @@ def distinct(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return distinct
 
 
-def taken(
+def brought(
     argument: Any,
     tensors: Sequence[tf.Tensor],
     device: str,
     elsewhere: Mapping[int, str],
 ) -> Any:
-    """The argument, taken to the device.
+    """`argument`, with identities on `device` for its tensors.
 
     A loop places what it hands from step to step beside where that came from:
     it must come from this device, or every step asks the other.
+
+    Args:
+      argument: a nest of tensors.
+      tensors: those to take in their place, as many.
+      device: the tower's.
+      elsewhere: other devices, by the tensor's place in the flat nest.
     """
     here = []
     for i, tensor in enumerate(tensors):
@@ -49,7 +55,7 @@ def taken(
 
 
 def replaced(made: Any, results: Any) -> Any:
-    """What was made, with `results` for what has a gradient."""
+    """`made`, with its differentiable tensors replaced by `results`."""
     return tf.nest.map_structure(
         lambda x: next(results) if has_gradient(x) else x,
         made,
@@ -62,16 +68,16 @@ def has_gradient(x: tf.Tensor | None) -> bool:
     return x is not None and x.dtype.is_floating and x.op.type != "StopGradient"
 
 
-def gradients(
+def differentiated(
     results: Sequence[tf.Tensor],
     tensors: Sequence[tf.Tensor],
     upstream: Sequence[Any],
 ) -> list[Any]:
-    """Gradients of tensors, each op beside that which it is the gradient of.
+    """Gradients of `results` by `tensors`, each op beside that which it is of.
 
     Args:
-      results: what was made.
-      tensors: of what.
+      results: tensors.
+      tensors: what they were computed from.
       upstream: the gradient of each result, or None.
     """
     wanted = [

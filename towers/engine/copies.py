@@ -19,7 +19,7 @@ from towers.engine.parts import (
     Part,
     are_alike,
     bare_node,
-    looks_of,
+    fingerprint,
     needed_ops,
     places_in,
     stands_alone,
@@ -28,12 +28,18 @@ from towers.foreign.tf_gradients import own_gradient, recorded
 
 
 class Maker:
-    """Makes one part for each tower."""
+    """Makes one part for each tower: built, or a copy of another tower's.
+
+    There are two policies, by what is known of a kind of part beforehand.
+    *Compared*: nothing is. Parts are built until two come out alike; the next
+    ones are copies. *Determined*: what is made depends on the kind and the inputs
+    only. The first that was built of those alone, on its device, is copied.
+    """
 
     def __init__(self) -> None:
         self._last: dict[Any, Part] = {}
-        self._proven: dict[Any, Part] = {}
-        self._pairs: list[Part] = []
+        self._originals: dict[Any, Part] = {}  # what the next are copies of
+        self._alike: list[Part] = []
 
     def make(
         self,
@@ -42,9 +48,9 @@ class Maker:
         device: str,
         scope: str,
         kind: Any = (),
-        sure: bool = False,
+        determined: bool = False,
     ) -> Part:
-        """What `function()` makes of `inputs`.
+        """The part that `function()` builds of `inputs`.
 
         Args:
           function: builds the part, under the device; returns a nest.
@@ -52,32 +58,32 @@ class Maker:
           device: in full.
           scope: the name scope of the tower.
           kind: parts of different kinds are never compared.
-          sure: whether what is made depends on the kind and the inputs only.
+          determined: the policy; else parts are compared.
         """
         graph = tf.compat.v1.get_default_graph()
         kind = (id(graph), kind, *((x.dtype, str(x.shape)) for x in inputs))
-        if kind in self._proven:
-            return _copy(self._proven[kind], inputs, device, scope)
+        if kind in self._originals:
+            return _copy(self._originals[kind], inputs, device, scope)
         before = len(graph.get_operations())
         results = function()
         made = graph.get_operations()[before:]
         part = Part(inputs, needed_ops(made, results), results, device, scope)
         last = self._last.get(kind)
         if last is not None and are_alike(last, part):
-            self._proven[kind] = part
-            self._pairs += [last, part]
-        elif sure and stands_alone(part):
-            self._proven[kind] = part
+            self._originals[kind] = part
+            self._alike += [last, part]
+        elif determined and stands_alone(part):
+            self._originals[kind] = part
         self._last[kind] = part
         return part
 
-    def shared(self, part: Part) -> bool:
-        """Whether the part is known to be as others of its kind."""
-        return part.copied or any(part is x for x in self._pairs)
+    def is_proven(self, part: Part) -> bool:
+        """Whether a compared part is known to be as others of its kind."""
+        return part.copied or any(part is x for x in self._alike)
 
-    def looks(self, part: Part) -> tuple[Any, ...]:
-        """What tells the part from others of its kind: nothing, if shared."""
-        return () if self.shared(part) else looks_of(part)
+    def fingerprint(self, part: Part) -> tuple[Any, ...]:
+        """What tells a part from others of its kind: nothing, if proven."""
+        return () if self.is_proven(part) else fingerprint(part)
 
 
 def _copy(
@@ -138,25 +144,31 @@ def made_alike(
     makers: tuple[Maker, Maker],
     scope: str,
     function: Callable[..., Any],
-    taken: Any,
+    argument: Any,
 ) -> tuple[Any, Any]:
-    """As `_made`; both may be copied from other towers.
+    """`function(argument)`, and the function that gives its gradients.
+
+    What either makes may be copied from another tower. Forward passes are
+    compared; backward passes are determined by forward passes that are alike,
+    and compared where those are not known to be.
 
     Args:
       makers: one for the forward passes of all towers, one for the backward.
       scope: the tower's name scope.
       function: builds the tower.
-      taken: what of, on its device.
+      argument: a nest of tensors on its device.
     """
-    given = boundary.leaves(taken)
+    given = boundary.leaves(argument)
     device, graph = given[0].device, given[0].graph  # the device in full
     # A sparse tensor knows its rows, which no tensor that it is made of shows.
     known = tuple(
         str(tf.type_spec_from_value(x))
-        for x in tf.nest.flatten(taken)
+        for x in tf.nest.flatten(argument)
         if not (x is None or isinstance(x, tf.Tensor))
     )
-    forth = makers[0].make(lambda: function(taken), given, device, scope, known)
+    forth = makers[0].make(
+        lambda: function(argument), given, device, scope, known
+    )
 
     def differentiate(
         results: Sequence[tf.Tensor],
@@ -164,7 +176,7 @@ def made_alike(
         upstream: Sequence[Any],
     ) -> Any:
         def gradients() -> Any:
-            return boundary.gradients(results, tensors, upstream)
+            return boundary.differentiated(results, tensors, upstream)
 
         above = boundary.leaves(upstream)
         if recorded():
@@ -180,7 +192,7 @@ def made_alike(
         names = [x.name for x in above]
         kind = (
             known,
-            makers[0].looks(forth),
+            makers[0].fingerprint(forth),
             *(type(g).__name__ for g in upstream),
             *(names.index(name) for name in names),  # one may be there twice
         )
@@ -190,7 +202,7 @@ def made_alike(
             device,
             scope,
             kind,
-            sure=makers[0].shared(forth),
+            determined=makers[0].is_proven(forth),
         )
         return back.results
 
@@ -214,7 +226,7 @@ def _again(
     def run(*_: tf.Tensor) -> Any:
         def backward(*upstream: Any) -> list[Any]:
             return _again(
-                lambda: boundary.gradients(results, tensors, upstream),
+                lambda: boundary.differentiated(results, tensors, upstream),
                 [*tensors, *boundary.leaves(upstream)],
             )
 

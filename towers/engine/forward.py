@@ -55,7 +55,7 @@ def run_towers(
                 elsewhere,
                 functools.partial(made_alike, makers, scopes[i])
                 if scopes
-                else _made,
+                else _built,
             )
             for i in range(len(functions))
         ]
@@ -76,8 +76,8 @@ def pinned(
     def run(*tensors: tf.Tensor) -> Any:
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
-        taken = boundary.taken(argument, tensors, device, elsewhere)
-        result, differentiate = (make or _made)(function, taken)
+        here = boundary.brought(argument, tensors, device, elsewhere)
+        result, differentiate = (make or _built)(function, here)
         made.append(result)
         lost = boundary.lost(graph.get_operations()[before:], tensors)
         # What has no gradient need not be asked for one, with zeros.
@@ -97,6 +97,6 @@ def pinned(
     return boundary.replaced(made[0], results)
 
 
-def _made(function: Callable[..., Any], taken: Any) -> tuple[Any, Any]:
-    """What the function makes, and what makes its gradients."""
-    return function(taken), boundary.gradients
+def _built(function: Callable[..., Any], argument: Any) -> tuple[Any, Any]:
+    """`function(argument)`, and the function that gives its gradients."""
+    return function(argument), boundary.differentiated

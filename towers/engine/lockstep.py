@@ -35,7 +35,7 @@ def run_in_step(
     given = iter(everything)
     tensors = [[next(given) for _ in boundary.leaves(a)] for a in arguments]
 
-    def watched(i: int, argument: Any) -> Any:
+    def built(i: int, argument: Any) -> Any:
         with tf.GradientTape() as tape:
             result = functions[i](argument)
         boundary.check_nothing_lost(tape.watched_variables(), ())
@@ -58,13 +58,13 @@ def run_in_step(
             return token(*tensors[i])
 
     entered = [enter(i) for i in range(n)]
-    taken = [
-        boundary.taken(arguments[i], tensors[i], devices[i], elsewhere)
+    brought = [
+        boundary.brought(arguments[i], tensors[i], devices[i], elsewhere)
         for i in range(n)
     ]
-    own = closure.differing(tensors, [boundary.leaves(x) for x in taken])
+    own = closure.differing(tensors, [boundary.leaves(x) for x in brought])
     made = meeting.in_step(
-        [functools.partial(watched, i, taken[i]) for i in range(n)],
+        [functools.partial(built, i, brought[i]) for i in range(n)],
         [token.device for token in entered],  # in full
         join,
         [closure.Known(names, set(), before) for names in own],
@@ -86,7 +86,7 @@ def run_in_step(
             ]
             said.clear()
             gradients = iter(
-                boundary.gradients(
+                boundary.differentiated(
                     [y for y, _ in pairs], everything, [g for _, g in pairs]
                 )
             )

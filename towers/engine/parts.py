@@ -74,9 +74,9 @@ def stands_alone(part: Part) -> bool:
     )
 
 
-def looks_of(part: Part) -> tuple[Any, ...]:
+def fingerprint(part: Part) -> tuple[Any, ...]:
     """All of a part but its tower, and the names that are one op's own."""
-    places, looks = places_in(part), []
+    places, told = places_in(part), []
     for op in part.ops:
         node = bare_node(op)
         node.attr.pop(tf_nodes.GRADIENT, None)
@@ -84,8 +84,8 @@ def looks_of(part: Part) -> tuple[Any, ...]:
         for name in ("seed", "seed2", *functions):
             node.attr.pop(name, None)
         said = node.SerializeToString(deterministic=True)
-        looks.append((said, *_sources(op, places)))
-    return tuple(looks)
+        told.append((said, *_sources(op, places)))
+    return tuple(told)
 
 
 def can_be_copied(op: tf.Operation) -> bool:

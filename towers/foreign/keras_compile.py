@@ -153,12 +153,12 @@ def checked(
     """While open, `check(name, metric, values, y, y_pred)` hears of each call."""
     function = metric._fn
 
-    def watched(y: Any, y_pred: Any, **kwargs: Any) -> Any:
+    def checked_values(y: Any, y_pred: Any, **kwargs: Any) -> Any:
         values = function(y, y_pred, **kwargs)
         check(f"metric {metric.name!r}", metric, values, y, y_pred)
         return values
 
-    with patched((metric, "_fn", watched)):
+    with patched((metric, "_fn", checked_values)):
         yield
 
 

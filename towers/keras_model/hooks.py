@@ -57,7 +57,7 @@ class Notes:
         return notes
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
+    def opened(self) -> Iterator[None]:
         token = _notes.set(self)
         try:
             yield

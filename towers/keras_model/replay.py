@@ -208,7 +208,7 @@ def opened(notes: hooks.Notes) -> Iterator[None]:
     with (
         stateless,
         tf.variable_creator_scope(refuse_variable),
-        notes.taken(),
+        notes.opened(),
         stateless.follower.opened(),
     ):
         yield

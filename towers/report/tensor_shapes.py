@@ -124,7 +124,7 @@ def _with_arguments(
         value = call[node.attr["index"].i]
         placeholder(node.name, node.attr["T"].type, value)
 
-    def taken(node: Any) -> None:
+    def element_of(node: Any) -> None:
         dtypes = node.attr["output_types"].list.type
         given = graph.node.add(name=node.name, op="IdentityN")
         given.attr["T"].list.type.extend(dtypes)
@@ -139,7 +139,7 @@ def _with_arguments(
         elif node.op in tf_nodes.ARGUMENTS:
             argument(node)
         elif node.op == "IteratorGetNext":
-            taken(node)
+            element_of(node)
         else:
             graph.node.add().CopyFrom(node)
     for node in graph.node:

@@ -78,10 +78,11 @@ def provider(folder, module):
 
 def wing(folder, file):
     """The label of what a file's folder says of itself, which it imports."""
-    parent = pathlib.Path(file).parent
-    if (ROOT / folder / parent / "__init__.py").exists() and parent.name:
-        if not file.endswith("/__init__.py"):
-            return f"//{folder}:{parent}/__init__"
+    path = pathlib.Path(file)
+    door = ROOT / folder / path.with_name("__init__.py")
+    inside = len(path.parts) > 1 and path.name != door.name
+    if inside and door.exists() and door.stat().st_size:
+        return f"//{folder}:{path.parent}/__init__"
     return None
 
 

@@ -235,7 +235,7 @@ class GraphTest(absltest.TestCase):
             function = tf.function(
                 lambda x: towers.build_towers(model, x, placement(2)).outputs
             )(tf.constant(x))
-            self.assertLen(v1.trainable_variables(), 8)
+            self.assertLen(v1.trainable_variables(), 5)
             with v1.Session(config=strict()) as session:
                 session.run(v1.global_variables_initializer())
                 close(session.run(looped), 3 * expected.sum())

@@ -399,7 +399,6 @@ MODELS = {
     ),
     "lists": Case(
         two_lists,
-        answers=True,
         x=[X, X[::-1]],
         y=[Y, Y[:, :1]],
         compile=lambda: {"loss": ["mse", "mae"], "metrics": [["mae"], ["mse"]]},
@@ -627,7 +626,6 @@ ON_TOWERS = REFUSED | {
     "data_validation_of_another_batch_size",
     "model_dicts",
     "model_half_precision",
-    "model_lists",
     "model_masks",
     "model_only_add_loss",
     "model_own_state_loss_and_metric",

@@ -10,14 +10,18 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
 from models import (
-    NAMED,
+    attention,
     close,
     cnn,
     inputs,
     make,
+    nested,
     placement,
     recurrent,
+    subclassed,
     targets,
+    two_by_two,
+    unrolled,
 )
 
 import towers
@@ -37,8 +41,16 @@ def trained(model, x, y, **kwargs):
 
 
 class FitTest(parameterized.TestCase):
-    @parameterized.named_parameters(NAMED)
+    @parameterized.parameters(cnn, recurrent, two_by_two)
     def test_weights_after_fit_are_the_plain_model_s(self, model):
+        self.check(model)
+
+    @parameterized.parameters(attention, nested, unrolled, subclassed)
+    @pytest.mark.slow
+    def test_so_of_other_models(self, model):
+        self.check(model)
+
+    def check(self, model):
         expected = make(model)
         x, y = inputs(expected, 11), targets(expected, 11)
         history = trained(expected, x, y)  # batches of 5, 5 and 1

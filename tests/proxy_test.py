@@ -22,7 +22,6 @@ from models import (
     placement,
     subclassed,
     targets,
-    two_by_two,
 )
 
 import towers
@@ -30,7 +29,7 @@ import towers
 layers = keras.layers
 ADAM = keras.optimizers.Adam
 # One of each kind, and those that are made of the same.
-SAVED = [("cnn", cnn), ("two_by_two", two_by_two), ("subclassed", subclassed)]
+SAVED = [("cnn", cnn), ("nested", nested), ("subclassed", subclassed)]
 OTHERS = [named for named in NAMED if named not in SAVED]
 
 

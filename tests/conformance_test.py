@@ -66,7 +66,7 @@ class Case:
 
 
 def run(case: Case, wrap: bool, loss_on_towers: bool = False) -> Any:
-    """(history, weights, predictions, evaluation) of a fitted model.
+    """(history, weights) and maybe (predictions, evaluation) of a model.
 
     The plain one runs op by op: it takes two steps of each kind, and a trace
     takes as long as a hundred. Not with several outputs, whose losses Keras
@@ -91,7 +91,7 @@ def run(case: Case, wrap: bool, loss_on_towers: bool = False) -> Any:
     history = model.fit(**{k: v for k, v in fit.items() if v is not None})
     variables = [v.numpy() for v in model.variables if not is_seed(v)]
     if not case.answers or loss_on_towers:
-        return history.history, variables, [], []
+        return history.history, variables
     return (
         history.history,
         variables,

@@ -145,14 +145,14 @@ class ParametersTest(absltest.TestCase):
 
     def test_nan_gradients_of_an_empty_tower_are_dropped(self):
         class Spread(keras.layers.Layer):
-            """Adds next to nothing of the rows' deviation: a NaN gradient at one row."""
+            """Divides by the rows' deviation: 0 / 0 in the gradient at one row."""
 
             def build(self, shape):
                 self.scale = self.add_weight(shape=(1,), initializer="ones")
 
             def call(self, x):
                 x = x * self.scale
-                return x + 1e-30 * tf.sqrt(tf.math.reduce_variance(x, 0))
+                return x + 1e-30 * (x / tf.math.reduce_std(x, 0))
 
         model = keras.Sequential([keras.Input([2]), Spread()])
 

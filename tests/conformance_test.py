@@ -507,6 +507,7 @@ MODELS = {
             "loss": "sparse_categorical_crossentropy",
             "run_eagerly": True,
         },
+        fit=lambda: {"epochs": 1},
     ),
     "half_precision": Case(
         lambda: with_policy("mixed_float16", two_layers), tolerance=5e-3

@@ -23,13 +23,13 @@ class OwnGradientTest(parameterized.TestCase):
         x = models.inputs(model, 5)
 
         def build():
-            towers.build_towers(model, x, models.placement())
+            towers.build_towers(model, x, models.placement(2))
 
         def differentiate():
             @tf.function
             def step(x):
                 with tf.GradientTape() as tape:
-                    graph = towers.build_towers(model, x, models.placement())
+                    graph = towers.build_towers(model, x, models.placement(2))
                     loss = sum(
                         tf.reduce_sum(y) for y in tf.nest.flatten(graph.outputs)
                     )
@@ -64,7 +64,9 @@ class OwnGradientTest(parameterized.TestCase):
 
         def outputs(x):
             def towered(x):
-                return towers.build_towers(model, x, models.placement()).outputs
+                return towers.build_towers(
+                    model, x, models.placement(2)
+                ).outputs
 
             if way == "eager":
                 return towered(x)

@@ -15,7 +15,8 @@ CPU devices, it measures
   core, against one such tower.
 
 A ratio is the median, with quartiles, of the ratios of the rounds: below 1.0
-towers are faster. --quick is for testing this file.
+towers are faster. --svg draws them (`pip install matplotlib`). --quick is for
+testing this file.
 """
 
 import concurrent.futures
@@ -51,7 +52,7 @@ flags.DEFINE_integer("width", 32, "Of the models' layers.", lower_bound=1)
 flags.DEFINE_boolean("workers", False, "Also measure worker processes.")
 flags.DEFINE_boolean("quick", False, "Tiny models, few rounds.")
 flags.DEFINE_string("json", None, "Where to write all numbers.")
-flags.DEFINE_string("svg", None, "Where to write a picture of the ratios.")
+flags.DEFINE_string("svg", None, "Where to draw the ratios; needs Matplotlib.")
 
 HEAD = f"{'':12}   ms/step  first s  peak MB  transfers  kB a step"
 Contender = tuple[str, int]  # kind, number of devices
@@ -260,46 +261,34 @@ def machine() -> dict[str, Any]:
     }
 
 
-def picture(models: dict[str, Any]) -> str:
-    """SVG: a bar per ratio, with its quartiles, and a line at 1."""
-    bars = [
+def draw(models: dict[str, Any], path: str) -> None:
+    """A bar per ratio, with its quartiles, and a line at 1."""
+    from matplotlib import figure, rc_context
+
+    told = [
         (f"{name}: {label}", *quartiles)
-        for name, told in models.items()
-        for label, quartiles in told["ratios"].items()
-    ]
-    end = max(1.25, *(high for *_, high in bars)) * 1.05
-    left, wide, high = 290, 380, 22
-    bottom = high * len(bars) + 10
-
-    def x(value: float) -> float:
-        return left + wide * value / end
-
-    lines = []
-    for i, (label, median, lower, upper) in enumerate(bars):
-        y = 8 + high * i
-        lines += [
-            f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{label}</text>',
-            f'<rect x="{left}" y="{y}" width="{x(median) - left:.1f}" '
-            'height="16" fill="#7aa6c2"/>',
-            f'<line x1="{x(lower):.1f}" x2="{x(upper):.1f}" y1="{y + 8}" '
-            f'y2="{y + 8}" stroke="#222" stroke-width="2"/>',
-            f'<text x="{x(upper) + 6:.1f}" y="{y + 12}">{median:.2f}</text>',
-        ]
-    lines.append(
-        f'<line x1="{x(1):.1f}" x2="{x(1):.1f}" y1="0" y2="{bottom}" '
-        'stroke="#c33" stroke-dasharray="4 3"/>'
-    )
-    lines.append(
-        f'<text x="{left}" y="{bottom + 14}">step time of towers over the '
-        "other's; left of the line towers are faster</text>"
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide + 50}" '
-        f'height="{bottom + 24}" font-family="sans-serif" font-size="12">\n'
-        '<rect width="100%" height="100%" fill="white"/>\n'
-        + "\n".join(lines)
-        + "\n</svg>\n"
-    )
+        for name, one in models.items()
+        for label, quartiles in one["ratios"].items()
+    ][::-1]
+    labels, medians, lower, upper = zip(*told)
+    rows = range(len(told))
+    # Letters stay letters, and the same numbers give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "towers"}):
+        picture = figure.Figure((8.0, 0.8 + 0.24 * len(told)))
+        axes = picture.subplots()
+        axes.barh(rows, medians, color="#7aa6c2")
+        axes.hlines(rows, lower, upper, color="#222222", linewidth=2)
+        for row, median, high in zip(rows, medians, upper):
+            axes.text(high + 0.01, row, f"{median:.2f}", va="center")
+        axes.axvline(1.0, color="#cc3333", linestyle="--")
+        axes.set_yticks(rows, labels)
+        axes.set_xlabel(
+            "step time of towers over the other's; "
+            "left of the line towers are faster"
+        )
+        axes.margins(y=0.02)
+        axes.set_xlim(0.0, max(1.25, *upper) * 1.05)
+        picture.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
 def main(_: list[str]) -> None:
@@ -324,8 +313,7 @@ def main(_: list[str]) -> None:
         with open(FLAGS.json, "w") as file:
             json.dump(result, file, indent=1)
     if FLAGS.svg:
-        with open(FLAGS.svg, "w") as file:
-            file.write(picture(told))
+        draw(told, FLAGS.svg)
     print("\n{cpu}, {cores} cores, TensorFlow {tensorflow}".format(**machine()))
 
 

@@ -237,7 +237,7 @@ class RefusalTest(parameterized.TestCase):
             ),
             (
                 lambda: towers.export_towers(model, new, where, [3]),
-                ValueError,
+                TypeError,
                 "`input_signature` must be a nest of tf.TensorSpec",
             ),
             (

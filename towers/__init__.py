@@ -1,20 +1,35 @@
-"""towers: decide where a TensorFlow graph runs."""
+"""towers: decide where a TensorFlow graph runs.
 
-from towers.autograph import keep_as_they_are
+The map of the house, from the top down. Each part imports what is below it only:
+
+  wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
+  build           split, replicate, forward, gather: the story on one screen
+                  (`build_towers`), beside what it hands out (tower_graph), the
+                  same in tf.compat.v1 (v1_graph), and SavedModels (export)
+  keras_model     a Keras model as a pure function of its variables and inputs
+  verbs           split, scatter, replicate, gather, join, average, and the rows
+  engine          one tower on its device, there and back; README.md says why
+  report          what TensorFlow ran where: `execution_report`
+  foreign         the one door to private names of Keras and TensorFlow
+  placement       where: `Placement`, names of devices, policies
+"""
+
 from towers.build import build_towers
+from towers.engine.meeting import all_towers
 from towers.export import export_towers
-from towers.gather import gather_outputs
-from towers.gradients import average_gradients
-from towers.meeting import all_towers
-from towers.merge_rules import merge_state_by
-from towers.model import TowerModel, to_multi_gpu
-from towers.parameters import balanced, place_variables, round_robin
-from towers.placement import Placement
-from towers.report import ExecutionReport, execution_report
-from towers.split import split_batch
+from towers.foreign.tf_autograph import keep_as_they_are
+from towers.keras_model.merge_rules import merge_state_by
+from towers.keras_model.parameters import place_variables
+from towers.placement.placement import Placement
+from towers.placement.policies import balanced, round_robin
+from towers.report.report import ExecutionReport, execution_report
 from towers.tower_graph import Tower, TowerGraph
+from towers.verbs.average import average_gradients
+from towers.verbs.gather import gather_outputs
+from towers.verbs.split import split_batch
+from towers.wrapper.tower_model import TowerModel, to_multi_gpu
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "all_towers",
     "ExecutionReport",

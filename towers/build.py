@@ -6,32 +6,27 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import (
-    attached,
-    autograph,
+from towers import v1_graph
+from towers.engine import warned
+from towers.engine.forward import run_towers
+from towers.foreign import keras_layers
+from towers.keras_model import (
     batchless,
+    checks,
     hooks,
     layer_graph,
-    replicate,
-    session,
     shared_state,
-    split,
-    state,
-    template,
 )
-from towers.deal import deal
-from towers.forward import run_towers
-from towers.gather import (
-    check_structures,
-    gather_known,
-    joining,
-    spread,
-)
-from towers.parameters import Home
-from towers.placement import Placement, check_placement
+from towers.keras_model.outputs import gathered_outputs
+from towers.keras_model.parameters import Home, replicated
+from towers.keras_model.state import Before, merge_state
+from towers.keras_model.tower import pure_tower
+from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
-
-ACTIVATIONS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.nn.sigmoid}
+from towers.verbs.batch import checked_batch, whole_leaves
+from towers.verbs.gather import check_structures, gather_known, spread
+from towers.verbs.join import joining
+from towers.verbs.split import split_shards
 
 
 def build_towers(
@@ -69,7 +64,8 @@ def build_towers(
       placement: where everything runs.
       training: as for `model(inputs, training=...)`; in a `tower_fn`, the phase
         of every call that names none.
-      merge: see `gather_outputs`.
+      merge: see `gather_outputs`. An output of the model that is no batch, as
+        a weight is none, needs another rule than "concat".
       tower_fn: `f(model, shard)`, run once per tower in the place of
         `model(shard)`, on the tower's device. `model` may then be a list or
         dict of models, and of metrics, whose updates add up over the towers.
@@ -92,9 +88,9 @@ def build_towers(
         variables or use some that are not the model's.
       RuntimeError: eager execution is switched off for the whole program.
     """
-    template.check_model(model, nested=tower_fn is not None)
+    checks.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
-    inputs = split.checked_batch(inputs, whole=whole)
+    inputs = checked_batch(inputs, whole=whole)
     if tf.executing_eagerly():
         return _run_eagerly(
             model,
@@ -107,7 +103,7 @@ def build_towers(
             whole,
         )
     if tower_fn is None:
-        template.ensure_built(model, inputs, whole)
+        checks.ensure_built(model, inputs, whole)
     graph = layer_graph.LayerGraph(
         model, layer_outputs, placement.layer_devices
     )
@@ -123,7 +119,7 @@ def build_towers(
         tower_fn,
         whole,
     )
-    return session.settled(graph, built) if session.in_v1_graph() else built
+    return v1_graph.settled(graph, built) if v1_graph.in_v1_graph() else built
 
 
 def assemble(
@@ -138,25 +134,21 @@ def assemble(
     whole: Sequence[Any] = (),
 ) -> TowerGraph:
     """The story: a checked model, with variables at `homes`, as towers."""
-    shards = split.split_shards(inputs, placement, whole)
-    values, copies = _replicate(graph, homes, placement, shards)
+    shards = split_shards(inputs, placement, whole)
+    values, copies = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
     devices = [home.device for home in homes]
-    activations: list[str | None] = []  # the same for all towers, as is
-    layout: dict[state.Group, Any] = {}  # what is in the moments
-    divided = [not w for w in split.whole_leaves(inputs, whole)]
-    with hooks.hooked(graph):
+    divided = [not w for w in whole_leaves(inputs, whole)]
+    with hooks.hooked(graph), warned.once():
         replays = run_towers(
             [
-                _tower(
+                pure_tower(
                     graph,
                     scope,
                     training,
                     tower_fn,
                     devices,
-                    activations,
-                    layout,
                     divided,
                 )
                 for scope in scopes
@@ -184,16 +176,22 @@ def assemble(
     def gather(each: Any, rule: Any) -> Any:
         return gather_known(each, placement, rule, rows, empty)
 
-    outputs = _outputs(replays, activations, merge, gather, placement)
+    outputs = gathered_outputs(replays, merge, gather, placement)
     each = [replay["losses"] for replay in replays]
+    if len({len(losses) for losses in each}) > 1:
+        raise ValueError(
+            "Towers add different numbers of losses: "
+            f"{[len(losses) for losses in each]}. Expected `add_loss` and "
+            "activity regularizers to be the same in all, and not inside a "
+            "function of all_towers; let that return its loss instead."
+        )
     rules = [{rule: rule for rule in loss} for loss in each[0]]
     losses = [x for loss in gather(each, rules) for x in loss.values()]
-    merged = state.merge_state(
-        state.Before(graph, values, devices, rows, empty),
+    merged = merge_state(
+        Before(graph, values, devices, rows, empty),
         [replay["state"] for replay in replays],
         {i for i, _ in shared},
         [replay["moments"] for replay in replays],
-        layout,
     )
     return TowerGraph(
         outputs,
@@ -221,9 +219,9 @@ def _homes(
     graph: layer_graph.LayerGraph, placement: Placement
 ) -> tuple[list[Home], list[tf.Tensor]]:
     """Where each variable lives, and the weight regularisers."""
-    if session.in_v1_graph():
-        return session.enter(graph, placement)
-    raws = [layer_graph.raw(variable) for variable in graph.variables]
+    if v1_graph.in_v1_graph():
+        return v1_graph.enter(graph, placement)
+    raws = [keras_layers.raw(variable) for variable in graph.variables]
     homes = [
         Home(raw, raw.device, owner)
         for raw, owner in zip(raws, graph.variables)
@@ -232,130 +230,6 @@ def _homes(
         graph.regularization_loss(i, homes[i]) for i in graph.trainable
     ]
     return homes, [penalty for penalty in penalties if penalty is not None]
-
-
-def _replicate(
-    graph: layer_graph.LayerGraph,
-    homes: list[Home],
-    placement: Placement,
-    shards: split.Shards,
-) -> tuple[list[Any], list[list[Any]]]:
-    """Values of all variables, and copies per tower."""
-    values, columns = [], []
-    flags: dict[str, list[Any]] = {}
-    n = len(placement.devices)
-    with tf.name_scope("replicate"):
-        for k, home in enumerate(homes):
-            device = home.device
-            if device not in flags:
-                flags[device] = replicate.keep_flags(
-                    shards.rows, shards.may_be_empty, device
-                )
-            with tf.device(device):
-                value = home.variable.read_value()
-                if graph.is_seed(k):
-                    column = [graph.stream(k, value, i) for i in range(n)]
-                elif k in graph.row_states:
-                    value = state.of_all_rows(graph.variables[k], value, shards)
-                    column = deal(value, shards.ranges, device)
-                elif graph.is_overwritten(k):
-                    column = replicate.replicate_overwritten(
-                        value, device, flags[device]
-                    )
-                else:
-                    column = replicate.replicate(value, device, flags[device])
-            values.append(value)
-            columns.append(column)
-    return values, [list(copies) for copies in zip(*columns)] or [[]] * n
-
-
-def _tower(
-    graph: layer_graph.LayerGraph,
-    scope: str,
-    training: bool | None,
-    tower_fn: Callable[..., Any] | None,
-    devices: Sequence[str],
-    activations: list[str | None],
-    layout: dict[state.Group, Any],
-    divided: Sequence[bool],
-) -> Callable[[Any], dict[str, Any]]:
-    """The pure function of one tower: (copies, shard) to a nest of tensors."""
-    tower_fn = autograph.converted(tower_fn)
-
-    def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
-        copies, shard = argument
-        replay = graph.replay(copies, shard, training, scope, tower_fn)
-        activations[:] = replay.activations
-        moments, places = state.packed(graph, devices, replay.moments)
-        layout.update(places)
-        told = state.besides_moments(graph, replay.state, replay.moments)
-        aside = tf.nest.map_structure(
-            _stopped, {"state": told, "moments": moments}
-        )
-        shared = shared_state.shared_state(
-            graph, aside["state"], copies, shard, divided
-        )
-        return {
-            "outputs": replay.outputs,
-            "notes": replay.notes,
-            "losses": replay.losses,
-            "layer_outputs": replay.layer_outputs,
-            # Names only, which are there in copies of a tower too.
-            "shared": dict.fromkeys(shared),
-            **aside,
-        }
-
-    return hooks.carried(run)
-
-
-def _stopped(value: tf.Tensor | None) -> tf.Tensor | None:
-    return None if value is None else tf.stop_gradient(value)
-
-
-def _outputs(
-    replays: list[dict[str, Any]],
-    activations: list[str | None],
-    merge: Any,
-    gather: Callable[[Any, Any], Any],
-    placement: Placement,
-) -> Any:
-    """Gathered outputs, with what Keras attaches to them.
-
-    Where a model ends in a softmax or sigmoid, its logits are gathered and the
-    last op is done again: Keras computes such a loss from logits, since
-    probabilities underflow, and no more bytes cross.
-    """
-    rules = spread(merge, replays[0]["outputs"])
-    joined = [rule == "concat" for rule in rules]
-    again = [a if j else None for a, j in zip(activations, joined)]
-    each = [
-        [
-            note["logits"] if a else output
-            for output, note, a in zip(
-                tf.nest.flatten(replay["outputs"]), replay["notes"], again
-            )
-        ]
-        for replay in replays
-    ]
-    notes = [
-        [
-            {
-                "mask": note["mask"] if j else None,
-                "logits": note["logits"] if j and not a else None,
-            }
-            for note, j, a in zip(replay["notes"], joined, again)
-        ]
-        for replay in replays
-    ]
-    flat, merged = gather(each, rules), gather(notes, "concat")
-    with tf.device(placement.output_device):
-        for i, activation in enumerate(again):
-            if activation is not None:
-                merged[i]["logits"] = flat[i]
-                flat[i] = ACTIVATIONS[activation](flat[i])
-    outputs = tf.nest.pack_sequence_as(replays[0]["outputs"], flat)
-    attached.set_notes(outputs, merged)
-    return outputs
 
 
 def _scope(i: int) -> str:
@@ -374,7 +248,7 @@ def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
 
     values = tf.function(run, autograph=False)(inputs)
     graph = built[-1]
-    attached.set_notes(values["outputs"], values["notes"])
+    keras_layers.set_notes(values["outputs"], values["notes"])
     return dataclasses.replace(
         graph,
         outputs=values["outputs"],
@@ -394,7 +268,7 @@ def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
 def _tensors(graph: TowerGraph) -> dict[str, Any]:
     return {
         "outputs": graph.outputs,
-        "notes": attached.get_notes(graph.outputs),
+        "notes": keras_layers.get_notes(graph.outputs),
         "towers": [
             {
                 "inputs": tower.inputs,

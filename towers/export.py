@@ -7,21 +7,22 @@ with TensorFlow's own message class, `saved_model_pb2`. `export_test.py` fails
 when that stops working.
 """
 
-import functools
-import operator
 import os
-import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
-from towers import hooks, layer_graph, split, template
 from towers.build import assemble
-from towers.parameters import Home, parameter_devices
-from towers.placement import Placement, check_placement
+from towers.foreign import keras_layers
+from towers.foreign.tf_saved_model import note_devices
+from towers.keras_model import checks, hooks, layer_graph
+from towers.keras_model.parameters import Home, parameter_devices
+from towers.keras_model.replay import replayed
+from towers.keras_model.signature import input_specs, named_outputs, spec_parts
+from towers.placement.placement import Placement, check_placement
 
 
 def export_towers(
@@ -36,11 +37,13 @@ def export_towers(
     """Writes a model as a SavedModel whose signature holds its towers.
 
     `tf.saved_model.load(path)` gives an object with `serve(inputs)`, and with
-    the signature "serving_default" for servers. Any number of rows may come;
-    inference only. The placement may name devices that this machine lacks, if
-    it was made with `available="any"`. Loaded where they are missing too, ops
-    fall back to other devices, as TensorFlow's soft placement has it.
-    Variables are on the default device, from where towers copy them; with
+    the signature "serving_default" for servers. Any number of rows may come,
+    but to a stateful RNN as many as it keeps states for. Inference only; seeds
+    of noise that is on, and state that the model assigns, move on with each
+    call. The placement may name devices that this machine lacks, if it was
+    made with `available="any"`. Loaded where they are missing too, ops fall
+    back to other devices, as TensorFlow's soft placement has it. Variables are
+    on the default device, from where towers copy them; with
     `tf.saved_model.LoadOptions(experimental_variable_policy=
     "save_variable_devices")` they are on the parameter device.
 
@@ -61,17 +64,20 @@ def export_towers(
       input_signature: a nest, like the model's inputs, of `tf.TensorSpec`,
         [rows, ...]; rows are left open. By default what the model was built
         for.
-      merge: see `gather_outputs`.
+      merge: see `gather_outputs`. As there, a scalar, or an output that is no
+        batch, needs another rule than "concat".
       tower_fn: as in `build_towers`. Without devices it is called once.
       whole: as in `build_towers`; their specs are taken as they are.
 
     Raises:
-      TypeError: the model or the placement is of the wrong kind.
-      ValueError: `path` exists, the inputs are unknown, or the model has a
-        stateful RNN.
+      TypeError: the model, the placement or a leaf of `input_signature` is of
+        the wrong kind.
+      ValueError: `path` exists, the inputs are unknown, `merge` does not fit,
+        or the model reads a lookup table, or a variable, that none of its
+        layers keeps.
       RuntimeError: called inside a graph.
     """
-    template.check_model(model, nested=tower_fn is not None)
+    checks.check_model(model, nested=tower_fn is not None)
     if placement is not None:
         check_placement(placement)
     if os.path.exists(path):
@@ -86,23 +92,22 @@ def export_towers(
             "a tf.compat.v1 graph is exported with its Session by "
             "tf.compat.v1.saved_model.simple_save."
         )
-    specs = _specs(model, input_signature, whole)
     pins = placement.layer_devices if placement is not None else None
     graph = layer_graph.LayerGraph(model, (), pins)
-    if graph.row_states:
-        raise ValueError(
-            f"The model has {graph.variables[graph.row_states[0]].path!r}, the "
-            "state of a stateful RNN, but a SavedModel of towers changes "
-            "nothing when it is served. Expected stateful=False."
-        )
+    states = [graph.variables[i] for i in graph.row_states]
+    rows = states[0].shape[0] if states else None
+    specs = input_specs(model, input_signature, whole, rows)
     module = tf.Module()
-    module.parameters = [layer_graph.raw(v) for v in graph.variables]
+    module.parameters = [keras_layers.raw(v) for v in graph.variables]
 
     def serve(inputs: Any) -> Any:
         if placement is None:
             values = [v.read_value() for v in module.parameters]
             with hooks.hooked(graph):
-                return graph.replay(values, inputs, False, "", tower_fn).outputs
+                replay = replayed(graph, values, inputs, False, "", tower_fn)
+            for i, value in sorted(replay.state.items()):
+                module.parameters[i].assign(value)
+            return replay.outputs
         devices = parameter_devices(graph, placement)
         homes = [
             Home(variable, device, variable)
@@ -111,148 +116,82 @@ def export_towers(
         built = assemble(
             graph, homes, [], inputs, placement, False, merge, tower_fn, whole
         )
+        built.apply_updates()
         return built.outputs
 
     def serving_default(*leaves: tf.Tensor) -> dict[str, tf.Tensor]:
         inputs = tf.nest.pack_sequence_as(specs, leaves, expand_composites=True)
-        return _named(serve(inputs))
+        return named_outputs(serve(inputs))
 
     module.serve = tf.function(serve, input_signature=[specs], autograph=False)
+    served = module.serve.get_concrete_function()
+    if resources := _resources(graph, served):
+        module.resources = resources
     signature = tf.function(
         serving_default,
-        input_signature=_parts(specs),
+        input_signature=spec_parts(specs),
         autograph=False,
     )
-    tf.saved_model.save(
-        module,
-        path,
-        signatures={"serving_default": signature},
-        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
-    )
     try:
-        _edit(
+        tf.saved_model.save(
+            module,
+            path,
+            signatures={"serving_default": signature},
+            options=tf.saved_model.SaveOptions(
+                experimental_custom_gradients=False
+            ),
+        )
+        note_devices(
             path,
             [""] * len(module.parameters)
             if placement is None
             else parameter_devices(graph, placement),
         )
     except Exception:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
         raise
 
 
-def _specs(model: Any, signature: Any, whole: Sequence[Any]) -> Any:
-    """A nest of TensorFlow's specs, of any number of rows, dense ones named."""
-    if signature is None:
-        signature = template.input_signature(model)
-    elif isinstance(signature, (list, tuple)) and len(signature) == 1:
-        (signature,) = signature  # as Keras and tf.function have it
-    undivided = tf.nest.pack_sequence_as(
-        signature, split.whole_leaves(signature, whole)
-    )
-    taken: set[str] = set()
+def _resources(graph: layer_graph.LayerGraph, served: Any) -> list[Any]:
+    """What else a function reads: lookup tables, and variables of no Keras.
 
-    def named(path: tuple[Any, ...], spec: Any) -> tf.TypeSpec:
-        if not hasattr(spec, "shape") or not hasattr(spec, "dtype"):
-            raise ValueError(
-                "`input_signature` must be a nest of tf.TensorSpec like the "
-                f"model's inputs; got {spec!r}."
-            )
-        shape = tf.TensorShape(spec.shape)
-        if functools.reduce(operator.getitem, path, undivided):
-            pass  # as it is
-        elif not shape.rank:
-            raise ValueError(
-                "`input_signature` must have an axis of rows in each spec, "
-                f"[rows, ...], or to be named in `whole`; got shape {shape}."
-            )
-        else:
-            shape = tf.TensorShape([None, *shape[1:]])
-        if isinstance(spec, tf.RaggedTensorSpec):
-            return tf.RaggedTensorSpec(
-                shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
-            )
-        if isinstance(spec, tf.SparseTensorSpec) or getattr(
-            spec, "sparse", False
-        ):
-            return tf.SparseTensorSpec(shape, spec.dtype)
-        if getattr(spec, "ragged", False):
-            raise ValueError(
-                "`input_signature` is not given, and a model does not say how "
-                "its ragged inputs are ragged. Expected a nest with a "
-                f"tf.RaggedTensorSpec, such as one of shape {shape}."
-            )
-        name = getattr(spec, "name", None) or ""
-        if not name or name.startswith("keras_tensor"):
-            name = "_".join(["inputs", *map(str, path)])
-            if path and all(isinstance(key, str) for key in path):
-                name = "_".join(path)
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        return tf.TensorSpec(shape, spec.dtype, name)
+    Args:
+      graph: names the layers that keep them as attributes.
+      served: the concrete function.
 
-    return _map_with_path(named, signature)
-
-
-def _parts(specs: Any) -> list[tf.TensorSpec]:
-    """Specs of tensors; ragged and sparse ones as their parts, by number."""
-    parts = tf.nest.flatten(specs, expand_composites=True)
-    return [
-        spec
-        if spec.name
-        else tf.TensorSpec(spec.shape, spec.dtype, f"inputs_part_{i}")
-        for i, spec in enumerate(parts)
-    ]
-
-
-def _map_with_path(function: Any, nest: Any, path: tuple = ()) -> Any:
-    if isinstance(nest, dict):
-        return {
-            key: _map_with_path(function, value, (*path, key))
-            for key, value in nest.items()
-        }
-    if isinstance(nest, (list, tuple)):
-        return [
-            _map_with_path(function, value, (*path, i))
-            for i, value in enumerate(nest)
-        ]
-    return function(path, nest)
-
-
-def _named(outputs: Any) -> dict[str, tf.Tensor]:
-    """Outputs as a signature wants them: by name."""
-    flat = tf.nest.flatten(outputs)
-    if isinstance(outputs, dict) and len(flat) == len(outputs):
-        named = {str(key): value for key, value in outputs.items()}
-    else:
-        named = {f"output_{i}": value for i, value in enumerate(flat)}
-    return {key: tf.identity(y) for key, y in named.items() if y is not None}
-
-
-def _edit(path: str, devices: list[str]) -> None:
-    """Notes the variables' devices, and makes gradients ordinary ones.
-
-    The gradients of towers are Python, which is not saved; left in place, the
-    reference to them would make the loaded functions impossible to
-    differentiate.
+    Raises:
+      ValueError: it reads what no layer keeps.
     """
-    file = os.path.join(path, "saved_model.pb")
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString(pathlib.Path(file).read_bytes())
-    (meta,) = saved.meta_graphs
-    nodes = meta.object_graph_def.nodes
+    known = {id(keras_layers.raw(v).handle) for v in graph.variables}
+    read = [
+        x
+        for x in served.captured_inputs
+        if x.dtype == tf.resource and id(x) not in known
+    ]
+    found = {}
+    for layer in graph.layers if read else []:
+        for kept in _kept(layer):
+            if isinstance(kept, tf.Variable):
+                found[id(kept.handle)] = kept
+            elif isinstance(
+                kept, tf.saved_model.experimental.TrackableResource
+            ):
+                found[id(kept.resource_handle)] = kept
+    for x in read:
+        if id(x) not in found:
+            raise ValueError(
+                "The model reads a lookup table, or a variable, that no layer "
+                f"of it keeps: {x!r}. Expected all that it reads to be saved "
+                "with it; keep that as an attribute of a layer."
+            )
+    return [found[id(x)] for x in read]
 
-    def child(node: Any, name: str) -> int:
-        return next(c.node_id for c in node.children if c.local_name == name)
 
-    parameters = nodes[child(nodes[0], "parameters")]
-    for i, device in enumerate(devices):
-        nodes[child(parameters, str(i))].variable.device = device
-    for function in meta.graph_def.library.function:
-        for node in function.node_def:
-            node.attr.pop("_gradient_op_type", None)
-    pathlib.Path(file).write_bytes(saved.SerializeToString(deterministic=True))
-    fingerprint = os.path.join(path, "fingerprint.pb")
-    if os.path.exists(fingerprint):
-        os.remove(fingerprint)  # of the file as it was
+def _kept(layer: keras.Layer) -> Iterator[Any]:
+    """What a layer holds, by attributes and in lists and dicts there."""
+    yield from tf.train.TrackableView(layer).descendants()
+    for value in vars(layer).values():
+        if isinstance(value, Mapping):
+            yield from value.values()
+        elif isinstance(value, (list, tuple)):
+            yield from value

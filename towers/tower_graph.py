@@ -5,8 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import layer_graph
-from towers import session as copying
+from towers import v1_graph
+from towers.foreign import keras_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TowerGraph:
           run; the same are in the collection UPDATE_OPS already. Else None.
         """
         ops = [variable.assign(value) for variable, value in self.updates]
-        return [op.op for op in ops] if copying.in_v1_graph() else None
+        return [op.op for op in ops] if v1_graph.in_v1_graph() else None
 
     def copy_to_model(self, session: Any) -> None:
         """Gives the Keras model the values that a Session has trained.
@@ -77,7 +77,7 @@ class TowerGraph:
         Raises:
           RuntimeError: the towers read the model's own variables.
         """
-        copying.copy_to_model(self._twins("copy_to_model"), session)
+        v1_graph.copy_to_model(self._twins("copy_to_model"), session)
 
     def copy_from_model(self, session: Any) -> None:
         """Gives a Session the values of the Keras model. Adds no ops.
@@ -88,11 +88,11 @@ class TowerGraph:
         Raises:
           RuntimeError: the towers read the model's own variables.
         """
-        copying.copy_from_model(self._twins("copy_from_model"), session)
+        v1_graph.copy_from_model(self._twins("copy_from_model"), session)
 
     def _twins(self, name: str) -> list[tuple[Any, Any]]:
         if not all(
-            layer_graph.raw(ours) is not theirs
+            keras_layers.raw(ours) is not theirs
             for ours, theirs in self.variables
         ):
             raise RuntimeError(

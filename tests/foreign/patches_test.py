@@ -1,0 +1,49 @@
+"""patches: attributes are other ones, and then as they were."""
+
+import math
+
+from absl.testing import absltest
+
+from towers.foreign.patches import patched
+
+
+class Tracked:
+    """Keeps what its attributes are set to, as Keras does."""
+
+    kind = "class's"
+
+    def __init__(self):
+        vars(self)["set"] = []
+        self.own = 1
+
+    def __setattr__(self, name, value):
+        self.set.append(name)
+        super().__setattr__(name, value)
+
+
+class PatchedTest(absltest.TestCase):
+    def test_instances_classes_and_modules_are_as_they_were(self):
+        one, pi = Tracked(), math.pi
+        with patched(
+            (one, "own", 2),
+            (one, "kind", "its own"),
+            (one, "own", 3),
+            (Tracked, "more", 4),
+            (math, "pi", 3),
+        ):
+            self.assertEqual((one.own, one.kind, one.more), (3, "its own", 4))
+            self.assertEqual((Tracked.kind, math.pi), ("class's", 3))
+        self.assertEqual(vars(one), {"set": ["own"], "own": 1})
+        self.assertFalse(hasattr(Tracked, "more"))
+        self.assertEqual(math.pi, pi)
+
+    def test_an_error_puts_them_back(self):
+        one = Tracked()
+        with self.assertRaises(TypeError):
+            with patched((one, "own", 2), (3, "real", 4)):
+                self.fail("an int has no attributes of its own")
+        self.assertEqual(one.own, 1)
+
+
+if __name__ == "__main__":
+    absltest.main()

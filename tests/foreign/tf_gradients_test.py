@@ -1,0 +1,188 @@
+import gc
+
+import models
+import tensorflow as tf
+from absl.testing import parameterized
+from tensorflow.python.framework import ops
+
+import towers
+from towers.foreign.tf_gradients import own_gradient, recorded
+
+
+def graphs() -> int:
+    gc.collect()
+    return sum(isinstance(x, tf.Graph) for x in gc.get_objects())
+
+
+class OwnGradientTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("cnn", models.cnn), ("recurrent", models.recurrent)
+    )
+    def test_graphs_are_freed(self, model):
+        model = models.make(model)
+        x = models.inputs(model, 5)
+
+        def build():
+            towers.build_towers(model, x, models.placement(2))
+
+        def differentiate():
+            @tf.function
+            def step(x):
+                with tf.GradientTape() as tape:
+                    graph = towers.build_towers(model, x, models.placement(2))
+                    loss = sum(
+                        tf.reduce_sum(y) for y in tf.nest.flatten(graph.outputs)
+                    )
+                return tape.gradient(loss, model.trainable_variables)
+
+            step(x)
+
+        for call in (build, differentiate):
+            call()
+            before = graphs(), len(ops.gradient_registry.list())
+            call()
+            after = graphs(), len(ops.gradient_registry.list())
+            self.assertEqual(after, before)
+
+    def test_calls_without_results_are_freed(self):
+        nothing = own_gradient(lambda x: ([], lambda *g: [None]))
+
+        def trace():
+            tf.function(lambda x: nothing(x) or x, autograph=False)(tf.ones([]))
+
+        trace()
+        before = graphs(), len(ops.gradient_registry.list())
+        trace()
+        self.assertEqual((graphs(), len(ops.gradient_registry.list())), before)
+
+    @parameterized.named_parameters(
+        ("eager", "eager"), ("nested", "nested"), ("loop", "loop")
+    )
+    def test_gradients_outlive_the_function_that_built_them(self, way):
+        model = models.make(models.cnn)
+        x = models.inputs(model, 5)
+
+        def outputs(x):
+            def towered(x):
+                return towers.build_towers(
+                    model, x, models.placement(2)
+                ).outputs
+
+            if way == "eager":
+                return towered(x)
+            if way == "nested":
+                return tf.function(towered, autograph=False)(x)
+            return tf.while_loop(
+                lambda i, y: i < 2,
+                lambda i, y: (i + 1, y + towered(x)),
+                (0, tf.zeros([5, 3])),
+                maximum_iterations=2,
+            )[1]
+
+        run = outputs if way == "eager" else tf.function(outputs)
+        with tf.GradientTape(persistent=True) as tape:
+            loss = tf.reduce_sum(run(x) ** 2)
+        gc.collect()
+        actual = tape.gradient(loss, model.trainable_variables)
+        del run
+        gc.collect()
+        again = tape.gradient(loss, model.trainable_variables)
+        with tf.GradientTape() as tape:
+            times = 2 if way == "loop" else 1
+            loss = tf.reduce_sum((times * model(x)) ** 2)
+        expected = tape.gradient(loss, model.trainable_variables)
+        models.close(actual, expected)
+        models.close(again, expected)
+
+    def test_plain_custom_gradient_keeps_them(self):
+        """What this file is for: gone when TensorFlow frees them itself."""
+
+        def trace(decorator):
+            @tf.function
+            def f(x):
+                return decorator(lambda x: (x * 2, lambda g: g * 2))(x)
+
+            f(tf.ones([]))
+
+        trace(own_gradient)
+        before = graphs()
+        trace(own_gradient)
+        self.assertEqual(graphs(), before)
+        trace(tf.custom_gradient)
+        self.assertGreater(graphs(), before)
+
+    def test_whether_anything_listens(self):
+        said = []
+
+        @tf.function
+        def trace(x):
+            said.append(recorded())
+            with tf.GradientTape() as tape:
+                said.append(recorded())
+                with tape.stop_recording():
+                    said.append(recorded())
+            said.append(recorded())
+            with tf.autodiff.ForwardAccumulator(x, x):
+                said.append(recorded())
+            said.append(recorded())
+
+        trace(tf.ones([]))
+        self.assertEqual(said, [False, True, False, False, True, False])
+
+    def test_no_zeros_are_made_for_arguments(self):
+        def zeros(decorator):
+            def double(x, y):
+                return x * 2, lambda g: [g * 2, None]
+
+            @tf.function
+            def f(x, y):
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    z = decorator(double)(x, y)
+                return tape.gradient(z, x)
+
+            traced = f.get_concrete_function(*[tf.ones([3])] * 2)
+            self.assertEqual(f(*[tf.ones([3])] * 2).numpy().tolist(), [2] * 3)
+            kinds = [op.type for op in traced.graph.get_operations()]
+            return len(kinds) - kinds.count("Const")
+
+        # What this file is for: as many when TensorFlow makes none either.
+        self.assertLess(zeros(own_gradient), zeros(tf.custom_gradient))
+
+    def test_variables_are_told_to_the_gradient(self):
+        variable = tf.Variable(3.0)
+        told = []
+
+        @own_gradient
+        def times(x):
+            def backward(g, variables):
+                told.extend(variables)
+                return g * variable
+
+            return x * variable, backward
+
+        @tf.function
+        def f(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = times(x)
+            return tape.gradient(y, x)
+
+        self.assertEqual(float(f(tf.constant(2.0))), 3.0)
+        self.assertEqual([v.ref() for v in told], [variable.ref()])
+
+    def test_a_gradient_after_its_graph_says_what_to_do(self):
+        double = own_gradient(lambda x: (x * 2, lambda g: g * 2))
+        graph = tf.Graph()
+        with graph.as_default():
+            op = double(tf.ones([])).op
+            name = op.get_attr("_gradient_op_type")
+            gradient = ops.gradient_registry.lookup(name)
+            self.assertIsNotNone(gradient(op, tf.ones([]), tf.ones([])))
+        with tf.Graph().as_default():
+            other = tf.ones([]).op
+        del graph, op
+        gc.collect()
+        self.assertNotIn(name.decode(), ops.gradient_registry.list())
+        with self.assertRaisesRegex(RuntimeError, "Keep the tf.function"):
+            gradient(other, None)

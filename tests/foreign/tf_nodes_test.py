@@ -1,0 +1,50 @@
+"""tf_nodes: TensorFlow still calls nodes so."""
+
+import tensorflow as tf
+from absl.testing import absltest
+from executed import run_metadata
+
+from towers.foreign import tf_nodes
+
+
+class TfNodesTest(absltest.TestCase):
+    def test_tensorflow_still_has_the_private_names(self):
+        variable = tf.Variable([1.0, 2.0])
+
+        @tf.function(autograph=False)
+        def step(x):
+            with tf.device("/CPU:1"):
+                y = tf.matmul(x, x)
+            with tf.GradientTape() as tape:
+                loss = tf.recompute_grad(tf.square)(y) * variable
+            return tape.gradient(loss, variable)
+
+        metadata = run_metadata(lambda: step(tf.ones([2, 2])))
+        ran = metadata.function_graphs
+        cut = [n for f in ran for part in f.partition_graphs for n in part.node]
+        whole = [n for f in ran for n in f.post_optimization_graph.node]
+        ops = {node.op for node in cut}
+        for names in (
+            tf_nodes.SENDS,
+            tf_nodes.RECEIVES,
+            tf_nodes.ARGUMENTS,
+            tf_nodes.RESULTS,
+        ):
+            self.assertTrue(ops.intersection(names), names)
+        attributes = {name for node in whole for name in node.attr}
+        self.assertContainsSubset(
+            {tf_nodes.CALLED, tf_nodes.HANDLE_SHAPES, tf_nodes.HANDLE_DTYPES},
+            attributes,
+        )
+        graph = step.get_concrete_function(tf.ones([2, 2])).graph
+        with graph.as_default(), tf.compat.v1.colocate_with(graph.inputs[0]):
+            beside = tf.constant(1.0).op
+        made = [*graph.get_operations(), beside]
+        self.assertContainsSubset(
+            {tf_nodes.GRADIENT, tf_nodes.BESIDE},
+            {name for op in made for name in op.node_def.attr},
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,48 @@
+"""checks: what towers can be made of."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest
+from models import cnn, make
+
+from towers.foreign import keras_layers
+from towers.keras_model import checks
+from towers.keras_model.signature import input_signature
+
+
+class ChecksTest(absltest.TestCase):
+    def test_a_keras_2_model_is_refused_by_name(self):
+        other = type("Model", (), {"__module__": "tf_keras.src.engine"})
+        with self.assertRaisesRegex(TypeError, "Keras 2"):
+            checks.check_model(other())
+
+    def test_a_layer_is_refused_with_what_to_write(self):
+        with self.assertRaisesRegex(
+            TypeError, r"keras.Sequential\(\[layer\]\)"
+        ):
+            checks.check_model(keras.layers.Dense(1))
+        checks.check_model([make(cnn), keras.metrics.Mean()], nested=True)
+
+    def test_a_model_is_built_outside_of_any_graph(self):
+        model = keras.Sequential([keras.layers.Dense(2)])
+        self.assertFalse(keras_layers.is_built(model))
+
+        @tf.function
+        def build(x):
+            checks.ensure_built(model, x)
+            return x
+
+        build(np.ones([3, 4], "float32"))
+        self.assertTrue(keras_layers.is_built(model))
+        self.assertEqual(input_signature(model).shape, (None, 4))
+        self.assertFalse(tf.is_symbolic_tensor(model.weights[0].value.handle))
+
+    def test_a_graph_can_look_out(self):
+        with tf.Graph().as_default():
+            self.assertTrue(checks.eagerly(tf.executing_eagerly))
+            self.assertFalse(tf.executing_eagerly())
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,113 @@
+"""What a user reads is run: docstrings, README's Python and the examples."""
+
+import doctest
+import importlib
+import json
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+
+import towers
+
+ROOT = pathlib.Path(towers.__file__).parent.parent
+MODULES = [m.name for m in pkgutil.iter_modules(towers.__path__)]
+
+
+class ReadTest(parameterized.TestCase):
+    @parameterized.parameters(*MODULES)
+    def test_docstrings(self, name):
+        module = importlib.import_module(f"towers.{name}")
+        names = {
+            "towers": towers,
+            "tf": tf,
+            "keras": keras,
+            "np": np,
+            "os": os,
+            "tempfile": tempfile,
+        }
+        result = unittest.TestResult()
+        doctest.DocTestSuite(module, extraglobs=names).run(result)
+        self.assertEqual([e for _, e in result.failures + result.errors], [])
+
+    def test_every_public_name_has_a_docstring_with_an_example(self):
+        records = ("ExecutionReport", "Tower", "TowerGraph")
+        for name in towers.__all__:
+            text = getattr(towers, name).__doc__
+            self.assertTrue(text, name)
+            if name not in records:
+                self.assertIn(">>>", text, name)
+
+    def test_every_module_has_a_test_or_is_run_by_one(self):
+        tests = {p.stem for p in (ROOT / "tests").glob("*_test.py")}
+        missing = [m for m in MODULES if f"{m}_test" not in tests]
+        self.assertEqual(missing, [])
+
+    def test_readme_s_python(self):
+        blocks = re.findall(
+            r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+        )
+        self.assertNotEmpty(blocks)
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), {})
+
+    def test_examples(self):
+        last_lines = {
+            ("mnist_cnn.py", "--epochs=1"): r"Test accuracy: 0\.\d{4}\n$",
+            ("two_towers.py",): r"step 100  loss 0\.0\d+\n$",
+            ("session_loop.py",): r"Session: (0\.9\d+)\nKeras: \1\n$",
+            ("tower_loss.py",): r"step  60  loss 2\.\d+\n$",
+            ("contrastive.py",): r"weights differ by \d\.\de-0[678]\n$",
+            ("serve.py",): r"for_gpus \(7, 3\)\nplain \(7, 3\)\n$",
+        }
+        commands = [
+            [str(ROOT / "examples" / file), *flags]
+            for file, *flags in last_lines
+        ]
+        done = run("forked.py", json.dumps(commands))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        told = json.loads(done.stdout.splitlines()[-1])
+        for command, last, (status, out, err) in zip(
+            commands, last_lines.values(), told, strict=True
+        ):
+            with self.subTest(command=command):
+                self.assertEqual(status, 0, err)
+                self.assertRegex(out, last)
+
+    @pytest.mark.slow
+    def test_the_benchmark(self):
+        done = run(
+            ROOT / "examples" / "benchmark.py",
+            *("--quick", "--models=cnn", "--towers=2"),
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        last = r"towers 2 / classic 2: \d\.\d+ .*\n\n.* TensorFlow [\d.]+\n$"
+        self.assertRegex(done.stdout, last)
+
+
+def run(file, *arguments):
+    """A Python program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, pathlib.Path(__file__).parents[1] / file, *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        capture_output=True,
+        text=True,
+    )
+
+
+if __name__ == "__main__":
+    absltest.main()

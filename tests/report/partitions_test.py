@@ -1,0 +1,69 @@
+"""partitions: what one function sent, and where it came from."""
+
+import tensorflow as tf
+from absl.testing import absltest
+
+from towers.report.partitions import Partitions, Transfer
+from towers.report.recording import record
+
+
+def partitions(function, *args):
+    recording = record(lambda: tf.function(function)(*args))
+    (ran,) = recording.functions
+    executed = Partitions(ran)
+    return executed, executed.transfers(recording.batches)
+
+
+class PartitionsTest(absltest.TestCase):
+    def test_nodes_are_where_they_ran(self):
+        def both(x):
+            with tf.device("/CPU:1"):
+                y = tf.matmul(x, x)
+            with tf.device("/CPU:2"):
+                return tf.nn.softmax(y)
+
+        executed, (one, two) = partitions(both, tf.ones([3, 3]))
+        kinds = {kind: device for device, _, kind in executed.nodes}
+        self.assertEqual(kinds, {"MatMul": "/CPU:1", "Softmax": "/CPU:2"})
+        self.assertEqual((one.bytes, two.bytes), (36, 36))
+
+    def test_a_value_that_is_passed_on_is_the_one_it_was(self):
+        def around(x):
+            with tf.device("/CPU:1"):
+                y = tf.exp(x)
+            with tf.device("/CPU:2"):
+                z = tf.sin(y)
+            with tf.device("/CPU:3"):
+                return z + tf.cos(y)
+
+        executed, transfers = partitions(around, tf.ones([3]))
+        origins = [executed.origin(send) for send in executed.sends]
+        by = {(t.source, t.target): o for t, o in zip(transfers, origins)}
+        # exp(x) goes to devices 2 and 3: one value, two transfers.
+        self.assertEqual(by["/CPU:1", "/CPU:2"], by["/CPU:1", "/CPU:3"])
+        self.assertEqual(by["/CPU:1", "/CPU:2"][1], "/CPU:1")
+
+    def test_waiting_for_another_device_carries_nothing(self):
+        with tf.device("/CPU:1"):
+            variable = tf.Variable(1.0)
+
+        def wait(x):
+            with tf.device("/CPU:1"):
+                variable.assign_add(1.0)
+            with tf.device("/CPU:0"):
+                tf.print("", end="")
+                return x + 1.0
+
+        _, transfers = partitions(wait, tf.ones([3]))
+        self.assertEqual({t.bytes for t in transfers} - {0}, set())
+
+    def test_bytes(self):
+        transfer = Transfer("/CPU:0", "/CPU:1", "x", tf.float16, (3, 5), 2)
+        self.assertEqual(transfer.bytes, 2 * 2 * 15)
+        for shape, times in ((None, 1), ((3,), None)):
+            unknown = Transfer("a", "b", "x", tf.float16, shape, times)
+            self.assertIsNone(unknown.bytes)
+
+
+if __name__ == "__main__":
+    absltest.main()

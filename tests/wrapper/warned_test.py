@@ -1,0 +1,54 @@
+"""Warnings and errors of Keras's own: once, and not hidden by towers'."""
+
+import warnings
+
+import keras
+import numpy as np
+from absl.testing import absltest, parameterized
+from models import placement
+
+import towers
+
+X, Y = np.ones([4, 3], "float32"), np.ones([4, 1], "float32")
+
+
+def model(names):
+    inputs = {name: keras.Input([3], name=name) for name in names}
+    x = sum(inputs.values())
+    if len(names) == 1:
+        (inputs,) = inputs.values()
+    return keras.Model(inputs, keras.layers.Dense(1)(x))
+
+
+class KerasTest(parameterized.TestCase):
+    @parameterized.parameters(False, True)
+    def test_a_warning_comes_once_and_at_each_trace(self, on_towers):
+        towered = towers.TowerModel(
+            model("ab"), placement(3), loss_on_towers=on_towers
+        )
+        for m in (model("ab"), towered):
+            m.compile("sgd", "mse")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                m.fit([X, X], Y, verbose=0)
+                m.evaluate([X, X], Y, verbose=0)
+            said = [w for w in caught if "structure" in str(w.message)]
+            self.assertLen(said, 2)
+            self.assertEndsWith(said[0].filename, "functional.py")
+
+    @parameterized.parameters(False, True)
+    def test_an_input_that_is_missing_is_named(self, on_towers):
+        for names, x in (("a", [None]), ("ab", {"a": X, "b": None})):
+            m = towers.TowerModel(
+                model(names), placement(2), loss_on_towers=on_towers
+            )
+            m.compile("sgd", "mse")
+            message = f"The input '{names[-1]}' is not optional"
+            with self.assertRaisesRegex(ValueError, message):
+                m.fit(x, Y, verbose=0)
+            with self.assertRaisesRegex(ValueError, message):
+                m(x)
+
+
+if __name__ == "__main__":
+    absltest.main()

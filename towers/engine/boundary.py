@@ -1,0 +1,158 @@
+"""boundary: what a tower takes and hands out, and the gradient in between."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign.tf_gradients import followed
+
+
+def leaves(nest: Any) -> list[tf.Tensor]:
+    """The tensors of a nest, those inside ragged and sparse ones too."""
+    flat = tf.nest.flatten(nest, expand_composites=True)
+    return [x for x in flat if x is not None]
+
+
+def distinct(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """With copies of what is there twice, as each gets a gradient."""
+    seen: set[int] = set()
+    distinct = []
+    for tensor in tensors:
+        again = id(tensor) in seen and tensor.dtype.is_floating
+        seen.add(id(tensor))
+        distinct.append(tf.identity(tensor) if again else tensor)
+    return distinct
+
+
+def brought(
+    argument: Any,
+    tensors: Sequence[tf.Tensor],
+    device: str,
+    elsewhere: Mapping[int, str],
+) -> Any:
+    """`argument`, with identities on `device` for its tensors.
+
+    A loop places what it hands from step to step beside where that came from:
+    it must come from this device, or every step asks the other.
+
+    Args:
+      argument: a nest of tensors.
+      tensors: those to take in their place, as many.
+      device: the tower's.
+      elsewhere: other devices, by the tensor's place in the flat nest.
+    """
+    here = []
+    for i, tensor in enumerate(tensors):
+        with tf.device(elsewhere.get(i, device)):
+            here.append(tf.identity(tensor))
+    given = iter(here)
+    return tf.nest.map_structure(
+        lambda x: None if x is None else next(given),
+        argument,
+        expand_composites=True,
+    )
+
+
+def replaced(made: Any, results: Any) -> Any:
+    """`made`, with its differentiable tensors replaced by `results`."""
+    return tf.nest.map_structure(
+        lambda x: next(results) if has_gradient(x) else x,
+        made,
+        expand_composites=True,
+    )
+
+
+def has_gradient(x: tf.Tensor | None) -> bool:
+    """Whether a gradient of this can reach what it was made of."""
+    return x is not None and x.dtype.is_floating and x.op.type != "StopGradient"
+
+
+def differentiated(
+    results: Sequence[tf.Tensor],
+    tensors: Sequence[tf.Tensor],
+    upstream: Sequence[Any],
+) -> list[Any]:
+    """Gradients of `results` by `tensors`, each op beside that which it is of.
+
+    Args:
+      results: tensors.
+      tensors: what they were computed from.
+      upstream: the gradient of each result, or None.
+    """
+    wanted = [
+        (y, g)
+        for y, g in zip(results, upstream)
+        if y.dtype.is_floating and g is not None
+    ]
+    if not wanted:
+        return [None] * len(tensors)
+    return tf.compat.v1.gradients(
+        [y for y, _ in wanted],
+        list(tensors),
+        grad_ys=[g for _, g in wanted],
+        colocate_gradients_with_ops=True,
+        stop_gradients=list(tensors),  # one may be made from another, outside
+    )
+
+
+def lost(
+    ops: Sequence[tf.Operation], given: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """What a tower takes past its arguments, though a tape follows it.
+
+    Args:
+      ops: what the tower made.
+      given: its arguments.
+    """
+    made = {op.name for op in ops}
+    known = {x.name for x in given}
+    outside = {
+        x.name: x
+        for op in ops
+        for x in op.inputs
+        if x.op.name not in made and x.name not in known and not _stops(op)
+    }
+    return [x for x in outside.values() if followed(list(_captured(x)))]
+
+
+def _stops(op: tf.Operation) -> bool:
+    """Whether no gradient goes past an op, by its own or the next ones."""
+    if op.type != "ReadVariableOp":
+        return op.type == "StopGradient"
+    takers = op.outputs[0].consumers()
+    return all(taker.type == "StopGradient" for taker in takers)
+
+
+def _captured(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
+    """A tensor, and what it stands for in the functions around its own."""
+    found: tf.Tensor | None = tensor
+    while found is not None:
+        yield found
+        captures = (
+            []
+            if hasattr(found, "numpy")
+            else getattr(found.graph, "captures", [])
+        )
+        inner = found
+        found = next((outer for outer, x in captures if x is inner), None)
+
+
+def check_nothing_lost(
+    variables: Sequence[tf.Variable], tensors: Sequence[tf.Tensor]
+) -> None:
+    """Raises if a gradient would not reach what a tower read by itself."""
+    if variables:
+        raise ValueError(
+            "The tower reads the trainable variables "
+            f"{[v.name for v in variables]}, which belong to no model "
+            "that it was given, so their gradient would be lost. Make "
+            "them weights of a layer, or pass their model too."
+        )
+    if tensors:
+        raise ValueError(
+            f"The tower takes {[x.name for x in tensors]} from outside, which "
+            "a tape follows, so the gradient would be lost. Pass them with "
+            "the inputs, named in `whole` if they are no batch; or take them "
+            "through tf.stop_gradient."
+        )

@@ -1,0 +1,254 @@
+"""closure: what a function of all towers takes besides what they hand it.
+
+It runs once, inside one tower, whose parameters it may read. What another
+tower has otherwise, all that depends on the tower's rows, it may not: the
+towers would share what belongs to one of them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+_PASS = ("Identity", "IdentityN")  # output i is input i
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of the tensors of one tower.
+
+    Attributes:
+      own: names of tensors of which each tower has another.
+      same: names of tensors, made since, that are the same in all towers.
+      before: how many ops the graph had before the towers.
+    """
+
+    own: set[str]
+    same: set[str]
+    before: int
+
+    def origin(self, tensor: tf.Tensor, made: set[str]) -> tf.Tensor | None:
+        """What of the tower's own a tensor is made of; None if of nothing.
+
+        Args:
+          tensor: of this graph.
+          made: names of the ops that towers are made of.
+        """
+        seen = set(self.same)
+        ahead = [tensor]
+        while ahead:
+            x = ahead.pop()
+            if x.name in self.own:
+                return x
+            if x.name in seen or x.dtype == tf.resource:
+                continue
+            seen.add(x.name)
+            if x.op.name not in made:
+                continue
+            if _draws(x.op):
+                return x
+            passes = x.op.type in _PASS
+            ahead += [x.op.inputs[x.value_index]] if passes else x.op.inputs
+        return None
+
+
+def differing(
+    tensors: Sequence[Sequence[tf.Tensor]], taken: Sequence[Sequence[tf.Tensor]]
+) -> list[set[str]]:
+    """Per tower, names of what it has taken that is not the same in all.
+
+    Args:
+      tensors: per tower, what it is given.
+      taken: per tower, the same on its device.
+    """
+    sources = [[_source(x).name for x in each] for each in tensors]
+    differ = [len(set(column)) > 1 for column in zip(*sources)]
+    return [{x.name for x, d in zip(each, differ) if d} for each in taken]
+
+
+def _source(tensor: tf.Tensor) -> tf.Tensor:
+    while tensor.op.type in _PASS:
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor
+
+
+def _draws(op: tf.Operation) -> bool:
+    """Whether an op is random, with a stream of its own."""
+    return op.op_def.is_stateful and any(
+        attribute.name == "seed" for attribute in op.op_def.attr
+    )
+
+
+def applied(
+    function: Callable[[], Any],
+    given: Any,
+    shared: Any,
+    known: Known,
+    scope: str,
+    drawn: Callable[[], set[str]] = set,
+) -> Any:
+    """`function()` as a nest of tensors, if it takes nothing of one tower.
+
+    Args:
+      function: of what it closes over, `given` and `shared`.
+      given: a nest of tensors that it may take.
+      shared: a nest of what is said to be the same in all towers.
+      known: tells what is.
+      scope: where the tower called it.
+      drawn: gives names of tensors that it may take after all.
+
+    Raises:
+      ValueError: it takes what depends on the rows of one tower.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    passed = [
+        tf.convert_to_tensor(x)
+        for x in tf.nest.flatten(shared)
+        if not (x is None or isinstance(x, _NUMBERS))
+    ]
+    before = len(graph.get_operations())
+    results = tf.nest.map_structure(tf.convert_to_tensor, function())
+    ops = graph.get_operations()
+    own = {op.name for op in ops[before:]}
+    may = {x.name for x in tf.nest.flatten(given)} | drawn()
+    taken = [x for op in ops[before:] for x in op.inputs]
+    outside = {
+        x.name: x
+        for x in [*taken, *tf.nest.flatten(results)]
+        if x.op.name not in own and x.name not in may
+    }
+    made = {op.name for op in ops[known.before : before]}
+    for how, tensors in (
+        ("`shared` holds", passed),
+        ("the function closes over", outside.values()),
+    ):
+        for tensor in tensors:
+            origin = known.origin(tensor, made)
+            if origin is not None:
+                raise _own(tensor, origin, scope, how)
+    return results
+
+
+def _own(
+    tensor: tf.Tensor, origin: tf.Tensor, scope: str, how: str
+) -> ValueError:
+    return ValueError(
+        f"all_towers was called in {scope!r}, where {how} the tensor "
+        f"{tensor.name!r} of shape {tensor.shape}, which depends on the rows "
+        f"of one tower, or on its random numbers (by {origin.name!r}), so all "
+        "towers would get what belongs to that one. Expected it among the "
+        "values, as in all_towers(function, x, more), where those of all "
+        "towers are joined. What is the same in all towers, as weights are, "
+        "may be closed over, or passed in `shared`."
+    )
+
+
+_NUMBERS = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
+
+
+def tensors(function: Any, shared: Any) -> list[tf.Tensor]:
+    """Those that a function closes over, or is given in `shared`."""
+    leaves = [
+        leaf
+        for name, value in [("shared", shared), *_held(function, set())]
+        for _, leaf in _leaves(value, name)
+    ]
+    return [x for x in leaves if isinstance(x, tf.Tensor)]
+
+
+def check_alike(
+    one: Any, other: Any, one_shared: Any, other_shared: Any, scope: str
+) -> None:
+    """Raises if two towers' functions, or `shared`, hold different numbers."""
+    here, there = _constants(one, one_shared), _constants(other, other_shared)
+    for name in here.keys() & there.keys():
+        a, b = here[name], there[name]
+        if not (np.array_equal(a, b) or repr(a) == repr(b)):
+            raise ValueError(
+                f"all_towers was called in {scope!r} with {name!r}, which is "
+                f"{b!r} there but {a!r} in tower 0; the function runs once, "
+                "for all towers. Expected what depends on the tower's rows to "
+                "be counted inside, as in tf.shape(x)[0], or to be among the "
+                "values."
+            )
+
+
+def _constants(function: Any, shared: Any) -> dict[str, Any]:
+    """The numbers that a function closes over, by what they are called."""
+    found: dict[str, Any] = {}
+    for name, value in [("shared", shared), *_held(function, set())]:
+        for path, leaf in _leaves(value, name):
+            if isinstance(leaf, tf.TensorShape):
+                leaf = str(leaf)
+            if isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy"):
+                leaf = _made_of(leaf)
+            if isinstance(leaf, _NUMBERS):
+                found[path] = leaf
+    return found
+
+
+def _made_of(tensor: tf.Tensor) -> str | None:
+    """The constants that a tensor is computed of; None if not of those only.
+
+    Where shapes are known, `tf.shape` is a constant.
+    """
+    constants: list[str] = []
+    seen: set[str] = set()
+    ahead = [tensor.op]
+    while ahead:
+        op = ahead.pop()
+        if op.name in seen:
+            continue
+        seen.add(op.name)
+        if op.type == "Const":
+            constants.append(str(tf.make_ndarray(op.get_attr("value"))))
+        elif op.op_def.is_stateful or not op.inputs:
+            return None
+        ahead += [x.op for x in op.inputs]
+    return ", ".join(constants)
+
+
+def _held(function: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Names and values that a function keeps, those of inner ones too."""
+    if id(function) in seen:
+        return
+    seen.add(id(function))
+    held: dict[str, Any] = {}
+    if isinstance(function, functools.partial):
+        yield from _held(function.func, seen)
+        held.update({f"argument {i}": x for i, x in enumerate(function.args)})
+        held.update(function.keywords)
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        names = code.co_varnames[: code.co_argcount]
+        defaults = function.__defaults__ or ()
+        held.update(zip(names[len(names) - len(defaults) :], defaults))
+        held.update(function.__kwdefaults__ or {})
+        for name, cell in zip(code.co_freevars, function.__closure__ or ()):
+            try:
+                held[name] = cell.cell_contents
+            except ValueError:  # not there yet
+                continue
+    for name, value in held.items():
+        if callable(value) and (
+            hasattr(value, "__code__") or isinstance(value, functools.partial)
+        ):
+            yield from _held(value, seen)
+        else:
+            yield name, value
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        children: Any = value.items()
+    elif isinstance(value, (list, tuple)):
+        children = enumerate(value)
+    else:
+        yield name, value
+        return
+    for key, child in children:
+        yield from _leaves(child, f"{name}[{key!r}]")

@@ -1,0 +1,102 @@
+"""forward: each tower on its own device, there and back."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import boundary, lockstep, meeting
+from towers.engine.copies import Maker, made_alike
+from towers.foreign.tf_gradients import own_gradient
+
+
+def run_towers(
+    functions: Sequence[Callable[..., Any]],
+    devices: Sequence[str],
+    arguments: Sequence[Any],
+    elsewhere: Mapping[int, str] | None = None,
+    join: lockstep.Join | None = None,
+    scopes: Sequence[str] = (),
+) -> list[Any]:
+    """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
+
+    The backward ops of a plain tape carry no device and end on the default
+    one. Here each tower is a custom gradient that differentiates itself with
+    `tf.gradients`, colocated, under its own device.
+
+    Args:
+      functions: one per tower, pure, from a nest of tensors to a nest.
+      devices: one device name per tower.
+      arguments: one nest of tensors per tower.
+      elsewhere: the devices of those tensors, by their place in the flat
+        nest, that are not taken to the tower.
+      join: answers the towers' calls of `all_towers`, if they make any.
+      scopes: the towers' name scopes, if the functions are all the same: then
+        towers after the second may be copies.
+
+    Returns:
+      One nest of tensors per tower.
+    """
+    elsewhere = elsewhere or {}
+    if len(functions) == 1:
+        return [pinned(functions[0], devices[0], arguments[0], elsewhere)]
+    if join is not None:
+        return lockstep.run_in_step(
+            functions, devices, arguments, elsewhere, join
+        )
+    makers = Maker(), Maker()
+    with meeting.by_themselves():
+        return [
+            pinned(
+                functions[i],
+                devices[i],
+                arguments[i],
+                elsewhere,
+                functools.partial(made_alike, makers, scopes[i])
+                if scopes
+                else _built,
+            )
+            for i in range(len(functions))
+        ]
+
+
+def pinned(
+    function: Callable[..., Any],
+    device: str,
+    argument: Any,
+    elsewhere: Mapping[int, str],
+    make: Callable[..., Any] | None = None,
+) -> Any:
+    """`function(argument)`, forward and backward on `device`, in a graph."""
+    tensors = boundary.distinct(boundary.leaves(argument))
+    made: list[Any] = []
+
+    @own_gradient
+    def run(*tensors: tf.Tensor) -> Any:
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
+        here = boundary.brought(argument, tensors, device, elsewhere)
+        result, differentiate = (make or _built)(function, here)
+        made.append(result)
+        lost = boundary.lost(graph.get_operations()[before:], tensors)
+        # What has no gradient need not be asked for one, with zeros.
+        results = [
+            x for x in boundary.leaves(result) if boundary.has_gradient(x)
+        ]
+
+        def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
+            boundary.check_nothing_lost(variables, lost)
+            with tf.device(device):
+                return differentiate(results, tensors, upstream)
+
+        return results, backward
+
+    with tf.device(device):
+        results = iter(run(*tensors))
+    return boundary.replaced(made[0], results)
+
+
+def _built(function: Callable[..., Any], argument: Any) -> tuple[Any, Any]:
+    """`function(argument)`, and the function that gives its gradients."""
+    return function(argument), boundary.differentiated

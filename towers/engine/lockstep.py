@@ -1,0 +1,143 @@
+"""lockstep: towers that meet, with one gradient for all of them."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import boundary, closure, meeting
+from towers.foreign.tf_gradients import own_gradient
+
+Join = Callable[[Sequence[meeting.Call]], Sequence[Any]]
+
+
+def run_in_step(
+    functions: Sequence[Callable[..., Any]],
+    devices: Sequence[str],
+    arguments: Sequence[Any],
+    elsewhere: Mapping[int, str],
+    join: Join,
+) -> list[Any]:
+    """As `forward.run_towers`, for towers that meet.
+
+    A custom gradient is one op with one device. So that each tower's tensors
+    stay on its own, the joint one has a part for each tower at both ends, and
+    in between only scalars: a tape comes to the gradients of all `leave` first,
+    which note what comes from above, then to that of `cross`, which
+    differentiates all towers at once, and then to those of `enter`, which hand
+    out what it found.
+    """
+    n = len(functions)
+    everything = boundary.distinct(
+        [x for a in arguments for x in boundary.leaves(a)]
+    )
+    given = iter(everything)
+    tensors = [[next(given) for _ in boundary.leaves(a)] for a in arguments]
+
+    def built(i: int, argument: Any) -> Any:
+        with tf.GradientTape() as tape:
+            result = functions[i](argument)
+        boundary.check_nothing_lost(tape.watched_variables(), ())
+        return result
+
+    graph = tf.compat.v1.get_default_graph()
+    before = len(graph.get_operations())
+    said: dict[int, Sequence[Any]] = {}
+    found: dict[int, Sequence[Any]] = {}
+
+    def enter(i: int) -> tf.Tensor:
+        @own_gradient
+        def token(*tensors: tf.Tensor) -> Any:
+            def backward(_: Any) -> Sequence[Any]:
+                return found.pop(i)
+
+            return tf.zeros([]), backward
+
+        with tf.device(devices[i]):
+            return token(*tensors[i])
+
+    entered = [enter(i) for i in range(n)]
+    brought = [
+        boundary.brought(arguments[i], tensors[i], devices[i], elsewhere)
+        for i in range(n)
+    ]
+    own = closure.differing(tensors, [boundary.leaves(x) for x in brought])
+    made = meeting.in_step(
+        [functools.partial(built, i, brought[i]) for i in range(n)],
+        [token.device for token in entered],  # in full
+        join,
+        [closure.Known(names, set(), before) for names in own],
+    )
+    lost = boundary.lost(graph.get_operations()[before:], everything)
+    results = [
+        [x for x in boundary.leaves(m) if boundary.has_gradient(x)]
+        for m in made
+    ]
+
+    @own_gradient
+    def cross(*tokens: tf.Tensor) -> Any:
+        def backward(*_: Any) -> Sequence[tf.Tensor]:
+            boundary.check_nothing_lost((), lost)
+            pairs = [
+                (y, g)
+                for i in sorted(said)
+                for y, g in zip(results[i], said[i])
+            ]
+            said.clear()
+            gradients = iter(
+                boundary.differentiated(
+                    [y for y, _ in pairs], everything, [g for _, g in pairs]
+                )
+            )
+            for i in range(n):
+                with tf.device(devices[i]):
+                    found[i] = [_final(next(gradients)) for _ in tensors[i]]
+            return [tf.zeros([])] * n
+
+        return [tf.identity(token) for token in tokens], backward
+
+    def leave(i: int, token: tf.Tensor) -> Any:
+        @own_gradient
+        def outputs(token: tf.Tensor) -> Any:
+            def backward(*upstream: Any) -> tf.Tensor:
+                said[i] = upstream
+                return tf.zeros([])
+
+            return [tf.stop_gradient(x) for x in results[i]], backward
+
+        with tf.device(devices[i]):
+            return outputs(token) if results[i] else []
+
+    with tf.device(devices[0]):
+        tokens = cross(*entered)
+    return [
+        boundary.replaced(made[i], iter(leave(i, tokens[i]))) for i in range(n)
+    ]
+
+
+def _final(gradient: Any) -> Any:
+    """A gradient that says so when it is differentiated again.
+
+    Towers in step are built in threads, which a tape does not see, so it would
+    leave out what goes by way of them.
+    """
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        values = _final(gradient.values)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+
+    @own_gradient
+    def final(gradient: tf.Tensor) -> Any:
+        def backward(_: Any) -> Any:
+            raise RuntimeError(
+                "A gradient of towers that meet (synchronized batch norm, "
+                "all_towers) was differentiated again, which towers do not "
+                "support. Expected one gradient of the gathered outputs; or "
+                "leave out synchronized=True."
+            )
+
+        return tf.identity(gradient), backward
+
+    return final(gradient)

@@ -1,0 +1,481 @@
+"""meeting: towers that compute something together, in step.
+
+What a tower hands to `all_towers` deep inside a layer is a part only; the
+whole is known when all towers have come that far. So each tower is built in a
+thread of its own, one thread at a time, and waits there for the others.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import inspect
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import closure
+from towers.foreign import tf_autograph
+from towers.foreign.tf_custom_gradients import in_custom_gradient
+from towers.foreign.tf_gradients import own_gradient
+
+_STOP = object()  # an answer that ends a thread
+_BY_ITSELF = object()  # a tower that no other waits for
+_tower: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "tower", default=None
+)
+
+
+_errand: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "errand", default=None
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What one tower says in a call of `all_towers`.
+
+    Attributes:
+      function: of the whole values.
+      values: the tower's parts.
+      shared: what is not joined; None for nothing.
+      split: whether results are dealt out by rows.
+      pure: whether the function takes nothing else, no weight either.
+      scope: where in the graph the tower is.
+      tower: who says it.
+    """
+
+    function: Callable[..., Any]
+    values: tuple[Any, ...]
+    shared: Any
+    split: bool
+    pure: bool
+    scope: str
+    tower: "_Tower"
+
+    def run(self, values: Any, device: str, scope: str) -> Any:
+        """What the function makes of all towers' values, a nest of tensors.
+
+        It runs inside this tower, where weights are the tower's.
+
+        Args:
+          values: nests like those of the call.
+          device, scope: where.
+        """
+        return self.tower.run(_Errand(self, values, device, scope))
+
+
+@dataclasses.dataclass
+class _Errand:
+    """What one tower does for all, while the others wait.
+
+    Attributes:
+      call: the tower's.
+      values: those of all towers.
+      device, scope: where.
+      seeds: for each seed that it draws from, that and what it was before.
+      steps: for each of those, that and how far it went.
+    """
+
+    call: Call
+    values: Any
+    device: str
+    scope: str
+    seeds: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
+    steps: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
+
+    def result(self, known: closure.Known) -> Any:
+        token, outer = _errand.set(self), _tower.set(None)
+        try:
+            with (
+                tf.device(None),
+                tf.device(self.device),
+                tf.name_scope(self.scope),
+            ):
+                call = self.call
+                result = closure.applied(
+                    lambda: _called(call.function, self.values, call.shared),
+                    self.values,
+                    call.shared,
+                    known,
+                    call.scope,
+                    lambda: {before.name for _, before in self.seeds},
+                )
+                self.steps += [
+                    (s, s.value - before) for s, before in self.seeds
+                ]
+                return result
+        finally:
+            _errand.reset(token)
+            _tower.reset(outer)
+
+
+def in_function() -> bool:
+    """Whether what is built is the function of a call of `all_towers`."""
+    return _errand.get() is not None
+
+
+def note_draw(seed: Any, before: tf.Tensor) -> None:
+    """Notes that such a function draws from a seed.
+
+    Args:
+      seed: a Keras variable.
+      before: its value in the tower, before the draw.
+    """
+    seeds = _errand.get().seeds
+    if all(seed is not known for known, _ in seeds):
+        seeds.append((seed, before))
+
+
+def all_towers(
+    function: Callable[..., Any],
+    *values: Any,
+    split: bool = False,
+    shared: Any = None,
+) -> Any:
+    """`function(*values)` of all rows of the batch, inside a tower.
+
+    For layers that look at more than their rows. A layer that calls it in its
+    `call` says so with the attribute `needs_all_towers = True`, and a
+    `tower_fn` likewise. The parts of all towers are joined on the output
+    device, where the function runs once, and its results go to each tower;
+    gradients go the same ways back. Outside of towers this is just
+    `function(*values)`.
+
+    Besides its values the function may take what is the same in all towers:
+    weights, constants, what is computed of those only, and whole results of
+    all_towers. It may close over that (`self.kernel`, also a layer that it
+    calls) or be given it as `shared`; gradients reach it. What depends on the
+    tower's rows would be that of one tower for all, and is refused by name: it
+    belongs among the values. So does a number of rows, which Python counts as
+    a mere number: count them inside, as in `tf.shape(x)[0]`.
+
+    >>> class Centered(keras.layers.Layer):
+    ...     needs_all_towers = True
+    ...     def call(self, x):
+    ...         return x - towers.all_towers(lambda x: tf.reduce_mean(x, 0), x)
+    >>> model = keras.Sequential([keras.Input([1]), Centered()])
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
+    >>> graph = towers.build_towers(model, tf.constant([[1.0], [2.0], [6.0]]),
+    ...                             placement)
+    >>> graph.outputs.numpy().tolist()
+    [[-2.0], [-1.0], [3.0]]
+
+    Args:
+      function: of the values of all towers, to a nest of tensors.
+      *values: nests of dense tensors, [this tower's rows, ...] each, which are
+        joined to [all rows, ...]. An empty tower's part is left out.
+      split: False gives each tower the whole results; True deals out results
+        of shape [all rows, ...], so that each tower gets those of its rows.
+      shared: a nest of what is the same in all towers, which is not joined:
+        the function's last argument, or that of the name `shared` if it has
+        one. None is none.
+
+    Returns:
+      What the function returned.
+
+    Raises:
+      ValueError: the towers do not all make the same calls, a value is a
+        scalar, the call is in a loop or a `tf.cond`, where no other tower is,
+        or the function takes what depends on a tower's rows.
+      RuntimeError: nothing has said `needs_all_towers`; or a tower
+        differentiates the result by itself, inside a `tower_fn`.
+    """
+    return asked(function, values, split, shared)
+
+
+def asked(
+    function: Callable[..., Any],
+    values: tuple[Any, ...],
+    split: bool = False,
+    shared: Any = None,
+    pure: bool = False,
+) -> Any:
+    """As `all_towers`; with `pure`, for functions of their values only."""
+    tower = _tower.get()
+    if tower is None:
+        return _called(function, values, shared)
+    if tower is _BY_ITSELF:
+        raise RuntimeError(
+            "all_towers was called in a tower that runs by itself. Expected "
+            "the attribute `needs_all_towers = True` on the layer that calls "
+            "it, or on the `tower_fn`, so that towers are built in step; and "
+            "a synchronized BatchNormalization to be told of training by "
+            "build_towers(..., training=True)."
+        )
+    return tower.ask(function, values, split, shared, pure)
+
+
+def _called(function: Callable[..., Any], values: Any, shared: Any) -> Any:
+    call = tf_autograph.converted(function)
+    if shared is None:
+        return call(*values)
+    try:
+        named = "shared" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a built-in one
+        named = False
+    if named:
+        return call(*values, shared=shared)
+    return call(*values, shared)
+
+
+class _Tower:
+    """A thread that builds one tower, when it is its turn."""
+
+    def __init__(
+        self, function: Callable[[], Any], device: str, known: closure.Known
+    ):
+        self.steps: list[tuple[Any, tf.Tensor]] = []
+        self._known = known
+        self._status = tf_autograph.status()
+        self.graph = tf.compat.v1.get_default_graph()
+        self.result: Any = None
+        self.shared: list[tf.Tensor] = []
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._main, args=(function, device), daemon=True
+        )
+
+    def go_on(self, answer: Any) -> Any:
+        """Lets it go on to its next call; None if it has its result."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._answers.put(answer)
+        said = self._said.get()
+        if isinstance(said, BaseException):
+            raise said
+        return said
+
+    def run(self, errand: _Errand) -> Any:
+        """Does something for all towers in the midst of its call."""
+        (result,) = self.go_on(errand)
+        self.steps = errand.steps
+        return result
+
+    def close(self) -> None:
+        """Ends the thread, wherever it is."""
+        if self._thread.ident is not None:
+            self._answers.put(_STOP)
+            self._thread.join()
+
+    def ask(
+        self,
+        function: Callable[..., Any],
+        values: tuple[Any, ...],
+        split: bool,
+        shared: Any,
+        pure: bool,
+    ) -> Any:
+        if in_custom_gradient():
+            raise ValueError(
+                "all_towers, or a synchronized batch norm, was called inside a "
+                "custom gradient (keras.remat, RematScope, tf.recompute_grad, "
+                "tf.custom_gradient), which calls it again in its backward "
+                "pass, where no other tower is. Expected a call outside of it."
+            )
+        graph = tf.compat.v1.get_default_graph()
+        if graph is not self.graph:
+            raise ValueError(
+                f"all_towers was called in {graph.name!r}, a loop, a tf.cond "
+                "or a tf.function inside a tower, where the other towers "
+                "cannot follow. Expected a call beside it; hand its result in."
+            )
+        values = tf.nest.map_structure(tf.convert_to_tensor, values)
+        scope = graph.get_name_scope()
+        for value in tf.nest.flatten(values):
+            if not value.shape.rank:
+                raise ValueError(
+                    "The values of all_towers must have a first axis, by which "
+                    f"those of all towers are joined; got shape {value.shape} "
+                    f"in {scope!r}. Give a scalar one, as with x[tf.newaxis]."
+                )
+        self._said.put(Call(function, values, shared, split, pure, scope, self))
+        while isinstance(answer := self._answers.get(), _Errand):
+            self._said.put((answer.result(self._known),))
+        if answer is _STOP:
+            raise SystemExit  # ends a thread, past `except Exception`
+        results, steps = answer
+        for seed, step in steps:
+            seed.assign(seed.value + step)
+        kept = self._known.own if split else self._known.same
+        kept.update(x.name for x in tf.nest.flatten(results))
+        more = [
+            x
+            for x in closure.tensors(function, shared)
+            if getattr(x, "graph", None) is self.graph
+        ]
+        answer = _answered(results, [values, more])
+        if not split:
+            self.shared += tf.nest.flatten(answer)
+        return answer
+
+    def _main(self, function: Callable[[], Any], device: str) -> None:
+        _tower.set(self)
+        with (
+            self._status,
+            self.graph.as_default(),
+            tf.device(None),
+            tf.device(device),
+        ):
+            try:
+                self.result = function()
+                self._said.put(None)
+            except Exception as error:  # whatever the model raises
+                self._said.put(error)
+            # A graph is left in the reverse order of entering it.
+            while self._answers.get() is not _STOP:
+                self._said.put(None)
+
+
+def _answered(answer: Any, values: Any) -> Any:
+    """The answer, on this device, for gradients of all towers only.
+
+    A tape inside a tower would see no way from the answer to what the tower
+    said, or what the function closes over, and take it for a constant; so there
+    is one, which it cannot go.
+    """
+    tensors = tf.nest.flatten(answer)
+
+    @own_gradient
+    def given(*both: tf.Tensor) -> Any:
+        def backward(*upstream: Any) -> list[Any]:
+            if isinstance(_tower.get(), _Tower):
+                raise RuntimeError(
+                    "A tower took a gradient of what it got from all_towers, or "
+                    "of a synchronized batch norm, by itself, while the other "
+                    "towers are not there yet. Expected the gradient of the "
+                    "gathered outputs, taken outside of the `tower_fn`."
+                )
+            return [*upstream, *[None] * (len(both) - len(tensors))]
+
+        return [tf.identity(x) for x in both[: len(tensors)]], backward
+
+    given_here = given(*tensors, *tf.nest.flatten(values))
+    return tf.nest.pack_sequence_as(answer, given_here)
+
+
+class _Only:
+    """A tower beside which there is no other."""
+
+    def __init__(self) -> None:
+        self.shared: list[tf.Tensor] = []
+
+    def ask(
+        self,
+        function: Callable[..., Any],
+        values: tuple[Any, ...],
+        split: bool,
+        shared: Any,
+        pure: bool,
+    ) -> Any:
+        result = _called(function, values, shared)
+        answer = tf.nest.map_structure(tf.convert_to_tensor, result)
+        if not split:
+            self.shared += tf.nest.flatten(answer)
+        return answer
+
+
+def shared() -> list[tf.Tensor]:
+    """What `all_towers` has given to this tower as to all others."""
+    return list(getattr(_tower.get(), "shared", ()))
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While open, `all_towers` computes of one tower, and notes what."""
+    token = _tower.set(_Only())
+    try:
+        yield
+    finally:
+        _tower.reset(token)
+
+
+@contextlib.contextmanager
+def by_themselves() -> Iterator[None]:
+    """While open, towers are built that do not wait for each other."""
+    token = _tower.set(_BY_ITSELF)
+    try:
+        yield
+    finally:
+        _tower.reset(token)
+
+
+def in_step(
+    functions: Sequence[Callable[[], Any]],
+    devices: Sequence[str],
+    join: Callable[[Sequence[Call]], Sequence[Any]],
+    known: Sequence[closure.Known],
+) -> list[Any]:
+    """Runs functions side by side, in a graph, from meeting to meeting.
+
+    Args:
+      functions: one per tower; they may call `all_towers`.
+      devices: one device name per tower.
+      join: from the towers' calls to one answer per tower.
+      known: per tower, which tensors are its own.
+
+    Returns:
+      What each function returned.
+
+    Raises:
+      ValueError: they do not all make the same calls.
+    """
+    tf.compat.v1.get_default_graph().switch_to_thread_local()
+    towers = [_Tower(*each) for each in zip(functions, devices, known)]
+    answers: Sequence[Any] = [None] * len(towers)
+    try:
+        while True:
+            calls = [t.go_on(a) for t, a in zip(towers, answers)]
+            asked = [call for call in calls if call is not None]
+            if not asked:
+                return [tower.result for tower in towers]
+            _check_same(calls)
+            joined = join(asked)
+            # A seed from which one tower drew for all goes on in all.
+            drawn = [t.steps for t in towers]
+            answers = [
+                (answer, sum(drawn[:i] + drawn[i + 1 :], []))
+                for i, answer in enumerate(joined)
+            ]
+            for tower in towers:
+                tower.steps = []
+    finally:
+        for tower in reversed(towers):
+            tower.close()
+
+
+def _check_same(calls: Sequence[Call | None]) -> None:
+    first = calls[0]
+    for i, call in enumerate(calls):
+        if call is None or first is None:
+            here = next(c.scope for c in calls if c is not None)
+            there = next(t for t, c in enumerate(calls) if c is None)
+            raise ValueError(
+                "All towers must call all_towers equally often, but tower "
+                f"{there} has finished where another calls it in {here!r}. "
+                "Expected calls that do not depend on the tower or its rows."
+            )
+        try:
+            tf.nest.assert_same_structure(first.values, call.values)
+            tf.nest.assert_same_structure(first.shared, call.shared)
+            same = _kind(first) == _kind(call)
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise ValueError(
+                "All towers must make the same calls of all_towers, but tower "
+                f"{i} calls it in {call.scope!r} where tower 0 calls it in "
+                f"{first.scope!r}, with another function or other values."
+            )
+        closure.check_alike(
+            first.function, call.function, first.shared, call.shared, call.scope
+        )
+
+
+def _kind(call: Call) -> tuple[Any, ...]:
+    code = getattr(call.function, "__code__", type(call.function))
+    return code, getattr(call.function, "__name__", ""), call.split

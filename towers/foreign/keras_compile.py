@@ -1,0 +1,211 @@
+"""keras_compile: what `compile` made of a model: its losses and metrics.
+
+Keras has no public word for its internals that this file touches:
+`_compile_loss`, `_compile_metrics` and `_loss_tracker` (what was made), their
+`_user_*` (of what), `_flat_losses` and `_metrics` (one for each output), `_fn`
+and `_fn_kwargs` (what a metric is the mean of, and how a loss is computed),
+and `_compute_loss_has_training_arg` (what Keras read from a signature).
+`keras_compile_test.py` and `own_class_test.py` fail when one of them changes.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.foreign.patches import patched
+
+
+def overridden(
+    model: keras.Model, names: Sequence[str], base: type = keras.Model
+) -> list[str]:
+    """Which methods of `base` the model's class replaces."""
+    return [
+        name
+        for name in names
+        if inspect.getattr_static(type(model), name)
+        is not inspect.getattr_static(base, name)
+    ]
+
+
+def use_compute_loss(model: keras.Model, function: Callable[..., Any]) -> None:
+    """Has Keras tell `compute_loss` the phase if `function` asks for it.
+
+    Keras goes by the signature of the model's own method when it is made.
+    """
+    takes = "training" in inspect.signature(function).parameters
+    model._compute_loss_has_training_arg = takes
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """What `compile` was called with, as live objects."""
+    loss, metrics = model._compile_loss, model._compile_metrics
+    return {
+        "optimizer": model.optimizer,
+        "loss": model.loss,
+        "loss_weights": loss and loss._user_loss_weights,
+        "metrics": metrics and metrics._user_metrics,
+        "weighted_metrics": metrics and metrics._user_weighted_metrics,
+        "run_eagerly": model.run_eagerly,
+        "steps_per_execution": model.steps_per_execution,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What `compile` made of its arguments.
+
+    Attributes:
+      loss: the compiled loss of all outputs, or None.
+      metrics: the compiled metrics of all outputs, or None.
+      tracker: the metric behind "loss" in the logs.
+    """
+
+    loss: Any
+    metrics: Any
+    tracker: keras.metrics.Metric
+
+    @classmethod
+    def of(cls, model: keras.Model) -> "Compiled":
+        """What a compiled model was compiled to."""
+        return cls(
+            model._compile_loss, model._compile_metrics, model._loss_tracker
+        )
+
+    @property
+    def built(self) -> bool:
+        """Whether losses and metrics know their outputs."""
+        return all(x is None or x.built for x in (self.loss, self.metrics))
+
+    def build(self, y: Any, y_pred: Any, weights: Any) -> None:
+        """Makes what Keras makes at the first batch, in a graph of its own.
+
+        A `tf.function` in which variables are made is traced twice.
+
+        Args:
+          y, y_pred, weights: nests of tensors, specs or `KerasTensor`s.
+        """
+        if self.built:
+            return
+
+        def build(y: Any, y_pred: Any, weights: Any) -> None:
+            if self.metrics is not None:
+                self.metrics.update_state(y, y_pred, weights)
+            if self.loss is not None:
+                self.loss(y, y_pred, weights)
+
+        specs = tf.nest.map_structure(_spec, (y, y_pred, weights))
+        tf.function(build, autograph=False).get_concrete_function(*specs)
+
+    @property
+    def flat_losses(self) -> list[keras.losses.Loss]:
+        """One loss per output that has one."""
+        return [x.loss for x in self.loss._flat_losses] if self.loss else []
+
+    @property
+    def flat_metrics(self) -> list[keras.metrics.Metric]:
+        """All metrics of all outputs."""
+        return list(self.metrics.metrics) if self.metrics else []
+
+    @property
+    def variables(self) -> list[Any]:
+        """Those of all metrics that are made, the losses' means included."""
+        losses = self.loss.metrics if self.loss else []
+        metrics = [self.tracker, *losses, *self.flat_metrics]
+        return [v for metric in metrics if metric for v in metric.variables]
+
+    @contextlib.contextmanager
+    def replaced(
+        self, losses: Sequence[Callable], tracked: bool = False
+    ) -> Iterator[None]:
+        """While open, other functions stand for `flat_losses`.
+
+        Args:
+          losses: `f(y_true, y_pred, sample_weight)` for each.
+          tracked: whether each output's loss is kept for the logs.
+        """
+        loss = self.loss
+        flat, trackers = loss._flat_losses, loss._metrics
+        other = [x._replace(loss=f) for x, f in zip(flat, losses)]
+        kept = trackers if tracked else [None] * len(flat)
+        with patched((loss, "_flat_losses", other), (loss, "_metrics", kept)):
+            yield
+
+
+def _spec(value: Any) -> Any:
+    """The TensorFlow spec of a tensor or symbol; None stays."""
+    if value is None or isinstance(value, tf.TypeSpec):
+        return value
+    if isinstance(value, keras.KerasTensor):
+        return tf.TensorSpec(value.shape, value.dtype)
+    return tf.type_spec_from_value(value)
+
+
+@contextlib.contextmanager
+def checked(
+    metric: keras.metrics.MeanMetricWrapper, check: Callable[..., None]
+) -> Iterator[None]:
+    """While open, `check(name, metric, values, y, y_pred)` hears of each call."""
+    function = metric._fn
+
+    def checked_values(y: Any, y_pred: Any, **kwargs: Any) -> Any:
+        values = function(y, y_pred, **kwargs)
+        check(f"metric {metric.name!r}", metric, values, y, y_pred)
+        return values
+
+    with patched((metric, "_fn", checked_values)):
+        yield
+
+
+def looks_at_other_rows(one: Any, rank: int | None = None) -> bool:
+    """Whether one of Keras's own losses or metrics is not computed row by row.
+
+    Args:
+      one: a loss, a metric or a function, of the user's too, of which nothing
+        is known.
+      rank: that of targets and predictions, if it is known.
+    """
+    options: dict[str, Any] = {}
+    while True:
+        if isinstance(one, functools.partial):
+            options, one = {**one.keywords, **options}, one.func
+        elif isinstance(one, keras.metrics.MeanMetricWrapper):
+            options, one = {**one._fn_kwargs, **options}, one._fn
+        elif isinstance(one, keras.losses.Loss) and hasattr(one, "_fn_kwargs"):
+            options, one = {**one._fn_kwargs, **options}, one.fn
+        else:
+            break
+    one = inspect.unwrap(one) if callable(one) else one
+    if one is getattr(keras.losses, "circle", keras.losses.Loss):
+        return True
+    if not getattr(one, "__module__", "").startswith("keras."):
+        return False
+    axes = options.get("axis")
+    axes = axes if isinstance(axes, (list, tuple)) else [axes]
+    whole = [axis for axis in axes if isinstance(axis, int)]
+    return any(
+        axis == 0 or (rank is not None and axis == -rank) for axis in whole
+    )
+
+
+def optimizers(model: Any) -> list[keras.Optimizer]:
+    """Those of a model, or of a wrapper and its template, attributes too."""
+
+    def found(value: Any) -> Iterator[keras.Optimizer]:
+        if isinstance(value, keras.Optimizer):
+            yield value
+        elif isinstance(value, Mapping):
+            for each in value.values():
+                yield from found(each)
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                yield from found(each)
+
+    owners = [model, vars(model).get("template")]
+    kept = [dict(vars(owner)) for owner in owners if owner is not None]
+    return list({id(x): x for x in found(kept)}.values())

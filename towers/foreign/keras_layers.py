@@ -1,0 +1,181 @@
+"""keras_layers: what Keras knows of layers, variables and tensors, privately.
+
+It has no public words for the mask and the logits of a tensor (`_keras_mask`,
+`_keras_logits`); for what a batch norm saw (`_moments`) and how it
+renormalises (`_update_renorm_statistics`), the training phase of a call
+(`_get_call_context`), how many rows a stateful RNN keeps a state for
+(`_expected_batch_size`), all nested layers (`_flatten_layers`), and the metrics
+that are attributes, without those of `compile` (`_metrics`); for the variable
+behind a Keras variable (`_value`) and what an optimizer knows it by
+(`_unique_id`); and for what a thread knows of the call that it is in
+(`GLOBAL_STATE_TRACKER`). `keras_layers_test.py` fails when one of them changes.
+"""
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common import global_state
+
+# Attributes of layers: of all, of batch norms, of stateful RNNs.
+CALL_CONTEXT = "_get_call_context"
+MOMENTS = "_moments"
+EXPECTED_ROWS = "_expected_batch_size"
+
+
+def get_mask(tensor: Any) -> tf.Tensor | None:
+    """The Keras mask that a layer attached to its output."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def get_notes(outputs: Any) -> list[dict[str, tf.Tensor | None]]:
+    """What Keras attached to each flat output: its mask and its logits.
+
+    Losses on probabilities take the logits, if those are known, because
+    probabilities underflow.
+    """
+
+    def logits(output: Any) -> tf.Tensor | None:
+        if activation(output):
+            return output.op.inputs[0]
+        return getattr(output, "_keras_logits", None)
+
+    return [
+        {"mask": get_mask(x), "logits": logits(x)}
+        for x in tf.nest.flatten(outputs)
+    ]
+
+
+def set_notes(outputs: Any, notes: Sequence[dict[str, Any]]) -> None:
+    """Attaches to flat outputs what `get_notes` says of others."""
+    for output, note in zip(tf.nest.flatten(outputs), notes):
+        for name, value in note.items():
+            if value is not None:
+                setattr(output, f"_keras_{name}", value)
+
+
+def activation(output: Any) -> str | None:
+    """ "Softmax" or "Sigmoid", if the op that made a tensor is that."""
+    if not isinstance(output, tf.Tensor) or hasattr(output, "numpy"):
+        return None  # eager tensors do not know where they come from
+    kind = output.op.type
+    return kind if kind in ("Softmax", "Sigmoid") else None
+
+
+def keras_context() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What makes the Keras call that this one is in the current one again.
+
+    Its phase, dtype policy and scopes are copies.
+    """
+    here = dict(vars(global_state.GLOBAL_STATE_TRACKER))
+
+    @contextlib.contextmanager
+    def entered() -> Iterator[None]:
+        current = vars(global_state.GLOBAL_STATE_TRACKER)
+        before = dict(current)
+        current.clear()
+        current.update({name: copy.copy(value) for name, value in here.items()})
+        try:
+            yield
+        finally:
+            current.clear()
+            current.update(before)
+
+    return entered
+
+
+def carried(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, for another thread, in the Keras call that this one is in.
+
+    Its phase, dtype policy and scopes are copies.
+    """
+    context = keras_context()
+    thread = threading.get_ident()
+
+    def call(*args: Any) -> Any:
+        if threading.get_ident() == thread:
+            return function(*args)
+        with context():
+            return function(*args)
+
+    return call
+
+
+def is_stateful(layer: Any) -> bool:
+    """Whether a layer keeps a state for each row, from batch to batch."""
+    return (
+        isinstance(layer, keras.layers.RNN)
+        and layer.stateful
+        and layer.states is not None
+    )
+
+
+def has_moments(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization) and hasattr(
+        layer, MOMENTS
+    )
+
+
+def raw(variable: Any) -> tf.Variable:
+    """The TensorFlow variable, without the casts of mixed precision."""
+    return getattr(variable, "_value", variable)
+
+
+def is_made(variable: keras.Variable) -> bool:
+    """Whether a Keras variable has its value, and not an initializer yet."""
+    return variable._value is not None
+
+
+def replace_raw(variable: Any, new: tf.Variable) -> None:
+    """Puts another TensorFlow variable behind a Keras variable."""
+    new._unique_id = raw(variable)._unique_id  # the optimizer knows it by this
+    variable._value = new
+
+
+def made_by_strategy(variable: tf.Variable) -> bool:
+    """Whether a variable consists of parts, one for each replica's device."""
+    return type(variable).__module__.startswith("tensorflow.python.distribute")
+
+
+def children(layer: keras.Layer) -> list[keras.Layer]:
+    """The layers that a layer holds, without those that they hold."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def kept_metrics(layer: keras.Layer) -> list[keras.metrics.Metric]:
+    """The metrics that are attributes of a layer, or of a model."""
+    return layer._metrics
+
+
+def renormalize(
+    layer: keras.layers.BatchNormalization, mean: tf.Tensor, variance: tf.Tensor
+) -> None:
+    """Updates what a batch norm with `renorm` keeps, from a batch's moments."""
+    layer._update_renorm_statistics(mean, variance)
+
+
+def all_layers(model: Any) -> list[keras.Layer]:
+    """The layers of a model or of a nest of models, nested ones too."""
+    return unique(
+        layer
+        for m in tf.nest.flatten(model)
+        if isinstance(m, keras.Model)
+        for layer in m._flatten_layers()
+    )
+
+
+def unique(items: Any) -> list[Any]:
+    return list({id(item): item for item in items}.values())
+
+
+def is_built(model: keras.Model) -> bool:
+    """Whether the model and all its layers have their variables."""
+    return all(
+        # A TextVectorization never calls the lookup that it has.
+        layer.built or isinstance(layer, keras.layers.StringLookup)
+        for layer in model._flatten_layers()
+    )

@@ -1,0 +1,123 @@
+"""keras_saving: a Keras model that passes for another, its template.
+
+Keras's savers go by an object's class, `_obj_type`, attributes and config, and
+TensorFlow's checkpoints by `_trackable_children`. All of them see the template
+here, so that what they write is the plain model. Its trainer finds metrics that
+are attributes in `_metrics`. There is no public word for it; `proxy_test.py`
+and `own_class_test.py` fail when one changes.
+"""
+
+from typing import Any
+
+import keras
+
+from towers.foreign import keras_compile
+
+
+class TemplateProxy(keras.Model):
+    """What does not depend on towers: the face of the template.
+
+    Attributes that the proxy has not, those of a class of yours, are the
+    template's. `isinstance` says yes for the template's class, too.
+    """
+
+    template: keras.Model
+    _is_lent = False
+
+    def __getattr__(self, name: str) -> Any:
+        template = vars(self).get("template")
+        if template is None or name.startswith("__"):
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}"
+            )
+        return getattr(template, name)
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return type(vars(self).get("template", self))
+
+    def __dir__(self) -> list[str]:
+        return dir(vars(self).get("template", type(self)))
+
+    @property
+    def _metrics(self) -> list[keras.metrics.Metric]:
+        """Those that are attributes, the template's too."""
+        mine, template = (
+            vars(self).get("_metrics", []),
+            vars(self).get("template"),
+        )
+        return mine if template is None else [*mine, *template._metrics]
+
+    @_metrics.setter
+    def _metrics(self, metrics: list[keras.metrics.Metric]) -> None:
+        self.__dict__["_metrics"] = metrics
+
+    def _obj_type(self) -> str:
+        return self._lent()._obj_type()
+
+    def _trackable_children(self, *args: Any, **kwargs: Any) -> Any:
+        if "template" not in vars(self):
+            return super()._trackable_children(*args, **kwargs)
+        return self._lent()._trackable_children(*args, **kwargs)
+
+    def _lent(self) -> keras.Model:
+        """The template, compiled as this model is, with its optimizer."""
+        if self.compiled and not self._is_lent:
+            self.template.compile(**keras_compile.compile_arguments(self))
+            self._is_lent = True
+        return self.template
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        kept = list(self.template._metrics)
+        super().compile(*args, **kwargs)
+        # Keras 3.7 lets models inside of a compiled one forget their metrics.
+        self.template._metrics[:] = kept
+        self._is_lent = False
+
+    def get_config(self) -> dict[str, Any]:
+        """The template's."""
+        return self.template.get_config()
+
+    def get_build_config(self) -> Any:
+        """The template's."""
+        return self.template.get_build_config()
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the plain model, with the optimizer if there is one."""
+        self._lent().save(*args, **kwargs)
+
+    def save_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the plain model's weights, and the optimizer's state."""
+        self._lent().save_weights(*args, **kwargs)
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Loads the plain model's weights, and the optimizer's state."""
+        self._lent().load_weights(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        """Pickles the plain model."""
+        return self._lent().__reduce__()
+
+    @property
+    def layers(self) -> list[keras.Layer]:
+        """The template's layers."""
+        return self.template.layers
+
+    @property
+    def inputs(self) -> Any:
+        return self.template.inputs
+
+    @property
+    def outputs(self) -> Any:
+        return self.template.outputs
+
+    @property
+    def output_names(self) -> list[str]:
+        return self.template.output_names
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Keras's list, or what the template's class says."""
+        if keras_compile.overridden(self.template, ("metrics",)):
+            return type(self.template).metrics.fget(self)  # type: ignore
+        return super().metrics

@@ -1,0 +1,41 @@
+"""patches: attributes of what is not ours that are other ones for a while."""
+
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def patched(*patches: tuple[Any, str, Any]) -> Iterator[None]:
+    """While open, attributes have other values; then they are as they were.
+
+    Of an instance it is the attribute of that instance alone, set past what its
+    class does about attributes: Keras tracks them.
+
+    Args:
+      *patches: (owner, name, value); the owner is an instance, a class or a
+        module.
+    """
+    before: list[tuple[Any, str, Any]] = []
+    try:
+        for owner, name, value in patches:
+            before.append((owner, name, vars(owner).get(name, _ABSENT)))
+            _setter(owner).__setattr__(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in reversed(before):
+            if value is _ABSENT:
+                _setter(owner).__delattr__(owner, name)
+            else:
+                _setter(owner).__setattr__(owner, name, value)
+
+
+def _setter(owner: Any) -> Any:
+    # Not `isinstance`, which asks proxies what they stand for.
+    for kind in (type, types.ModuleType):
+        if issubclass(type(owner), kind):
+            return kind
+    return object

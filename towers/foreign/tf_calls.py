@@ -1,0 +1,39 @@
+"""tf_calls: which functions a program calls, and with what.
+
+TensorFlow hands out the graphs that functions were cut into, but nothing public
+tells which function they belong to, nor what it was called with. So this file
+uses `add_op_callback`, which hears of every op run eagerly, calls of functions
+among them, and the context's `has_function` and `get_function_def`.
+`recording_test.py` fails when one of them changes.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tensorflow.python.eager import context
+from tensorflow.python.framework import op_callbacks
+
+
+def definition(name: str) -> Any:
+    """The `FunctionDef` of a function that can be called, or None."""
+    running = context.context()
+    if not running.has_function(name):
+        return None
+    return running.get_function_def(name)
+
+
+@contextlib.contextmanager
+def heard(hear: Callable[[str, list[Any]], None]) -> Iterator[None]:
+    """While open, calls `hear(op type, inputs)` for every op that runs."""
+
+    def callback(op_type: Any, inputs: Any, *_: Any, **__: Any) -> None:
+        if all(hasattr(x, "numpy") for x in inputs):  # else it is traced
+            name = op_type.decode() if isinstance(op_type, bytes) else op_type
+            hear(name, list(inputs))
+
+    op_callbacks.add_op_callback(callback)
+    try:
+        yield
+    finally:
+        op_callbacks.remove_op_callback(callback)

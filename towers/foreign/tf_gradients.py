@@ -1,0 +1,106 @@
+"""tf_gradients: as `tf.custom_gradient`, in graphs that can be freed.
+
+`tf.custom_gradient` registers the gradient of each call for good, with all that
+it holds: a process that traces again and again (several models, several batch
+sizes, eager calls) keeps every graph. And it makes the call's arguments results
+too, so that a tape makes zeros for each of them, an op per parameter and tower.
+
+Here the graph owns the gradient, and a tape hears of the results only. TensorFlow
+has no public words for either: this file takes entries back from
+`gradient_registry._registry`, and speaks to tapes by `record`.
+`own_gradient_test.py` fails when one of them changes.
+"""
+
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager import record
+from tensorflow.python.framework import ops  # for `gradient_registry`
+
+# No string: those are written to the MetaGraph, where this has no place.
+_KEY = ("towers", "gradients")
+_FRESH = itertools.count()
+
+
+def own_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives what `function` computes the gradient that it says, in graphs.
+
+    Args:
+      function: from tensors to (a tensor or a list of tensors, backward), where
+        `backward(*upstream)` returns one gradient, or None, per argument. If the
+        function reads trainable variables, backward gets `variables=` too.
+    """
+
+    @functools.wraps(function)
+    def call(*args: tf.Tensor) -> Any:
+        with record.VariableWatcher() as watcher:
+            results, backward = function(*args)
+        # A tower's copies of its weights are watched as well, as arguments.
+        watched = [
+            v
+            for v in watcher.watched_variables()
+            if not isinstance(v, tf.Tensor)
+        ]
+        if watched:
+            backward = functools.partial(backward, variables=watched)
+        flat = tf.nest.flatten(results)
+        if not flat:
+            return results
+
+        def gradients(*upstream: Any) -> list[Any]:
+            found = backward(*upstream)
+            return list(found) if isinstance(found, (list, tuple)) else [found]
+
+        # A tape hears that the results come from the arguments; what goes by
+        # the graph needs one op that has both for inputs.
+        graph = tf.compat.v1.get_default_graph()
+        name = _registered(
+            graph,
+            lambda *upstream: (
+                [None] * len(flat) + gradients(*upstream[: len(flat)])
+            ),
+        )
+        with (
+            graph.gradient_override_map({"IdentityN": name}),
+            record.stop_recording(),
+        ):
+            passed = tf.identity_n([*flat, *args])[: len(flat)]
+        record.record_operation(name, passed, list(args), gradients)
+        return tf.nest.pack_sequence_as(results, passed)
+
+    return call
+
+
+def _registered(graph: tf.Graph, gradient: Callable[..., Any]) -> str:
+    """A name by which TensorFlow finds a gradient while its graph lives."""
+    name = f"OwnGradient-{next(_FRESH)}"
+    graph.get_collection_ref(_KEY).append(gradient)
+    known = weakref.ref(gradient)
+
+    def looked_up(op: tf.Operation, *upstream: Any) -> Any:
+        gradient = known()
+        if gradient is None:
+            raise RuntimeError(
+                f"The graph in which {op.name!r} was built is gone, and the "
+                "gradient of its towers with it. Keep the tf.function or the "
+                "tf.Graph that built it until its gradient is taken."
+            )
+        return gradient(*upstream)
+
+    tf.RegisterGradient(name)(looked_up)
+    weakref.finalize(graph, ops.gradient_registry._registry.pop, name, None)
+    return name
+
+
+def recorded() -> bool:
+    """Whether a tape, or a forward accumulator, listens to what is made."""
+    return bool(record.could_possibly_record())
+
+
+def followed(tensors: Sequence[tf.Tensor]) -> bool:
+    """Whether a tape follows one of these, to take gradients for it."""
+    return bool(record.should_record_backprop(list(tensors)))

@@ -1,0 +1,140 @@
+"""checks: whether a model can be made towers of: of Keras 3, and built.
+
+Keras has no public word for its internals that this file touches:
+`_flatten_layers` (all nested layers) and `_build_shapes_dict` (what a model was
+built for).
+`template_test.py` fails when one of them changes.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.foreign.keras_layers import is_built
+from towers.verbs.batch import whole_leaves
+
+
+def check_model(
+    model: Any, argument: str = "model", nested: bool = False
+) -> None:
+    """Raises a `TypeError` unless `model` is a Keras model.
+
+    With `nested` it may be a list or dict of models and metrics.
+    """
+    leaves = tf.nest.flatten(model) if nested else [model]
+    for leaf in leaves:
+        if isinstance(leaf, keras.Model):
+            continue
+        if nested and isinstance(leaf, keras.metrics.Metric):
+            continue
+        origin = type(leaf).__mro__
+        if any(c.__module__.startswith("tf_keras") for c in origin):
+            raise TypeError(
+                f"`{argument}` is a Keras 2 model "
+                f"({type(leaf).__module__}.{type(leaf).__name__}), but towers "
+                "needs Keras 3. Build it with `import keras`, without "
+                "TF_USE_LEGACY_KERAS=1."
+            )
+        raise TypeError(
+            f"`{argument}` must be a keras.Model, or with `tower_fn` a list or "
+            f"dict of models and metrics; got {type(leaf).__name__}. For a "
+            "single layer, write keras.Sequential([layer])."
+        )
+
+
+def ensure_built(model: Any, inputs: Any, whole: Sequence[Any] = ()) -> None:
+    """Builds a model that has no variables yet, outside any graph.
+
+    Args:
+      model: a Keras model.
+      inputs: what it will be called with.
+      whole: which of them have no axis of rows, see `split_batch`.
+
+    Raises:
+      ValueError: it cannot be built from inputs of these shapes.
+    """
+    if is_built(model):
+        return
+    flat = [
+        symbol(x, batched=not undivided)
+        for x, undivided in zip(
+            tf.nest.flatten(inputs), whole_leaves(inputs, whole)
+        )
+    ]
+    specs = tf.nest.pack_sequence_as(inputs, flat)
+    try:
+        if tf.compat.v1.executing_eagerly_outside_functions():
+            with tf.init_scope():
+                model(specs)
+        else:
+            eagerly(lambda: model(specs))
+        built = is_built(model)
+        problem = "some of its layers stayed without variables"
+    except Exception as error:  # whatever the user's layer raises
+        built, problem = False, str(error)
+    if not built:
+        shapes = tf.nest.map_structure(lambda x: tuple(x.shape), inputs)
+        raise ValueError(
+            f"`model` {model.name!r} is not built, and could not be built "
+            f"from inputs of shape {shapes}: {problem}. Call it once on real "
+            "data before it is given to towers."
+        )
+
+
+def symbol(value: Any, batched: bool = True) -> Any:
+    """The Keras symbol of a tensor, of any number of rows; None stays."""
+    if value is None:
+        return None
+    shape = (None, *value.shape[1:]) if batched else tuple(value.shape)
+    kinds = {"sparse": tf.SparseTensor, "ragged": tf.RaggedTensor}
+    kind = {name: True for name, c in kinds.items() if isinstance(value, c)}
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    try:
+        return keras.KerasTensor(shape, dtype, **kind)
+    except TypeError as error:
+        raise ValueError(
+            f"Keras {keras.__version__} has no symbols for ragged tensors, so "
+            "it cannot tell what a model makes of them. Call the model once on "
+            "real data before it is given to towers, and leave out "
+            "`loss_on_towers`; or upgrade Keras."
+        ) from error
+
+
+def check_given(model: Any, inputs: Any) -> None:
+    """Has Keras say which input is needed, where none is given to split."""
+    given = [x for x in tf.nest.flatten(inputs) if x is not None]
+    if not given and is_built(model):
+        output_spec(model, inputs)
+
+
+def output_spec(model: Any, inputs: Any) -> Any:
+    """The Keras symbols of what a built model makes of `inputs`."""
+    exactly = functools.partial(symbol, batched=False)
+    return model.compute_output_spec(tf.nest.map_structure(exactly, inputs))
+
+
+@tf.autograph.experimental.do_not_convert
+def eagerly(function: Callable[[], Any]) -> Any:
+    """Calls a function outside of any graph: a fresh thread is eager.
+
+    Raises:
+      RuntimeError: eager execution is switched off altogether.
+    """
+
+    def call() -> Any:
+        if not tf.executing_eagerly():
+            raise RuntimeError(
+                "towers needs eager execution to read a Keras 3 model, but it "
+                "is switched off. Leave out tf.compat.v1.disable_v2_behavior() "
+                "and disable_eager_execution(); build the graph under "
+                "`with tf.Graph().as_default():`, and all of tf.compat.v1 "
+                "works there."
+            )
+        return function()
+
+    with futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()

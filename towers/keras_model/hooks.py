@@ -1,0 +1,262 @@
+"""hooks: what the layers of a model report while it is replayed.
+
+`HOOKS` is the table of what is taken the place of while a model is replayed.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import meeting
+from towers.foreign import keras_layers
+from towers.foreign.keras_layers import has_moments, is_stateful
+from towers.foreign.patches import patched
+from towers.keras_model.moments import Moments, is_pooled, met
+
+Function = Callable[..., Any]
+
+_notes: contextvars.ContextVar[Any] = contextvars.ContextVar(
+    "notes", default=None
+)
+
+
+class Notes:
+    """What hooks note of one replay, in the thread that it runs in.
+
+    Attributes:
+      training: the phase that layers go by.
+      stateless: what holds the values of variables.
+      scopes: the name scopes of the calls that it is in, outermost first.
+      moments, seen: as `moments` and `layer_outputs` of a `Replay`.
+      sums: the losses that are sums over rows.
+    """
+
+    def __init__(
+        self,
+        graph: Any,
+        scope: str,
+        training: bool | None,
+        stateless: Any,
+    ):
+        self.training = training
+        self.stateless = stateless
+        self.scopes = [scope]
+        self.moments: dict[int, list[Moments]] = {}
+        self.seen: dict[str, list[Any]] = {}
+        self.sums: list[tf.Tensor] = []
+        self.graph = graph
+
+    def again(self, stateless: Any, scopes: Sequence[str]) -> "Notes":
+        """Other notes of the same tower, in the calls of `scopes`."""
+        notes = Notes(self.graph, "", self.training, stateless)
+        notes.scopes = list(scopes)
+        return notes
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        token = _notes.set(self)
+        try:
+            yield
+        finally:
+            _notes.reset(token)
+
+    @staticmethod
+    def of(graph: Any) -> "Notes | None":
+        """The notes of the current replay, if that is one of `graph`."""
+        notes = _notes.get()
+        return notes if notes is not None and notes.graph is graph else None
+
+
+def note_update(variable: Any, before: tf.Tensor) -> None:
+    """Notes that a tower updates a variable, if that is for all towers.
+
+    Args:
+      variable: one of the model's.
+      before: its value in the tower.
+
+    Raises:
+      ValueError: a function of `all_towers` updates it, but of its towers only
+        one would hear of that.
+    """
+    notes = _notes.get()
+    if notes is None or not meeting.in_function():
+        return
+    graph = notes.graph
+    if graph.is_seed(graph.index_of(variable)):
+        meeting.note_draw(variable, before)
+    elif all(variable is not v for v in graph.metric_variables):
+        raise ValueError(
+            f"The function that all_towers was given updates {variable.path!r}"
+            ", which it does in one tower only. Expected it to return the new "
+            "value, and the layer to assign that, as in "
+            "self.count.assign(all_towers(function, x))."
+        )
+
+
+@contextlib.contextmanager
+def hooked(graph: Any) -> Iterator[None]:
+    """While open, a replay names each layer's scope, and takes notes.
+
+    Towers in step are replayed side by side: each hook asks whose call it
+    is, by the thread.
+
+    Args:
+      graph: a `LayerGraph`.
+    """
+    if graph.is_hooked:
+        yield
+        return
+    shadows = [
+        (layer, name, hook(graph, layer, getattr(layer, name)))
+        for layer in graph.layers
+        for has, name, hook in HOOKS
+        if has(layer)
+    ]
+    if len(graph.models) == 1:  # whose scope is the tower's own
+        root = graph.models[0]
+        shadows = [x for x in shadows if x[:2] != (root, "call")]
+    for i in graph.row_states:
+        state = graph.variables[i]
+        shadows.append(
+            (state, "assign", _unchecked(graph, state, state.assign))
+        )
+    graph.is_hooked = True
+    try:
+        with patched(*shadows):
+            yield
+    finally:
+        graph.is_hooked = False
+
+
+def _placed(graph: Any, layer: Any, original: Function) -> Function:
+    """A layer's call, under its name and on its own device."""
+    device = graph.pins.get(id(layer))
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        notes = Notes.of(graph)
+        if notes is None:
+            return original(*args, **kwargs)
+        scopes = notes.scopes
+        scopes.append(f"{scopes[-1]}{layer.name}/")
+        try:
+            with tf.name_scope(scopes[-1]):
+                if device is None:
+                    outputs = original(*args, **kwargs)
+                else:
+                    with tf.device(device):
+                        args, kwargs = _brought((args, kwargs))
+                        outputs = original(*args, **kwargs)
+        finally:
+            path = scopes.pop()[len(scopes[0]) : -1]
+        if path in graph.wanted:
+            notes.seen.setdefault(path, []).append(outputs)
+        return outputs
+
+    return call
+
+
+def _phased(graph: Any, layer: Any, original: Function) -> Function:
+    """A layer's call context, of the tower's phase."""
+
+    def opened() -> Any:
+        context, notes = original(), Notes.of(graph)
+        if notes is not None and notes.training is not None:
+            if context.entry_layer is layer:  # called by no other
+                context.training = notes.training
+        return context
+
+    return opened
+
+
+def _noted(graph: Any, layer: Any, original: Function) -> Function:
+    """A batch norm's moments, which are noted; of all towers if they meet."""
+
+    def moments(inputs: tf.Tensor, mask: tf.Tensor | None) -> Any:
+        notes = Notes.of(graph)
+        if notes is None:
+            return original(inputs, mask)
+        # True asks tf.distribute for the sum of all replicas.
+        with patched((layer, "synchronized", False)):
+            mean, variance = original(inputs, mask)
+        count = None
+        if mask is not None:
+            count = tf.reduce_sum(tf.cast(mask, mean.dtype))
+        said = [Moments(mean, variance, count)]
+        if layer.synchronized:
+            mean, variance, said = met(said[0], tf.size(inputs))
+        if is_pooled(layer):
+            key = graph.index_of(layer.moving_mean)
+            notes.moments.setdefault(key, []).extend(said)
+        return mean, variance
+
+    return moments
+
+
+def _summed(graph: Any, _: Any, original: Function) -> Function:
+    """An activity regulariser, whose loss is noted as a sum over rows."""
+
+    def term(output: tf.Tensor) -> tf.Tensor:
+        # Keras divides this by the rows, or before 3.14 takes it as it is.
+        loss, notes = original(output), Notes.of(graph)
+        if notes is not None:
+            notes.sums.append(loss)
+        return loss
+
+    return term
+
+
+def _any_number(*_: Any) -> None:
+    """How many rows a stateful RNN expects: a tower has some of them."""
+
+
+def _unchecked(graph: Any, variable: Any, original: Function) -> Function:
+    """The assignment of an RNN's state, past a check that all rows are there."""
+
+    def assign(value: Any) -> Any:
+        notes = Notes.of(graph)
+        if notes is None:
+            return original(value)
+        value = tf.cast(value, variable.dtype)
+        notes.stateless.add_update((variable, value))
+        return value
+
+    return assign
+
+
+# (which layers, their attribute, what takes its place)
+HOOKS: list[tuple[Callable[[Any], bool], str, Callable[..., Any]]] = [
+    (lambda layer: True, keras_layers.CALL_CONTEXT, _phased),
+    (lambda layer: True, "call", _placed),
+    (has_moments, keras_layers.MOMENTS, _noted),
+    (
+        lambda layer: layer.activity_regularizer is not None,
+        "activity_regularizer",
+        _summed,
+    ),
+    (is_stateful, keras_layers.EXPECTED_ROWS, _any_number),
+]
+
+
+def _brought(arguments: Any) -> Any:
+    """Tensors on the current device, from where they were made.
+
+    A tower takes an identity of what it is given; what the tower does not
+    need itself should not go by way of it.
+    """
+
+    def bring(value: Any) -> Any:
+        if not isinstance(value, tf.Tensor):
+            return value
+        notes = keras_layers.get_notes(value)
+        while value.op.type == "Identity":
+            value = value.op.inputs[0]
+        value = tf.identity(value)
+        keras_layers.set_notes(value, notes)
+        return value
+
+    return tf.nest.map_structure(bring, arguments)

@@ -1,0 +1,192 @@
+"""parameters: where variables live, and moving them there."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign import keras_compile, keras_optimizer
+from towers.foreign.keras_layers import made_by_strategy, raw, replace_raw
+from towers.keras_model import checks, layer_graph
+from towers.placement.device_names import same_device
+from towers.placement.placement import (
+    Placement,
+    check_placement,
+    resolve_devices,
+)
+from towers.verbs.replicate import replicate, replicate_overwritten
+from towers.verbs.rows import keep_flags
+from towers.verbs.scatter import scatter
+from towers.verbs.split import Shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Home:
+    """Where a model's variable lives for a graph.
+
+    Attributes:
+      variable: what the graph reads.
+      device: what works on it.
+      owner: what is assigned to; the Keras variable if the graph shares it.
+    """
+
+    variable: tf.Variable
+    device: str
+    owner: Any
+
+
+def place_variables(model: Any, placement: Placement) -> None:
+    """Moves a model's variables, and its optimizers', where placement says.
+
+    Values are kept. Functions that Keras made of the model before are
+    dropped, since they would go on with the old variables; a `tf.function` of
+    your own that was traced before must be made again.
+
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> towers.place_variables(model, towers.Placement(
+    ...     ["/CPU:0", "/CPU:1"], parameter_device="/CPU:1"))
+    >>> model.weights[0].value.device[-5:]
+    'CPU:1'
+
+    Args:
+      model: a built `keras.Model`.
+      placement: its `parameter_device` is a device or a policy.
+
+    Raises:
+      TypeError: `model` is no Keras model, `placement` no `Placement`.
+      ValueError: the policy returns the wrong number of devices, or a bad one.
+      RuntimeError: called inside a graph.
+    """
+    checks.check_model(model)
+    check_placement(placement)
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "place_variables moves variables and must be called eagerly; got "
+            "a call inside a graph. Call it before the tf.function."
+        )
+    if move_variables(model, placement):
+        model.train_function = None
+        model.test_function = None
+        model.predict_function = None
+
+
+def move_variables(model: Any, placement: Placement) -> bool:
+    """As `place_variables`, without dropping anything; whether any moved."""
+    graph = layer_graph.LayerGraph(
+        getattr(model, "template", model), (), placement.layer_devices
+    )
+    variables, devices = graph.variables, parameter_devices(graph, placement)
+    where = {id(v): device for v, device in zip(variables, devices)}
+    pairs = list(zip(variables, devices))
+    shared = (
+        placement.output_device
+        if callable(placement.parameter_device)
+        else placement.parameter_device
+    )
+    for optimizer in keras_compile.optimizers(model):
+        keras_optimizer.pin_optimizer(optimizer)
+        pairs += [
+            (v, where.get(id(owner), shared))
+            for v, owner in keras_optimizer.optimizer_variables(optimizer)
+        ]
+    return any([move_variable(v, device) for v, device in pairs])
+
+
+def parameter_devices(
+    graph: layer_graph.LayerGraph, placement: Placement
+) -> list[str]:
+    """The device of each variable: its layer's, or as the policy says."""
+    pinned = graph.pinned
+    rest = [i for i in range(len(graph.variables)) if i not in pinned]
+    policy = placement.parameter_device
+    if not callable(policy):
+        names = [policy] * len(rest)
+    else:
+        names = list(policy([graph.variables[i] for i in rest]))
+        if len(names) != len(rest):
+            raise ValueError(
+                f"The policy in `parameter_device` must return {len(rest)} "
+                f"devices, one per variable; got {len(names)}."
+            )
+        names = resolve_devices("parameter_device(...)", names, placement)
+    where = {**pinned, **dict(zip(rest, names))}
+    return [where[i] for i in range(len(where))]
+
+
+def replicated(
+    graph: layer_graph.LayerGraph,
+    homes: list[Home],
+    placement: Placement,
+    shards: Shards,
+) -> tuple[list[Any], list[list[Any]]]:
+    """Values of all variables, and copies per tower."""
+    values, columns = [], []
+    flags: dict[str, list[Any]] = {}
+    n = len(placement.devices)
+    with tf.name_scope("replicate"):
+        for k, home in enumerate(homes):
+            device = home.device
+            if device not in flags:
+                flags[device] = keep_flags(
+                    shards.rows, shards.may_be_empty, device
+                )
+            with tf.device(device):
+                value = home.variable.read_value()
+                if graph.is_seed(k):
+                    column = [graph.stream(k, value, i) for i in range(n)]
+                elif k in graph.row_states:
+                    value = of_all_rows(graph.variables[k], value, shards)
+                    column = scatter(value, shards.ranges, device)
+                elif graph.is_overwritten(k):
+                    column = replicate_overwritten(value, device, flags[device])
+                else:
+                    column = replicate(value, device, flags[device])
+            values.append(value)
+            columns.append(column)
+    return values, [list(copies) for copies in zip(*columns)] or [[]] * n
+
+
+def move_variable(variable: Any, device: str) -> bool:
+    """Moves a Keras variable's value to `device`; False if it is there.
+
+    What a `tf.distribute` strategy made, of parts on its devices, becomes an
+    ordinary variable.
+    """
+    old = raw(variable)
+    in_parts = made_by_strategy(old)
+    if same_device(old.device, device) and not in_parts:
+        return False
+    with (
+        old.distribute_strategy.scope()
+        if in_parts
+        else contextlib.nullcontext()
+    ):
+        value = old.read_value()  # of all replicas, where each has its own
+    with tf.device(device):
+        new = tf.Variable(
+            value,
+            trainable=old.trainable,
+            dtype=old.dtype,
+            name=old.name.split(":")[0],
+        )
+    replace_raw(variable, new)
+    return True
+
+
+def of_all_rows(variable: Any, state: tf.Tensor, shards: Shards) -> tf.Tensor:
+    """The state of a stateful RNN, if that is of as many rows as the batch."""
+    count = state.shape[0]
+    problem = (
+        f"{variable.path!r} keeps a state for each of {count} rows, since its "
+        "layer is stateful, but the batch has another number. Expected "
+        f"batches of {count} rows; leave out a last one that is smaller."
+    )
+    rows = shards.ranges.true
+    if all(isinstance(r, int) for r in rows) and sum(rows) != count:
+        raise ValueError(problem)
+    check = tf.debugging.assert_equal(
+        tf.reduce_sum(shards.rows), count, message=problem
+    )
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(state)

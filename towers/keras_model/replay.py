@@ -1,0 +1,250 @@
+"""replay: a call of a model with tensors in the place of its variables."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.foreign import keras_layers
+from towers.foreign.keras_layers import raw
+from towers.foreign.tf_custom_gradients import Follower
+from towers.keras_model import hooks
+from towers.keras_model.layer_graph import LayerGraph
+from towers.keras_model.moments import Moments
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What one tower computed.
+
+    Attributes:
+      outputs: what the model (or the tower function) returned.
+      notes: what Keras attached to each flat output, see `get_notes`.
+      activations: for each flat output "Softmax" or "Sigmoid", if its logits
+        are among the notes and it is just that of them; else None.
+      losses: scalars from `add_loss` and activity regularisers, each as
+        {rule: scalar} with the rule by which those of all towers merge.
+      state: new values by index into `LayerGraph.variables`.
+      moments: by batch-norm layer's index, one `Moments` per call.
+      layer_outputs: output by layer path, a list if called several times.
+    """
+
+    outputs: Any
+    notes: list[dict[str, tf.Tensor | None]]
+    activations: list[str | None]
+    losses: list[dict[str, tf.Tensor]]
+    state: dict[int, tf.Tensor]
+    moments: dict[int, list[Moments]]
+    layer_outputs: dict[str, Any]
+
+
+def replayed(
+    graph: LayerGraph,
+    values: Sequence[tf.Tensor],
+    inputs: Any,
+    training: bool | None,
+    scope: str,
+    tower_fn: Callable[..., Any] | None = None,
+) -> Replay:
+    """Calls a model with `values` for its variables, changing none.
+
+    To be called while `hooked`.
+
+    Args:
+      graph: names the layers and the variables.
+      values: one tensor per variable of `graph.variables`.
+      inputs: the nest that the model is called with.
+      training: what layers that are not told otherwise go by.
+      scope: an absolute name scope, with its slash.
+      tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
+    """
+    stateless = Values(graph.variables, values)
+    notes = hooks.Notes(graph, scope, training, stateless)
+    with tf.name_scope(scope), opened(notes):
+        if tower_fn is not None:
+            outputs = tower_fn(graph.model, inputs)
+        elif training is None:
+            outputs = graph.model(inputs)
+        else:
+            outputs = graph.model(inputs, training=training)
+        losses = [loss for m in graph.models for loss in own_losses(m)]
+        # Here, where a variable among them is the tower's copy.
+        outputs = tf.nest.map_structure(as_tensor, outputs)
+    state = {}
+    for i, (variable, value) in enumerate(zip(graph.variables, values)):
+        new = stateless.get_current_value(variable)
+        if new is not value:
+            state[i] = new
+    return Replay(
+        outputs,
+        keras_layers.get_notes(outputs),
+        [keras_layers.activation(x) for x in tf.nest.flatten(outputs)],
+        [
+            {"sum" if any(loss is s for s in notes.sums) else "mean": loss}
+            for loss in losses
+        ],
+        state,
+        notes.moments,
+        {k: v[0] if len(v) == 1 else v for k, v in notes.seen.items()},
+    )
+
+
+class Values(keras.StatelessScope):
+    """Reads and writes tensors in the place of one model's variables.
+
+    Attributes:
+      follower: hears which copies of trainable variables are read.
+    """
+
+    follower: Follower | None = None
+
+    def __init__(self, variables: Sequence[Any], values: Sequence[tf.Tensor]):
+        # Set here and not by the parent, which casts to a half dtype when the
+        # caller is itself a mixed-precision layer.
+        super().__init__(collect_losses=True)
+        self._copies = {id(v): c for v, c in zip(variables, values)}
+        self.state_mapping.update(self._copies)
+        self._graph = tf.compat.v1.get_default_graph()
+        self._foreign: dict[int, tf.Tensor] = {}
+
+    def as_it_is(self) -> Any:
+        """Another scope, with the values that this one has now."""
+        other = Values((), ())
+        other._copies = self._copies
+        other.state_mapping.update(self.state_mapping)
+        return other
+
+    def copy_of(self, variable: Any) -> tf.Tensor | None:
+        """What the variable was when the tower began."""
+        return self._copies.get(id(variable))
+
+    def get_current_value(self, variable: Any) -> tf.Tensor | None:
+        value = super().get_current_value(variable)
+        copy = self.copy_of(variable)
+        if copy is not None and copy.dtype.is_floating:
+            # Where a layer is frozen, TensorFlow's variable is not.
+            if self.follower is not None and raw(variable).trainable:
+                self.follower.heard(copy)
+        if value is None and not keras_layers.is_made(variable):
+            raise created_inside(variable.path)
+        if value is None and variable.trainable:
+            raise ValueError(
+                f"The tower reads {variable.path!r}, a trainable variable of "
+                "no model that it was given. Expected all models that a tower "
+                "uses: pass them as a list or dict, as in "
+                "build_towers([model, other], ..., tower_fn=f); or freeze what "
+                "is not to be trained, by `trainable = False`."
+            )
+        if value is None and not tf.executing_eagerly():
+            value = self._read(variable)
+        return value
+
+    def _read(self, variable: Any) -> tf.Tensor:
+        """The value of a frozen variable of no model that the tower has.
+
+        The TensorFlow variable of a frozen one is trainable, so tapes would
+        follow what is read of it. It is read once, outside of loops.
+        """
+        if not hasattr(self._graph, "captures"):
+            raise ValueError(
+                f"The tower reads {variable.path!r}, a frozen variable of no "
+                "model that it was given; a graph of tf.compat.v1 has those of "
+                "given models only. Pass its model too, as in "
+                "build_towers([model, other], ..., tower_fn=f)."
+            )
+        if id(variable) not in self._foreign:
+            handle, dtype = raw(variable).handle, raw(variable).dtype
+            with self._graph.as_default(), tf.control_dependencies(None):
+                value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+                value.set_shape(variable.shape)
+                self._foreign[id(variable)] = tf.stop_gradient(value)
+        return self._foreign[id(variable)]
+
+    def add_update(self, update: tuple[Any, tf.Tensor]) -> None:
+        variable, value = update
+        copy = self._copies.get(id(variable))
+        if copy is None:
+            raise ValueError(
+                f"The tower updates {variable.path!r}, which is no variable "
+                "of the model, so its new value would be lost. Expected "
+                "state that a layer owns: give a random op "
+                "`seed=keras.random.SeedGenerator(...)` kept as an attribute "
+                "of a layer, and keep a metric as an attribute of a layer."
+            )
+        hooks.note_update(variable, self.state_mapping[id(variable)])
+        if variable.trainable and copy.dtype.is_floating:
+            # What is read after an assignment differentiates to the variable,
+            # not into the value that was assigned.
+            zero = copy - tf.stop_gradient(copy)
+            value = tf.stop_gradient(value) + zero
+        self.state_mapping[id(variable)] = value
+
+
+@contextlib.contextmanager
+def opened(notes: hooks.Notes) -> Iterator[None]:
+    """While open, layers are one tower's, and their variables are values."""
+
+    def resumption() -> Any:
+        scope, context = (
+            notes.stateless.as_it_is(),
+            keras_layers.keras_context(),
+        )
+        scopes = list(notes.scopes)
+
+        @contextlib.contextmanager
+        def resumed() -> Iterator[None]:
+            # What a backward pass computes again is noted already.
+            again = notes.again(scope.as_it_is(), scopes)
+            with context(), hooks.hooked(notes.graph), opened(again):
+                yield
+
+        return resumed
+
+    stateless = notes.stateless
+    stateless.follower = Follower(stateless.copy_of, resumption)
+    with (
+        stateless,
+        tf.variable_creator_scope(refuse_variable),
+        notes.opened(),
+        stateless.follower.opened(),
+    ):
+        yield
+
+
+def created_inside(name: str) -> ValueError:
+    return ValueError(
+        f"The variable {name!r} is created inside a tower, where it would be "
+        "made once per tower and lost. Expected all variables to exist: make "
+        "layers and variables outside, and call each model once on real data "
+        "before it is given to towers."
+    )
+
+
+def refuse_variable(_: Callable[..., Any], **kwargs: Any) -> tf.Variable:
+    raise created_inside(kwargs.get("name") or "Variable")
+
+
+def own_losses(model: keras.Model) -> list[tf.Tensor]:
+    """`model.losses` less its weight regularisers, which come last."""
+    regularised = sum(
+        v.regularizer is not None for v in model.trainable_weights
+    )
+    losses = list(model.losses)
+    return losses[: len(losses) - regularised]
+
+
+def as_tensor(value: Any) -> Any:
+    """A dense tensor; None stays, for outputs that a model leaves out."""
+    if value is None:
+        return None
+    if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
+        raise TypeError(
+            "Outputs of towers must be dense tensors; got a "
+            f"{type(value).__name__}. Make it dense in the model."
+        )
+    tensor = tf.convert_to_tensor(value)
+    keras_layers.set_notes(tensor, [{"mask": keras_layers.get_mask(value)}])
+    return tensor

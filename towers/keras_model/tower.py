@@ -1,0 +1,54 @@
+"""tower: the pure function that one tower computes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign import keras_layers, tf_autograph
+from towers.keras_model import layer_graph, shared_state
+from towers.keras_model.moments import besides_moments, packed
+from towers.keras_model.replay import replayed
+
+
+def pure_tower(
+    graph: layer_graph.LayerGraph,
+    scope: str,
+    training: bool | None,
+    tower_fn: Callable[..., Any] | None,
+    devices: Sequence[str],
+    divided: Sequence[bool],
+) -> Callable[[Any], dict[str, Any]]:
+    """The pure function of one tower: (copies, shard) to a nest of tensors."""
+    tower_fn = tf_autograph.converted(tower_fn)
+
+    def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
+        copies, shard = argument
+        replay = replayed(graph, copies, shard, training, scope, tower_fn)
+        moments = packed(graph, devices, replay.moments)
+        told = besides_moments(graph, replay.state, replay.moments)
+        aside = tf.nest.map_structure(
+            _stopped, {"state": told, "moments": moments}
+        )
+        shared = shared_state.shared_state(
+            graph, aside["state"], copies, shard, divided
+        )
+        return {
+            "outputs": replay.outputs,
+            "notes": replay.notes,
+            "losses": replay.losses,
+            "layer_outputs": replay.layer_outputs,
+            # Names without tensors, which are there in copies of a tower too.
+            "shared": dict.fromkeys(shared),
+            "activations": [
+                dict.fromkeys([name] if name else ())
+                for name in replay.activations
+            ],
+            **aside,
+        }
+
+    return keras_layers.carried(run)
+
+
+def _stopped(value: tf.Tensor | None) -> tf.Tensor | None:
+    return None if value is None else tf.stop_gradient(value)

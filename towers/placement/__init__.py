@@ -1,0 +1,1 @@
+"""placement: where everything runs, and how devices are called."""

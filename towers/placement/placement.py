@@ -1,0 +1,265 @@
+"""Placement: which device runs each tower, and where the rest happens."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.placement import device_names
+from towers.placement.device_names import available, resolve
+
+Policy = Callable[[Sequence[Any]], Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where towers, parameters, inputs and outputs live.
+
+    Making one looks at the machine's devices, and that starts TensorFlow:
+    call `tf.config.experimental.set_memory_growth` and the like before.
+
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"], weights=[3, 1])
+    >>> placement.devices
+    ('/CPU:0', '/CPU:1')
+    >>> placement.output_device
+    '/CPU:0'
+
+    Args:
+      devices: one device name per tower, repeats allowed, in any spelling that
+        `tf.device` takes ("/GPU:0", "gpu:0", "/job:worker/task:1/CPU:0").
+      parameter_device: the device of the variables and of the optimizer's
+        arithmetic, or a policy: a function from the list of variables to the
+        list of their devices.
+      weights: one share of the batch per tower, as non-negative numbers with a
+        positive sum; None means equal shares. A tower of weight 0 gets no rows.
+      input_device: where batches are split.
+      output_device: where outputs are gathered. By default the parameter
+        device if that is one device, else the first tower's.
+      available: the device names to check against. None asks TensorFlow;
+        "any" checks the spelling only, for a graph that will run elsewhere.
+      layer_devices: layers, by name ("embedding") or by path in nested models
+        ("encoder/embedding"), that run on a device of their own, the same for
+        all towers. Their variables live there, are copied to no tower, and
+        are not shown to a policy.
+
+    Raises:
+      TypeError: a device is no name, or an argument has the wrong type.
+      ValueError: a name is malformed or absent, or the weights do not fit.
+    """
+
+    devices: Sequence[str]
+    parameter_device: str | Policy = "/CPU:0"
+    weights: Sequence[float] | None = None
+    input_device: str = "/CPU:0"
+    output_device: str | None = None
+    available: Sequence[str] | str | None = None
+    layer_devices: Mapping[str, str] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
+
+    def __post_init__(self) -> None:
+        seen = available(self.available)
+
+        def resolve(argument: str, name: Any) -> str:
+            return device_names.resolve(name, argument, seen)
+
+        def put(field: str, value: Any) -> None:
+            object.__setattr__(self, field, value)
+
+        devices = self.devices
+        if isinstance(devices, str) or not isinstance(devices, Sequence):
+            raise TypeError(
+                "`devices` must be a list of device names, one per tower; "
+                f"got {devices!r}. For two towers on two GPUs, write "
+                '["/GPU:0", "/GPU:1"].'
+            )
+        if not devices:
+            raise ValueError(
+                "`devices` is empty, but there must be at least one tower. "
+                'For one tower on the host, write ["/CPU:0"].'
+            )
+        put(
+            "devices",
+            tuple(
+                resolve(f"devices[{i}]", name) for i, name in enumerate(devices)
+            ),
+        )
+        put("weights", _checked_weights(self.weights, len(devices)))
+        put("input_device", resolve("input_device", self.input_device))
+        if not callable(self.parameter_device):
+            put(
+                "parameter_device",
+                resolve("parameter_device", self.parameter_device),
+            )
+        default = (
+            self.devices[0]
+            if callable(self.parameter_device)
+            else self.parameter_device
+        )
+        output = default if self.output_device is None else self.output_device
+        put("output_device", resolve("output_device", output))
+        pins = {} if self.layer_devices is None else self.layer_devices
+        if not isinstance(pins, Mapping):
+            raise TypeError(
+                "`layer_devices` must be a dict from layers' names to devices; "
+                f'got {pins!r}. Write {{"embedding": "/CPU:0"}}.'
+            )
+        put(
+            "layer_devices",
+            {
+                name: resolve(f"layer_devices[{name!r}]", device)
+                for name, device in pins.items()
+            },
+        )
+
+    @classmethod
+    def gpus(cls, n: int | None = None, **kwargs: Any) -> "Placement":
+        """One tower on each of the first `n` GPUs, by default on all.
+
+        Looking for GPUs starts TensorFlow: set memory growth before.
+
+        Args:
+          n: how many GPUs, at least 1; None takes all that TensorFlow sees.
+          **kwargs: as for `Placement`.
+
+        Raises:
+          TypeError: `n` is no integer.
+          ValueError: `n` is below 1, or there are fewer GPUs.
+        """
+        check_count("n", n, optional=True)
+        names = [d.name for d in tf.config.list_logical_devices("GPU")]
+        if len(names) < (n or 1):
+            raise ValueError(
+                f"`n` asks for {n or 'all'} GPUs, but TensorFlow sees "
+                f"{len(names)}. Ask for fewer, or run the same towers on "
+                f"logical CPU devices with Placement.cpus({n or 2})."
+            )
+        return cls(names[:n], **kwargs)
+
+    @classmethod
+    def cpus(cls, n: int, **kwargs: Any) -> "Placement":
+        """One tower on each of `n` logical CPU devices of this machine.
+
+        If TensorFlow has not started yet, the devices are made; this starts
+        it. They share the machine's cores, so they show placement and
+        transfers on a laptop rather than the speed of separate devices.
+
+        >>> towers.Placement.cpus(2).devices
+        ('/CPU:0', '/CPU:1')
+
+        Args:
+          n: how many, at least 1.
+          **kwargs: as for `Placement`.
+
+        Raises:
+          TypeError: `n` is no integer.
+          ValueError: `n` is below 1.
+          RuntimeError: TensorFlow has started with fewer CPU devices.
+        """
+        check_count("n", n)
+        host = tf.config.list_physical_devices("CPU")[0]
+        made = tf.config.get_logical_device_configuration(host) or ()
+        if len(made) < n:
+            one = tf.config.LogicalDeviceConfiguration()
+            try:
+                tf.config.set_logical_device_configuration(host, [one] * n)
+            except RuntimeError:  # TensorFlow has started: take what is there
+                pass
+        names = [d.name for d in tf.config.list_logical_devices("CPU")]
+        if len(names) < n:
+            raise RuntimeError(
+                f"Placement.cpus({n}) needs {n} logical CPU devices, but "
+                f"TensorFlow has already started with {len(names)}, and they "
+                "cannot be added later. Call it before anything that uses a "
+                f"tensor or a model, or ask for at most {len(names)}."
+            )
+        return cls(names[:n], **kwargs)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weights as given, or 1.0 for each tower."""
+        return tuple(self.weights or [1.0] * len(self.devices))
+
+    def __str__(self) -> str:
+        shares = self.shares
+        towers = ", ".join(
+            f"tower_{i} on {device} ({share / sum(shares):.0%} of the rows)"
+            for i, (device, share) in enumerate(zip(self.devices, shares))
+        )
+        parameters = (
+            "by policy"
+            if callable(self.parameter_device)
+            else f"on {self.parameter_device}"
+        )
+        pins = "".join(
+            f"; {name} on {device}"
+            for name, device in self.layer_devices.items()
+        )
+        return (
+            f"{towers}; batches split on {self.input_device}, parameters "
+            f"{parameters}, outputs gathered on {self.output_device}{pins}"
+        )
+
+
+def check_placement(placement: Any) -> None:
+    """Raises a `TypeError` unless `placement` is a `Placement`."""
+    if not isinstance(placement, Placement):
+        raise TypeError(
+            "`placement` must be a towers.Placement; got "
+            f"{type(placement).__name__}. Write towers.Placement(devices=...)."
+        )
+
+
+def check_count(argument: str, n: Any, optional: bool = False) -> None:
+    """Raises unless `n` is a whole number of at least 1 (or None)."""
+    if n is None and optional:
+        return
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(
+            f"`{argument}` must be a whole number of devices, at least 1; "
+            f"got {n!r} of type {type(n).__name__}."
+        )
+    if n < 1:
+        raise ValueError(
+            f"`{argument}` must be at least 1; got {n}. For devices of your "
+            "own choice, write towers.Placement(devices=[...])."
+        )
+
+
+def resolve_devices(
+    argument: str, names: Iterable[Any], placement: Placement
+) -> list[str]:
+    """Checks names that a policy gave, as `Placement` checks its own."""
+    seen = available(placement.available)
+    return [
+        resolve(name, f"{argument}[{i}]", seen) for i, name in enumerate(names)
+    ]
+
+
+def _checked_weights(
+    weights: Sequence[float] | None, n: int
+) -> tuple[float, ...] | None:
+    if weights is None:
+        return None
+    expected = (
+        f"`weights` must be {n} non-negative numbers with a positive sum, one "
+        "per tower"
+    )
+    if isinstance(weights, (str, dict)):
+        raise TypeError(f"{expected}; got {weights!r}.")
+    try:
+        checked = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{expected}; got {weights!r}.") from error
+    if (
+        len(checked) != n
+        or not all(math.isfinite(w) and w >= 0 for w in checked)
+        or sum(checked) <= 0
+    ):
+        raise ValueError(
+            f"{expected}; got {list(weights)!r}. For equal shares, leave it "
+            "out."
+        )
+    return checked

@@ -1,0 +1,1 @@
+"""report: what TensorFlow really ran, where, and what crossed between devices."""

@@ -1,0 +1,233 @@
+"""recording: run something once and keep what TensorFlow ran for it.
+
+TensorFlow hands out the graphs that functions were partitioned into
+(`tf.summary.trace_on`); `tf_calls` hears which functions those are.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import glob
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign import tf_calls, tf_nodes
+from towers.foreign.patches import patched
+
+_FRESH = itertools.count(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """What an iterator gave.
+
+    Attributes:
+      spec: (dtype, static shape) of each flat component.
+      elements: the components of one element per list of shapes.
+    """
+
+    spec: list[tuple[tf.DType, tf.TensorShape]]
+    elements: dict[tuple[tuple[int, ...], ...], Sequence[tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """A function that ran.
+
+    Attributes:
+      name: TensorFlow's name of it.
+      graph: it as it was placed, before it was cut, a `GraphDef`.
+      partitions: one `GraphDef` per device.
+      calls: per call the flat arguments, in the order of its `_Arg` nodes.
+    """
+
+    name: str
+    graph: Any
+    partitions: Sequence[Any]
+    calls: list[list[tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What a call ran: functions, iterators, and the variables they touched."""
+
+    functions: list[Ran]
+    batches: list[Batches]
+    variables: list[tf.Variable]
+
+
+def record(call: Callable[[], Any]) -> Recording:
+    """Runs `call()` once, and puts back the variables that it changed.
+
+    Raises:
+      RuntimeError: not called eagerly, or TensorFlow gave no graphs for a
+        function.
+    """
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "What ran where is recorded from the outside: expected an eager "
+            "call, got one inside a graph. Call it on the tf.function instead."
+        )
+    called: dict[str, tuple[Any, list[list[tf.Tensor]]]] = {}
+    touched: dict[int, tf.Tensor] = {}
+    born: dict[int, tf.Tensor] = {}
+    before = {
+        id(v.handle): (v, v.read_value())
+        for v in _variables()
+        if v.is_initialized()
+    }
+
+    def hear(name: str, inputs: list[tf.Tensor]) -> None:
+        handles = [x for x in inputs if x.dtype == tf.resource]
+        touched.update({id(x): x for x in handles})
+        if name == "AssignVariableOp" and id(inputs[0]) not in before:
+            born.setdefault(id(inputs[0]), inputs[1])
+        if name not in called:  # its definition may go with it
+            definition = tf_calls.definition(name)
+            if definition is None:
+                return
+            called[name] = definition, []
+        called[name][1].append(inputs)
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            with _noted_batches() as batches, _instantiated_anew():
+                # What ran before is not ours.
+                _traced(lambda: None, os.path.join(folder, "before"))
+                with tf_calls.heard(hear):
+                    _traced(call, os.path.join(folder, "call"))
+            metadata = _read(os.path.join(folder, "call"))
+        variables = [v for v in _variables() if id(v.handle) in touched]
+    finally:
+        for variable in _variables():
+            key = id(variable.handle)
+            if key in touched and key in before:
+                variable.assign(before[key][1])
+            elif key in born:
+                variable.assign(born[key])
+    return Recording(
+        [_ran(*function, metadata) for function in called.values()],
+        batches,
+        variables,
+    )
+
+
+def _ran(definition: Any, calls: list[Any], metadata: Any) -> Ran:
+    """The function's graphs, found by what its arguments are called."""
+    name = definition.signature.name
+    wanted = [
+        definition.arg_attr[i].attr[tf_nodes.CALLED].s
+        for i in range(len(definition.signature.input_arg))
+    ]
+    for graphs in metadata.function_graphs:
+        arguments = {
+            node.attr["index"].i: node.attr[tf_nodes.CALLED].s
+            for node in graphs.pre_optimization_graph.node
+            if node.op in tf_nodes.ARGUMENTS
+        }
+        if [arguments[i] for i in sorted(arguments)] == wanted:
+            metadata.function_graphs.remove(graphs)
+            return Ran(
+                name,
+                graphs.post_optimization_graph,
+                graphs.partition_graphs,
+                calls,
+            )
+    raise RuntimeError(
+        f"TensorFlow told nothing of what it made of the function {name}, so "
+        "there is no telling what ran where."
+    )
+
+
+def _variables() -> list[tf.Variable]:
+    """All eager variables that are alive."""
+    return [
+        v
+        for v in gc.get_objects()
+        # Not `isinstance`, which asks proxies what they stand for.
+        if issubclass(type(v), tf.Variable)
+        and hasattr(v, "handle")
+        and hasattr(v.handle, "numpy")
+    ]
+
+
+@contextlib.contextmanager
+def _instantiated_anew() -> Iterator[None]:
+    """While open, functions that ran before are optimised and cut again.
+
+    What a function was made into is kept by the optimizer's options. A
+    negative `min_graph_nodes` means the same whatever its value, and a value
+    not seen before makes TensorFlow do its work, and tell of it, once more.
+    """
+    options = tf.config.optimizer.get_experimental_options()
+    fresh = {"min_graph_nodes": -next(_FRESH)}
+    tf.config.optimizer.set_experimental_options(fresh)
+    try:
+        yield
+    finally:
+        before = {"min_graph_nodes": options.get("min_graph_nodes", 0)}
+        tf.config.optimizer.set_experimental_options(before)
+
+
+def _traced(call: Callable[[], Any], folder: str) -> None:
+    """Writes what TensorFlow made of the functions that `call()` ran."""
+    writer = tf.summary.create_file_writer(folder)
+    tf.summary.trace_on(graph=True)
+    try:
+        call()
+        with writer.as_default():
+            tf.summary.trace_export("call", 0)
+    finally:
+        tf.summary.trace_off()
+    writer.close()
+
+
+def _read(folder: str) -> Any:
+    """The metadata in the event file of a folder."""
+    (path,) = glob.glob(os.path.join(folder, "*"))
+    metadata = tf.compat.v1.RunMetadata()
+    for record in tf.data.TFRecordDataset(path):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            metadata.MergeFromString(value.tensor.string_val[0])
+    return metadata
+
+
+@contextlib.contextmanager
+def _noted_batches() -> Iterator[list[Batches]]:
+    """While open, iterators over datasets note what they give.
+
+    A graph that takes batches from an iterator says nothing of their rows.
+    """
+    noted: list[Batches] = []
+    original = tf.data.Dataset.__iter__
+
+    def iterated(dataset: tf.data.Dataset) -> Any:
+        if not tf.executing_eagerly():
+            return original(dataset)
+        spec = dataset.element_spec
+        parts = tf.nest.flatten(spec, expand_composites=True)
+        if not all(isinstance(part, tf.TensorSpec) for part in parts):
+            return original(dataset)
+        batches = Batches([(p.dtype, p.shape) for p in parts], {})
+        noted.append(batches)
+
+        def note(*components: tf.Tensor) -> None:
+            shapes = tuple(tuple(c.shape) for c in components)
+            batches.elements.setdefault(shapes, components)
+
+        @tf.autograph.experimental.do_not_convert
+        def passed(*element: Any) -> Any:
+            flat = tf.nest.flatten(element, expand_composites=True)
+            tf.py_function(note, flat, [])
+            return tf.nest.pack_sequence_as(spec, flat)
+
+        return original(dataset.map(passed))
+
+    with patched((tf.data.Dataset, "__iter__", iterated)):
+        yield noted

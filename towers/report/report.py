@@ -1,0 +1,340 @@
+"""execution_report: what ran where, and what crossed between devices.
+
+It reads the graphs that TensorFlow executed and knows nothing of towers, so
+it can tell when they are not where they were put.
+"""
+
+import collections
+import dataclasses
+import functools
+import gc
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.placement.device_names import short
+from towers.report.partitions import Partitions, Transfer
+from towers.report.recording import record
+
+_COLLECTIVES = ("Collective", "Nccl")
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableUse:
+    """A variable that was read or written.
+
+    Attributes:
+      name: its name.
+      device: where it lives.
+      bytes: its size, in bytes.
+      kind: "parameter" if it is trainable, "slot" if it is an optimizer's,
+        else "state".
+    """
+
+    name: str
+    device: str
+    bytes: int
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionReport:
+    """What ran where, see `execution_report`.
+
+    Attributes:
+      nodes: (device, name, op type) of each op in the executed graphs, what
+        carries tensors between them left out.
+      transfers: what crossed between devices.
+      variables: what was read or written.
+      least_bytes: the bytes if each value crossed once to each device that
+        received it.
+    """
+
+    nodes: tuple[tuple[str, str, str], ...]
+    transfers: tuple[Transfer, ...]
+    variables: tuple[VariableUse, ...]
+    least_bytes: int
+
+    @functools.cached_property
+    def ops(self) -> collections.Counter:
+        """How many ops of a (device, type) there are, in graphs that ran."""
+        return collections.Counter((d, kind) for d, _, kind in self.nodes)
+
+    @property
+    def total_bytes(self) -> int:
+        """All bytes that crossed, but those of `unknown`."""
+        return sum(t.bytes or 0 for t in self.transfers)
+
+    @property
+    def bytes_between(self) -> dict[tuple[str, str], int]:
+        """Bytes by (source, target)."""
+        found: collections.Counter = collections.Counter()
+        for t in self.transfers:
+            found[t.source, t.target] += t.bytes or 0
+        return dict(found)
+
+    @property
+    def unknown(self) -> tuple[Transfer, ...]:
+        """Transfers of a size that is not known."""
+        return tuple(t for t in self.transfers if t.bytes is None)
+
+    @property
+    def parameter_bytes(self) -> dict[str, int]:
+        """Bytes of trainable variables, by device."""
+        return self._bytes_of("parameter")
+
+    @property
+    def slot_bytes(self) -> dict[str, int]:
+        """Bytes of the optimizers' variables, by device."""
+        return self._bytes_of("slot")
+
+    def assert_runs_on(self, scope: str, device: str) -> None:
+        """Raises unless all ops of a name scope ran on one device.
+
+        Args:
+          scope: part of a name between slashes: "tower_1", "tower_1/conv2d".
+          device: in any spelling.
+
+        Raises:
+          AssertionError: prints the ops that ran elsewhere; or no op has this
+            scope.
+        """
+        part = re.compile(f"(^|/){re.escape(scope.strip('/'))}(/|$)")
+        found = [node for node in self.nodes if part.search(node[1])]
+        if not found:
+            raise AssertionError(
+                f"No op that ran is in the scope {scope!r}. Expected part of a "
+                "name between slashes, such as 'tower_1'."
+            )
+        expected = short(device)
+        strays = [node for node in found if node[0] != expected]
+        if strays:
+            lines = [f"  {d}: {name} ({kind})" for d, name, kind in strays]
+            raise AssertionError(
+                f"{len(strays)} of {len(found)} ops of {scope!r} ran elsewhere "
+                f"than on {expected}:\n" + "\n".join(lines)
+            )
+
+    def assert_bytes(self, at_most: int) -> None:
+        """Raises unless no more bytes than this crossed between devices.
+
+        Raises:
+          AssertionError: prints the largest transfers; or those whose size is
+            not known.
+        """
+        if self.unknown:
+            raise AssertionError(
+                f"Expected at most {at_most:,} bytes, but of some transfers "
+                "the size is not known:\n" + _listed(self.unknown)
+            )
+        if self.total_bytes > at_most:
+            raise AssertionError(
+                f"Expected at most {at_most:,} bytes between devices, got "
+                f"{self.total_bytes:,}:\n" + _listed(self.transfers)
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as numbers, strings, lists and dicts, fit for JSON."""
+        return {
+            "ops": [
+                {"device": device, "op": kind, "count": count}
+                for (device, kind), count in sorted(self.ops.items())
+            ],
+            "transfers": [
+                {
+                    "source": t.source,
+                    "target": t.target,
+                    "tensor": t.tensor,
+                    "dtype": t.dtype.name,
+                    "shape": None if t.shape is None else list(t.shape),
+                    "times": t.times,
+                    "bytes": t.bytes,
+                }
+                for t in self.transfers
+            ],
+            "variables": [dataclasses.asdict(v) for v in self.variables],
+            "bytes_between": [
+                {"source": source, "target": target, "bytes": count}
+                for (source, target), count in self.bytes_between.items()
+            ],
+            "total_bytes": self.total_bytes,
+            "least_bytes": self.least_bytes,
+            "parameter_bytes": self.parameter_bytes,
+            "slot_bytes": self.slot_bytes,
+        }
+
+    def __str__(self) -> str:
+        ran = collections.Counter(device for device, _, _ in self.nodes)
+        kinds = ("parameter", "slot", "state")
+        held = [self._bytes_of(kind) for kind in kinds]
+        devices = sorted({*ran, *(d for each in held for d in each)})
+        rows = [
+            ("device", "ops", "parameter bytes", "slot bytes", "state bytes")
+        ]
+        rows += [
+            (d, f"{ran[d]:,}", *(f"{each.get(d, 0):,}" for each in held))
+            for d in devices
+        ]
+        crossed = collections.Counter(
+            (t.source, t.target) for t in self.transfers
+        )
+        pairs = [
+            ("from", "to", "transfers", "bytes"),
+            *(
+                (*pair, f"{count:,}", f"{self.bytes_between[pair]:,}")
+                for pair, count in sorted(crossed.items())
+            ),
+        ]
+        excess = self.total_bytes / self.least_bytes if self.least_bytes else 1
+        more = f", and {len(self.unknown)} of unknown size" * bool(self.unknown)
+        return (
+            f"{_table(rows)}\n\n{_table(pairs)}\n\n{self.total_bytes:,} bytes in "
+            f"{len(self.transfers)} transfers{more}: {excess:.3f} times the "
+            f"least possible, {self.least_bytes:,}\n{_listed(self.transfers)}"
+        )
+
+    def _bytes_of(self, kind: str) -> dict[str, int]:
+        found: collections.Counter = collections.Counter()
+        for v in self.variables:
+            if v.kind == kind:
+                found[v.device] += v.bytes
+        return dict(found)
+
+
+def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
+    """Runs `fn(*args)` once and tells what ran where.
+
+    It is read from the graphs that TensorFlow executed, of all functions that
+    `fn` calls: a `tf.function`, or anything that uses some, such as a model's
+    `fit`. They are optimised and placed anew for it, so `fn` may have been
+    called before. Variables that changed are put back; what else it does
+    (training logs, draws from an iterator) is done. Ops that run eagerly,
+    outside of functions, and those of data pipelines are not reported.
+
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> @tf.function
+    ... def apply(x):
+    ...     return towers.build_towers(model, x, placement).outputs
+    >>> report = towers.execution_report(apply, tf.ones([6, 3]))
+    >>> report.assert_runs_on("tower_1", "/CPU:1")
+    >>> report.bytes_between["/CPU:0", "/CPU:1"]  # 3 rows of 3, 3 x 2, 2
+    68
+    >>> report.assert_bytes(at_most=68 + 24)
+
+    A transfer's size is what it was when `fn` ran. It is not known for
+    tensors that depend on an iterator made before (give `fn` the data), that
+    have another size at each step (report one step), or that cross inside a
+    loop, once per iteration. There is a warning then, and one for collective
+    ops, as in MirroredStrategy, whose bytes are not counted.
+
+    Args:
+      fn: what to run, eagerly.
+      *args: what it is called with.
+
+    Returns:
+      An `ExecutionReport`. `print(report)` shows tables.
+
+    Raises:
+      TypeError: `fn` cannot be called.
+      RuntimeError: called inside a graph.
+    """
+    if not callable(fn):
+        raise TypeError(
+            f"`fn` must be a function; got {fn!r}. For a model, write "
+            "execution_report(model.train_on_batch, x, y)."
+        )
+    recording = record(lambda: fn(*args))
+    nodes: list[tuple[str, str, str]] = []
+    transfers: list[Transfer] = []
+    least = 0
+    for ran in recording.functions:
+        executed = Partitions(ran)
+        told = executed.transfers(recording.batches)
+        nodes += executed.nodes
+        transfers += told
+        once: dict[Any, int] = {}
+        for send, transfer in zip(executed.sends, told):
+            origin, at = executed.origin(send)
+            if at != transfer.target:
+                once[origin, transfer.target] = transfer.bytes or 0
+        least += sum(once.values())
+    report = ExecutionReport(
+        tuple(nodes), tuple(transfers), _uses(recording.variables), least
+    )
+    collectives = {op for _, op in report.ops if op.startswith(_COLLECTIVES)}
+    if collectives:
+        warnings.warn(
+            f"{', '.join(sorted(collectives))} move bytes between devices that "
+            "no graph tells of; they are not in total_bytes.",
+            stacklevel=2,
+        )
+    if report.unknown:
+        warnings.warn(
+            f"Of {len(report.unknown)} transfers the size is not known, so "
+            "total_bytes is too small; see the `unknown` of the report.",
+            stacklevel=2,
+        )
+    return report
+
+
+def _uses(variables: list[tf.Variable]) -> tuple[VariableUse, ...]:
+    slots = {
+        id(variable.value)
+        for optimizer in gc.get_objects()
+        # Not `isinstance`, which asks proxies what they stand for.
+        if issubclass(type(optimizer), keras.optimizers.Optimizer)
+        for variable in optimizer.variables
+    }
+
+    def kind(variable: tf.Variable) -> str:
+        if id(variable) in slots:
+            return "slot"
+        return "parameter" if variable.trainable else "state"
+
+    return tuple(
+        VariableUse(
+            v.name,
+            short(v.device),
+            math.prod(v.shape) * v.dtype.size,
+            kind(v),
+        )
+        for v in variables
+    )
+
+
+def _listed(transfers: Any, most: int = 10) -> str:
+    """The largest transfers, a line each."""
+    first = sorted(
+        transfers, key=lambda t: (t.bytes is not None, -(t.bytes or 0))
+    )
+    lines = [
+        f"  {t.source} -> {t.target}  "
+        + ("? bytes" if t.bytes is None else f"{t.bytes:,} bytes")
+        + f"  {t.dtype.name}{list(t.shape) if t.shape is not None else '[?]'}"
+        + ("  at each step of a loop" if t.times is None else "")
+        + f"  {t.tensor}"
+        for t in first[:most]
+    ]
+    if len(first) > most:
+        lines.append(f"  and {len(first) - most} more")
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns side by side: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width)
+            if cell.startswith(("/", *"dft"))
+            else cell.rjust(width)
+            for cell, width in zip(row, widths)
+        ).rstrip()
+        for row in rows
+    )

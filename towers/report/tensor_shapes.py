@@ -1,0 +1,200 @@
+"""tensor_shapes: how large the tensors of a function were when it ran."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign import tf_nodes
+from towers.report.recording import Batches, Ran
+
+Values = Sequence[tf.Tensor]
+_WRITES = (
+    "AssignVariable",
+    "AssignAddVariable",
+    "AssignSubVariable",
+    "ResourceApply",
+    "ResourceScatter",
+    "ResourceSparseApply",
+)
+
+
+def shapes_of(
+    ran: Ran, batches: Sequence[Batches], names: Iterable[str]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a function's tensors in its calls, where they are known.
+
+    TensorFlow infers most of them from those of the arguments. For the rest,
+    the function is computed once more, without what it assigns.
+
+    Args:
+      ran: the function.
+      batches: what iterators gave meanwhile.
+      names: of tensors of `ran.graph`, as "a/b:0".
+
+    Returns:
+      Shapes by name. One is missing where it differed between calls, where
+      it depends on an iterator that was made before, or in a loop.
+    """
+    names = set(names)
+    told = [
+        _shapes(ran.graph, call, element, names)
+        for call in _unlike(ran.calls)
+        for element in _elements(ran.graph, batches)
+    ]
+    return {
+        name: told[0][name]
+        for name in names
+        if all(name in each for each in told)
+        and len({each[name] for each in told}) == 1
+    }
+
+
+def _shapes(
+    original: Any, call: Values, element: Values | None, names: set[str]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes in one call, of tensors outside loops."""
+    graph, feeds = _with_arguments(original, call, element, static=True)
+    known = {}
+    with tf.Graph().as_default() as inferred:
+        tf.compat.v1.import_graph_def(graph, name="")
+    for name in names:
+        shape = inferred.get_tensor_by_name(name).shape
+        if shape.is_fully_defined():
+            known[name] = tuple(shape)
+    looping = in_loops(graph.node)
+    rest = [n for n in names - set(known) if source(n) not in looping]
+    if rest:
+        graph, feeds = _with_arguments(original, call, element, static=False)
+        known.update(zip(rest, _computed(graph, feeds, rest)))
+    return known
+
+
+def in_loops(nodes: Iterable[Any]) -> set[str]:
+    """The names of nodes that run once per step of a `tf.while_loop`."""
+    nodes = list(nodes)
+    readers: dict[str, list[Any]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(source(name), []).append(node)
+    found: set[str] = set()
+    ahead = [node for node in nodes if node.op == "Enter"]
+    while ahead:
+        for node in readers.get(ahead.pop().name, []):
+            if node.op != "Exit" and node.name not in found:
+                found.add(node.name)
+                ahead.append(node)
+    return found
+
+
+def source(name: str) -> str:
+    """The node that an input "^a/b" or "a/b:1" comes from."""
+    return name.removeprefix("^").split(":")[0]
+
+
+def _with_arguments(
+    original: Any, call: Values, element: Values | None, static: bool
+) -> tuple[Any, dict[str, tf.Tensor]]:
+    """The function's graph, and its arguments by placeholder.
+
+    With `static`, variables are there for their shapes only.
+    """
+    graph = tf.compat.v1.GraphDef(
+        versions=original.versions, library=original.library
+    )
+    feeds: dict[str, tf.Tensor] = {}
+    gone: set[str] = set()
+
+    def placeholder(name: str, dtype: Any, value: Any) -> None:
+        node = graph.node.add(name=name, op="Placeholder")
+        node.attr["dtype"].type = dtype
+        if value is not None:
+            feeds[f"{name}:0"] = value
+            if value.dtype != tf.resource:
+                node.attr["shape"].shape.CopyFrom(value.shape.as_proto())
+
+    def argument(node: Any) -> None:
+        shapes = node.attr[tf_nodes.HANDLE_SHAPES].list.shape
+        if static and shapes:
+            handle = graph.node.add(name=node.name, op="VarHandleOp")
+            handle.attr["shape"].shape.CopyFrom(shapes[0])
+            (dtype,) = node.attr[tf_nodes.HANDLE_DTYPES].list.type
+            handle.attr["dtype"].type = dtype
+            return
+        value = call[node.attr["index"].i]
+        placeholder(node.name, node.attr["T"].type, value)
+
+    def element_of(node: Any) -> None:
+        dtypes = node.attr["output_types"].list.type
+        given = graph.node.add(name=node.name, op="IdentityN")
+        given.attr["T"].list.type.extend(dtypes)
+        for k, dtype in enumerate(dtypes):
+            given.input.append(f"{node.name}/{k}")
+            value = element[k] if element else None
+            placeholder(given.input[k], dtype, value)
+
+    for node in original.node:
+        if node.op in tf_nodes.RESULTS or node.op.startswith(_WRITES):
+            gone.add(node.name)
+        elif node.op in tf_nodes.ARGUMENTS:
+            argument(node)
+        elif node.op == "IteratorGetNext":
+            element_of(node)
+        else:
+            graph.node.add().CopyFrom(node)
+    for node in graph.node:
+        kept = [name for name in node.input if source(name) not in gone]
+        node.input[:] = kept
+        node.attr.pop(tf_nodes.BESIDE, None)  # may name what is gone
+    return graph, feeds
+
+
+def _unlike(calls: Sequence[Values]) -> list[Values]:
+    """One of all calls whose arguments have the same shapes."""
+    return list({tuple(tuple(x.shape) for x in c): c for c in calls}.values())
+
+
+def _elements(graph: Any, batches: Sequence[Batches]) -> list[Values | None]:
+    """What the graph took from an iterator, one element per list of shapes.
+
+    None if it took nothing, or something of which nothing is known.
+    """
+    takers = [node for node in graph.node if node.op == "IteratorGetNext"]
+    if len(takers) != 1:
+        return [None]
+    spec = [
+        (tf.as_dtype(dtype), tf.TensorShape(shape).as_list())
+        for dtype, shape in zip(
+            takers[0].attr["output_types"].list.type,
+            takers[0].attr["output_shapes"].list.shape,
+        )
+    ]
+    given = [
+        b.elements
+        for b in batches
+        if spec == [(d, s.as_list()) for d, s in b.spec]
+    ]
+    merged = {shapes: e for elements in given for shapes, e in elements.items()}
+    return list(merged.values()) or [None]
+
+
+def _computed(
+    graph: Any, feeds: dict[str, tf.Tensor], names: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Shapes by running the graph; none where a feed is missing."""
+
+    def run(*values: tf.Tensor) -> list[tf.Tensor]:
+        tensors = tf.compat.v1.import_graph_def(
+            graph,
+            input_map=dict(zip(feeds, values)),
+            return_elements=list(names),
+            name="",
+        )
+        return [tf.shape(tensor) for tensor in tensors]
+
+    signature = [tf.TensorSpec(None, v.dtype) for v in feeds.values()]
+    try:
+        shapes = tf.compat.v1.wrap_function(run, signature)(*feeds.values())
+    except tf.errors.OpError:
+        return []
+    return [tuple(shape.numpy().tolist()) for shape in shapes]

@@ -1,0 +1,1 @@
+"""verbs: split, replicate, gather and what they share: who gets which rows."""

@@ -1,0 +1,95 @@
+"""batch: what came in, as tensors of equal rows, and which of them go whole."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+def whole_leaves(batch: Any, whole: Sequence[Any]) -> list[bool]:
+    """For each leaf whether it goes to every tower whole.
+
+    Raises:
+      TypeError: `whole` is no list.
+      ValueError: `whole` names something that the batch has not.
+    """
+    if isinstance(whole, str) or not isinstance(whole, Sequence):
+        raise TypeError(
+            "`whole` must be a list of names, or positions, of inputs that "
+            f"every tower gets whole; got {whole!r}."
+        )
+    paths = [key if isinstance(key, tuple) else (key,) for key in whole]
+    return tf.nest.flatten(_marked(batch, paths))
+
+
+def _marked(batch: Any, paths: Sequence[tuple[Any, ...]]) -> Any:
+    """A nest like `batch` of bools: whether a leaf is below one of `paths`."""
+    if not paths or () in paths:
+        return tf.nest.map_structure(lambda _: bool(paths), batch)
+    children: dict[Any, Any] = {}
+    if isinstance(batch, Mapping):
+        children = dict(batch)
+    elif isinstance(batch, (list, tuple)):
+        children = dict(enumerate(batch))
+    unknown = [path[0] for path in paths if path[0] not in children]
+    if unknown:
+        raise ValueError(
+            f"`whole` names {unknown[0]!r}, but the inputs have "
+            f"{list(children)}. Expected keys of a dict of inputs, or "
+            "positions in a list; a tuple of those for what lies deeper."
+        )
+    marked = {
+        key: _marked(child, [path[1:] for path in paths if path[0] == key])
+        for key, child in children.items()
+    }
+    return marked if isinstance(batch, Mapping) else list(marked.values())
+
+
+def checked_batch(
+    batch: Any, argument: str = "inputs", whole: Sequence[Any] = ()
+) -> Any:
+    """The batch as tensors whose rows agree, where that is known."""
+
+    def convert(path_index: int, value: Any, undivided: bool) -> Any:
+        where = f"`{argument}`" + (
+            f" (leaf {path_index})" if path_index or nested else ""
+        )
+        if value is None:
+            return None
+        tensor = value
+        if not isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
+            try:
+                tensor = tf.convert_to_tensor(value)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"{where} must be a tensor or an array; got {value!r}."
+                ) from error
+        if not undivided and not tensor.shape.rank:
+            raise ValueError(
+                f"{where} must have a first axis of rows to split; got shape "
+                f"{tensor.shape}. Give each row its own value, as with "
+                "tf.repeat, or name the input in `whole`, so that every tower "
+                "gets it as it is."
+            )
+        return tensor
+
+    nested = tf.nest.is_nested(batch)
+    undivided = whole_leaves(batch, whole)
+    flat = [
+        convert(i, x, w)
+        for i, (x, w) in enumerate(zip(tf.nest.flatten(batch), undivided))
+    ]
+    divided = [x for x, w in zip(flat, undivided) if x is not None and not w]
+    if not divided:
+        raise ValueError(
+            f"`{argument}` must hold at least one tensor to split; got "
+            f"{batch!r}."
+        )
+    rows = [x.shape[0] for x in divided]
+    if len({r for r in rows if r is not None}) > 1:
+        raise ValueError(
+            f"All leaves of `{argument}` must have the same number of rows; "
+            f"got {rows}. Pass inputs whose first axes agree, and name in "
+            "`whole` those that are not batched."
+        )
+    return tf.nest.pack_sequence_as(batch, flat)

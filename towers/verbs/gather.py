@@ -1,0 +1,218 @@
+"""gather: the towers' outputs into one, on the output device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine.forward import pinned
+from towers.placement.placement import Placement, check_placement
+from towers.verbs.rows import drop, row_shares, true_concat, without_spare
+from towers.verbs.split import in_graph
+
+RULES = ("concat", "mean", "sum", "stack", "none")
+
+
+def gather_outputs(
+    tower_outputs: Sequence[Any],
+    placement: Placement,
+    merge: Any = "concat",
+    rows: Any = None,
+) -> Any:
+    """Merges one nest per tower, on the output device.
+
+    The gradient is cut on the output device: each tower gets its own part. In
+    eager code this builds and runs a graph.
+
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
+    >>> mean = towers.gather_outputs([tf.constant(1.0), tf.constant(4.0)],
+    ...                              placement, merge="mean", rows=[2, 1])
+    >>> float(mean)
+    2.0
+
+    Args:
+      tower_outputs: one nest of dense tensors per tower, of one structure.
+      placement: says how many towers, and the output device.
+      merge: a rule for all outputs, or a nest of rules for a nest of outputs.
+        "concat" joins [rows_i, ...] to [sum(rows), ...]; "mean" is weighted by
+        rows, and "sum" adds, tensors of one shape; "stack" gives
+        [n_towers, ...]; "none" gives the list of towers' tensors.
+      rows: [n_towers] integers, the rows of each tower's shard. "mean" needs
+        them. A tower of 0 rows counts for nothing, whatever its outputs hold.
+
+    Returns:
+      A nest like one tower's.
+
+    Raises:
+      TypeError: `tower_outputs` is no list, or `placement` no `Placement`.
+      ValueError: the number of outputs, a rule or a rank does not fit.
+    """
+    check_placement(placement)
+    n = len(placement.devices)
+    if isinstance(tower_outputs, (str, dict)) or not isinstance(
+        tower_outputs, Sequence
+    ):
+        raise TypeError(
+            "`tower_outputs` must be a list of one nest per tower; got a "
+            f"{type(tower_outputs).__name__}."
+        )
+    if len(tower_outputs) != n:
+        raise ValueError(
+            f"`tower_outputs` must hold one nest for each of the {n} towers of "
+            f"`placement`; got {len(tower_outputs)}."
+        )
+    check_structures(tower_outputs)
+    if rows is not None:
+        rows = tf.convert_to_tensor(rows)
+        if rows.shape.rank != 1 or rows.shape[0] not in (None, n):
+            raise ValueError(
+                f"`rows` must be a list of {n} integers, one per tower; got "
+                f"shape {rows.shape}."
+            )
+    towers = [tf.nest.map_structure(_tensor, x) for x in tower_outputs]
+
+    def gather(towers: Sequence[Any], rows: Any) -> Any:
+        return gather_known(towers, placement, merge, rows, [True] * n)
+
+    return in_graph(gather, towers, rows)
+
+
+def gather_known(
+    towers: Sequence[Any],
+    placement: Placement,
+    merge: Any,
+    rows: Any,
+    may_be_empty: Sequence[bool],
+) -> Any:
+    """As `gather_outputs`, in a graph, for checked outputs."""
+    rules = spread(merge, towers[0])
+    columns = list(zip(*[tf.nest.flatten(tower) for tower in towers]))
+    for i, (rule, column) in enumerate(zip(rules, columns)):
+        _check(rule, column, rows, i)
+
+    def merge_all(argument: dict[str, Any]) -> list[Any]:
+        return [
+            _merged(rule, column, argument["rows"], may_be_empty)
+            for rule, column in zip(rules, argument["columns"])
+        ]
+
+    with tf.name_scope("gather"):
+        merged = pinned(
+            merge_all,
+            str(placement.output_device),  # worked out when it was made
+            {"columns": columns, "rows": rows},
+            {},
+        )
+    return _pack(towers[0], merged)
+
+
+def check_structures(tower_outputs: Sequence[Any]) -> None:
+    """Raises a `ValueError` unless towers return nests of one structure."""
+    for i, other in enumerate(tower_outputs):
+        try:
+            tf.nest.assert_same_structure(tower_outputs[0], other)
+            nones = [
+                [x is None for x in tf.nest.flatten(outputs)]
+                for outputs in (tower_outputs[0], other)
+            ]
+            if nones[0] != nones[1]:
+                raise ValueError("None is not in the same places.")
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"All towers must return outputs of one structure; tower {i} "
+                f"differs from tower 0: {error}"
+            ) from error
+
+
+def spread(merge: Any, structure: Any) -> list[str]:
+    """One rule per flat output, from a rule or a nest of rules.
+
+    Raises:
+      ValueError: a rule is unknown, or the nests do not fit.
+    """
+    if isinstance(merge, str):
+        check_rule(merge)
+        return [merge] * len(tf.nest.flatten(structure))
+    if isinstance(merge, dict) and isinstance(structure, dict):
+        fits = set(merge) == set(structure)
+        pairs = [(merge[k], structure[k]) for k in sorted(structure) if fits]
+    else:
+        both = isinstance(merge, (list, tuple)) and isinstance(
+            structure, (list, tuple)
+        )
+        fits = both and len(merge) == len(structure)
+        pairs = list(zip(merge, structure)) if fits else []
+    if not fits:
+        outputs = tf.nest.map_structure(lambda _: "...", structure)
+        raise ValueError(
+            f"`merge` must be one rule or a nest of rules like the outputs "
+            f"{outputs!r}; got {merge!r}."
+        )
+    return [rule for m, s in pairs for rule in spread(m, s)]
+
+
+def check_rule(rule: Any) -> None:
+    """Raises a `ValueError` unless `rule` is one of `RULES`."""
+    if rule not in RULES:
+        raise ValueError(
+            f"`merge` has the unknown rule {rule!r}. Expected one of "
+            f"{', '.join(RULES)}, or a nest of them like the outputs."
+        )
+
+
+def _check(rule: str, column: Sequence[Any], rows: Any, i: int) -> None:
+    if column[0] is None:
+        return
+    if rule == "concat" and any(x.shape.rank == 0 for x in column):
+        raise ValueError(
+            f"`merge` is 'concat' for output {i}, but that is a scalar in each "
+            "tower and has no rows to join. Use 'mean', 'sum', 'stack' or "
+            "'none'."
+        )
+    if rule == "mean" and rows is None:
+        raise ValueError(
+            "`merge` is 'mean', which is weighted by rows, but `rows` is not "
+            "given. Pass rows=[rows of tower 0, ...], or use 'sum'."
+        )
+    if rule == "mean" and not column[0].dtype.is_floating:
+        raise ValueError(
+            f"`merge` is 'mean' for output {i}, but that is of dtype "
+            f"{column[0].dtype.name}. Use 'sum', 'stack' or 'none', or cast "
+            "it to a float."
+        )
+
+
+def _merged(
+    rule: str,
+    column: Sequence[Any],
+    rows: Any,
+    may_be_empty: Sequence[bool],
+) -> Any:
+    if column[0] is None:
+        return None
+    if rule == "concat":
+        return true_concat(column, rows, may_be_empty)
+    if rule == "none":
+        return without_spare(column, rows, may_be_empty)
+    if rows is not None:
+        column = [
+            drop(x, rows[i] > 0) if may_be_empty[i] else x
+            for i, x in enumerate(column)
+        ]
+    if rule == "stack":
+        return tf.stack(column)
+    if rule == "sum":
+        return tf.add_n(column)
+    if len(column) == 1:
+        return tf.identity(column[0])
+    shares = row_shares(rows, column[0].dtype)
+    return tf.add_n([shares[i] * x for i, x in enumerate(column)])
+
+
+def _tensor(value: Any) -> Any:
+    return None if value is None else tf.convert_to_tensor(value)
+
+
+def _pack(structure: Any, merged: Sequence[Any]) -> Any:
+    # A leaf may itself be a list ("none"), which `pack_sequence_as` allows.
+    return tf.nest.pack_sequence_as(structure, list(merged))

@@ -1,0 +1,152 @@
+"""rows: who gets which rows of a batch, and what says nothing for want of any."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    """Which rows each tower gets: Python ints, or int32 scalars.
+
+    Attributes:
+      starts: the first row, per tower.
+      fed: how many it is fed; one spare row where it has none of its own.
+      true: how many are its own.
+      may_be_empty: whether it can have no rows of its own.
+    """
+
+    starts: list[Any]
+    fed: list[Any]
+    true: list[Any]
+    may_be_empty: list[bool]
+
+    @property
+    def are_known(self) -> bool:
+        """Whether they are known while the graph is built."""
+        return all(isinstance(rows, int) for rows in self.true)
+
+
+def row_ranges(leaves: Sequence[Any], shares: tuple[float, ...]) -> Ranges:
+    """Which rows each tower gets, by its share, of tensors of equal rows."""
+    known = next((x.shape[0] for x in leaves if x.shape[0] is not None), None)
+    total = _count(leaves[0]) if known is None else known
+    checks = [
+        tf.debugging.assert_equal(
+            _count(x),
+            total,
+            message="The inputs' rows disagree: every leaf of `inputs` "
+            "must have the same number of rows, or be named in `whole`.",
+        )
+        for x in leaves
+        if x.shape[0] is None and len(leaves) > 1
+    ]
+    with tf.control_dependencies([c for c in checks if c is not None]):
+        if known is None:
+            total = tf.identity(total)
+    ends = _ends(total, shares)
+    starts = [0, *ends[:-1]]
+    rows = [end - start for start, end in zip(starts, ends)]
+    # An empty tower borrows a row of the batch.
+    if known is not None:
+        empty = [r == 0 for r in rows]
+        starts = [min(start, max(total - 1, 0)) for start in starts]
+        return Ranges(
+            starts, [max(r, min(total, 1)) for r in rows], rows, empty
+        )
+    empty = [True] * len(shares)
+    # The last tower with a share gets at least one row of any batch.
+    empty[_last_with_share(shares)] = False
+    last = tf.maximum(total - 1, 0)
+    return Ranges(
+        [tf.clip_by_value(start, 0, last) for start in starts],
+        [
+            tf.maximum(r, tf.minimum(total, 1)) if e else r
+            for r, e in zip(rows, empty)
+        ],
+        rows,
+        empty,
+    )
+
+
+def _count(x: Any) -> tf.Tensor:
+    """How many rows, an int32 scalar."""
+    if isinstance(x, tf.RaggedTensor):
+        return tf.cast(x.nrows(), tf.int32)
+    if isinstance(x, tf.SparseTensor):
+        return tf.cast(x.dense_shape[0], tf.int32)
+    return tf.shape(x)[0]
+
+
+def _ends(total: Any, shares: tuple[float, ...]) -> list[Any]:
+    """Where each shard ends: Python ints, or int32 scalars."""
+    cumulative = np.cumsum(np.asarray(shares, np.float64))
+    last = _last_with_share(shares)
+    ends: list[Any]
+    if isinstance(total, int):
+        ends = [int(e) for e in np.floor(total * cumulative / cumulative[-1])]
+    else:
+        exact = tf.cast(total, tf.float64) * cumulative / cumulative[-1]
+        ends = tf.unstack(tf.cast(tf.floor(exact), tf.int32))
+    # No rounding may lose the last row.
+    return ends[:last] + [total] * (len(shares) - last)
+
+
+def _last_with_share(shares: tuple[float, ...]) -> int:
+    return max(i for i, share in enumerate(shares) if share > 0)
+
+
+def row_shares(rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """[n_towers], each tower's part of all rows."""
+    counts = tf.cast(rows, dtype)
+    return tf.math.divide_no_nan(counts, tf.reduce_sum(counts))
+
+
+def true_concat(
+    column: Sequence[tf.Tensor], rows: Any, may_be_empty: Sequence[bool]
+) -> tf.Tensor:
+    """[all rows, ...]: what towers with rows say, joined."""
+    return tf.concat(without_spare(column, rows, may_be_empty), 0)
+
+
+def without_spare(
+    column: Sequence[tf.Tensor], rows: Any, may_be_empty: Sequence[bool]
+) -> list[tf.Tensor]:
+    return [
+        _true_rows(x, rows[i]) if empty and rows is not None else x
+        for i, (x, empty) in enumerate(zip(column, may_be_empty))
+    ]
+
+
+def _true_rows(x: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """What a tower says, without what it says of a spare row."""
+    if x.shape.rank == 0:
+        return drop(x, rows > 0)
+    return x[: tf.where(rows > 0, tf.shape(x)[0], 0)]
+
+
+def drop(gradient: Any, keep: tf.Tensor) -> Any:
+    """Nothing of `gradient` unless `keep`, whatever it holds: 0 * NaN is NaN."""
+    if isinstance(gradient, tf.IndexedSlices):
+        count = tf.where(keep, tf.shape(gradient.indices)[0], 0)
+        return tf.IndexedSlices(
+            gradient.values[:count],
+            gradient.indices[:count],
+            gradient.dense_shape,
+        )
+    # As in `total`.
+    return tf.compat.v1.where(keep, gradient, tf.zeros_like(gradient))
+
+
+def keep_flags(
+    rows: tf.Tensor, may_be_empty: Sequence[bool], device: str
+) -> list[Any]:
+    """Per tower None, or a bool scalar on `device`: whether it had rows."""
+    with tf.device(device):
+        return [
+            rows[t] > 0 if empty else None
+            for t, empty in enumerate(may_be_empty)
+        ]

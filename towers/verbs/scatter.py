@@ -1,0 +1,147 @@
+"""scatter: each tower's rows of one tensor, dense, ragged or sparse."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign.tf_gradients import own_gradient
+from towers.verbs.replicate import replicate
+from towers.verbs.rows import Ranges, drop
+
+
+def scatter(leaf: Any, ranges: Ranges, device: str) -> list[Any]:
+    """Each tower's rows of one tensor; gradients are joined on `device`.
+
+    Args:
+      leaf: [rows, ...], dense, ragged or sparse.
+      ranges: which rows each tower is fed.
+      device: where to cut.
+    """
+    if isinstance(leaf, tf.RaggedTensor):
+        return _ragged(leaf, ranges, device)
+    if isinstance(leaf, tf.SparseTensor):
+        return _sparse(leaf, ranges, device)
+    return _dense(leaf, ranges, device)
+
+
+def copies(leaf: Any, device: str, kept: Sequence[Any]) -> list[Any]:
+    """The whole leaf for each tower; gradients are summed on `device`."""
+    columns = [
+        replicate(x, device, kept)
+        for x in tf.nest.flatten(leaf, expand_composites=True)
+    ]
+    return [
+        tf.nest.pack_sequence_as(leaf, list(parts), expand_composites=True)
+        for parts in zip(*columns)
+    ]
+
+
+def first_rows(x: Any, rows: Any) -> Any:
+    """The first rows of a tensor, dense, ragged or sparse."""
+    if isinstance(x, tf.SparseTensor):
+        size = tf.concat([[tf.cast(rows, tf.int64)], x.dense_shape[1:]], 0)
+        return tf.sparse.slice(x, tf.zeros_like(size), size)
+    return x[:rows]
+
+
+def _dense(leaf: tf.Tensor, ranges: Ranges, device: str) -> list[tf.Tensor]:
+    """Slices whose gradient is one concat, without the spare rows."""
+
+    @own_gradient
+    def slices(leaf: tf.Tensor) -> Any:
+        rest = [-1] * (leaf.shape.rank - 1)
+        zeros = [0] * (leaf.shape.rank - 1)
+        shards = [
+            tf.slice(leaf, [start, *zeros], [count, *rest])
+            for start, count in zip(ranges.starts, ranges.fed)
+        ]
+
+        for shard, count in zip(shards, ranges.fed):
+            known = count if isinstance(count, int) else None
+            shard.set_shape([known, *leaf.shape[1:]])
+
+        def backward(*upstream: tf.Tensor) -> tf.Tensor:
+            with tf.device(device):
+                return tf.concat(
+                    [g[:r] for g, r in zip(upstream, ranges.true)], 0
+                )
+
+        return shards, backward
+
+    with tf.device(device):
+        return slices(leaf)
+
+
+def _ragged(
+    leaf: tf.RaggedTensor, ranges: Ranges, device: str
+) -> list[tf.RaggedTensor]:
+    """Rows of a ragged tensor: what they hold is one range of its values."""
+    splits = tf.cast(leaf.row_splits, tf.int32)
+    first = [splits[start] for start in ranges.starts]
+    fed, true = (
+        [
+            splits[start + count] - begin
+            for start, count, begin in zip(ranges.starts, counts, first)
+        ]
+        for counts in (ranges.fed, ranges.true)
+    )
+    inner = Ranges(first, fed, true, ranges.may_be_empty)
+    length = leaf.uniform_row_length
+    return [
+        tf.RaggedTensor.from_uniform_row_length(values, length, nrows=count)
+        if length is not None
+        else tf.RaggedTensor.from_row_splits(
+            values,
+            leaf.row_splits[start : start + count + 1] - leaf.row_splits[start],
+            validate=False,
+        )
+        for values, start, count in zip(
+            scatter(leaf.values, inner, device), ranges.starts, ranges.fed
+        )
+    ]
+
+
+def _sparse(
+    leaf: tf.SparseTensor, ranges: Ranges, device: str
+) -> list[tf.SparseTensor]:
+    """Rows of a sparse tensor, whose entries may be in any order."""
+    row = leaf.indices[:, 0]
+    starts = [tf.cast(start, tf.int64) for start in ranges.starts]
+    counts = [tf.cast(count, tf.int64) for count in ranges.fed]
+    entries = [
+        tf.where((row >= start) & (row < start + count))[:, 0]
+        for start, count in zip(starts, counts)
+    ]
+
+    @own_gradient
+    def values(values: tf.Tensor) -> Any:
+        def backward(*upstream: tf.Tensor) -> tf.Tensor:
+            with tf.device(device):
+                return tf.add_n(
+                    [
+                        tf.scatter_nd(
+                            where[:, tf.newaxis],
+                            g if not empty else drop(g, true > 0),
+                            tf.shape(values, tf.int64),
+                        )
+                        for where, g, true, empty in zip(
+                            entries, upstream, ranges.true, ranges.may_be_empty
+                        )
+                    ]
+                )
+
+        return [tf.gather(values, where) for where in entries], backward
+
+    with tf.device(device):
+        return [
+            tf.SparseTensor(
+                tf.gather(leaf.indices, where)
+                - [start, *[0] * (len(leaf.shape) - 1)],
+                shard,
+                tf.concat([[count], leaf.dense_shape[1:]], 0),
+            )
+            for where, shard, start, count in zip(
+                entries, values(leaf.values), starts, counts
+            )
+        ]

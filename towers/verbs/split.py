@@ -1,0 +1,134 @@
+"""split: one batch into one shard per tower, on the input device."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.placement.placement import Placement, check_placement
+from towers.verbs.batch import checked_batch, whole_leaves
+from towers.verbs.rows import Ranges, keep_flags, row_ranges
+from towers.verbs.scatter import copies, first_rows, scatter
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """A split batch.
+
+    Attributes:
+      fed: one nest per tower; an empty shard holds one spare row, because
+        many kernels fail or give NaN on none.
+      true: one nest per tower of exactly its rows, maybe 0.
+      rows: int32 [n_towers], the rows of each true shard.
+      ranges: which rows those are.
+    """
+
+    fed: list[Any]
+    true: list[Any]
+    rows: tf.Tensor
+    ranges: Ranges
+
+    @property
+    def may_be_empty(self) -> list[bool]:
+        """Whether a tower's shard can have no rows."""
+        return self.ranges.may_be_empty
+
+
+def split_batch(
+    batch: Any, placement: Placement, whole: Sequence[Any] = ()
+) -> list[Any]:
+    """Slices a batch by the towers' weights, on the input device.
+
+    Tower i gets the rows from `floor(rows * cumsum(weights)[i - 1] /
+    sum(weights))` up to the same with i. The gradient is concatenated on the
+    input device. In eager code this builds and runs a graph.
+
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"], weights=[3, 1])
+    >>> [shard.shape[0] for shard in towers.split_batch(tf.ones([9, 2]),
+    ...                                                 placement)]
+    [6, 3]
+
+    Args:
+      batch: a nest of tensors, dense, ragged or sparse, of any dtype, each
+        [rows, ...] with the same rows.
+      placement: says how many towers, their weights and the input device.
+      whole: keys of a dict, or positions in a list, of what is no batch and
+        goes to every tower as it is, its gradients summed; a tuple of keys
+        names what lies deeper in a nest.
+
+    Returns:
+      A list of nests like `batch`, one per tower, each leaf [shard rows, ...].
+
+    Raises:
+      TypeError: a leaf is no tensor, or `placement` is no `Placement`.
+      ValueError: a leaf is a scalar, the rows disagree, or `whole` names what
+        is not there.
+    """
+    check_placement(placement)
+    batch = checked_batch(batch, whole=whole)
+
+    def split(batch: Any) -> list[Any]:
+        return split_shards(batch, placement, whole).true
+
+    return in_graph(split, batch)
+
+
+def split_shards(
+    batch: Any, placement: Placement, whole: Sequence[Any] = ()
+) -> Shards:
+    """As `split_batch`, in a graph, with all that towers need to know."""
+    flat, n = tf.nest.flatten(batch), len(placement.devices)
+    device = placement.input_device
+    undivided = whole_leaves(batch, whole)
+    divided = [x for x, w in zip(flat, undivided) if x is not None and not w]
+    with tf.device(device), tf.name_scope("split"):
+        ranges = row_ranges(divided, placement.shares)
+        rows = tf.stack([tf.cast(r, tf.int32) for r in ranges.true])
+        kept = keep_flags(rows, ranges.may_be_empty, device)
+
+        def parts(leaf: Any, undivided: bool) -> tuple[list[Any], list[Any]]:
+            if leaf is None:
+                return [None] * n, [None] * n
+            if undivided:
+                return (copies(leaf, device, kept),) * 2
+            fed = scatter(leaf, ranges, device)
+            true = [
+                first_rows(x, r) if empty else x
+                for x, r, empty in zip(fed, ranges.true, ranges.may_be_empty)
+            ]
+            return fed, true
+
+        columns = [parts(x, w) for x, w in zip(flat, undivided)]
+
+    def tower(kind: int, i: int) -> Any:
+        return tf.nest.pack_sequence_as(batch, [x[kind][i] for x in columns])
+
+    return Shards(
+        [tower(0, i) for i in range(n)],
+        [tower(1, i) for i in range(n)],
+        rows,
+        ranges,
+    )
+
+
+def open_spec(leaf: Any, divided: bool = True) -> tf.TypeSpec | None:
+    """The spec of a leaf; of any number of rows, if it is divided by them."""
+    if leaf is None:
+        return None
+    spec = tf.type_spec_from_value(leaf)
+    if not divided:
+        return spec
+    shape = tf.TensorShape([None, *spec.shape[1:]])
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(
+            shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
+        )
+    return type(spec)(shape, spec.dtype)
+
+
+def in_graph(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls `function`, in a graph of its own when the caller is eager."""
+    if not tf.executing_eagerly():
+        return function(*args)
+    return tf.function(function, autograph=False)(*args)

@@ -1,0 +1,1 @@
+"""wrapper: towers behind the face of a Keras model."""

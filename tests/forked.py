@@ -23,7 +23,8 @@ def run(command: list[str], out: str, err: str) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     status = 1
     for descriptor, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        os.dup2(os.open(path, flags), descriptor)
     sys.argv = command
     sys.path.insert(0, os.path.dirname(command[0]))
     try:

@@ -74,7 +74,9 @@ class ReadTest(parameterized.TestCase):
             [str(ROOT / "examples" / file), *flags]
             for file, *flags in last_lines
         ]
-        told = json.loads(run("forked.py", json.dumps(commands)).stdout)
+        done = run("forked.py", json.dumps(commands))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        told = json.loads(done.stdout.splitlines()[-1])
         for command, last, (status, out, err) in zip(
             commands, last_lines.values(), told, strict=True
         ):

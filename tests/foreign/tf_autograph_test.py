@@ -190,7 +190,7 @@ class UserTest(absltest.TestCase):
         close(found[1], found[0])
 
     def test_without_autograph_nothing_is_converted(self):
-        m = model()
+        m = keras.Sequential([keras.Input([3]), layers.Dense(3)])
 
         @tf.function(autograph=False)
         def mine(x):

@@ -46,8 +46,14 @@ class StrategyTest(parameterized.TestCase):
                 )
         if trained:
             plain.compile(keras.optimizers.Adam(), "mse", metrics=["mae"])
-            train(plain)
+            plain.optimizer.build(plain.trainable_variables)
             train(template)
+            for ours, theirs in zip(
+                [*plain.variables, *plain.optimizer.variables],
+                [*template.variables, *template.optimizer.variables],
+                strict=True,
+            ):
+                ours.assign(theirs.numpy())
         towered = towers.TowerModel(template, placement(3, [2, 1, 1]))
         if not trained:
             for m in (plain, towered):

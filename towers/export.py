@@ -1,10 +1,7 @@
 """export: towers as a SavedModel, for these devices or for others.
 
 What is written is a plain `tf.Module`: a process that loads it needs neither
-towers nor Keras. TensorFlow has no public way to write a variable's device for
-a machine that is not this one, so `_edit` changes the file `saved_model.pb`,
-with TensorFlow's own message class, `saved_model_pb2`. `export_test.py` fails
-when that stops working.
+towers nor Keras.
 """
 
 import os

@@ -3,7 +3,7 @@
 Keras's savers go by an object's class, `_obj_type`, attributes and config, and
 TensorFlow's checkpoints by `_trackable_children`. All of them see the template
 here, so that what they write is the plain model. Its trainer finds metrics that
-are attributes in `_metrics`. There is no public word for it; `proxy_test.py`
+are attributes in `_metrics`. There is no public word for it; `keras_saving_test.py`
 and `own_class_test.py` fail when one changes.
 """
 

@@ -8,7 +8,7 @@ that, as in a plain `tf.function`.
 `do_not_convert` would also switch conversion off for what is called inside, the
 user's functions too, and nothing public tells whether a caller is converted. So
 this file takes the mark that it leaves, and the words that TensorFlow keeps for
-Keras: `tf.__internal__.autograph`. `autograph_test.py` fails when one changes.
+Keras: `tf.__internal__.autograph`. `tf_autograph_test.py` fails when one changes.
 """
 
 import inspect

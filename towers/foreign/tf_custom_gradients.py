@@ -6,8 +6,7 @@ are read. In a tower a weight is a tensor, of which neither would hear. TensorFl
 has no public words to tell them: custom gradients all go through
 `_graph_mode_decorator`, which listens by a `VariableWatcher` and looks for more by
 `_get_dependent_variables`; and a tape knows by `_watch_accessed_variables` whether
-it is to watch. `custom_gradients_test.py` fails
-when one of them changes.
+it is to watch. `tf_custom_gradients_test.py` fails when one of them changes.
 """
 
 import contextlib

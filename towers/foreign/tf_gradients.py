@@ -8,7 +8,7 @@ too, so that a tape makes zeros for each of them, an op per parameter and tower.
 Here the graph owns the gradient, and a tape hears of the results only. TensorFlow
 has no public words for either: this file takes entries back from
 `gradient_registry._registry`, and speaks to tapes by `record`.
-`own_gradient_test.py` fails when one of them changes.
+`tf_gradients_test.py` fails when one of them changes.
 """
 
 import functools

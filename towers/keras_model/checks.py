@@ -1,10 +1,4 @@
-"""checks: whether a model can be made towers of: of Keras 3, and built.
-
-Keras has no public word for its internals that this file touches:
-`_flatten_layers` (all nested layers) and `_build_shapes_dict` (what a model was
-built for).
-`template_test.py` fails when one of them changes.
-"""
+"""checks: whether a model can be made towers of: of Keras 3, and built."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -1,10 +1,4 @@
-"""LayerGraph: a Keras model as a pure function, replayed layer by layer.
-
-Keras has no public word for its internals that this file touches:
-`_flatten_layers` (all nested layers), `_metrics` (those that are attributes of a
-model, without those of `compile`), and `_value` and `_unique_id` (the variable
-behind a Keras variable). `layer_graph_test.py` fails when one of them changes.
-"""
+"""LayerGraph: a Keras model as a pure function, replayed layer by layer."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence

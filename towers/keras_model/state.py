@@ -1,9 +1,4 @@
-"""state: what towers say of batch-norm statistics, seeds and more, merged.
-
-Keras has no public word for how a `BatchNormalization(renorm=True)` moves its
-statistics on: this file calls `_update_renorm_statistics`. `state_test.py` fails
-when that changes.
-"""
+"""state: what towers say of batch-norm statistics, seeds and more, merged."""
 
 import dataclasses
 import functools

@@ -619,27 +619,27 @@ REFUSED = {
 
 # Where a loss on the towers has masks, logits, weights or parts to mind.
 ON_TOWERS = REFUSED | {
-    "compile_eagerly",
     "compile_metrics",
     "compile_reduction_sum",
     "data_class_weights",
-    "data_tf_data_with_weights",
     "data_validation_of_another_batch_size",
     "model_dicts",
     "model_half_precision",
     "model_masks",
     "model_only_add_loss",
     "model_own_state_loss_and_metric",
-    "model_regularizers",
-    "model_saturated_eagerly",
     "model_saturated_sigmoid",
     "model_saturated_softmax",
     "model_saturated_softmax_of_channels",
 }
 
 
-# Like others, but for what Keras alone has to do with.
+# Like others, but for what Keras alone has to do with; those optimizers that
+# `keras_model/parameters_test.py` takes on four devices are slow here.
 SLOW = {
+    "optimizer_accumulated",
+    "optimizer_ema_overwritten",
+    "optimizer_global_clipnorm",
     "model_bfloat16",
     "model_bidirectional",
     "model_frozen",

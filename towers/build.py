@@ -1,7 +1,7 @@
 """build_towers: split, replicate, forward, gather. The whole story."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,6 +12,7 @@ from towers.engine.forward import run_towers
 from towers.foreign import keras_layers
 from towers.keras_model import (
     batchless,
+    calls,
     checks,
     hooks,
     layer_graph,
@@ -38,6 +39,7 @@ def build_towers(
     tower_fn: Callable[..., Any] | None = None,
     layer_outputs: Sequence[str] = (),
     whole: Sequence[Any] = (),
+    arguments: Mapping[str, Any] | None = None,
 ) -> TowerGraph:
     """Computes a Keras model in one tower per device.
 
@@ -75,7 +77,11 @@ def build_towers(
       layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
         each tower hands out.
       whole: keys of a dict of inputs, or positions in a list, that are no
-        batch: every tower gets them as they are, see `split_batch`.
+        batch: every tower gets them as they are, see `split_batch`. Names of
+        `arguments` too.
+      arguments: further ones of the model's call, by name. Tensors are split
+        by rows as the inputs are, but for scalars and those named in `whole`;
+        Python values go to every tower.
 
     Returns:
       A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of
@@ -90,7 +96,76 @@ def build_towers(
     """
     checks.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
+    if tower_fn is None:
+        call = calls.model_call(
+            [inputs], arguments or {}, whole, training=training
+        )
+        return build_call(model, call, placement, merge, layer_outputs)
+    if arguments:
+        raise ValueError(
+            "`arguments` are those of the model's call, which `tower_fn` makes "
+            f"itself; got both. Pass {', '.join(arguments)} with the inputs, "
+            "in `whole` if it is no batch."
+        )
     inputs = checked_batch(inputs, whole=whole)
+    return _built(
+        model,
+        inputs,
+        placement,
+        training,
+        merge,
+        tower_fn,
+        layer_outputs,
+        whole,
+    )
+
+
+def build_call(
+    model: Any,
+    call: calls.ModelCall,
+    placement: Placement,
+    merge: Any = "concat",
+    layer_outputs: Sequence[str] = (),
+    part_of: Any = None,
+) -> TowerGraph:
+    """As `build_towers`, for a call of a model, or of a layer.
+
+    Args:
+      model: what is called.
+      call: with what.
+      placement, merge, layer_outputs: as for `build_towers`.
+      part_of: the model of which a layer is called by itself, in which
+        `layer_devices` are known.
+    """
+    graph = _built(
+        model,
+        call.batch,
+        placement,
+        call.training,
+        merge,
+        call,
+        layer_outputs,
+        [(i,) for i in call.whole],
+        part_of,
+    )
+    each = [
+        dataclasses.replace(tower, inputs=call.inputs(tower.inputs))
+        for tower in graph.towers
+    ]
+    return dataclasses.replace(graph, towers=each)
+
+
+def _built(
+    model: Any,
+    inputs: Any,
+    placement: Placement,
+    training: bool | None,
+    merge: Any,
+    tower_fn: Callable[..., Any],
+    layer_outputs: Sequence[str],
+    whole: Sequence[Any],
+    part_of: Any = None,
+) -> TowerGraph:
     if tf.executing_eagerly():
         return _run_eagerly(
             model,
@@ -101,11 +176,16 @@ def build_towers(
             tower_fn,
             layer_outputs,
             whole,
+            part_of,
         )
-    if tower_fn is None:
-        checks.ensure_built(model, inputs, whole)
+    if isinstance(tower_fn, calls.ModelCall):
+        checks.ensure_called(model, tower_fn)
+    pins = placement.layer_devices
     graph = layer_graph.LayerGraph(
-        model, layer_outputs, placement.layer_devices
+        model,
+        layer_outputs,
+        *((pins,) if part_of is None else ()),
+        part_of=part_of and layer_graph.LayerGraph(part_of, (), pins),
     )
     homes, penalties = _homes(graph, placement)
     built = assemble(
@@ -134,6 +214,7 @@ def assemble(
     whole: Sequence[Any] = (),
 ) -> TowerGraph:
     """The story: a checked model, with variables at `homes`, as towers."""
+    own = None if isinstance(tower_fn, calls.ModelCall) else tower_fn
     shards = split_shards(inputs, placement, whole)
     values, copies = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
@@ -156,10 +237,8 @@ def assemble(
             placement.devices,
             list(zip(copies, shards.fed)),
             graph.pinned,  # as the copies come first
-            joining(shards, placement)
-            if graph.talks(training, tower_fn)
-            else None,
-            scopes if tower_fn is None else (),
+            joining(shards, placement) if graph.talks(training, own) else None,
+            scopes if own is None else (),
         )
         shared = set.intersection(*(set(x["shared"]) for x in replays))
         if shared and shards.ranges.are_known and len(replays) > 1:
@@ -167,10 +246,12 @@ def assemble(
                 graph, copies[0], shards.fed[0], divided, training, tower_fn
             )
     check_structures([replay["outputs"] for replay in replays])
-    if tower_fn is None:
+    if own is None:
         each = [replay["outputs"] for replay in replays]
         rules = spread(merge, each[0])
-        batchless.check_joined(graph, inputs, whole, training, each, rules)
+        batchless.check_joined(
+            graph, inputs, whole, training, each, rules, tower_fn
+        )
     rows, empty = shards.rows, shards.may_be_empty
 
     def gather(each: Any, rule: Any) -> Any:
@@ -242,7 +323,7 @@ def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
     built: list[TowerGraph] = []
 
     def run(inputs: Any) -> Any:
-        graph = build_towers(model, inputs, *args)
+        graph = _built(model, inputs, *args)
         built.append(graph)
         return _tensors(graph)
 

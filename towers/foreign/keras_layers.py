@@ -32,6 +32,11 @@ def get_mask(tensor: Any) -> tf.Tensor | None:
     return getattr(tensor, "_keras_mask", None)
 
 
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Attaches a Keras mask to a tensor, unless it is None."""
+    set_notes(tensor, [{"mask": mask}])
+
+
 def get_notes(outputs: Any) -> list[dict[str, tf.Tensor | None]]:
     """What Keras attached to each flat output: its mask and its logits.
 
@@ -158,12 +163,17 @@ def renormalize(
     layer._update_renorm_statistics(mean, variance)
 
 
+def is_initialized(variable: Any) -> bool:
+    """Whether there is a value: not in the first graph of a `tf.function`."""
+    return not tf.executing_eagerly() or bool(raw(variable).is_initialized())
+
+
 def all_layers(model: Any) -> list[keras.Layer]:
     """The layers of a model or of a nest of models, nested ones too."""
     return unique(
         layer
         for m in tf.nest.flatten(model)
-        if isinstance(m, keras.Model)
+        if isinstance(m, keras.Layer)
         for layer in m._flatten_layers()
     )
 

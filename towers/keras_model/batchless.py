@@ -7,13 +7,13 @@ the model is asked what it makes of an unknown number of rows.
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from towers.keras_model import checks, layer_graph
+from towers.keras_model import calls, checks, layer_graph
 from towers.verbs.batch import whole_leaves
 
 # What is asked once per model: by what it is called with, first axes.
@@ -29,6 +29,7 @@ def check_joined(
     training: bool | None,
     tower_outputs: Sequence[Any],
     rules: Sequence[str],
+    call: Callable[..., Any] | None = None,
 ) -> None:
     """Raises if "concat" would repeat an output that is no batch.
 
@@ -42,6 +43,7 @@ def check_joined(
       training: the phase.
       tower_outputs: one nest per tower.
       rules: one per flat output.
+      call: a `ModelCall`, if there is more to it than inputs and a phase.
 
     Raises:
       ValueError: names the output and the rules that would do.
@@ -55,7 +57,7 @@ def check_joined(
     ]
     if not suspects or _has_fixed_batch(graph, undivided):
         return
-    axes = _first_axes(graph, inputs, undivided, training, columns)
+    axes = _first_axes(graph, inputs, undivided, training, columns, call)
     if len(axes) != len(columns):
         return
     for i in suspects:
@@ -91,6 +93,7 @@ def _first_axes(
     undivided: Sequence[bool],
     training: bool | None,
     columns: Sequence[Any],
+    call: Callable[..., Any] | None,
 ) -> list[int | None]:
     """Of each flat output of any number of rows; of none if that fails."""
     model = graph.models[0]
@@ -106,11 +109,12 @@ def _first_axes(
     specs = [_spec(x, alone) for x, alone in zip(flat, undivided)]
     rest = [None if x[0] is None else str(x[0].shape[1:]) for x in columns]
     key = (str(tf.nest.pack_sequence_as(inputs, specs)), training, *rest)
+    key += (str(call.kind) if isinstance(call, calls.ModelCall) else "",)
     known = _told.setdefault(model, {})
     if key not in known:
         try:
             known[key] = checks.eagerly(
-                lambda: _traced(graph, inputs, specs, training)
+                lambda: _traced(graph, inputs, specs, training, call)
             )
         except Exception:  # whatever the user's layers raise
             known[key] = []
@@ -122,6 +126,7 @@ def _traced(
     inputs: Any,
     specs: Sequence[Any],
     training: bool | None,
+    model_call: Callable[..., Any] | None,
 ) -> list[int | None]:
     """First axes of what a model returns, called once more, on specs.
 
@@ -138,7 +143,10 @@ def _traced(
         )
         named = {} if training is None else {"training": training}
         with keras.StatelessScope():
-            outputs = model(nest, **named)
+            if model_call is not None:
+                outputs = model_call(model, nest)
+            else:
+                outputs = model(nest, **named)
         axes[:] = [_first_axis(y) for y in tf.nest.flatten(outputs)]
 
     with _as_before(graph.layers):

@@ -1,6 +1,7 @@
 """checks: whether a model can be made towers of: of Keras 3, and built."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.foreign import keras_layers
 from towers.foreign.keras_layers import is_built
-from towers.verbs.batch import whole_leaves
+from towers.keras_model import calls
 
 
 def check_model(
@@ -51,32 +53,35 @@ def ensure_built(model: Any, inputs: Any, whole: Sequence[Any] = ()) -> None:
     Raises:
       ValueError: it cannot be built from inputs of these shapes.
     """
+    if not is_built(model):
+        ensure_called(model, calls.model_call([inputs], {}, whole))
+
+
+def ensure_called(model: Any, call: calls.ModelCall) -> None:
+    """As `ensure_built`, of a model or a layer that will be called so.
+
+    Layers that such a call does not reach may stay without variables.
+    """
     if is_built(model):
         return
-    flat = [
-        symbol(x, batched=not undivided)
-        for x, undivided in zip(
-            tf.nest.flatten(inputs), whole_leaves(inputs, whole)
-        )
-    ]
-    specs = tf.nest.pack_sequence_as(inputs, flat)
+    args, kwargs = symbols(call)
     try:
-        if tf.compat.v1.executing_eagerly_outside_functions():
-            with tf.init_scope():
-                model(specs)
+        if not tf.compat.v1.executing_eagerly_outside_functions():
+            eagerly(lambda: model(*args, **kwargs))
+        elif call.inside:  # of which Keras is to know nothing
+            with tf.init_scope(), keras_layers.keras_context()():
+                model(*args, **kwargs)
         else:
-            eagerly(lambda: model(specs))
-        built = is_built(model)
-        problem = "some of its layers stayed without variables"
+            with tf.init_scope():
+                model(*args, **kwargs)
     except Exception as error:  # whatever the user's layer raises
-        built, problem = False, str(error)
-    if not built:
-        shapes = tf.nest.map_structure(lambda x: tuple(x.shape), inputs)
+        each = [tuple(x.shape) for x in call.batch]
+        shapes = each if len(each) > 1 else each[0]
         raise ValueError(
             f"`model` {model.name!r} is not built, and could not be built "
-            f"from inputs of shape {shapes}: {problem}. Call it once on real "
+            f"from inputs of shape {shapes}: {error}. Call it once on real "
             "data before it is given to towers."
-        )
+        ) from error
 
 
 def symbol(value: Any, batched: bool = True) -> Any:
@@ -103,6 +108,44 @@ def check_given(model: Any, inputs: Any) -> None:
     given = [x for x in tf.nest.flatten(inputs) if x is not None]
     if not given and is_built(model):
         output_spec(model, inputs)
+
+
+def symbols(call: calls.ModelCall) -> Any:
+    """(args, kwargs) of a call, with Keras symbols of any number of rows."""
+    return call.bound(
+        [
+            symbol(x, batched=i not in call.whole)
+            for i, x in enumerate(call.batch)
+        ]
+    )
+
+
+def call_signature(model: Any) -> inspect.Signature:
+    """That of a model's `call`, and a phase, which Keras takes of any."""
+    signature = inspect.signature(model.call)
+    parameters = list(signature.parameters.values())
+    if "training" not in signature.parameters:
+        phase = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY)
+        phase = phase.replace(default=None)
+        last = parameters[-1:]
+        if last and last[0].kind is inspect.Parameter.VAR_KEYWORD:
+            parameters[-1:] = [phase, *last]
+        else:
+            parameters.append(phase)
+    return signature.replace(parameters=parameters)
+
+
+def signed(
+    function: Callable[..., Any], signature: inspect.Signature
+) -> Callable[..., Any]:
+    """The function, with a signature that it says it has."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
 
 
 def output_spec(model: Any, inputs: Any) -> Any:

@@ -116,7 +116,8 @@ def hooked(graph: Any) -> Iterator[None]:
         for has, name, hook in HOOKS
         if has(layer)
     ]
-    if len(graph.models) == 1:  # whose scope is the tower's own
+    if len(graph.models) == 1 and not graph.is_part:
+        # Its scope is the tower's own.
         root = graph.models[0]
         shadows = [x for x in shadows if x[:2] != (root, "call")]
     for i in graph.row_states:

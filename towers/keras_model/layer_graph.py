@@ -25,6 +25,8 @@ class LayerGraph:
       layer_outputs: paths of layers whose outputs are wanted.
       layer_devices: the devices of layers, by name or path, that run
         elsewhere than their tower.
+      part_of: the graph that says so, of a model of which this one is a layer
+        that is called by itself.
 
     Raises:
       ValueError: there is no such layer.
@@ -35,11 +37,13 @@ class LayerGraph:
         model: Any,
         layer_outputs: Sequence[str] = (),
         layer_devices: Mapping[str, str] | None = None,
+        part_of: "LayerGraph | None" = None,
     ):
         self.model = model
+        self.is_part = part_of is not None
         self.is_hooked = False  # see `hooks.hooked`
         leaves = tf.nest.flatten(model)
-        self.models = [m for m in leaves if isinstance(m, keras.Model)]
+        self.models = [m for m in leaves if isinstance(m, keras.Layer)]
         self.wanted = tuple(layer_outputs)
         self.variables = unique(v for m in self.models for v in m.variables)
         metrics = unique(
@@ -72,12 +76,20 @@ class LayerGraph:
         for name in self.wanted:
             if name not in by_path:
                 raise _no_layer("layer_outputs", name, list(by_path))
-        pins = layer_devices or {}
-        self.pins = {id(_found(by_path, n)): d for n, d in pins.items()}
+        self.pinned_layers = [
+            (_found(by_path, name), device)
+            for name, device in (layer_devices or {}).items()
+        ]
+        if part_of is not None:
+            mine = {id(layer) for layer in self.layers}
+            self.pinned_layers = [
+                pair for pair in part_of.pinned_layers if id(pair[0]) in mine
+            ]
+        self.pins = {id(layer): device for layer, device in self.pinned_layers}
         homes = {
             id(v): device
-            for name, device in pins.items()
-            for v in _found(by_path, name).variables
+            for layer, device in self.pinned_layers
+            for v in layer.variables
         }
         self.pinned = {
             i: homes[id(v)]
@@ -177,6 +189,17 @@ def _no_layer(argument: str, name: str, paths: list[str]) -> ValueError:
         f"`{argument}` names {name!r}, but the model has no such layer. The "
         f"nearest are {', '.join(near)}."
     )
+
+
+def variables_of(model: keras.Model) -> list[Any]:
+    """All that a tower may read or change: metrics and states of rows too."""
+    states = [
+        v
+        for layer in all_layers(model)
+        if keras_layers.is_stateful(layer)
+        for v in tf.nest.flatten(layer.states)
+    ]
+    return unique([*model.variables, *_metric_variables(model), *states])
 
 
 def _metric_variables(model: keras.Model) -> list[Any]:

@@ -2,12 +2,20 @@
 
 import contextlib
 import dataclasses
+from collections.abc import (
+    Container,
+)
 from typing import Any
 
 import tensorflow as tf
 
-from towers.foreign import keras_compile, keras_optimizer
-from towers.foreign.keras_layers import made_by_strategy, raw, replace_raw
+from towers.foreign import keras_compile, keras_layers, keras_optimizer
+from towers.foreign.keras_layers import (
+    is_initialized,
+    made_by_strategy,
+    raw,
+    replace_raw,
+)
 from towers.keras_model import checks, layer_graph
 from towers.placement.device_names import same_device
 from towers.placement.placement import (
@@ -71,14 +79,25 @@ def place_variables(model: Any, placement: Placement) -> None:
         model.predict_function = None
 
 
-def move_variables(model: Any, placement: Placement) -> bool:
-    """As `place_variables`, without dropping anything; whether any moved."""
+def move_variables(
+    model: Any, placement: Placement, kept: Container[int] = ()
+) -> bool:
+    """As `place_variables`, without dropping anything; whether any moved.
+
+    Args:
+      model, placement: as for `place_variables`.
+      kept: ids of those variables of the model's that stay where they are.
+    """
     graph = layer_graph.LayerGraph(
         getattr(model, "template", model), (), placement.layer_devices
     )
     variables, devices = graph.variables, parameter_devices(graph, placement)
     where = {id(v): device for v, device in zip(variables, devices)}
-    pairs = list(zip(variables, devices))
+    pairs = [
+        (v, device)
+        for v, device in zip(variables, devices)
+        if id(v) not in kept
+    ]
     shared = (
         placement.output_device
         if callable(placement.parameter_device)
@@ -91,6 +110,38 @@ def move_variables(model: Any, placement: Placement) -> bool:
             for v, owner in keras_optimizer.optimizer_variables(optimizer)
         ]
     return any([move_variable(v, device) for v, device in pairs])
+
+
+class Placed:
+    """Which variables of a `TowerModel` have been placed, and as what."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, tf.Variable]] = {}
+
+    def place_new(self, model: Any) -> bool:
+        """Places what has been made since; whether there was anything.
+
+        What was placed once stays: a graph that is being made may read it.
+        """
+        variables = layer_graph.variables_of(model.template)
+        new = [v for v in variables if id(v) not in self._known]
+        if new:
+            with tf.init_scope():
+                # The optimizer's too, if the model is compiled.
+                move_variables(model, model.placement, self._known)
+                new = [v for v in new if keras_layers.is_initialized(v)]
+            self._known.update((id(v), (v, keras_layers.raw(v))) for v in new)
+        return bool(new)
+
+    def note(self, model: Any) -> bool:
+        """Notes where variables are now; whether any has moved, or is gone."""
+        variables = layer_graph.variables_of(model.template)
+        now = {id(v): (v, keras_layers.raw(v)) for v in variables}
+        before, self._known = self._known, now
+        return any(
+            i not in now or now[i][1] is not raw
+            for i, (_, raw) in before.items()
+        )
 
 
 def parameter_devices(
@@ -155,6 +206,8 @@ def move_variable(variable: Any, device: str) -> bool:
     """
     old = raw(variable)
     in_parts = made_by_strategy(old)
+    if not is_initialized(variable):
+        return False
     if same_device(old.device, device) and not in_parts:
         return False
     with (

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import keras_layers, tf_autograph
-from towers.keras_model import layer_graph, shared_state
+from towers.keras_model import calls, layer_graph, shared_state
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 
@@ -20,7 +20,8 @@ def pure_tower(
     divided: Sequence[bool],
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors."""
-    tower_fn = tf_autograph.converted(tower_fn)
+    if not isinstance(tower_fn, calls.ModelCall):
+        tower_fn = tf_autograph.converted(tower_fn)
 
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument

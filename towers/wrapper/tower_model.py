@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,21 +12,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.build import build_towers
+from towers.build import build_call
 from towers.export import export_towers
-from towers.foreign import (
-    keras_compile,
-    keras_layers,
-    keras_optimizer,
-    tf_autograph,
-)
+from towers.foreign import keras_compile, keras_layers, tf_autograph
 from towers.foreign.keras_saving import TemplateProxy
-from towers.keras_model import checks
-from towers.keras_model.parameters import (
-    move_variable,
-    move_variables,
-    place_variables,
-)
+from towers.keras_model import calls, checks
+from towers.keras_model.parameters import Placed, move_variable, place_variables
 from towers.placement.placement import Placement, check_count, check_placement
 from towers.verbs.gather import check_rule
 from towers.wrapper.loss_on_towers import loss_on_towers
@@ -122,6 +115,10 @@ class TowerModel(TemplateProxy):
         for rule in tf.nest.flatten(merge):
             check_rule(rule)
         kwargs.setdefault("name", model.name)
+        if type(self).call is TowerModel.call:
+            # Keras goes by the signature of what it will call.
+            call = checks.signed(self.call, checks.call_signature(model))
+            object.__setattr__(self, "call", call)
         # The template converts its inputs itself, on the tower.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
         self.template = model
@@ -132,14 +129,15 @@ class TowerModel(TemplateProxy):
         self.supports_jit = False
         self.supports_masking = True
         self._functions: dict[Any, Any] = {}
-        self._homes: list[Any] | None = None
+        self._placed = Placed()
         own = self._own("compute_loss")
         if own is not None:
             keras_compile.use_compute_loss(self, own)
         if keras_layers.is_built(model):
             self.built = True
             place_variables(model, placement)
-            self._homes = self._raw_variables()
+            self._placed.note(self)
+        self._placed.place_new(self)
         if model.compiled:
             if model.jit_compile:
                 warnings.warn(
@@ -156,62 +154,70 @@ class TowerModel(TemplateProxy):
         """Nothing: the template is built from its first inputs, in `call`."""
         self.built = True
 
-    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
         """The gathered outputs, like the template's."""
-        self._called = True
+        signature = checks.call_signature(self.template)
+        first = next(iter(signature.parameters))
+        inputs = args[0] if args else kwargs.get(first)
         checks.check_given(self.template, inputs)
-        self._build_template(inputs)
-        if any(m is not None for m in tf.nest.flatten(mask)):
-            raise ValueError(
-                "TowerModel cannot split `mask`, a Keras mask of its inputs. "
-                "Make the mask inside the model, as Masking or "
-                "Embedding(mask_zero=True) do."
-            )
-        outputs, notes, losses = self._in_graph(inputs, training)
-        keras_layers.set_notes(outputs, notes)
+        call = calls.model_call(args, kwargs, self.whole, signature)
+        outputs, losses = self.run_in_towers(self.template, call)
         for loss in losses:
             self.add_loss(loss)
         return outputs
-
-    def _build_template(self, inputs: Any) -> None:
-        if self._homes is None or not keras_layers.is_built(self.template):
-            checks.ensure_built(self.template, inputs, self.whole)
-            with tf.init_scope():
-                # The optimizer's too, if this model is compiled.
-                move_variables(self, self.placement)
-            self._homes = self._raw_variables()
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """None: masks come with the gathered outputs."""
         return None
 
-    def _in_graph(self, inputs: Any, training: Any) -> Any:
+    def run_in_towers(
+        self, layer: keras.Layer, call: calls.ModelCall
+    ) -> tuple[Any, list[tf.Tensor]]:
+        """Calls the template, or a layer of it, and applies what it updates.
+
+        Returns:
+          The gathered outputs, and the losses that depend on inputs.
+        """
+        self._ran = True
+        outputs, notes, losses = self._in_graph(layer, call)
+        keras_layers.set_notes(outputs, notes)
+        return outputs, losses
+
+    def _in_graph(self, layer: keras.Layer, call: calls.ModelCall) -> Any:
         if not tf.executing_eagerly():
-            return self._step(inputs, training)
+            return self._step(layer, call)
         self._forget_if_moved()
-        if training not in self._functions:
-            self._functions[training] = tf.function(
-                lambda inputs: self._step(inputs, training),
+
+        def function() -> Any:
+            return tf.function(
+                lambda batch: self._step(
+                    layer, dataclasses.replace(call, batch=batch)
+                ),
                 autograph=False,
                 reduce_retracing=True,
             )
-        return self._functions[training](inputs)
 
-    def _step(self, inputs: Any, training: Any) -> Any:
-        graph = build_towers(
-            self.template,
-            inputs,
+        try:
+            key = (id(layer), call.kind)
+            if key not in self._functions:
+                self._functions[key] = function()
+        except TypeError:  # an argument has no hash
+            return function()(call.batch)
+        return self._functions[key](call.batch)
+
+    def _step(self, layer: keras.Layer, call: calls.ModelCall) -> Any:
+        checks.ensure_called(layer, call)
+        self._placed.place_new(self)
+        graph = build_call(
+            layer,
+            call,
             self.placement,
-            training,
-            self.merge,
-            whole=self.whole,
+            "concat" if call.inside else self.merge,
+            part_of=self.template if call.inside else None,
         )
         graph.apply_updates()
         notes = keras_layers.get_notes(graph.outputs)
         return graph.outputs, notes, graph.losses[: graph.n_input_losses]
-
-    def _raw_variables(self) -> list[Any]:
-        return [keras_layers.raw(v) for v in self.template.variables]
 
     def _forget_if_moved(self) -> None:
         """Makes functions again that read variables which have moved since.
@@ -219,13 +225,10 @@ class TowerModel(TemplateProxy):
         None that Keras has is dropped: a callback may be the one who asks, and
         `fit` goes on with what it has.
         """
-        now = self._raw_variables()
-        if self._homes is None or [id(v) for v in now] == [
-            id(v) for v in self._homes
-        ]:
+        new = self._placed.place_new(self)
+        if not self._placed.note(self) and not new:
             return
         self._functions.clear()
-        self._homes = now
         if self.train_function is not None:
             self._make_train_function()
         if self.test_function is not None:
@@ -264,10 +267,7 @@ class TowerModel(TemplateProxy):
 
     def _place(self) -> None:
         """Puts the optimizers beside the parameters."""
-        for optimizer in keras_compile.optimizers(self):
-            keras_optimizer.pin_optimizer(optimizer)
-        if keras_layers.is_built(self.template):
-            place_variables(self, self.placement)
+        place_variables(self, self.placement)
 
     def _beside_outputs(self, function: Any) -> Any:
         """The function, with what has no device on the output device."""
@@ -349,7 +349,7 @@ class TowerModel(TemplateProxy):
     # Keras's own steps, or the template's; what carries no device of its own,
     # the loss and the metrics, stays beside the gathered outputs.
     def train_step(self, data: Any) -> Any:
-        with tf.device(self.placement.output_device):
+        with self._at_outputs():
             if not self.loss_on_towers:
                 return self._stepped("train_step", data)
             with tf.GradientTape() as tape:
@@ -363,15 +363,19 @@ class TowerModel(TemplateProxy):
             return self.get_metrics_result()
 
     def test_step(self, data: Any) -> Any:
-        with tf.device(self.placement.output_device):
+        with self._at_outputs():
             if not self.loss_on_towers:
                 return self._stepped("test_step", data)
             self._loss_on_towers(data, training=False)
             return self.get_metrics_result()
 
     def predict_step(self, data: Any) -> Any:
-        with tf.device(self.placement.output_device):
+        with self._at_outputs():
             return self._stepped("predict_step", data)
+
+    def _at_outputs(self) -> Any:
+        """Where a step is taken."""
+        return tf.device(self.placement.output_device)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         own = self._own("compute_loss")
@@ -396,9 +400,9 @@ class TowerModel(TemplateProxy):
             if name != "predict_step":
                 self._build_compiled(data)
             return getattr(super(), name)(data)
-        self._called = False
+        self._ran = False
         result = own(data)
-        if not self._called:
+        if not self._ran:
             raise ValueError(
                 f"The template {type(self.template).__name__} has a {name} of its "
                 "own that does not call the model as `self(...)`, so nothing "
@@ -425,11 +429,21 @@ class TowerModel(TemplateProxy):
                 keras_compile.Compiled.of(self).build(y, outputs, weights)
 
     def _loss_on_towers(self, data: Any, training: bool) -> tf.Tensor:
-        self._build_template(keras.utils.unpack_x_y_sample_weight(data)[0])
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        checks.ensure_built(self.template, x, self.whole)
+        self._placed.place_new(self)
         return loss_on_towers(self, data, training)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.merge == "concat":
+            if not keras_layers.is_built(self.template):
+                self.template(*args, **kwargs)
+                self._placed.place_new(self)
+            if (
+                "training"
+                not in inspect.signature(self.template.call).parameters
+            ):
+                kwargs.pop("training", None)
             return self.template.compute_output_spec(*args, **kwargs)
         return super().compute_output_spec(*args, **kwargs)
 

@@ -1,0 +1,201 @@
+"""calls: what a model is called with: what towers share by rows, and the rest."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from towers.foreign import keras_layers
+from towers.verbs.batch import checked_batch, whole_leaves
+from towers.verbs.split import whole_paths
+
+_TENSORS = (tf.Tensor, tf.RaggedTensor, tf.SparseTensor)
+
+
+_LIKE_TENSORS = (np.ndarray, tf.Variable, keras.Variable)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor is in a batch, and where its Keras mask is."""
+
+    tensor: int
+    mask: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCall:
+    """A call of a model: tensors by rows or whole, and all else as it is.
+
+    It is a `tower_fn` that makes this call of a model with a shard of `batch`.
+
+    Attributes:
+      arguments: (args, kwargs), with a `Place` for each tensor.
+      batch: the tensors, and the masks that Keras attached to them.
+      whole: positions of those that every tower gets as they are.
+      training: the phase that the model is told, if any.
+      inside: whether the layer's `__call__` is under way already, so that its
+        `call` is next.
+    """
+
+    arguments: Any
+    batch: list[Any]
+    whole: list[int]
+    training: bool | None = None
+    inside: bool = False
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is anything to share."""
+        return len(self.whole) < len(self.batch)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What is equal for calls that differ in their tensors only."""
+        values = [(type(x), x) for x in tf.nest.flatten(self.arguments)]
+        nest = tf.nest.map_structure(lambda _: 0, self.arguments)
+        return (str(nest), *values, *self.whole, self.training, self.inside)
+
+    def bound(self, shard: Sequence[Any]) -> Any:
+        """(args, kwargs), with the tensors of a shard of `batch`."""
+
+        def tensor(value: Any) -> Any:
+            if not isinstance(value, Place):
+                return value
+            found = shard[value.tensor]
+            if value.mask is not None:
+                keras_layers.set_mask(found, shard[value.mask])
+            return found
+
+        return tf.nest.map_structure(tensor, self.arguments)
+
+    def inputs(self, shard: Sequence[Any]) -> Any:
+        """The first argument, with the tensors of a shard of `batch`."""
+        args, kwargs = self.bound(shard)
+        return [*args, *kwargs.values()][0]
+
+    def __call__(self, model: Any, shard: Sequence[Any]) -> Any:
+        args, kwargs = self.bound(shard)
+        if self.inside:
+            return model.call(*args, **kwargs)
+        if self.training is not None:
+            kwargs = {**kwargs, "training": self.training}
+        return model(*args, **kwargs)
+
+
+def model_call(
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    whole: Sequence[Any] = (),
+    signature: inspect.Signature | None = None,
+    training: bool | None = None,
+    inside: bool = False,
+) -> ModelCall:
+    """What a model is called with, cut into what is shared and what is not.
+
+    Tensors, arrays and variables are shared by rows, unless they are scalars or
+    named in `whole`. Everything else is a value that every tower gets.
+
+    Args:
+      args, kwargs: what the model is called with, first of all its inputs.
+      whole: names of arguments; what is none is a key of, or a position in, the
+        inputs, see `split_batch`. A tuple names what lies deeper.
+      signature: names the arguments, those too that are not given.
+      training, inside: as of a `ModelCall`.
+
+    Raises:
+      TypeError: inputs that come alone are no tensors.
+      ValueError: rows are known to differ, there are none, or `whole` names what
+        is not there.
+    """
+    names = _names(signature) if signature is not None else ["inputs"]
+    names += [f"argument {i}" for i in range(len(names), len(args))]
+    if not inside and training is None:
+        args, kwargs, training = _phased(args, kwargs, names)
+    others = {*names[1:], *kwargs} - {names[0]}
+    paths = whole_paths(whole)
+    inputs = [path for path in paths if path[0] not in others]
+    if len(args) == 1 and not inside and not _tensors(kwargs):
+        args = [checked_batch(args[0], whole=inputs)]
+    batch: list[Any] = []
+    labels: list[str] = []
+    undivided: list[int] = []
+
+    def added(value: Any, label: str, alone: bool) -> int:
+        if alone or value.shape.rank == 0:
+            undivided.append(len(batch))
+        batch.append(value)
+        labels.append(label)
+        return len(batch) - 1
+
+    def cut(value: Any, name: str) -> Any:
+        def place(leaf: Any, alone: bool) -> Any:
+            mask = keras_layers.get_mask(leaf)
+            if isinstance(leaf, (tf.Tensor, *_LIKE_TENSORS)):
+                leaf = tf.convert_to_tensor(leaf)
+            if not isinstance(leaf, _TENSORS):
+                return leaf
+            i = added(leaf, name, alone)
+            return Place(i, None if mask is None else added(mask, name, alone))
+
+        below = [path[1:] for path in paths if path[0] == name]
+        alone = whole_leaves(value, below if name in others else inputs)
+        flat = [place(x, w) for x, w in zip(tf.nest.flatten(value), alone)]
+        return tf.nest.pack_sequence_as(value, flat)
+
+    arguments = (
+        [cut(value, name) for value, name in zip(args, names)],
+        {name: cut(value, name) for name, value in kwargs.items()},
+    )
+    call = ModelCall(arguments, batch, undivided, training, inside)
+    rows = {
+        (labels[i], x.shape[0])
+        for i, x in enumerate(batch)
+        if i not in undivided and x.shape.rank and x.shape[0] is not None
+    }
+    if len({n for _, n in rows}) > 1:
+        told = ", ".join(f"{n} of `{label}`" for label, n in sorted(rows))
+        raise ValueError(
+            "Towers share the rows of a call's tensors, but these have "
+            f"different rows: {told}. Expected the same of all; name in `whole` "
+            "what is no batch, so that every tower gets it as it is."
+        )
+    if not inside and not call.has_rows:
+        raise ValueError(
+            "A call of towers must have at least one tensor to share by rows; "
+            f"got only what is whole: {', '.join(names)}."
+        )
+    return call
+
+
+def _phased(
+    args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]
+) -> tuple[Sequence[Any], Mapping[str, Any], bool | None]:
+    """Arguments without the phase that is among them, and the phase."""
+    given = dict(kwargs)
+    if "training" in names[: len(args)]:
+        i = names.index("training")
+        args, rest = args[:i], args[i:]
+        given.update(zip(names[i:], rest))
+    return args, given, given.pop("training", None)
+
+
+def _names(signature: inspect.Signature) -> list[str]:
+    """Of the arguments that may come by position, and then of the others."""
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+    found = signature.parameters.values()
+    return [p.name for p in found if p.kind in kinds] or ["inputs"]
+
+
+def _tensors(nest: Any) -> bool:
+    return any(
+        isinstance(x, _TENSORS + _LIKE_TENSORS) for x in tf.nest.flatten(nest)
+    )

@@ -10,12 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from towers.foreign import keras_layers
-from towers.verbs.batch import checked_batch, whole_leaves
-from towers.verbs.split import whole_paths
+from towers.verbs.batch import checked_batch, whole_leaves, whole_paths
 
 _TENSORS = (tf.Tensor, tf.RaggedTensor, tf.SparseTensor)
-
-
 _LIKE_TENSORS = (np.ndarray, tf.Variable, keras.Variable)
 
 
@@ -120,7 +117,7 @@ def model_call(
     paths = whole_paths(whole)
     inputs = [path for path in paths if path[0] not in others]
     if len(args) == 1 and not inside and not _tensors(kwargs):
-        args = [checked_batch(args[0], whole=inputs)]
+        args = [_with_masks(checked_batch(args[0], whole=inputs), args[0])]
     batch: list[Any] = []
     labels: list[str] = []
     undivided: list[int] = []
@@ -170,6 +167,14 @@ def model_call(
             f"got only what is whole: {', '.join(names)}."
         )
     return call
+
+
+def _with_masks(checked: Any, given: Any) -> Any:
+    """`checked`, with the Keras masks of what it was made from."""
+    for new, old in zip(tf.nest.flatten(checked), tf.nest.flatten(given)):
+        if new is not None:
+            keras_layers.set_mask(new, keras_layers.get_mask(old))
+    return checked
 
 
 def _phased(

@@ -5,9 +5,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.foreign import keras_layers
-from towers.verbs.split import whole_paths
-
 
 def whole_leaves(batch: Any, whole: Sequence[Any]) -> list[bool]:
     """For each leaf whether it goes to every tower whole.
@@ -17,6 +14,20 @@ def whole_leaves(batch: Any, whole: Sequence[Any]) -> list[bool]:
       ValueError: `whole` names something that the batch has not.
     """
     return tf.nest.flatten(_marked(batch, whole_paths(whole)))
+
+
+def whole_paths(whole: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Each as a tuple.
+
+    Raises:
+      TypeError: `whole` is no list.
+    """
+    if isinstance(whole, str) or not isinstance(whole, Sequence):
+        raise TypeError(
+            "`whole` must be a list of names, or positions, of inputs that "
+            f"every tower gets whole; got {whole!r}."
+        )
+    return [key if isinstance(key, tuple) else (key,) for key in whole]
 
 
 def _marked(batch: Any, paths: Sequence[tuple[Any, ...]]) -> Any:
@@ -57,7 +68,6 @@ def checked_batch(
         if not isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
             try:
                 tensor = tf.convert_to_tensor(value)
-                keras_layers.set_mask(tensor, keras_layers.get_mask(value))
             except (TypeError, ValueError) as error:
                 raise TypeError(
                     f"{where} must be a tensor or an array; got {value!r}."

@@ -127,20 +127,6 @@ def open_spec(leaf: Any, divided: bool = True) -> tf.TypeSpec | None:
     return type(spec)(shape, spec.dtype)
 
 
-def whole_paths(whole: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Each as a tuple.
-
-    Raises:
-      TypeError: `whole` is no list.
-    """
-    if isinstance(whole, str) or not isinstance(whole, Sequence):
-        raise TypeError(
-            "`whole` must be a list of names, or positions, of inputs that "
-            f"every tower gets whole; got {whole!r}."
-        )
-    return [key if isinstance(key, tuple) else (key,) for key in whole]
-
-
 def in_graph(function: Callable[..., Any], *args: Any) -> Any:
     """Calls `function`, in a graph of its own when the caller is eager."""
     if not tf.executing_eagerly():

@@ -73,7 +73,9 @@ def build_towers(
         dict of models, and of metrics, whose updates add up over the towers.
         Inside, models and their methods read the tower's parameters. A tensor
         from outside gets no gradient there, and taking one is refused: pass
-        it with the inputs, in `whole` if it is no batch.
+        it with the inputs, in `whole` if it is no batch. A model that is frozen
+        (`trainable = False`) need not be passed: its weights are read where
+        they are. Autograph converts the function where it converts the caller.
       layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
         each tower hands out.
       whole: keys of a dict of inputs, or positions in a list, that are no

@@ -69,10 +69,6 @@ class Taking(layers.Layer):
         self.ask = ask
         self.seed = keras.random.SeedGenerator(3)
         self.count = self.add_weight(name="count", trainable=False, shape=())
-        self.norm = layers.BatchNormalization()
-
-    def build(self, shape):
-        self.norm.build(shape)
 
     def call(self, x):
         return x + self.ask(self, x, tf.sin(x))
@@ -197,27 +193,6 @@ class SharedTest(absltest.TestCase):
         )
         self.assertEqual((last, named), (2.0, 2.0))
 
-    def test_a_seed_that_the_function_draws_from_goes_on_in_all_towers(self):
-        def ask(self, x, h):
-            def drawn(v):
-                noise = keras.random.normal([3], seed=self.seed)
-                return mean(v) * 0.0 + noise
-
-            one = towers.all_towers(drawn, x)
-            return one + towers.all_towers(drawn, x) * 10.0 - x
-
-        model, run = build(ask)
-        x = tf.ones([7, 3])
-        before = model.layers[-1].seed.state.numpy()
-        outputs, (advanced,) = run(x)
-        outputs = outputs.numpy()
-        close(outputs, np.repeat(outputs[:1], 7, 0))
-        self.assertGreater(np.std(outputs[0]), 1e-3)
-        model(x)
-        after = model.layers[-1].seed.state.numpy()
-        self.assertFalse(np.array_equal(before, after))
-        np.testing.assert_array_equal(advanced, after)
-
 
 class RefusalTest(parameterized.TestCase):
     @parameterized.named_parameters(OWN.items())
@@ -239,45 +214,6 @@ class RefusalTest(parameterized.TestCase):
         for ask, name in ((counted, "'n'"), (constant, "'shared'")):
             with self.assertRaisesRegex(ValueError, f"{name}, which is"):
                 build(ask, rows=8)
-
-    def test_state_that_the_function_would_change_in_one_tower(self):
-        def counted(self, x, h):
-            def count(v):
-                self.count.assign_add(tf.reduce_sum(v))
-                return mean(v)
-
-            return towers.all_towers(count, x)
-
-        def normed(self, x, h):
-            return towers.all_towers(
-                lambda v: mean(self.norm(v, training=True)), x
-            )
-
-        for ask, name in ((counted, "count"), (normed, "moving_mean")):
-            with self.assertRaisesRegex(ValueError, f"updates '.*{name}'"):
-                build(ask, training=True)
-
-    def test_a_loss_that_the_function_would_add_in_one_tower(self):
-        def ask(self, x, h):
-            def adding(v):
-                self.add_loss(tf.reduce_mean(v))
-                return mean(v)
-
-            return towers.all_towers(adding, x)
-
-        with self.assertRaisesRegex(ValueError, "let that return its loss"):
-            build(ask)
-
-    def test_a_gradient_for_a_weight_inside_of_a_tower(self):
-        def ask(self, x, h):
-            kernel = tf.ones([3])
-            with tf.GradientTape() as tape:
-                tape.watch(kernel)
-                y = towers.all_towers(lambda v: mean(v) * kernel, x)
-            return tape.gradient(y, kernel)
-
-        with self.assertRaisesRegex(RuntimeError, "by itself"):
-            build(ask)
 
     def test_a_weight_of_no_model(self):
         foreign = tf.Variable(2.0, name="foreign")

@@ -8,7 +8,6 @@ thread of its own, one thread at a time, and waits there for the others.
 import contextlib
 import contextvars
 import dataclasses
-import inspect
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import closure
+from towers.engine import closure, errand
 from towers.foreign import tf_autograph
 from towers.foreign.tf_custom_gradients import in_custom_gradient
 from towers.foreign.tf_gradients import own_gradient
@@ -25,11 +24,6 @@ _STOP = object()  # an answer that ends a thread
 _BY_ITSELF = object()  # a tower that no other waits for
 _tower: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "tower", default=None
-)
-
-
-_errand: contextvars.ContextVar[Any] = contextvars.ContextVar(
-    "errand", default=None
 )
 
 
@@ -64,69 +58,11 @@ class Call:
           values: nests like those of the call.
           device, scope: where.
         """
-        return self.tower.run(_Errand(self, values, device, scope))
-
-
-@dataclasses.dataclass
-class _Errand:
-    """What one tower does for all, while the others wait.
-
-    Attributes:
-      call: the tower's.
-      values: those of all towers.
-      device, scope: where.
-      seeds: for each seed that it draws from, that and what it was before.
-      steps: for each of those, that and how far it went.
-    """
-
-    call: Call
-    values: Any
-    device: str
-    scope: str
-    seeds: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
-    steps: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
-
-    def result(self, known: closure.Known) -> Any:
-        token, outer = _errand.set(self), _tower.set(None)
-        try:
-            with (
-                tf.device(None),
-                tf.device(self.device),
-                tf.name_scope(self.scope),
-            ):
-                call = self.call
-                result = closure.applied(
-                    lambda: _called(call.function, self.values, call.shared),
-                    self.values,
-                    call.shared,
-                    known,
-                    call.scope,
-                    lambda: {before.name for _, before in self.seeds},
-                )
-                self.steps += [
-                    (s, s.value - before) for s, before in self.seeds
-                ]
-                return result
-        finally:
-            _errand.reset(token)
-            _tower.reset(outer)
-
-
-def in_function() -> bool:
-    """Whether what is built is the function of a call of `all_towers`."""
-    return _errand.get() is not None
-
-
-def note_draw(seed: Any, before: tf.Tensor) -> None:
-    """Notes that such a function draws from a seed.
-
-    Args:
-      seed: a Keras variable.
-      before: its value in the tower, before the draw.
-    """
-    seeds = _errand.get().seeds
-    if all(seed is not known for known, _ in seeds):
-        seeds.append((seed, before))
+        return self.tower.run(
+            errand.Errand(
+                self.function, values, self.shared, self.scope, device, scope
+            )
+        )
 
 
 def all_towers(
@@ -196,7 +132,7 @@ def asked(
     """As `all_towers`; with `pure`, for functions of their values only."""
     tower = _tower.get()
     if tower is None:
-        return _called(function, values, shared)
+        return errand.called(function, values, shared)
     if tower is _BY_ITSELF:
         raise RuntimeError(
             "all_towers was called in a tower that runs by itself. Expected "
@@ -206,19 +142,6 @@ def asked(
             "build_towers(..., training=True)."
         )
     return tower.ask(function, values, split, shared, pure)
-
-
-def _called(function: Callable[..., Any], values: Any, shared: Any) -> Any:
-    call = tf_autograph.converted(function)
-    if shared is None:
-        return call(*values)
-    try:
-        named = "shared" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # of a built-in one
-        named = False
-    if named:
-        return call(*values, shared=shared)
-    return call(*values, shared)
 
 
 class _Tower:
@@ -250,10 +173,10 @@ class _Tower:
             raise said
         return said
 
-    def run(self, errand: _Errand) -> Any:
+    def run(self, task: errand.Errand) -> Any:
         """Does something for all towers in the midst of its call."""
-        (result,) = self.go_on(errand)
-        self.steps = errand.steps
+        (result,) = self.go_on(task)
+        self.steps = task.steps
         return result
 
     def close(self) -> None:
@@ -294,8 +217,12 @@ class _Tower:
                     f"in {scope!r}. Give a scalar one, as with x[tf.newaxis]."
                 )
         self._said.put(Call(function, values, shared, split, pure, scope, self))
-        while isinstance(answer := self._answers.get(), _Errand):
-            self._said.put((answer.result(self._known),))
+        while isinstance(answer := self._answers.get(), errand.Errand):
+            token = _tower.set(None)  # inside, whole values are there
+            try:
+                self._said.put((answer.result(self._known),))
+            finally:
+                _tower.reset(token)
         if answer is _STOP:
             raise SystemExit  # ends a thread, past `except Exception`
         results, steps = answer
@@ -372,7 +299,7 @@ class _Only:
         shared: Any,
         pure: bool,
     ) -> Any:
-        result = _called(function, values, shared)
+        result = errand.called(function, values, shared)
         answer = tf.nest.map_structure(tf.convert_to_tensor, result)
         if not split:
             self.shared += tf.nest.flatten(answer)

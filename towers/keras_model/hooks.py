@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import meeting
+from towers.engine import errand
 from towers.foreign import keras_layers
 from towers.foreign.keras_layers import has_moments, is_stateful
 from towers.foreign.patches import patched
@@ -83,11 +83,11 @@ def note_update(variable: Any, before: tf.Tensor) -> None:
         one would hear of that.
     """
     notes = _notes.get()
-    if notes is None or not meeting.in_function():
+    if notes is None or not errand.is_run():
         return
     graph = notes.graph
     if graph.is_seed(graph.index_of(variable)):
-        meeting.note_draw(variable, before)
+        errand.note_draw(variable, before)
     elif all(variable is not v for v in graph.metric_variables):
         raise ValueError(
             f"The function that all_towers was given updates {variable.path!r}"

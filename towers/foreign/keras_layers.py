@@ -33,8 +33,13 @@ def get_mask(tensor: Any) -> tf.Tensor | None:
 
 
 def set_mask(tensor: Any, mask: Any) -> None:
-    """Attaches a Keras mask to a tensor, unless it is None."""
+    """Attaches a Keras mask to a tensor."""
     set_notes(tensor, [{"mask": mask}])
+
+
+def get_masks(nest: Any) -> list[dict[str, tf.Tensor | None]]:
+    """For each flat tensor its Keras mask, as `set_notes` takes them."""
+    return [{"mask": get_mask(x)} for x in tf.nest.flatten(nest)]
 
 
 def get_notes(outputs: Any) -> list[dict[str, tf.Tensor | None]]:
@@ -69,6 +74,11 @@ def activation(output: Any) -> str | None:
         return None  # eager tensors do not know where they come from
     kind = output.op.type
     return kind if kind in ("Softmax", "Sigmoid") else None
+
+
+def in_scope() -> bool:
+    """Whether Keras's variables are values, or symbols, at the moment."""
+    return global_state.get_global_attribute("stateless_scope") is not None
 
 
 def keras_context() -> Callable[[], contextlib.AbstractContextManager[None]]:
@@ -163,13 +173,8 @@ def renormalize(
     layer._update_renorm_statistics(mean, variance)
 
 
-def is_initialized(variable: Any) -> bool:
-    """Whether there is a value: not in the first graph of a `tf.function`."""
-    return not tf.executing_eagerly() or bool(raw(variable).is_initialized())
-
-
 def all_layers(model: Any) -> list[keras.Layer]:
-    """The layers of a model or of a nest of models, nested ones too."""
+    """The layers of a model or layer, or of a nest of them, nested ones too."""
     return unique(
         layer
         for m in tf.nest.flatten(model)

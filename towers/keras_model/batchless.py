@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.keras_model import calls, checks, layer_graph
+from towers.keras_model import checks, layer_graph
+from towers.keras_model.calls import ModelCall
 from towers.verbs.batch import whole_leaves
 
 # What is asked once per model: by what it is called with, first axes.
@@ -109,7 +110,7 @@ def _first_axes(
     specs = [_spec(x, alone) for x, alone in zip(flat, undivided)]
     rest = [None if x[0] is None else str(x[0].shape[1:]) for x in columns]
     key = (str(tf.nest.pack_sequence_as(inputs, specs)), training, *rest)
-    key += (str(call.kind) if isinstance(call, calls.ModelCall) else "",)
+    key += (str(call.kind) if isinstance(call, ModelCall) else "",)
     known = _told.setdefault(model, {})
     if key not in known:
         try:

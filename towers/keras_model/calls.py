@@ -1,8 +1,9 @@
 """calls: what a model is called with: what towers share by rows, and the rest."""
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -117,7 +118,9 @@ def model_call(
     paths = whole_paths(whole)
     inputs = [path for path in paths if path[0] not in others]
     if len(args) == 1 and not inside and not _tensors(kwargs):
-        args = [_with_masks(checked_batch(args[0], whole=inputs), args[0])]
+        checked = checked_batch(args[0], whole=inputs)
+        keras_layers.set_notes(checked, keras_layers.get_masks(args[0]))
+        args = [checked]
     batch: list[Any] = []
     labels: list[str] = []
     undivided: list[int] = []
@@ -169,12 +172,33 @@ def model_call(
     return call
 
 
-def _with_masks(checked: Any, given: Any) -> Any:
-    """`checked`, with the Keras masks of what it was made from."""
-    for new, old in zip(tf.nest.flatten(checked), tf.nest.flatten(given)):
-        if new is not None:
-            keras_layers.set_mask(new, keras_layers.get_mask(old))
-    return checked
+def call_signature(model: keras.Model) -> inspect.Signature:
+    """That of a model's `call`, and a phase, which Keras takes of any."""
+    signature = inspect.signature(model.call)
+    parameters = list(signature.parameters.values())
+    if "training" not in signature.parameters:
+        phase = inspect.Parameter(
+            "training", inspect.Parameter.KEYWORD_ONLY, default=None
+        )
+        last = parameters[-1:]
+        if last and last[0].kind is inspect.Parameter.VAR_KEYWORD:
+            parameters[-1:] = [phase, *last]
+        else:
+            parameters.append(phase)
+    return signature.replace(parameters=parameters)
+
+
+def signed(
+    function: Callable[..., Any], signature: inspect.Signature
+) -> Callable[..., Any]:
+    """The function, with a signature that it says it has."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
 
 
 def _phased(

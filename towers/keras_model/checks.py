@@ -1,7 +1,6 @@
 """checks: whether a model can be made towers of: of Keras 3, and built."""
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.foreign import keras_layers
-from towers.foreign.keras_layers import is_built
+from towers.foreign.keras_layers import is_built, keras_context
 from towers.keras_model import calls
 
 
@@ -69,7 +67,7 @@ def ensure_called(model: Any, call: calls.ModelCall) -> None:
         if not tf.compat.v1.executing_eagerly_outside_functions():
             eagerly(lambda: model(*args, **kwargs))
         elif call.inside:  # of which Keras is to know nothing
-            with tf.init_scope(), keras_layers.keras_context()():
+            with tf.init_scope(), keras_context()():
                 model(*args, **kwargs)
         else:
             with tf.init_scope():
@@ -82,6 +80,16 @@ def ensure_called(model: Any, call: calls.ModelCall) -> None:
             f"from inputs of shape {shapes}: {error}. Call it once on real "
             "data before it is given to towers."
         ) from error
+
+
+def symbols(call: calls.ModelCall) -> Any:
+    """(args, kwargs) of a call, with Keras symbols of any number of rows."""
+    return call.bound(
+        [
+            symbol(x, batched=i not in call.whole)
+            for i, x in enumerate(call.batch)
+        ]
+    )
 
 
 def symbol(value: Any, batched: bool = True) -> Any:
@@ -108,44 +116,6 @@ def check_given(model: Any, inputs: Any) -> None:
     given = [x for x in tf.nest.flatten(inputs) if x is not None]
     if not given and is_built(model):
         output_spec(model, inputs)
-
-
-def symbols(call: calls.ModelCall) -> Any:
-    """(args, kwargs) of a call, with Keras symbols of any number of rows."""
-    return call.bound(
-        [
-            symbol(x, batched=i not in call.whole)
-            for i, x in enumerate(call.batch)
-        ]
-    )
-
-
-def call_signature(model: Any) -> inspect.Signature:
-    """That of a model's `call`, and a phase, which Keras takes of any."""
-    signature = inspect.signature(model.call)
-    parameters = list(signature.parameters.values())
-    if "training" not in signature.parameters:
-        phase = inspect.Parameter("training", inspect.Parameter.KEYWORD_ONLY)
-        phase = phase.replace(default=None)
-        last = parameters[-1:]
-        if last and last[0].kind is inspect.Parameter.VAR_KEYWORD:
-            parameters[-1:] = [phase, *last]
-        else:
-            parameters.append(phase)
-    return signature.replace(parameters=parameters)
-
-
-def signed(
-    function: Callable[..., Any], signature: inspect.Signature
-) -> Callable[..., Any]:
-    """The function, with a signature that it says it has."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    call.__signature__ = signature  # type: ignore[attr-defined]
-    return call
 
 
 def output_spec(model: Any, inputs: Any) -> Any:

@@ -58,12 +58,7 @@ class LayerGraph:
             layer for m in self.models for layer in all_layers(m)
         )
         known = {id(v) for v in self.variables}
-        states = unique(
-            v
-            for layer in self.layers
-            if keras_layers.is_stateful(layer)
-            for v in tf.nest.flatten(layer.states)
-        )
+        states = unique(v for m in self.models for v in _row_states(m))
         # Keras counts them among no layer's variables.
         self.variables += [v for v in states if id(v) not in known]
         self.row_states = [self.index_of(v) for v in states]
@@ -193,13 +188,19 @@ def _no_layer(argument: str, name: str, paths: list[str]) -> ValueError:
 
 def variables_of(model: keras.Model) -> list[Any]:
     """All that a tower may read or change: metrics and states of rows too."""
-    states = [
+    return unique(
+        [*model.variables, *_metric_variables(model), *_row_states(model)]
+    )
+
+
+def _row_states(model: keras.Layer) -> list[Any]:
+    """What stateful RNNs keep for each row."""
+    return [
         v
         for layer in all_layers(model)
         if keras_layers.is_stateful(layer)
         for v in tf.nest.flatten(layer.states)
     ]
-    return unique([*model.variables, *_metric_variables(model), *states])
 
 
 def _metric_variables(model: keras.Model) -> list[Any]:

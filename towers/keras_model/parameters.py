@@ -2,20 +2,13 @@
 
 import contextlib
 import dataclasses
-from collections.abc import (
-    Container,
-)
+from collections.abc import Container
 from typing import Any
 
 import tensorflow as tf
 
-from towers.foreign import keras_compile, keras_layers, keras_optimizer
-from towers.foreign.keras_layers import (
-    is_initialized,
-    made_by_strategy,
-    raw,
-    replace_raw,
-)
+from towers.foreign import keras_compile, keras_optimizer
+from towers.foreign.keras_layers import made_by_strategy, raw, replace_raw
 from towers.keras_model import checks, layer_graph
 from towers.placement.device_names import same_device
 from towers.placement.placement import (
@@ -129,18 +122,18 @@ class Placed:
             with tf.init_scope():
                 # The optimizer's too, if the model is compiled.
                 move_variables(model, model.placement, self._known)
-                new = [v for v in new if keras_layers.is_initialized(v)]
-            self._known.update((id(v), (v, keras_layers.raw(v))) for v in new)
+                new = [v for v in new if is_initialized(v)]
+            self._known.update((id(v), (v, raw(v))) for v in new)
         return bool(new)
 
     def note(self, model: Any) -> bool:
         """Notes where variables are now; whether any has moved, or is gone."""
         variables = layer_graph.variables_of(model.template)
-        now = {id(v): (v, keras_layers.raw(v)) for v in variables}
+        now = {id(v): (v, raw(v)) for v in variables}
         before, self._known = self._known, now
         return any(
-            i not in now or now[i][1] is not raw
-            for i, (_, raw) in before.items()
+            i not in now or now[i][1] is not old
+            for i, (_, old) in before.items()
         )
 
 
@@ -206,9 +199,9 @@ def move_variable(variable: Any, device: str) -> bool:
     """
     old = raw(variable)
     in_parts = made_by_strategy(old)
-    if not is_initialized(variable):
-        return False
     if same_device(old.device, device) and not in_parts:
+        return False
+    if not is_initialized(variable):
         return False
     with (
         old.distribute_strategy.scope()
@@ -225,6 +218,11 @@ def move_variable(variable: Any, device: str) -> bool:
         )
     replace_raw(variable, new)
     return True
+
+
+def is_initialized(variable: Any) -> bool:
+    """Whether there is a value: not in the first graph of a `tf.function`."""
+    return not tf.executing_eagerly() or bool(raw(variable).is_initialized())
 
 
 def of_all_rows(variable: Any, state: tf.Tensor, shards: Shards) -> tf.Tensor:

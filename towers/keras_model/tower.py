@@ -6,7 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import keras_layers, tf_autograph
-from towers.keras_model import calls, layer_graph, shared_state
+from towers.keras_model import layer_graph, shared_state
+from towers.keras_model.calls import ModelCall
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 
@@ -20,7 +21,7 @@ def pure_tower(
     divided: Sequence[bool],
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors."""
-    if not isinstance(tower_fn, calls.ModelCall):
+    if not isinstance(tower_fn, ModelCall):
         tower_fn = tf_autograph.converted(tower_fn)
 
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:

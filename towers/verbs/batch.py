@@ -17,10 +17,10 @@ def whole_leaves(batch: Any, whole: Sequence[Any]) -> list[bool]:
 
 
 def whole_paths(whole: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Each as a tuple.
+    """What `whole` names, each as a tuple of keys.
 
     Raises:
-      TypeError: `whole` is no list.
+      TypeError: it is no list.
     """
     if isinstance(whole, str) or not isinstance(whole, Sequence):
         raise TypeError(

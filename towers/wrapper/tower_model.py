@@ -14,9 +14,19 @@ import tensorflow as tf
 
 from towers.build import build_call
 from towers.export import export_towers
-from towers.foreign import keras_compile, keras_layers, tf_autograph
+from towers.foreign import (
+    keras_compile,
+    keras_layers,
+    tf_autograph,
+)
 from towers.foreign.keras_saving import TemplateProxy
-from towers.keras_model import calls, checks
+from towers.keras_model import checks
+from towers.keras_model.calls import (
+    ModelCall,
+    call_signature,
+    model_call,
+    signed,
+)
 from towers.keras_model.parameters import Placed, move_variable, place_variables
 from towers.placement.placement import Placement, check_count, check_placement
 from towers.verbs.gather import check_rule
@@ -79,7 +89,8 @@ class TowerModel(TemplateProxy):
       loss_on_towers: whether towers compute losses and metrics themselves.
       whole: keys of a dict of inputs, or positions in a list, that are no
         batch: every tower gets them as they are, see `split_batch`. Feed them by a
-        `tf.data.Dataset`, as arrays in `fit` must all have the same rows.
+        `tf.data.Dataset`, as arrays in `fit` must all have the same rows. Names
+        of further arguments of a call too: `model(x, table=table)`.
       **kwargs: as for `keras.Model`: `name`.
 
     Raises:
@@ -117,7 +128,7 @@ class TowerModel(TemplateProxy):
         kwargs.setdefault("name", model.name)
         if type(self).call is TowerModel.call:
             # Keras goes by the signature of what it will call.
-            call = checks.signed(self.call, checks.call_signature(model))
+            call = signed(self.call, call_signature(model))
             object.__setattr__(self, "call", call)
         # The template converts its inputs itself, on the tower.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
@@ -156,11 +167,10 @@ class TowerModel(TemplateProxy):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The gathered outputs, like the template's."""
-        signature = checks.call_signature(self.template)
-        first = next(iter(signature.parameters))
-        inputs = args[0] if args else kwargs.get(first)
-        checks.check_given(self.template, inputs)
-        call = calls.model_call(args, kwargs, self.whole, signature)
+        if len(args) == 1:
+            checks.check_given(self.template, args[0])
+        signature = call_signature(self.template)
+        call = model_call(args, kwargs, self.whole, signature)
         outputs, losses = self.run_in_towers(self.template, call)
         for loss in losses:
             self.add_loss(loss)
@@ -171,7 +181,7 @@ class TowerModel(TemplateProxy):
         return None
 
     def run_in_towers(
-        self, layer: keras.Layer, call: calls.ModelCall
+        self, layer: keras.Layer, call: ModelCall
     ) -> tuple[Any, list[tf.Tensor]]:
         """Calls the template, or a layer of it, and applies what it updates.
 
@@ -183,7 +193,7 @@ class TowerModel(TemplateProxy):
         keras_layers.set_notes(outputs, notes)
         return outputs, losses
 
-    def _in_graph(self, layer: keras.Layer, call: calls.ModelCall) -> Any:
+    def _in_graph(self, layer: keras.Layer, call: ModelCall) -> Any:
         if not tf.executing_eagerly():
             return self._step(layer, call)
         self._forget_if_moved()
@@ -205,7 +215,7 @@ class TowerModel(TemplateProxy):
             return function()(call.batch)
         return self._functions[key](call.batch)
 
-    def _step(self, layer: keras.Layer, call: calls.ModelCall) -> Any:
+    def _step(self, layer: keras.Layer, call: ModelCall) -> Any:
         checks.ensure_called(layer, call)
         self._placed.place_new(self)
         graph = build_call(
@@ -349,7 +359,7 @@ class TowerModel(TemplateProxy):
     # Keras's own steps, or the template's; what carries no device of its own,
     # the loss and the metrics, stays beside the gathered outputs.
     def train_step(self, data: Any) -> Any:
-        with self._at_outputs():
+        with tf.device(self.placement.output_device):
             if not self.loss_on_towers:
                 return self._stepped("train_step", data)
             with tf.GradientTape() as tape:
@@ -363,19 +373,15 @@ class TowerModel(TemplateProxy):
             return self.get_metrics_result()
 
     def test_step(self, data: Any) -> Any:
-        with self._at_outputs():
+        with tf.device(self.placement.output_device):
             if not self.loss_on_towers:
                 return self._stepped("test_step", data)
             self._loss_on_towers(data, training=False)
             return self.get_metrics_result()
 
     def predict_step(self, data: Any) -> Any:
-        with self._at_outputs():
+        with tf.device(self.placement.output_device):
             return self._stepped("predict_step", data)
-
-    def _at_outputs(self) -> Any:
-        """Where a step is taken."""
-        return tf.device(self.placement.output_device)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         own = self._own("compute_loss")
@@ -430,6 +436,7 @@ class TowerModel(TemplateProxy):
 
     def _loss_on_towers(self, data: Any, training: bool) -> tf.Tensor:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        checks.check_given(self.template, x)
         checks.ensure_built(self.template, x, self.whole)
         self._placed.place_new(self)
         return loss_on_towers(self, data, training)

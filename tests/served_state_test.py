@@ -216,11 +216,12 @@ class LookupTest(parameterized.TestCase):
     def test_another_process_finds_the_vocabulary_in_the_folder(self):
         model = from_file()
         root = tempfile.mkdtemp()
-        towers.export_towers(model, os.path.join(root, "model"), THREE)
+        folder = os.path.join(root, "words")
+        towers.export_towers(model, os.path.join(folder, "model"), THREE)
         vocabulary = model.layers[1].get_config()["vocabulary"]
         if isinstance(vocabulary, str) and os.path.exists(vocabulary):
             os.remove(vocabulary)
-        np.savez(os.path.join(root, "inputs_3.npz"), inputs=WORDS)
+        np.savez(os.path.join(folder, "inputs_3.npz"), inputs=WORDS)
         here = pathlib.Path(__file__).parent
         done = subprocess.run(
             [sys.executable, str(here / "serve.py"), root, "3"],
@@ -229,9 +230,9 @@ class LookupTest(parameterized.TestCase):
             text=True,
         )
         self.assertEqual(done.returncode, 0, done.stderr)
-        outputs = np.load(os.path.join(root, "outputs_3.npz"))
+        outputs = np.load(os.path.join(folder, "outputs_3.npz"))
         close(outputs["output_0"], model(tf.constant(WORDS)))
-        said = json.loads(done.stdout.splitlines()[-1])
+        said = json.loads(done.stdout.splitlines()[-1])["words"]
         self.assertTrue(said["differentiable"])
 
     def test_a_table_that_no_layer_keeps_is_refused(self):

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -31,6 +31,7 @@ from towers.keras_model.parameters import Placed, move_variable, place_variables
 from towers.placement.placement import Placement, check_count, check_placement
 from towers.verbs.gather import check_rule
 from towers.wrapper.loss_on_towers import loss_on_towers
+from towers.wrapper.own_steps import layers_in_towers
 
 # What a template, or a subclass of TowerModel, may do in its own way.
 STEPS = (
@@ -68,11 +69,13 @@ class TowerModel(TemplateProxy):
     and methods of a template of your own class are there, and `isinstance`
     knows that class.
 
-    A template's own `train_step`, `test_step`, `compute_loss` or
-    `compute_metrics` is used, with this model for `self`: what it calls as
-    `self(x)` runs in towers; a layer that it calls alone, as `self.encoder(x)`,
-    does not. XLA (`jit_compile`) would put all towers on one device and stays
-    off.
+    A template's own `compile`, `train_step`, `test_step`, `compute_loss` or
+    `compute_metrics` is used. What a step calls as `self(x)` runs in towers, and
+    so does each layer or model of the template that it calls by itself, as
+    `self.encoder(x)`: shared by the rows of that call, gathered, and its state
+    applied before the next. What has no rows, or makes something of all of
+    them, as a layer that returns a loss, is called once, beside the outputs.
+    XLA (`jit_compile`) would put all towers on one device and stays off.
 
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     >>> model = towers.TowerModel(model, towers.Placement.cpus(2))
@@ -140,6 +143,7 @@ class TowerModel(TemplateProxy):
         self.supports_jit = False
         self.supports_masking = True
         self._functions: dict[Any, Any] = {}
+        self.rows_kept: dict[Any, bool] = {}  # see `layers_in_towers`
         self._placed = Placed()
         own = self._own("compute_loss")
         if own is not None:
@@ -344,10 +348,7 @@ class TowerModel(TemplateProxy):
         return tf_autograph.converted(step)
 
     def _check_steps(self) -> None:
-        own = [
-            *keras_compile.overridden(self.template, STEPS),
-            *keras_compile.overridden(self, STEPS, TowerModel),
-        ]
+        own = self._own_steps()
         if self.loss_on_towers and own:
             raise ValueError(
                 f"{type(self).__name__} of {type(self.template).__name__} has "
@@ -359,7 +360,7 @@ class TowerModel(TemplateProxy):
     # Keras's own steps, or the template's; what carries no device of its own,
     # the loss and the metrics, stays beside the gathered outputs.
     def train_step(self, data: Any) -> Any:
-        with tf.device(self.placement.output_device):
+        with self._at_outputs():
             if not self.loss_on_towers:
                 return self._stepped("train_step", data)
             with tf.GradientTape() as tape:
@@ -373,15 +374,32 @@ class TowerModel(TemplateProxy):
             return self.get_metrics_result()
 
     def test_step(self, data: Any) -> Any:
-        with tf.device(self.placement.output_device):
+        with self._at_outputs():
             if not self.loss_on_towers:
                 return self._stepped("test_step", data)
             self._loss_on_towers(data, training=False)
             return self.get_metrics_result()
 
     def predict_step(self, data: Any) -> Any:
-        with tf.device(self.placement.output_device):
+        with self._at_outputs():
             return self._stepped("predict_step", data)
+
+    @contextlib.contextmanager
+    def _at_outputs(self) -> Iterator[None]:
+        """Where a step is taken; layers that one of its own calls are towers."""
+        with tf.device(self.placement.output_device):
+            if self._own_steps():
+                with layers_in_towers(self):
+                    yield
+            else:
+                yield
+
+    def _own_steps(self) -> list[str]:
+        """What the template, or a subclass of this one, does in its own way."""
+        return [
+            *keras_compile.overridden(self.template, STEPS),
+            *keras_compile.overridden(self, STEPS, TowerModel),
+        ]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         own = self._own("compute_loss")
@@ -411,9 +429,10 @@ class TowerModel(TemplateProxy):
         if not self._ran:
             raise ValueError(
                 f"The template {type(self.template).__name__} has a {name} of its "
-                "own that does not call the model as `self(...)`, so nothing "
-                "of it would run in towers. Expected such a call; or write the "
-                "step with towers.build_towers and its `tower_fn`."
+                "own that calls neither the model, as `self(...)`, nor any of "
+                "its layers, so nothing of it would run in towers. Expected "
+                "such a call; or write the step with towers.build_towers and "
+                "its `tower_fn`."
             )
         return result
 

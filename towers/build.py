@@ -20,11 +20,12 @@ from towers.keras_model import (
 )
 from towers.keras_model.outputs import gathered_outputs
 from towers.keras_model.parameters import Home, replicated
+from towers.keras_model.request import Request
 from towers.keras_model.state import Before, merge_state
 from towers.keras_model.tower import pure_tower
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
-from towers.verbs.batch import checked_batch, whole_leaves
+from towers.verbs.batch import checked_batch
 from towers.verbs.gather import check_structures, gather_known, spread
 from towers.verbs.join import joining
 from towers.verbs.split import split_shards
@@ -109,17 +110,10 @@ def build_towers(
             f"itself; got both. Pass {', '.join(arguments)} with the inputs, "
             "in `whole` if it is no batch."
         )
-    inputs = checked_batch(inputs, whole=whole)
-    return _built(
-        model,
-        inputs,
-        placement,
-        training,
-        merge,
-        tower_fn,
-        layer_outputs,
-        whole,
+    request = Request(
+        placement, training, merge, tower_fn, tuple(layer_outputs), tuple(whole)
     )
+    return _built(model, checked_batch(inputs, whole=whole), request)
 
 
 def build_call(
@@ -139,17 +133,16 @@ def build_call(
       part_of: the model of which a layer is called by itself, in which
         `layer_devices` are known.
     """
-    graph = _built(
-        model,
-        call.batch,
+    request = Request(
         placement,
         call.training,
         merge,
         call,
-        layer_outputs,
-        [(i,) for i in call.whole],
+        tuple(layer_outputs),
+        tuple((i,) for i in call.whole),
         part_of,
     )
+    graph = _built(model, call.batch, request)
     each = [
         dataclasses.replace(tower, inputs=call.inputs(tower.inputs))
         for tower in graph.towers
@@ -157,50 +150,22 @@ def build_call(
     return dataclasses.replace(graph, towers=each)
 
 
-def _built(
-    model: Any,
-    inputs: Any,
-    placement: Placement,
-    training: bool | None,
-    merge: Any,
-    tower_fn: Callable[..., Any],
-    layer_outputs: Sequence[str],
-    whole: Sequence[Any],
-    part_of: Any = None,
-) -> TowerGraph:
+def _built(model: Any, inputs: Any, request: Request) -> TowerGraph:
+    """Towers of checked inputs; in a graph of their own in eager code."""
     if tf.executing_eagerly():
-        return _run_eagerly(
-            model,
-            inputs,
-            placement,
-            training,
-            merge,
-            tower_fn,
-            layer_outputs,
-            whole,
-            part_of,
-        )
-    if isinstance(tower_fn, calls.ModelCall):
-        checks.ensure_called(model, tower_fn)
-    pins = placement.layer_devices
+        return _run_eagerly(model, inputs, request)
+    if isinstance(request.tower_fn, calls.ModelCall):
+        checks.ensure_called(model, request.tower_fn)
+    pins = request.placement.layer_devices
     graph = layer_graph.LayerGraph(
         model,
-        layer_outputs,
-        *((pins,) if part_of is None else ()),
-        part_of=part_of and layer_graph.LayerGraph(part_of, (), pins),
+        request.layer_outputs,
+        *((pins,) if request.part_of is None else ()),
+        part_of=request.part_of
+        and layer_graph.LayerGraph(request.part_of, (), pins),
     )
-    homes, penalties = _homes(graph, placement)
-    built = assemble(
-        graph,
-        homes,
-        penalties,
-        inputs,
-        placement,
-        training,
-        merge,
-        tower_fn,
-        whole,
-    )
+    homes, penalties = _homes(graph, request.placement)
+    built = assemble(graph, homes, penalties, inputs, request)
     return v1_graph.settled(graph, built) if v1_graph.in_v1_graph() else built
 
 
@@ -209,57 +174,47 @@ def assemble(
     homes: list[Home],
     penalties: list[tf.Tensor],
     inputs: Any,
-    placement: Placement,
-    training: bool | None,
-    merge: Any,
-    tower_fn: Callable[..., Any] | None,
-    whole: Sequence[Any] = (),
+    request: Request,
 ) -> TowerGraph:
     """The story: a checked model, with variables at `homes`, as towers."""
-    own = None if isinstance(tower_fn, calls.ModelCall) else tower_fn
-    shards = split_shards(inputs, placement, whole)
+    placement, own = request.placement, request.users_fn
+    shards = split_shards(inputs, placement, request.whole)
     values, copies = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
     devices = [home.device for home in homes]
-    divided = [not w for w in whole_leaves(inputs, whole)]
     with hooks.hooked(graph), warned.once():
         replays = run_towers(
             [
-                pure_tower(
-                    graph,
-                    scope,
-                    training,
-                    tower_fn,
-                    devices,
-                    divided,
-                )
+                pure_tower(graph, scope, request, devices, shards.divided)
                 for scope in scopes
             ],
             placement.devices,
             list(zip(copies, shards.fed)),
             graph.pinned,  # as the copies come first
-            joining(shards, placement) if graph.talks(training, own) else None,
+            joining(shards, placement)
+            if graph.talks(request.training, own)
+            else None,
             scopes if own is None else (),
         )
         shared = set.intersection(*(set(x["shared"]) for x in replays))
         if shared and shards.ranges.are_known and len(replays) > 1:
             shared &= shared_state.of_open_rows(
-                graph, copies[0], shards.fed[0], divided, training, tower_fn
+                graph, copies[0], shards.fed[0], shards.divided, request
             )
     check_structures([replay["outputs"] for replay in replays])
     if own is None:
         each = [replay["outputs"] for replay in replays]
-        rules = spread(merge, each[0])
+        rules = spread(request.merge, each[0])
         batchless.check_joined(
-            graph, inputs, whole, training, each, rules, tower_fn
+            graph, inputs, shards.divided, request, each, rules
         )
     rows, empty = shards.rows, shards.may_be_empty
 
     def gather(each: Any, rule: Any) -> Any:
         return gather_known(each, placement, rule, rows, empty)
 
-    outputs = gathered_outputs(replays, merge, gather, placement)
+    outputs = gathered_outputs(replays, request.merge, gather, placement)
     each = [replay["losses"] for replay in replays]
     if len({len(losses) for losses in each}) > 1:
         raise ValueError(
@@ -320,12 +275,12 @@ def _scope(i: int) -> str:
         return scope
 
 
-def _run_eagerly(model: Any, inputs: Any, *args: Any) -> TowerGraph:
+def _run_eagerly(model: Any, inputs: Any, request: Request) -> TowerGraph:
     """Builds and runs a graph, and hands out its values."""
     built: list[TowerGraph] = []
 
     def run(inputs: Any) -> Any:
-        graph = _built(model, inputs, *args)
+        graph = _built(model, inputs, request)
         built.append(graph)
         return _tensors(graph)
 

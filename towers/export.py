@@ -18,6 +18,7 @@ from towers.foreign.tf_saved_model import note_devices
 from towers.keras_model import checks, hooks, layer_graph
 from towers.keras_model.parameters import Home, parameter_devices
 from towers.keras_model.replay import replayed
+from towers.keras_model.request import Request
 from towers.keras_model.signature import input_specs, named_outputs, spec_parts
 from towers.placement.placement import Placement, check_placement
 
@@ -110,9 +111,8 @@ def export_towers(
             Home(variable, device, variable)
             for variable, device in zip(module.parameters, devices)
         ]
-        built = assemble(
-            graph, homes, [], inputs, placement, False, merge, tower_fn, whole
-        )
+        request = Request(placement, False, merge, tower_fn, whole=tuple(whole))
+        built = assemble(graph, homes, [], inputs, request)
         built.apply_updates()
         return built.outputs
 

@@ -37,6 +37,7 @@ TESTED_BY = {
     "keras_model.moments": "keras_model.state",
     "keras_model.outputs": "foreign.keras_layers",
     "keras_model.replay": "keras_model.hooks",
+    "keras_model.request": "build",
     "keras_model.signature": "keras_model.checks",
     "keras_model.tower": "build",
     "placement.device_names": "placement.placement",

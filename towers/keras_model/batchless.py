@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from towers.keras_model import checks, layer_graph
 from towers.keras_model.calls import ModelCall
-from towers.verbs.batch import whole_leaves
+from towers.keras_model.request import Request
 
 # What is asked once per model: by what it is called with, first axes.
 _told: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = (
@@ -26,11 +26,10 @@ _told: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = (
 def check_joined(
     graph: layer_graph.LayerGraph,
     inputs: Any,
-    whole: Sequence[Any],
-    training: bool | None,
+    divided: Sequence[bool],
+    request: Request,
     tower_outputs: Sequence[Any],
     rules: Sequence[str],
-    call: Callable[..., Any] | None = None,
 ) -> None:
     """Raises if "concat" would repeat an output that is no batch.
 
@@ -40,16 +39,15 @@ def check_joined(
     Args:
       graph: of one model.
       inputs: the checked batch that the towers share.
-      whole: see `split_batch`.
-      training: the phase.
+      divided: for each leaf whether it is split by rows, or whole.
+      request: tells the phase, and the call if there is more to it.
       tower_outputs: one nest per tower.
       rules: one per flat output.
-      call: a `ModelCall`, if there is more to it than inputs and a phase.
 
     Raises:
       ValueError: names the output and the rules that would do.
     """
-    undivided = whole_leaves(inputs, whole)
+    undivided = [not mine for mine in divided]
     columns = list(zip(*[tf.nest.flatten(x) for x in tower_outputs]))
     suspects = [
         i
@@ -58,7 +56,9 @@ def check_joined(
     ]
     if not suspects or _has_fixed_batch(graph, undivided):
         return
-    axes = _first_axes(graph, inputs, undivided, training, columns, call)
+    axes = _first_axes(
+        graph, inputs, undivided, request.training, columns, request.tower_fn
+    )
     if len(axes) != len(columns):
         return
     for i in suspects:

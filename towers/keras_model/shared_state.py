@@ -5,7 +5,7 @@ it makes of rows has to be merged.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +14,7 @@ from towers.engine import boundary, dependence, meeting
 from towers.keras_model import layer_graph
 from towers.keras_model.moments import besides_moments
 from towers.keras_model.replay import replayed
+from towers.keras_model.request import Request
 from towers.verbs.split import open_spec
 
 # A variable, by its index, and what its new value has of constants.
@@ -60,8 +61,7 @@ def of_open_rows(
     copies: Sequence[tf.Tensor],
     shard: Any,
     divided: Sequence[bool],
-    training: bool | None,
-    tower_fn: Callable[..., Any] | None,
+    request: Request,
 ) -> set[Shared]:
     """As `shared_state`, of a tower with any number of rows.
 
@@ -73,12 +73,14 @@ def of_open_rows(
       graph: names the variables; `hooked`.
       copies, shard: what a tower is given.
       divided: as for `shared_state`.
-      training, tower_fn: as for `layer_graph.replayed`.
+      request: tells the phase and the `tower_fn`.
     """
     found: set[Shared] = set()
 
     def call(copies: list[tf.Tensor], shard: Any) -> None:
-        replay = replayed(graph, copies, shard, training, "open/", tower_fn)
+        replay = replayed(
+            graph, copies, shard, request.training, "open/", request.tower_fn
+        )
         state = besides_moments(graph, replay.state, replay.moments)
         tensors = {i: tf.identity(x) for i, x in state.items()}
         found.update(shared_state(graph, tensors, copies, shard, divided))

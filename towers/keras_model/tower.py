@@ -7,26 +7,28 @@ import tensorflow as tf
 
 from towers.foreign import keras_layers, tf_autograph
 from towers.keras_model import layer_graph, shared_state
-from towers.keras_model.calls import ModelCall
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
+from towers.keras_model.request import Request
 
 
 def pure_tower(
     graph: layer_graph.LayerGraph,
     scope: str,
-    training: bool | None,
-    tower_fn: Callable[..., Any] | None,
+    request: Request,
     devices: Sequence[str],
     divided: Sequence[bool],
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors."""
-    if not isinstance(tower_fn, ModelCall):
+    tower_fn = request.tower_fn
+    if request.users_fn is not None:
         tower_fn = tf_autograph.converted(tower_fn)
 
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
-        replay = replayed(graph, copies, shard, training, scope, tower_fn)
+        replay = replayed(
+            graph, copies, shard, request.training, scope, tower_fn
+        )
         moments = packed(graph, devices, replay.moments)
         told = besides_moments(graph, replay.state, replay.moments)
         aside = tf.nest.map_structure(

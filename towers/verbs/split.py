@@ -22,12 +22,14 @@ class Shards:
       true: one nest per tower of exactly its rows, maybe 0.
       rows: int32 [n_towers], the rows of each true shard.
       ranges: which rows those are.
+      divided: for each leaf whether it is split by rows, or whole.
     """
 
     fed: list[Any]
     true: list[Any]
     rows: tf.Tensor
     ranges: Ranges
+    divided: list[bool]
 
     @property
     def may_be_empty(self) -> list[bool]:
@@ -109,6 +111,7 @@ def split_shards(
         [tower(1, i) for i in range(n)],
         rows,
         ranges,
+        [not w for w in undivided],
     )
 
 

@@ -1,0 +1,39 @@
+"""request: what is asked of towers, besides the model and its inputs."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from towers.keras_model.calls import ModelCall
+from towers.placement.placement import Placement
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a builder of towers is asked for.
+
+    Attributes:
+      placement: where everything runs.
+      training: the phase of calls that name none.
+      merge: how outputs are gathered: a rule, or a nest of rules.
+      tower_fn: what each tower computes, of the model and its shard: a call of
+        the model, or the user's function.
+      layer_outputs: paths of layers whose outputs are handed out.
+      whole: names of inputs that every tower gets as they are.
+      part_of: the model of which a layer is called by itself, in which
+        `layer_devices` are known.
+    """
+
+    placement: Placement
+    training: bool | None
+    merge: Any = "concat"
+    tower_fn: Callable[..., Any] | None = None
+    layer_outputs: Sequence[str] = ()
+    whole: Sequence[Any] = ()
+    part_of: Any = None
+
+    @property
+    def users_fn(self) -> Callable[..., Any] | None:
+        """The `tower_fn`, if it is the user's."""
+        is_call = isinstance(self.tower_fn, ModelCall)
+        return None if is_call else self.tower_fn

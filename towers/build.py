@@ -223,8 +223,9 @@ def assemble(
             "activity regularizers to be the same in all, and not inside a "
             "function of all_towers; let that return its loss instead."
         )
-    rules = [{rule: rule for rule in loss} for loss in each[0]]
+    rules = [{key: key[0] for key in loss} for loss in each[0]]
     losses = [x for loss in gather(each, rules) for x in loss.values()]
+    adders = [graph.layers[i] for loss in each[0] for _, i in loss]
     merged = merge_state(
         Before(graph, values, devices, rows, empty),
         [replay["state"] for replay in replays],
@@ -248,7 +249,7 @@ def assemble(
         rows,
         [(homes[k].owner, merged[k]) for k in sorted(merged)],
         losses + penalties,
-        len(losses),
+        adders,
         [(v, home.variable) for v, home in zip(graph.variables, homes)],
     )
 

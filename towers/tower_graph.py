@@ -45,7 +45,7 @@ class TowerGraph:
         a `tf.compat.v1` graph the variables are the graph's own.
       losses: scalars: `add_loss` and activity terms of the whole batch, then
         weight regularisers once.
-      n_input_losses: how many of `losses` depend on the inputs.
+      adders: of those that depend on the inputs, the layers that added them.
       variables: (the model's variable, the one that is read) for each of the
         model's. They differ in a `tf.compat.v1` graph.
     """
@@ -55,8 +55,13 @@ class TowerGraph:
     rows: tf.Tensor
     updates: list[tuple[Any, tf.Tensor]]
     losses: list[tf.Tensor]
-    n_input_losses: int
+    adders: list[Any]
     variables: list[tuple[Any, Any]]
+
+    @property
+    def n_input_losses(self) -> int:
+        """How many of `losses` depend on the inputs."""
+        return len(self.adders)
 
     def apply_updates(self) -> Any:
         """Assigns `updates` to the variables, each once, on its device.

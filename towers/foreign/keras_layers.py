@@ -4,7 +4,8 @@ It has no public words for the mask and the logits of a tensor (`_keras_mask`,
 `_keras_logits`); for what a batch norm saw (`_moments`) and how it
 renormalises (`_update_renorm_statistics`), the training phase of a call
 (`_get_call_context`), how many rows a stateful RNN keeps a state for
-(`_expected_batch_size`), all nested layers (`_flatten_layers`), and the metrics
+(`_expected_batch_size`), all nested layers (`_flatten_layers`), the losses that
+it added itself (`_loss_ids`), and the metrics
 that are attributes, without those of `compile` (`_metrics`); for the variable
 behind a Keras variable (`_value`) and what an optimizer knows it by
 (`_unique_id`); and for what a thread knows of the call that it is in
@@ -159,6 +160,11 @@ def made_by_strategy(variable: tf.Variable) -> bool:
 def children(layer: keras.Layer) -> list[keras.Layer]:
     """The layers that a layer holds, without those that they hold."""
     return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def added(layer: keras.Layer, loss: tf.Tensor) -> bool:
+    """Whether it is this layer that added a loss, in a `StatelessScope`."""
+    return id(loss) in layer._loss_ids
 
 
 def kept_metrics(layer: keras.Layer) -> list[keras.metrics.Metric]:

@@ -26,7 +26,8 @@ class Replay:
       activations: for each flat output "Softmax" or "Sigmoid", if its logits
         are among the notes and it is just that of them; else None.
       losses: scalars from `add_loss` and activity regularisers, each as
-        {rule: scalar} with the rule by which those of all towers merge.
+        {(rule, index): scalar} with the rule by which those of all towers
+        merge, and the layer that added it, by its place in `graph.layers`.
       state: new values by index into `LayerGraph.variables`.
       moments: by batch-norm layer's index, one `Moments` per call.
       layer_outputs: output by layer path, a list if called several times.
@@ -35,7 +36,7 @@ class Replay:
     outputs: Any
     notes: list[dict[str, tf.Tensor | None]]
     activations: list[str | None]
-    losses: list[dict[str, tf.Tensor]]
+    losses: list[dict[tuple[str, int], tf.Tensor]]
     state: dict[int, tf.Tensor]
     moments: dict[int, list[Moments]]
     layer_outputs: dict[str, Any]
@@ -71,6 +72,7 @@ def replayed(
         else:
             outputs = graph.model(inputs, training=training)
         losses = [loss for m in graph.models for loss in own_losses(m)]
+        adders = [_adder(graph.layers, loss) for loss in losses]
         # Here, where a variable among them is the tower's copy.
         outputs = tf.nest.map_structure(as_tensor, outputs)
     state = {}
@@ -83,8 +85,8 @@ def replayed(
         keras_layers.get_notes(outputs),
         [keras_layers.activation(x) for x in tf.nest.flatten(outputs)],
         [
-            {"sum" if any(loss is s for s in notes.sums) else "mean": loss}
-            for loss in losses
+            {("sum" if any(x is s for s in notes.sums) else "mean", i): x}
+            for i, x in zip(adders, losses)
         ],
         state,
         notes.moments,
@@ -234,6 +236,12 @@ def own_losses(model: keras.Model) -> list[tf.Tensor]:
     )
     losses = list(model.losses)
     return losses[: len(losses) - regularised]
+
+
+def _adder(layers: Sequence[keras.Layer], loss: tf.Tensor) -> int:
+    """The place of the layer that added a loss."""
+    added = [keras_layers.added(layer, loss) for layer in layers]
+    return added.index(True) if any(added) else 0
 
 
 def as_tensor(value: Any) -> Any:

@@ -56,10 +56,7 @@ def layers_in_towers(model: Any) -> Iterator[None]:
             )
             if not cut.has_rows or not keeps_rows(layer, cut):
                 return original(*args, **kwargs)
-            outputs, losses = model.run_in_towers(layer, cut)
-            for loss in losses:
-                layer.add_loss(loss)
-            return outputs
+            return model.run_in_towers(layer, cut)
 
         return call
 

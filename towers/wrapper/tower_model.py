@@ -175,51 +175,49 @@ class TowerModel(TemplateProxy):
             checks.check_given(self.template, args[0])
         signature = call_signature(self.template)
         call = model_call(args, kwargs, self.whole, signature)
-        outputs, losses = self.run_in_towers(self.template, call)
-        for loss in losses:
-            self.add_loss(loss)
-        return outputs
+        return self.run_in_towers(self.template, call)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """None: masks come with the gathered outputs."""
         return None
 
-    def run_in_towers(
-        self, layer: keras.Layer, call: ModelCall
-    ) -> tuple[Any, list[tf.Tensor]]:
-        """Calls the template, or a layer of it, and applies what it updates.
+    def run_in_towers(self, layer: keras.Layer, call: ModelCall) -> Any:
+        """Calls the template, or a layer of it: updates, losses and all.
 
         Returns:
-          The gathered outputs, and the losses that depend on inputs.
+          The gathered outputs.
         """
         self._ran = True
-        outputs, notes, losses = self._in_graph(layer, call)
+        if tf.executing_eagerly():
+            self._forget_if_moved()
+            function, adders = self._function(layer, call)
+            outputs, notes, losses = function(call.batch)
+        else:
+            adders = []
+            outputs, notes, losses = self._step(layer, call, adders)
         keras_layers.set_notes(outputs, notes)
-        return outputs, losses
+        for adder, loss in zip(adders, losses):
+            adder.add_loss(loss)
+        return outputs
 
-    def _in_graph(self, layer: keras.Layer, call: ModelCall) -> Any:
-        if not tf.executing_eagerly():
-            return self._step(layer, call)
-        self._forget_if_moved()
+    def _function(self, layer: keras.Layer, call: ModelCall) -> Any:
+        """Steps of this kind as a `tf.function`, and what adds their losses."""
+        adders: list[keras.Layer] = []
 
-        def function() -> Any:
-            return tf.function(
-                lambda batch: self._step(
-                    layer, dataclasses.replace(call, batch=batch)
-                ),
-                autograph=False,
-                reduce_retracing=True,
-            )
+        def step(batch: Any) -> Any:
+            again = dataclasses.replace(call, batch=batch)
+            return self._step(layer, again, adders)
 
+        function = tf.function(step, autograph=False, reduce_retracing=True)
         try:
             key = (id(layer), call.kind)
-            if key not in self._functions:
-                self._functions[key] = function()
+            return self._functions.setdefault(key, (function, adders))
         except TypeError:  # an argument has no hash
-            return function()(call.batch)
-        return self._functions[key](call.batch)
+            return function, adders
 
-    def _step(self, layer: keras.Layer, call: ModelCall) -> Any:
+    def _step(
+        self, layer: keras.Layer, call: ModelCall, adders: list[keras.Layer]
+    ) -> Any:
         checks.ensure_called(layer, call)
         self._placed.place_new(self)
         graph = build_call(
@@ -231,7 +229,8 @@ class TowerModel(TemplateProxy):
         )
         graph.apply_updates()
         notes = keras_layers.get_notes(graph.outputs)
-        return graph.outputs, notes, graph.losses[: graph.n_input_losses]
+        adders[:] = graph.adders
+        return graph.outputs, notes, graph.losses[: len(adders)]
 
     def _forget_if_moved(self) -> None:
         """Makes functions again that read variables which have moved since.

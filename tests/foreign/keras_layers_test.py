@@ -77,6 +77,14 @@ class KerasLayersTest(absltest.TestCase):
         with futures.ThreadPoolExecutor(1) as thread:
             self.assertEqual(thread.submit(call).result(), "mixed_bfloat16")
 
+    def test_keras_still_knows_whose_a_loss_is(self):
+        one, other = keras.layers.Dense(1), keras.layers.Dense(1)
+        with keras.StatelessScope(collect_losses=True):
+            loss = tf.constant(1.0)
+            one.add_loss(loss)
+        self.assertTrue(keras_layers.added(one, loss))
+        self.assertFalse(keras_layers.added(other, loss))
+
     def test_losses_take_the_logits_that_are_attached(self):
         logits = tf.constant([[200.0, -200.0]])
         probabilities = tf.nn.softmax(logits)

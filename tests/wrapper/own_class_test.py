@@ -156,6 +156,46 @@ class MetricsTest(parameterized.TestCase):
         self.assertEqual(names, ["mine", "rows", "steps"])
 
 
+class AttributesTest(absltest.TestCase):
+    def test_what_is_set_on_the_wrapper_is_set_on_the_template(self):
+        class Scaled(keras.Model):
+            scale, merge = 1.0, None
+
+            def __init__(self):
+                super().__init__()
+                self.dense = layers.Dense(2)
+                self.shift = 0.0
+                self.merge = layers.Add()
+
+            def call(self, x):
+                x = self.dense(x)
+                return self.merge([x * self.scale, x * 0.0 + self.shift])
+
+        expected, actual = both(Scaled)
+        for model in (expected, actual):
+            model.scale, model.shift = 3.0, 1.0
+            model.compile("sgd", "mse")
+            model.fit(X, Y, verbose=0)
+        close(actual(X), expected(X))
+        self.assertIsInstance(actual.template.merge, layers.Add)
+        self.assertEqual(actual.merge, "concat")
+        self.assertFalse(actual.template.compiled)
+
+    def test_a_subclass_of_the_wrapper_keeps_its_own(self):
+        class Wrapper(towers.TowerModel):
+            def __init__(self, *args):
+                super().__init__(*args)
+                self.mine = 3
+
+            def call(self, inputs, training=None, mask=None):
+                return 2.0 * super().call(inputs, training=training, mask=mask)
+
+        template = Counting()
+        model = Wrapper(template, placement(2))
+        self.assertFalse(hasattr(template, "mine"))
+        close(model(X), 2.0 * template(X))
+
+
 class ComputeLossTest(parameterized.TestCase):
     @parameterized.parameters(Phased, Unphased, Anyhow)
     def test_it_is_told_the_phase_as_keras_tells_it(self, model):

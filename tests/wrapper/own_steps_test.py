@@ -281,8 +281,21 @@ class Normalized(Step):
         return self.out(y)
 
 
+class Graphed(Step):
+    """A part that is a tf.function, and so built once for all steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = layers.Dense(3, activation="tanh")
+        self.out = layers.Dense(1)
+
+    @tf.function
+    def forward(self, x):
+        return self.out(self.net(x))
+
+
 Y = RNG.normal(size=[10, 1]).astype("float32")
-SMALL = [Containers, Losses, Arguments, Masks, Frozen]
+SMALL = [Containers, Losses, Arguments, Masks, Frozen, Graphed]
 
 
 def fitted(model, **kwargs):

@@ -13,12 +13,23 @@ import keras
 
 from towers.foreign import keras_compile
 
+# Attributes that Keras gives a model when it compiles and trains it.
+_OF_TRAINING = {
+    "history",
+    "loss_weights",
+    "optimizer",
+    "stop_evaluating",
+    "stop_predicting",
+    "stop_training",
+}
+
 
 class TemplateProxy(keras.Model):
     """What does not depend on towers: the face of the template.
 
     Attributes that the proxy has not, those of a class of yours, are the
-    template's. `isinstance` says yes for the template's class, too.
+    template's, to get and to set. `isinstance` says yes for the template's
+    class, too.
     """
 
     template: keras.Model
@@ -31,6 +42,20 @@ class TemplateProxy(keras.Model):
                 f"{type(self).__name__!r} object has no attribute {name!r}"
             )
         return getattr(template, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        template = vars(self).get("template")
+        mine = name in vars(self) or hasattr(type(self), name)
+        if (
+            template is None
+            or mine
+            or name.startswith("_")
+            or name in _OF_TRAINING
+            or not hasattr(template, name)
+        ):
+            super().__setattr__(name, value)
+        else:
+            setattr(template, name, value)
 
     @property
     def __class__(self) -> type:  # type: ignore[override]

@@ -135,7 +135,6 @@ class TowerModel(TemplateProxy):
             object.__setattr__(self, "call", call)
         # The template converts its inputs itself, on the tower.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
-        self.template = model
         self.placement = placement
         self.merge = merge
         self.loss_on_towers = loss_on_towers
@@ -145,6 +144,8 @@ class TowerModel(TemplateProxy):
         self._functions: dict[Any, Any] = {}
         self.rows_kept: dict[Any, bool] = {}  # see `layers_in_towers`
         self._placed = Placed()
+        self._ran = False  # anything in towers
+        self.template = model  # whose attributes are set from now on
         own = self._own("compute_loss")
         if own is not None:
             keras_compile.use_compute_loss(self, own)
@@ -174,6 +175,11 @@ class TowerModel(TemplateProxy):
         if len(args) == 1:
             checks.check_given(self.template, args[0])
         signature = call_signature(self.template)
+        if (
+            kwargs.get("mask", ()) is None
+            and "mask" not in signature.parameters
+        ):
+            kwargs.pop("mask")  # of a subclass, whose `call` has one
         call = model_call(args, kwargs, self.whole, signature)
         return self.run_in_towers(self.template, call)
 
@@ -423,7 +429,6 @@ class TowerModel(TemplateProxy):
             if name != "predict_step":
                 self._build_compiled(data)
             return getattr(super(), name)(data)
-        self._ran = False
         result = own(data)
         if not self._ran:
             raise ValueError(

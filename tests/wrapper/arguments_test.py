@@ -47,6 +47,21 @@ class Pair(keras.Model):
         return self.a(x) * self.b(y) * factor + (5.0 if training else 0.0)
 
 
+class Starred(keras.Model):
+    """Which names none of its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+        self.dense.build([None, 4])  # as Keras cannot, from such a call
+
+    def call(self, *tensors, **options):
+        x = self.dense(tensors[0])
+        for other in tensors[1:]:
+            x = x + self.dense(other)
+        return x * options.get("delta", 1.0)
+
+
 class Masked(keras.Model):
     def __init__(self):
         super().__init__()
@@ -90,6 +105,8 @@ class CallTest(parameterized.TestCase):
         ("arrays", Conditioned, lambda m: m(np.array(X), t=np.array(T))),
         ("whole", Conditioned, lambda m: m(X, table=TABLE), ["table"]),
         ("whole_absent", Conditioned, lambda m: m(X, T), ["table"]),
+        ("starred", Starred, lambda m: m(X)),
+        ("starred_more", Starred, lambda m: m(X, T, delta=2.0)),
         ("nest", Pair, lambda m: m(X, others={"y": T, "factor": T[:, :1]})),
         (
             "whole_in_a_nest",

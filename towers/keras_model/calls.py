@@ -110,11 +110,12 @@ def model_call(
       ValueError: rows are known to differ, there are none, or `whole` names what
         is not there.
     """
-    names = _names(signature) if signature is not None else ["inputs"]
+    names, others = _names(signature)
     names += [f"argument {i}" for i in range(len(names), len(args))]
     if not inside and training is None:
         args, kwargs, training = _phased(args, kwargs, names)
-    others = {*names[1:], *kwargs} - {names[0]}
+    others |= {*names[1:], *kwargs}
+    others -= {*names[:1]}  # that is the inputs
     paths = whole_paths(whole)
     inputs = [path for path in paths if path[0] not in others]
     if len(args) == 1 and not inside and not _tensors(kwargs):
@@ -167,7 +168,7 @@ def model_call(
     if not inside and not call.has_rows:
         raise ValueError(
             "A call of towers must have at least one tensor to share by rows; "
-            f"got only what is whole: {', '.join(names)}."
+            f"got {args!r} and {kwargs!r}."
         )
     return call
 
@@ -213,15 +214,18 @@ def _phased(
     return args, given, given.pop("training", None)
 
 
-def _names(signature: inspect.Signature) -> list[str]:
-    """Of the arguments that may come by position, and then of the others."""
-    kinds = (
+def _names(signature: inspect.Signature | None) -> tuple[list[str], set[str]]:
+    """Of the arguments that may come by position, and of all others."""
+    if signature is None:
+        return ["inputs"], set()
+    found = signature.parameters.values()
+    by_position = [
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        inspect.Parameter.KEYWORD_ONLY,
-    )
-    found = signature.parameters.values()
-    return [p.name for p in found if p.kind in kinds] or ["inputs"]
+    ]
+    names = [p.name for p in found if p.kind in by_position]
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    return names, {p.name for p in found if p.kind is by_name}
 
 
 def _tensors(nest: Any) -> bool:

@@ -111,7 +111,7 @@ def hooked(graph: Any) -> Iterator[None]:
         yield
         return
     shadows = [
-        (layer, name, hook(graph, layer, getattr(layer, name)))
+        (layer, name, hook(graph, layer, getattr(layer, name, None)))
         for layer in graph.layers
         for has, name, hook in HOOKS
         if has(layer)

@@ -57,7 +57,7 @@ class KerasLayersTest(absltest.TestCase):
 
     def test_another_backend_is_refused(self):
         done = subprocess.run(
-            [sys.executable, "-c", "import towers"],
+            [sys.executable, "-c", "import towers.foreign"],
             env={
                 **os.environ,
                 "KERAS_BACKEND": "jax",

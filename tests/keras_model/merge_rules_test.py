@@ -1,6 +1,7 @@
 """merge_rules: state that a layer keeps itself is the plain model's."""
 
 import copy
+import inspect
 import os
 import tempfile
 import warnings
@@ -257,12 +258,12 @@ class MergeStateByTest(parameterized.TestCase):
 
     @parameterized.parameters(2, 7)
     def test_renormalised_statistics_are_of_the_whole_batch(self, rows):
-        try:
-            layers = [
-                keras.layers.BatchNormalization(renorm=True) for _ in range(2)
-            ]
-        except (TypeError, ValueError) as error:
-            self.skipTest(f"Keras {keras.__version__}: {error}")
+        known = inspect.signature(keras.layers.BatchNormalization).parameters
+        if "renorm" not in known:
+            self.skipTest("this Keras has no batch renormalisation")
+        layers = [
+            keras.layers.BatchNormalization(renorm=True) for _ in range(2)
+        ]
         plain, towered = (model(layer) for layer in layers)
         x = batch(rows)[0]
         plain(x, training=True)

@@ -52,8 +52,9 @@ class KerasTest(parameterized.TestCase):
                 with self.assertRaises(Exception) as expected:
                     call(plain)
                 message = f"The input '{names[-1]}' is not optional"
-                if message not in str(expected.exception):
-                    self.skipTest("This Keras says something else.")
+                if keras.__version__.startswith("3.7."):
+                    self.skipTest("Keras 3.7 says something else.")
+                self.assertIn(message, str(expected.exception))
                 with self.assertRaisesRegex(ValueError, message):
                     call(towered)
 

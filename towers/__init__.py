@@ -27,7 +27,8 @@ from towers.tower_graph import Tower, TowerGraph
 from towers.verbs.average import average_gradients
 from towers.verbs.gather import gather_outputs
 from towers.verbs.split import split_batch
-from towers.wrapper.tower_model import TowerModel, to_multi_gpu
+from towers.wrapper.multi_gpu import to_multi_gpu
+from towers.wrapper.tower_model import TowerModel
 
 __version__ = "0.2.0"
 __all__ = [

@@ -46,6 +46,9 @@ TESTED_BY = {
     "verbs.join": "engine.meeting",
     "verbs.rows": "verbs.scatter",
     "engine.warned": "wrapper.warned",
+    "wrapper.multi_gpu": "wrapper.tower_model",
+    "wrapper.tower_calls": "wrapper.own_steps",
+    "wrapper.tower_steps": "wrapper.own_steps",
 }
 
 

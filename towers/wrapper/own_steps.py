@@ -30,7 +30,7 @@ def layers_in_towers(model: Any) -> Iterator[None]:
       model: a `TowerModel`.
     """
 
-    known = model.rows_kept
+    known = model.tower_calls.keeps_rows
 
     def keeps_rows(layer: keras.Layer, call: ModelCall) -> bool:
         shapes = [str(tf.type_spec_from_value(x)) for x in call.batch]
@@ -56,7 +56,7 @@ def layers_in_towers(model: Any) -> Iterator[None]:
             )
             if not cut.has_rows or not keeps_rows(layer, cut):
                 return original(*args, **kwargs)
-            return model.run_in_towers(layer, cut)
+            return model.tower_calls.run(layer, cut)
 
         return call
 

@@ -1,0 +1,57 @@
+"""multi_gpu: one tower per GPU, in one line."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from towers.keras_model.checks import check_model
+from towers.placement.placement import Placement, check_count
+from towers.wrapper.tower_model import TowerModel
+
+
+def to_multi_gpu(
+    model: keras.Model,
+    n_gpus: int,
+    parameter_device: Any = "/CPU:0",
+    merge: Any = "concat",
+    loss_on_towers: bool = False,
+    whole: Sequence[Any] = (),
+) -> TowerModel:
+    """Wraps a model in one tower per GPU, in one line before `compile()`.
+
+    Looking for GPUs starts TensorFlow: set memory growth before. `batch_size`
+    in `fit` is the global one, split over the GPUs. On a machine without GPUs,
+    the same towers run on logical CPU devices:
+
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> try:
+    ...     model = towers.to_multi_gpu(model, n_gpus=64)
+    ... except ValueError as error:
+    ...     model = towers.TowerModel(model, towers.Placement.cpus(2))
+    >>> model.compile("sgd", "mse")
+
+    Args:
+      model: a Keras 3 model.
+      n_gpus: how many GPUs, the first ones that TensorFlow sees.
+      parameter_device: where variables and the optimizer live.
+      merge: how outputs are gathered, see `gather_outputs`.
+      loss_on_towers: whether towers compute losses and metrics themselves.
+      whole: inputs that every tower gets whole, see `TowerModel`.
+
+    Returns:
+      A `TowerModel`.
+
+    Raises:
+      TypeError: `model` is no Keras model, or `n_gpus` no integer.
+      ValueError: `n_gpus` is below 1, or there are fewer GPUs.
+      RuntimeError: called under a `tf.distribute` strategy.
+    """
+    check_model(model)
+    check_count("n_gpus", n_gpus)
+    try:
+        placement = Placement.gpus(n_gpus, parameter_device=parameter_device)
+    except ValueError as error:
+        message = str(error).replace("`n` asks", "`n_gpus` asks")
+        raise ValueError(message) from error
+    return TowerModel(model, placement, merge, loss_on_towers, whole)

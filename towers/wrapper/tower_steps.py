@@ -1,0 +1,157 @@
+"""tower_steps: Keras's own training steps, or the template's, beside the outputs.
+
+What carries no device of its own, the loss and the metrics, stays where the
+outputs are gathered.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.foreign import keras_compile, keras_layers, tf_autograph
+from towers.foreign.keras_saving import TemplateProxy
+from towers.keras_model import checks
+from towers.placement.placement import Placement
+from towers.wrapper.loss_on_towers import loss_on_towers
+from towers.wrapper.own_steps import layers_in_towers
+from towers.wrapper.tower_calls import TowerCalls
+
+# What a template, or a subclass of TowerSteps, may do in its own way.
+STEPS = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_loss",
+    "compute_metrics",
+)
+
+
+class TowerSteps(TemplateProxy):
+    """What `fit`, `evaluate` and `predict` do with one batch."""
+
+    placement: Placement
+    merge: Any
+    loss_on_towers: bool
+    whole: tuple[Any, ...]
+    tower_calls: TowerCalls
+
+    def _own(self, name: str) -> Any:
+        """The template's own step, for this model, or None."""
+        mine = keras_compile.overridden(self, (name,), TowerSteps)
+        if mine or not keras_compile.overridden(self.template, (name,)):
+            return None
+        step = getattr(type(self.template), name).__get__(self)
+        return tf_autograph.converted(step)
+
+    def _check_steps(self) -> None:
+        own = self._own_steps()
+        if self.loss_on_towers and own:
+            raise ValueError(
+                f"{type(self).__name__} of {type(self.template).__name__} has "
+                f"its own {', '.join(own)}, which would need the gathered "
+                "outputs. Expected Keras's own with `loss_on_towers=True`; "
+                "leave that out."
+            )
+
+    def train_step(self, data: Any) -> Any:
+        with self._at_outputs():
+            if not self.loss_on_towers:
+                return self._stepped("train_step", data)
+            with tf.GradientTape() as tape:
+                loss = self._loss_on_towers(data, training=True)
+                if self.optimizer is not None:
+                    loss = self.optimizer.scale_loss(loss)
+            variables = self.trainable_variables
+            if variables:
+                gradients = tape.gradient(loss, variables)
+                self.optimizer.apply_gradients(zip(gradients, variables))
+            return self.get_metrics_result()
+
+    def test_step(self, data: Any) -> Any:
+        with self._at_outputs():
+            if not self.loss_on_towers:
+                return self._stepped("test_step", data)
+            self._loss_on_towers(data, training=False)
+            return self.get_metrics_result()
+
+    def predict_step(self, data: Any) -> Any:
+        with self._at_outputs():
+            return self._stepped("predict_step", data)
+
+    @contextlib.contextmanager
+    def _at_outputs(self) -> Iterator[None]:
+        """Where a step is taken; layers that one of its own calls are towers."""
+        with tf.device(self.placement.output_device):
+            if self._own_steps():
+                with layers_in_towers(self):
+                    yield
+            else:
+                yield
+
+    def _own_steps(self) -> list[str]:
+        """What the template, or a subclass of this one, does in its own way."""
+        return [
+            *keras_compile.overridden(self.template, STEPS),
+            *keras_compile.overridden(self, STEPS, TowerSteps),
+        ]
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        own = self._own("compute_loss")
+        return (own or super().compute_loss)(*args, **kwargs)
+
+    def compute_metrics(self, *args: Any, **kwargs: Any) -> Any:
+        own = self._own("compute_metrics")
+        return (own or super().compute_metrics)(*args, **kwargs)
+
+    def reset_metrics(self) -> None:
+        own = self._own("reset_metrics")
+        (own or super().reset_metrics)()
+
+    def get_metrics_result(self) -> Any:
+        own = self._own("get_metrics_result")
+        return (own or super().get_metrics_result)()
+
+    def _stepped(self, name: str, data: Any) -> Any:
+        """Takes a step, the template's own if it has one."""
+        own = self._own(name)
+        if own is None:
+            if name != "predict_step":
+                self._build_compiled(data)
+            return getattr(super(), name)(data)
+        result = own(data)
+        if not self.tower_calls.ran:
+            raise ValueError(
+                f"The template {type(self.template).__name__} has a {name} of its "
+                "own that calls neither the model, as `self(...)`, nor any of "
+                "its layers, so nothing of it would run in towers. Expected "
+                "such a call; or write the step with towers.build_towers and "
+                "its `tower_fn`."
+            )
+        return result
+
+    def _build_compiled(self, data: Any) -> None:
+        """Makes what losses and metrics need before the step would.
+
+        Where that cannot be, the step does it, or says what is wrong.
+        """
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        own = ("compute_loss", "compute_metrics")
+        if (
+            keras_layers.is_built(self.template)
+            and self.merge == "concat"
+            and not keras_compile.overridden(self, own, TowerSteps)
+            and not keras_compile.overridden(self.template, own)
+        ):
+            with contextlib.suppress(Exception):
+                outputs = checks.output_spec(self.template, x)
+                keras_compile.Compiled.of(self).build(y, outputs, weights)
+
+    def _loss_on_towers(self, data: Any, training: bool) -> tf.Tensor:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        checks.check_given(self.template, x)
+        checks.ensure_built(self.template, x, self.whole)
+        self.tower_calls.placed.place_new(self)
+        return loss_on_towers(self, data, training)

@@ -15,7 +15,7 @@ The map of the house, from the top down. Each part imports what is below it only
 """
 
 from towers.build import build_towers
-from towers.engine.meeting import all_towers
+from towers.engine.all_towers import all_towers
 from towers.export import export_towers
 from towers.foreign.tf_autograph import keep_as_they_are
 from towers.keras_model.merge_rules import merge_state_by

@@ -28,6 +28,7 @@ MODULES = [
 ]
 # Files that have no test of their own, and those that would fail.
 TESTED_BY = {
+    "engine.all_towers": "engine.meeting",
     "engine.parts": "engine.copies",
     "foreign.keras_optimizer": "foreign.keras_compile",
     "foreign.tf_calls": "report.recording",

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import boundary, lockstep, meeting
+from towers.engine import all_towers, boundary, lockstep
 from towers.engine.copies import Maker, made_alike
 from towers.foreign.tf_gradients import own_gradient
 
@@ -46,7 +46,7 @@ def run_towers(
             functions, devices, arguments, elsewhere, join
         )
     makers = Maker(), Maker()
-    with meeting.by_themselves():
+    with all_towers.by_themselves():
         return [
             pinned(
                 functions[i],

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import meeting
+from towers.engine import all_towers
 from towers.foreign.keras_layers import has_moments
 from towers.keras_model import merge_rules
 from towers.verbs.rows import drop
@@ -83,7 +83,7 @@ def met(seen: Moments, size: tf.Tensor) -> tuple[Any, Any, list[Moments]]:
         return tf.stack([said[0].mean, said[0].variance])
 
     part = tf.concat([seen.mean, seen.variance, count[tf.newaxis]], 0)
-    whole = meeting.asked(pool, (part[tf.newaxis],), pure=True)
+    whole = all_towers.asked(pool, (part[tf.newaxis],), pure=True)
     return *tf.unstack(whole), said
 
 

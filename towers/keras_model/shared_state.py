@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import boundary, dependence, meeting
+from towers.engine import all_towers, boundary, dependence
 from towers.keras_model import layer_graph
 from towers.keras_model.moments import besides_moments
 from towers.keras_model.replay import replayed
@@ -47,7 +47,7 @@ def shared_state(
         for tensor in boundary.leaves(leaf)
     ]
     rows += [copies[i] for i in graph.row_states]
-    known = meeting.shared()
+    known = all_towers.shared()
     return {
         (i, dependence.constants(value, [*copies, *known]))
         for i, value in state.items()
@@ -88,7 +88,7 @@ def of_open_rows(
     specs = [
         open_spec(x, mine) for x, mine in zip(tf.nest.flatten(shard), divided)
     ]
-    with contextlib.suppress(Exception), meeting.alone():
+    with contextlib.suppress(Exception), all_towers.alone():
         tf.function(call, autograph=False).get_concrete_function(
             [open_spec(x, i in graph.row_states) for i, x in enumerate(copies)],
             tf.nest.pack_sequence_as(shard, specs),

@@ -102,6 +102,7 @@ class EqualityTest(parameterized.TestCase):
             close(step(x), plain(model, x))
 
     @parameterized.parameters(recurrent, attention, two_by_two)
+    @pytest.mark.slow_after(1)
     def test_the_tape_may_be_outside(self, model):
         model = make(model)
         x = inputs(model, 5)

@@ -1,9 +1,11 @@
 """Every test sees four logical CPU devices, made before TensorFlow starts."""
 
+import collections
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 tf.config.set_logical_device_configuration(
@@ -11,3 +13,15 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 4,
 )
 tf.config.list_logical_devices()  # starts it
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what `slow_after(n)` leaves of a test's parameters."""
+    seen: collections.Counter[int] = collections.Counter()
+    for item in items:
+        mark = item.get_closest_marker("slow_after")
+        if mark is not None:
+            seen[id(mark)] += 1  # one object for all of them
+            if seen[id(mark)] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)

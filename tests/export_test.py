@@ -9,6 +9,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import (
@@ -26,7 +27,6 @@ from models import (
 import towers
 
 layers = keras.layers
-MODELS = [cnn, recurrent, attention, two_by_two, subclassed]
 GPUS = towers.Placement(
     [f"/GPU:{i}" for i in range(4)],
     parameter_device="/GPU:3",
@@ -61,10 +61,17 @@ def serve(folder):
 
 class ServeTest(absltest.TestCase):
     def test_another_process_serves_the_towers(self):
+        self.check_served([cnn, two_by_two])
+
+    @pytest.mark.slow
+    def test_so_of_other_models(self):
+        self.check_served([recurrent, attention, subclassed])
+
+    def check_served(self, models):
         """One process for all, as TensorFlow takes seconds to start."""
         root = new_folder()
         where = placement(3, [2, 1, 1], parameter_device="/CPU:2")
-        plain = {model.__name__: make(model) for model in MODELS}
+        plain = {model.__name__: make(model) for model in models}
         plain |= {"for_gpus": make(cnn), "for_no_devices": make(cnn)}
         for name, model in plain.items():
             folder = os.path.join(root, name)
@@ -112,6 +119,7 @@ class ServeTest(absltest.TestCase):
             for key, value in expected.items():
                 close(actual[key], value, 1e-4)
 
+    @pytest.mark.slow
     def test_the_command_line_runs_it(self):
         folder, model = new_folder(), make(cnn)
         path = os.path.join(folder, "model")

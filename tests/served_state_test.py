@@ -9,6 +9,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, placement
@@ -81,6 +82,7 @@ class StateTest(parameterized.TestCase):
         close([v.numpy() for v in model.variables], before)
 
     @parameterized.parameters((None,), ("save_variable_devices",))
+    @pytest.mark.slow_after(1)
     def test_towers_draw_anew_and_their_state_moves_on_once(self, policy):
         model, x, path = noisy(), np.ones([5, 3], "float32"), folder()
         towers.export_towers(model, path, THREE)

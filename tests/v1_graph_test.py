@@ -68,6 +68,7 @@ class Program:
 
 class SessionTest(parameterized.TestCase):
     @parameterized.parameters(convolutional, attention)
+    @pytest.mark.slow_after(1)
     def test_a_session_trains_saves_and_copies(self, model):
         self.check(model)
 

@@ -53,6 +53,7 @@ def path(name):
 
 class SavingTest(parameterized.TestCase):
     @parameterized.named_parameters(SAVED)
+    @pytest.mark.slow_after(1)
     def test_any_number_of_towers_goes_on_from_what_another_saved(self, model):
         self.check(model)
 

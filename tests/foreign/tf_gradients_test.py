@@ -1,6 +1,7 @@
 import gc
 
 import models
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 from tensorflow.python.framework import ops
@@ -58,6 +59,7 @@ class OwnGradientTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("eager", "eager"), ("nested", "nested"), ("loop", "loop")
     )
+    @pytest.mark.slow_after(2)
     def test_gradients_outlive_the_function_that_built_them(self, way):
         model = models.make(models.cnn)
         x = models.inputs(model, 5)

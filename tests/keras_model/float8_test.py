@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -56,6 +57,7 @@ class Float8Test(parameterized.TestCase):
     @parameterized.parameters(
         (dense, False, None), (dense, True, 2), (einsum, True, None)
     )
+    @pytest.mark.slow_after(1)
     def test_scales_and_histories_are_the_plain_model_s(
         self, make, loss_on_towers, steps
     ):

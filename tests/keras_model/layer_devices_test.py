@@ -65,6 +65,7 @@ class EveryLayerTest(parameterized.TestCase):
     @parameterized.parameters(
         cnn, recurrent, attention, two_by_two, models_in_models
     )
+    @pytest.mark.slow_after(2)
     def test_any_layer_can_be_pinned(self, model):
         self.check(model)
 
@@ -121,6 +122,7 @@ class EmbeddingTest(parameterized.TestCase):
     @parameterized.parameters(
         (False, "/CPU:0", "sgd", 100_000), (True, "/CPU:3", "adam")
     )
+    @pytest.mark.slow_after(1)
     def test_only_the_rows_looked_up_cross(
         self, mask, parameters, optimizer, count=WORDS
     ):

@@ -8,6 +8,7 @@ import warnings
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -117,6 +118,7 @@ class MergeStateByTest(parameterized.TestCase):
             )
 
     @parameterized.parameters(False, True)
+    @pytest.mark.slow_after(1)
     def test_fit_keeps_the_plain_model_s_state(self, loss_on_towers):
         plain, template = model(Kept()), model(Kept())
         towered = towers.TowerModel(

@@ -634,16 +634,21 @@ ON_TOWERS = REFUSED | {
 }
 
 
-# Like others, but for what Keras alone has to do with; those optimizers that
-# `keras_model/parameters_test.py` takes on four devices are slow here.
+# Like others, but for what Keras alone has to do with; the optimizer that
+# `keras_model/parameters_test.py` takes on four devices is slow here.
 SLOW = {
-    "optimizer_accumulated",
-    "optimizer_ema_overwritten",
     "optimizer_global_clipnorm",
+    "optimizer_nesterov",
+    "data_doubles",
+    "data_generator",
+    "data_one_row",
+    "data_tf_data",
     "model_bfloat16",
     "model_bidirectional",
     "model_frozen",
     "model_inherited_train_step",
+    "model_saturated_eagerly",
+    "model_saturated_softmax_of_channels",
     "model_time_distributed",
 }
 

@@ -96,6 +96,7 @@ class ReadTest(parameterized.TestCase):
         for block in blocks:
             exec(compile(block, "README.md", "exec"), {})
 
+    @pytest.mark.slow
     def test_examples(self):
         last_lines = {
             ("mnist_cnn.py", "--epochs=1"): r"Test accuracy: 0\.\d{4}\n$",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from absl.testing import absltest
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -32,6 +33,7 @@ def wait_for(port: int, seconds: float = 60) -> None:
 
 
 class WorkersTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_two_processes_train_the_plain_model(self):
         ports = [free_port(), free_port()]
         cluster = json.dumps({"worker": [f"127.0.0.1:{p}" for p in ports]})

@@ -228,7 +228,8 @@ class EqualityTest(parameterized.TestCase):
                 close(towered(x), plain(x))
 
     # The tables of `strings` and `texts` are objects of Keras.
-    @parameterized.parameters(ragged, twice_ragged, sparse, whole)
+    @parameterized.parameters(ragged, sparse, whole, twice_ragged)
+    @pytest.mark.slow_after(3)
     def test_a_saved_model_answers_as_the_plain_one(self, model):
         made = make(model)
         x = batch(model.__name__, 5)

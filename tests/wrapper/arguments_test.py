@@ -4,6 +4,7 @@ import warnings
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
@@ -125,6 +126,7 @@ class CallTest(parameterized.TestCase):
         close(call(actual), result[0])
 
     @parameterized.parameters(Masked, functional)
+    @pytest.mark.slow_after(1)
     def test_masks_are_shared_as_their_tensors_are(self, model):
         # Keras says that such a mask goes no further.
         self.enter_context(warnings.catch_warnings())

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
@@ -66,7 +67,8 @@ class Judged(layers.Layer):
 
 
 class FrozenTest(parameterized.TestCase):
-    @parameterized.parameters(False, True)
+    @parameterized.parameters(True, False)
+    @pytest.mark.slow_after(1)
     def test_a_loss_may_use_one(self, on_towers):
         net = critic()
         models = [make(student), make(student)]
@@ -118,6 +120,7 @@ class FrozenTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(False, True)
+    @pytest.mark.slow_after(1)
     def test_a_layer_may_use_one(self, meets):
         model = keras.Sequential(
             [*make(student).layers, Judged(critic(), meets)]

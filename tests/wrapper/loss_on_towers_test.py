@@ -85,6 +85,7 @@ def assert_same(plain, towered, histories):
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.parameters(cnn, attention, two_by_two)
+    @pytest.mark.slow_after(2)
     def test_weights_after_fit_are_the_plain_model_s(self, model):
         self.check_fit(model)
 
@@ -111,6 +112,7 @@ class EqualityTest(parameterized.TestCase):
             True,
         ),
     )
+    @pytest.mark.slow_after(1)
     def test_masks_and_sample_weights_count_as_in_the_plain_model(
         self, loss, rows, weighted
     ):
@@ -152,6 +154,7 @@ class EqualityTest(parameterized.TestCase):
             )
         assert_same(*pair, histories)
 
+    @pytest.mark.slow
     def test_several_outputs_with_weights_and_metrics(self):
         pair, histories = both(heads, placement(3)), []
         x = RNG.normal(size=[11, 4]).astype("float32")

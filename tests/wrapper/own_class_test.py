@@ -5,6 +5,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
@@ -126,6 +127,7 @@ def both(model):
 
 class MetricsTest(parameterized.TestCase):
     @parameterized.parameters(Counting, Listing)
+    @pytest.mark.slow_after(1)
     def test_metrics_that_are_attributes_are_told_and_reset(self, model):
         expected, actual = (logs(m) for m in both(model))
         self.assertEqual(actual[0].keys(), expected[0].keys())
@@ -198,6 +200,7 @@ class AttributesTest(absltest.TestCase):
 
 class ComputeLossTest(parameterized.TestCase):
     @parameterized.parameters(Phased, Unphased, Anyhow)
+    @pytest.mark.slow_after(1)
     def test_it_is_told_the_phase_as_keras_tells_it(self, model):
         def template():
             return model([keras.Input([4]), layers.Dense(2)])
@@ -208,6 +211,7 @@ class ComputeLossTest(parameterized.TestCase):
 
 class CompileTest(parameterized.TestCase):
     @parameterized.parameters(False, True)
+    @pytest.mark.slow_after(1)
     def test_a_compile_of_its_own_is_its_own(self, before):
         where = placement(3, [2, 1, 1], parameter_device="/CPU:3")
         made, said = [], []

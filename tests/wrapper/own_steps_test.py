@@ -3,6 +3,7 @@
 import keras
 import keras_io
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
@@ -107,6 +108,7 @@ class KerasIoTest(parameterized.TestCase):
             self.assertEqual(ran.heavy(), ran_on)
 
     @parameterized.parameters(sampled_vae, simclr)
+    @pytest.mark.slow_after(1)
     def test_with_noise_in_the_model_one_tower_is_the_plain_model(
         self, example
     ):
@@ -314,7 +316,8 @@ class OfItsKindTest(parameterized.TestCase):
             i = name[-1] if name.startswith("tower_") else "none: " + name
             self.assertEqual(devices, {f"/CPU:{i}"})
 
-    @parameterized.parameters(Containers, Arguments)
+    @parameterized.parameters(Arguments, Containers)
+    @pytest.mark.slow_after(1)
     def test_eagerly_too(self, model):
         expected = fitted(make(model), run_eagerly=True)
         actual = towers.TowerModel(make(model), WHERE)

@@ -42,6 +42,7 @@ def trained(model, x, y, **kwargs):
 
 class FitTest(parameterized.TestCase):
     @parameterized.parameters(cnn, recurrent, two_by_two)
+    @pytest.mark.slow_after(2)
     def test_weights_after_fit_are_the_plain_model_s(self, model):
         self.check(model)
 

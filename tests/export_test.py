@@ -151,13 +151,20 @@ class ServeTest(absltest.TestCase):
             ]
         )
         x = inputs(model, 5)
-        for where in (placement(2), None):
-            path = os.path.join(new_folder(), "model")
+        path = os.path.join(new_folder(), "model")
+        for where in (placement(2), None):  # the second over the first
             towers.export_towers(model, path, where)
+            self.assertEqual(os.listdir(os.path.dirname(path)), ["model"])
             loaded = tf.saved_model.load(path)
             before = [v.numpy() for v in loaded.parameters]
             close(loaded.serve(x), model(x))
             close([v.numpy() for v in loaded.parameters], before)
+        with self.assertRaisesRegex(ValueError, "concat"):  # leaves it alone
+            towers.export_towers(
+                model, path, placement(2), tower_fn=lambda m, x: 1.0
+            )
+        loaded = tf.saved_model.load(path)
+        close(loaded.serve(x), model(x))
 
     def test_a_function_per_tower_and_several_models(self):
         models = {"a": make(cnn), "b": make(cnn, seed=8)}
@@ -229,9 +236,9 @@ class RefusalTest(parameterized.TestCase):
         never = keras.Sequential([layers.Dense(2)])
         for call, error, message in (
             (
-                lambda: towers.export_towers(model, new_folder(), where),
+                lambda: towers.export_towers(model, __file__, where),
                 ValueError,
-                "`path` is .*, which exists",
+                "`path` is .*, which is a file",
             ),
             (
                 lambda: towers.export_towers(model, new, ["/GPU:0"]),

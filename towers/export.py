@@ -6,6 +6,7 @@ towers nor Keras.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ def export_towers(
 
     Args:
       model: a built Keras 3 model, or with `tower_fn` a list or dict of them.
-      path: a folder that does not exist yet.
+      path: a folder. One that exists is written over when all has gone well,
+        as TensorFlow and Keras do.
       placement: where the towers run and their variables live; None writes
         the model with no devices at all.
       input_signature: a nest, like the model's inputs, of `tf.TensorSpec`,
@@ -70,7 +72,7 @@ def export_towers(
     Raises:
       TypeError: the model, the placement or a leaf of `input_signature` is of
         the wrong kind.
-      ValueError: `path` exists, the inputs are unknown, `merge` does not fit,
+      ValueError: `path` is a file, the inputs are unknown, `merge` does not fit,
         or the model reads a lookup table, or a variable, that none of its
         layers keeps.
       RuntimeError: called inside a graph.
@@ -78,10 +80,10 @@ def export_towers(
     checks.check_model(model, nested=tower_fn is not None)
     if placement is not None:
         check_placement(placement)
-    if os.path.exists(path):
+    if os.path.isfile(path):
         raise ValueError(
-            f"`path` is {os.fspath(path)!r}, which exists. Expected the name "
-            "of a new folder; choose another, or delete that one first."
+            f"`path` is {os.fspath(path)!r}, which is a file. Expected the name "
+            "of a folder, a new one or one to be written over."
         )
     if not tf.executing_eagerly():
         raise RuntimeError(
@@ -129,24 +131,25 @@ def export_towers(
         input_signature=spec_parts(specs),
         autograph=False,
     )
-    try:
+    where = os.path.abspath(path)
+    os.makedirs(os.path.dirname(where), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(where)) as beside:
+        new = os.path.join(beside, "model")
         tf.saved_model.save(
             module,
-            path,
+            new,
             signatures={"serving_default": signature},
             options=tf.saved_model.SaveOptions(
                 experimental_custom_gradients=False
             ),
         )
         note_devices(
-            path,
+            new,
             [""] * len(module.parameters)
             if placement is None
             else parameter_devices(graph, placement),
         )
-    except Exception:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+        shutil.copytree(new, where, dirs_exist_ok=True)
 
 
 def _resources(graph: layer_graph.LayerGraph, served: Any) -> list[Any]:

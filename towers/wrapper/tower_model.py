@@ -313,7 +313,7 @@ class TowerModel(TowerSteps):
         """Writes a SavedModel that holds the towers, see `export_towers`.
 
         Args:
-          filepath: a folder that does not exist yet.
+          filepath: a folder, which is written over if it exists.
           format: "tf_saved_model"; others have no devices, and are written
             from the template by Keras.
           verbose: whether to say where it is.
@@ -325,7 +325,7 @@ class TowerModel(TowerSteps):
         Raises:
           TypeError: a leaf of `input_signature`, or an argument, is of the
             wrong kind.
-          ValueError: `filepath` exists, the format can hold no placement, or
+          ValueError: `filepath` is a file, the format can hold no placement, or
             an argument is one of another backend.
         """
         if format != "tf_saved_model":

@@ -17,6 +17,24 @@ _BY_ITSELF = object()  # a tower that no other waits for
 current: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "tower", default=None
 )
+_meanwhile: contextvars.ContextVar[Callable[[], Any]] = contextvars.ContextVar(
+    "meanwhile", default=contextlib.nullcontext
+)
+
+
+@contextlib.contextmanager
+def waiting(opened: Callable[[], Any]) -> Iterator[None]:
+    """While open, a tower that waits for others opens a context for them."""
+    token = _meanwhile.set(opened)
+    try:
+        yield
+    finally:
+        _meanwhile.reset(token)
+
+
+def meanwhile() -> Any:
+    """The context in which other towers are built."""
+    return _meanwhile.get()()
 
 
 def all_towers(

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import closure, errand
-from towers.engine.all_towers import current
+from towers.engine.all_towers import current, meanwhile
 from towers.foreign import tf_autograph
 from towers.foreign.tf_custom_gradients import in_custom_gradient
 from towers.foreign.tf_gradients import own_gradient
@@ -132,11 +132,11 @@ class _Tower:
                     f"those of all towers are joined; got shape {value.shape} "
                     f"in {scope!r}. Give a scalar one, as with x[tf.newaxis]."
                 )
-        self._said.put(Call(function, values, shared, split, pure, scope, self))
-        while isinstance(answer := self._answers.get(), errand.Errand):
+        said: Any = Call(function, values, shared, split, pure, scope, self)
+        while isinstance(answer := self._asking(said), errand.Errand):
             token = current.set(None)  # inside, whole values are there
             try:
-                self._said.put((answer.result(self._known),))
+                said = (answer.result(self._known),)
             finally:
                 current.reset(token)
         if answer is _STOP:
@@ -155,6 +155,12 @@ class _Tower:
         if not split:
             self.shared += tf.nest.flatten(answer)
         return answer
+
+    def _asking(self, said: Any) -> Any:
+        """Says something, and has what comes back, while others go on."""
+        with meanwhile():
+            self._said.put(said)
+            return self._answers.get()
 
     def _main(self, function: Callable[[], Any], device: str) -> None:
         current.set(self)

@@ -12,6 +12,7 @@ from towers.foreign import keras_layers
 from towers.foreign.keras_layers import raw
 from towers.foreign.tf_custom_gradients import Follower
 from towers.keras_model import hooks
+from towers.keras_model.attributes import kept_by
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.moments import Moments
 
@@ -209,6 +210,7 @@ def opened(notes: hooks.Notes) -> Iterator[None]:
     stateless.follower = Follower(stateless.copy_of, resumption)
     with (
         stateless,
+        kept_by(notes.graph.layers),
         tf.variable_creator_scope(refuse_variable),
         notes.opened(),
         stateless.follower.opened(),

@@ -1,0 +1,114 @@
+"""attributes: tensors that layers keep in attributes while a tower calls them.
+
+Python objects are one for all towers, so such a tensor is put away when its
+tower waits or is done: the next finds the layer as it was. Afterwards it would be
+one tower's where the batch's is meant. What is found in its place says so.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.engine.all_towers import waiting
+
+_MISSING = object()  # the value of no attribute
+
+
+class OneTowers:
+    """In the place of a tensor of one tower: whoever uses it is told."""
+
+    _what = ""
+    before: Any = None
+
+    def __init__(self, layer: keras.Layer, name: str, before: Any):
+        self._what = f"{type(layer).__name__} {layer.name!r} in `{name}`"
+        self.before = before  # in the attribute, when no tower was there
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(self._said())
+
+    def _said(self) -> str:
+        return (
+            f"What the layer {self._what} keeps of its call was computed in a "
+            "tower, from that tower's rows, and is not there outside of it. "
+            "Expected the model to return it, as one more output."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AttributeError(self._said())
+
+    def __repr__(self) -> str:
+        return f"<of one tower: {self._what}>"
+
+
+for _name in (
+    *"tf_tensor array add radd sub rsub mul rmul truediv rtruediv".split(),
+    *"matmul rmatmul pow rpow neg abs lt le gt ge".split(),
+    *"getitem iter len bool float int call".split(),
+):
+    setattr(OneTowers, f"__{_name}__", OneTowers._refuse)
+
+
+class _Kept:
+    """What layers keep of one tower, from where its call began."""
+
+    def __init__(self, layers: Sequence[keras.Layer]):
+        self._layers = layers
+        for layer in layers:
+            for name, value in list(vars(layer).items()):
+                if isinstance(value, OneTowers):
+                    _put(layer, name, value.before)
+        self._before = [dict(vars(layer)) for layer in layers]
+
+    def tensors(self) -> Iterator[tuple[keras.Layer, str, Any, Any]]:
+        """Layer, name, tensors and what was there before."""
+        for layer, before in zip(self._layers, self._before):
+            for name, value in list(vars(layer).items()):
+                old = before.get(name, _MISSING)
+                if value is not old and _has_tensors(value):
+                    yield layer, name, value, old
+
+    @contextlib.contextmanager
+    def put_away(self) -> Iterator[None]:
+        """While open, layers are as they were without this tower."""
+        mine = list(self.tensors())
+        for layer, name, _, before in mine:
+            _put(layer, name, before)
+        yield
+        for layer, name, value, _ in mine:
+            _put(layer, name, value)
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_tensors(x) for x in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_has_tensors(x) for x in value)
+    return isinstance(value, tf.RaggedTensor | tf.SparseTensor) or (
+        tf.is_tensor(value) and tf.is_symbolic_tensor(value)
+    )
+
+
+def _put(layer: keras.Layer, name: str, value: Any) -> None:
+    """Sets what Keras need not know of."""
+    if value is _MISSING:
+        del vars(layer)[name]
+    else:
+        vars(layer)[name] = value
+
+
+@contextlib.contextmanager
+def kept_by(layers: Sequence[keras.Layer]) -> Iterator[None]:
+    """While open, layers keep tensors of one tower, and none afterwards."""
+    kept = _Kept(layers)
+    try:
+        with waiting(kept.put_away):
+            yield
+    finally:
+        for layer, name, _, before in list(kept.tensors()):
+            _put(layer, name, OneTowers(layer, name, before))

@@ -25,7 +25,7 @@ from towers.keras_model.state import Before, merge_state
 from towers.keras_model.tower import pure_tower
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
-from towers.verbs.batch import checked_batch
+from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.gather import check_structures, gather_known, spread
 from towers.verbs.join import joining
 from towers.verbs.split import split_shards
@@ -111,7 +111,7 @@ def build_towers(
             "in `whole` if it is no batch."
         )
     request = Request(
-        placement, training, merge, tower_fn, tuple(layer_outputs), tuple(whole)
+        placement, training, merge, tower_fn, tuple(layer_outputs)
     )
     return _built(model, checked_batch(inputs, whole=whole), request)
 
@@ -139,10 +139,10 @@ def build_call(
         merge,
         call,
         tuple(layer_outputs),
-        tuple((i,) for i in call.whole),
         part_of,
     )
-    graph = _built(model, call.batch, request)
+    whole = [i in call.whole for i in range(len(call.batch))]
+    graph = _built(model, Batch(call.batch, whole), request)
     each = [
         dataclasses.replace(tower, inputs=call.inputs(tower.inputs))
         for tower in graph.towers
@@ -150,10 +150,10 @@ def build_call(
     return dataclasses.replace(graph, towers=each)
 
 
-def _built(model: Any, inputs: Any, request: Request) -> TowerGraph:
-    """Towers of checked inputs; in a graph of their own in eager code."""
+def _built(model: Any, batch: Batch, request: Request) -> TowerGraph:
+    """Towers of a checked batch; in a graph of their own in eager code."""
     if tf.executing_eagerly():
-        return _run_eagerly(model, inputs, request)
+        return _run_eagerly(model, batch, request)
     if isinstance(request.tower_fn, calls.ModelCall):
         checks.ensure_called(model, request.tower_fn)
     pins = request.placement.layer_devices
@@ -165,7 +165,7 @@ def _built(model: Any, inputs: Any, request: Request) -> TowerGraph:
         and layer_graph.LayerGraph(request.part_of, (), pins),
     )
     homes, penalties = _homes(graph, request.placement)
-    built = assemble(graph, homes, penalties, inputs, request)
+    built = assemble(graph, homes, penalties, batch, request)
     return v1_graph.settled(graph, built) if v1_graph.in_v1_graph() else built
 
 
@@ -173,12 +173,12 @@ def assemble(
     graph: layer_graph.LayerGraph,
     homes: list[Home],
     penalties: list[tf.Tensor],
-    inputs: Any,
+    batch: Batch,
     request: Request,
 ) -> TowerGraph:
     """The story: a checked model, with variables at `homes`, as towers."""
     placement, own = request.placement, request.users_fn
-    shards = split_shards(inputs, placement, request.whole)
+    shards = split_shards(batch, placement)
     values, copies = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
@@ -207,7 +207,7 @@ def assemble(
         each = [replay["outputs"] for replay in replays]
         rules = spread(request.merge, each[0])
         batchless.check_joined(
-            graph, inputs, shards.divided, request, each, rules
+            graph, batch.nest, shards.divided, request, each, rules
         )
     rows, empty = shards.rows, shards.may_be_empty
 
@@ -276,16 +276,16 @@ def _scope(i: int) -> str:
         return scope
 
 
-def _run_eagerly(model: Any, inputs: Any, request: Request) -> TowerGraph:
+def _run_eagerly(model: Any, batch: Batch, request: Request) -> TowerGraph:
     """Builds and runs a graph, and hands out its values."""
     built: list[TowerGraph] = []
 
-    def run(inputs: Any) -> Any:
-        graph = _built(model, inputs, request)
+    def run(nest: Any) -> Any:
+        graph = _built(model, Batch(nest, batch.whole), request)
         built.append(graph)
         return _tensors(graph)
 
-    values = tf.function(run, autograph=False)(inputs)
+    values = tf.function(run, autograph=False)(batch.nest)
     graph = built[-1]
     keras_layers.set_notes(values["outputs"], values["notes"])
     return dataclasses.replace(

@@ -22,6 +22,7 @@ from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
 from towers.keras_model.signature import input_specs, named_outputs, spec_parts
 from towers.placement.placement import Placement, check_placement
+from towers.verbs.batch import Batch, whole_leaves
 
 
 def export_towers(
@@ -113,8 +114,9 @@ def export_towers(
             Home(variable, device, variable)
             for variable, device in zip(module.parameters, devices)
         ]
-        request = Request(placement, False, merge, tower_fn, whole=tuple(whole))
-        built = assemble(graph, homes, [], inputs, request)
+        request = Request(placement, False, merge, tower_fn)
+        batch = Batch(inputs, whole_leaves(specs, whole))
+        built = assemble(graph, homes, [], batch, request)
         built.apply_updates()
         return built.outputs
 

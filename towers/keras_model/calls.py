@@ -119,7 +119,7 @@ def model_call(
     paths = whole_paths(whole)
     inputs = [path for path in paths if path[0] not in others]
     if len(args) == 1 and not inside and not _tensors(kwargs):
-        checked = checked_batch(args[0], whole=inputs)
+        checked = checked_batch(args[0], whole=inputs).nest
         keras_layers.set_notes(checked, keras_layers.get_masks(args[0]))
         args = [checked]
     batch: list[Any] = []

@@ -19,7 +19,6 @@ class Request:
       tower_fn: what each tower computes, of the model and its shard: a call of
         the model, or the user's function.
       layer_outputs: paths of layers whose outputs are handed out.
-      whole: names of inputs that every tower gets as they are.
       part_of: the model of which a layer is called by itself, in which
         `layer_devices` are known.
     """
@@ -29,7 +28,6 @@ class Request:
     merge: Any = "concat"
     tower_fn: Callable[..., Any] | None = None
     layer_outputs: Sequence[str] = ()
-    whole: Sequence[Any] = ()
     part_of: Any = None
 
     @property

@@ -1,9 +1,23 @@
 """batch: what came in, as tensors of equal rows, and which of them go whole."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What came in: tensors whose rows agree, where that is known.
+
+    Attributes:
+      nest: of tensors [rows, ...]; None for an input that is left out.
+      whole: for each leaf whether every tower gets it as it is.
+    """
+
+    nest: Any
+    whole: Sequence[bool]
 
 
 def whole_leaves(batch: Any, whole: Sequence[Any]) -> list[bool]:
@@ -55,8 +69,14 @@ def _marked(batch: Any, paths: Sequence[tuple[Any, ...]]) -> Any:
 
 def checked_batch(
     batch: Any, argument: str = "inputs", whole: Sequence[Any] = ()
-) -> Any:
-    """The batch as tensors whose rows agree, where that is known."""
+) -> Batch:
+    """The batch as tensors, once and for all.
+
+    Raises:
+      TypeError: a leaf is no tensor, or `whole` no list.
+      ValueError: a leaf is a scalar, the rows disagree, or `whole` names what
+        is not there.
+    """
 
     def convert(path_index: int, value: Any, undivided: bool) -> Any:
         where = f"`{argument}`" + (
@@ -100,4 +120,4 @@ def checked_batch(
             f"got {rows}. Pass inputs whose first axes agree, and name in "
             "`whole` those that are not batched."
         )
-    return tf.nest.pack_sequence_as(batch, flat)
+    return Batch(tf.nest.pack_sequence_as(batch, flat), undivided)

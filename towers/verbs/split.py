@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.placement.placement import Placement, check_placement
-from towers.verbs.batch import checked_batch, whole_leaves
+from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.rows import Ranges, keep_flags, row_ranges
 from towers.verbs.scatter import copies, first_rows, scatter
 
@@ -68,22 +68,19 @@ def split_batch(
         is not there.
     """
     check_placement(placement)
-    batch = checked_batch(batch, whole=whole)
+    checked = checked_batch(batch, whole=whole)
 
-    def split(batch: Any) -> list[Any]:
-        return split_shards(batch, placement, whole).true
+    def split(nest: Any) -> list[Any]:
+        return split_shards(Batch(nest, checked.whole), placement).true
 
-    return in_graph(split, batch)
+    return in_graph(split, checked.nest)
 
 
-def split_shards(
-    batch: Any, placement: Placement, whole: Sequence[Any] = ()
-) -> Shards:
+def split_shards(batch: Batch, placement: Placement) -> Shards:
     """As `split_batch`, in a graph, with all that towers need to know."""
-    flat, n = tf.nest.flatten(batch), len(placement.devices)
+    flat, n = tf.nest.flatten(batch.nest), len(placement.devices)
     device = placement.input_device
-    undivided = whole_leaves(batch, whole)
-    divided = [x for x, w in zip(flat, undivided) if x is not None and not w]
+    divided = [x for x, w in zip(flat, batch.whole) if x is not None and not w]
     with tf.device(device), tf.name_scope("split"):
         ranges = row_ranges(divided, placement.shares)
         rows = tf.stack([tf.cast(r, tf.int32) for r in ranges.true])
@@ -101,17 +98,19 @@ def split_shards(
             ]
             return fed, true
 
-        columns = [parts(x, w) for x, w in zip(flat, undivided)]
+        columns = [parts(x, w) for x, w in zip(flat, batch.whole)]
 
     def tower(kind: int, i: int) -> Any:
-        return tf.nest.pack_sequence_as(batch, [x[kind][i] for x in columns])
+        return tf.nest.pack_sequence_as(
+            batch.nest, [x[kind][i] for x in columns]
+        )
 
     return Shards(
         [tower(0, i) for i in range(n)],
         [tower(1, i) for i in range(n)],
         rows,
         ranges,
-        [not w for w in undivided],
+        [not w for w in batch.whole],
     )
 
 

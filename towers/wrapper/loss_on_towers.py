@@ -28,7 +28,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
     """
     x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
     checks.check_given(model.template, x)
-    x = checked_batch(x, whole=model.whole)
+    x = checked_batch(x, whole=model.whole).nest
     structure = _built_losses(model, x, y, weights)
     metrics = Compiled.of(model).metrics
     models = {"template": model.template}

@@ -154,6 +154,11 @@ def _built(model: Any, batch: Batch, request: Request) -> TowerGraph:
     """Towers of a checked batch; in a graph of their own in eager code."""
     if tf.executing_eagerly():
         return _run_eagerly(model, batch, request)
+    return _in_graph(model, batch, request)
+
+
+def _in_graph(model: Any, batch: Batch, request: Request) -> TowerGraph:
+    """Towers of a model, a layer or several models, in this graph."""
     if isinstance(request.tower_fn, calls.ModelCall):
         checks.ensure_called(model, request.tower_fn)
     pins = request.placement.layer_devices
@@ -281,7 +286,7 @@ def _run_eagerly(model: Any, batch: Batch, request: Request) -> TowerGraph:
     built: list[TowerGraph] = []
 
     def run(nest: Any) -> Any:
-        graph = _built(model, Batch(nest, batch.whole), request)
+        graph = _in_graph(model, Batch(nest, batch.whole), request)
         built.append(graph)
         return _tensors(graph)
 

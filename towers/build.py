@@ -191,16 +191,17 @@ def assemble(
     with hooks.hooked(graph), warned.once():
         replays = run_towers(
             [
-                pure_tower(graph, scope, request, devices, shards.divided)
-                for scope in scopes
+                pure_tower(graph, i, scope, request, devices, shards.divided)
+                for i, scope in enumerate(scopes)
             ],
             placement.devices,
             list(zip(copies, shards.fed)),
-            graph.pinned,  # as the copies come first
+            # As the copies come first.
+            [graph.elsewhere(i) for i in range(len(scopes))],
             joining(shards, placement)
             if graph.talks(request.training, own)
             else None,
-            scopes if own is None else (),
+            scopes if own is None and not graph.is_spread else (),
         )
         shared = set.intersection(*(set(x["shared"]) for x in replays))
         if shared and shards.ranges.are_known and len(replays) > 1:

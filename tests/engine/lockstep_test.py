@@ -19,7 +19,7 @@ def squares_of_sines(x, scale=None):
     with tf.GradientTape() as tape:
         tape.watch(tensors)
         outputs = lockstep.run_in_step(
-            [tower, tower], devices, [{"x": t} for t in tensors], {}, list
+            [tower, tower], devices, [{"x": t} for t in tensors], [{}, {}], list
         )
         total = tf.add_n(
             [tf.reduce_sum(y) * (i + 1) for i, (y, _) in enumerate(outputs)]

@@ -15,7 +15,7 @@ def run_towers(
     functions: Sequence[Callable[..., Any]],
     devices: Sequence[str],
     arguments: Sequence[Any],
-    elsewhere: Mapping[int, str] | None = None,
+    elsewhere: Sequence[Mapping[int, str]] = (),
     join: lockstep.Join | None = None,
     scopes: Sequence[str] = (),
 ) -> list[Any]:
@@ -29,8 +29,8 @@ def run_towers(
       functions: one per tower, pure, from a nest of tensors to a nest.
       devices: one device name per tower.
       arguments: one nest of tensors per tower.
-      elsewhere: the devices of those tensors, by their place in the flat
-        nest, that are not taken to the tower.
+      elsewhere: per tower the devices of those tensors, by their place in the
+        flat nest, that are not taken to the tower.
       join: answers the towers' calls of `all_towers`, if they make any.
       scopes: the towers' name scopes, if the functions are all the same: then
         towers after the second may be copies.
@@ -38,9 +38,9 @@ def run_towers(
     Returns:
       One nest of tensors per tower.
     """
-    elsewhere = elsewhere or {}
+    elsewhere = elsewhere or [{}] * len(functions)
     if len(functions) == 1:
-        return [pinned(functions[0], devices[0], arguments[0], elsewhere)]
+        return [pinned(functions[0], devices[0], arguments[0], elsewhere[0])]
     if join is not None:
         return lockstep.run_in_step(
             functions, devices, arguments, elsewhere, join
@@ -52,7 +52,7 @@ def run_towers(
                 functions[i],
                 devices[i],
                 arguments[i],
-                elsewhere,
+                elsewhere[i],
                 functools.partial(made_alike, makers, scopes[i])
                 if scopes
                 else _built,

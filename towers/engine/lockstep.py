@@ -16,7 +16,7 @@ def run_in_step(
     functions: Sequence[Callable[..., Any]],
     devices: Sequence[str],
     arguments: Sequence[Any],
-    elsewhere: Mapping[int, str],
+    elsewhere: Sequence[Mapping[int, str]],
     join: Join,
 ) -> list[Any]:
     """As `forward.run_towers`, for towers that meet.
@@ -59,7 +59,7 @@ def run_in_step(
 
     entered = [enter(i) for i in range(n)]
     brought = [
-        boundary.brought(arguments[i], tensors[i], devices[i], elsewhere)
+        boundary.brought(arguments[i], tensors[i], devices[i], elsewhere[i])
         for i in range(n)
     ]
     own = closure.differing(tensors, [boundary.leaves(x) for x in brought])

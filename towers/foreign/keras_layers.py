@@ -162,6 +162,15 @@ def children(layer: keras.Layer) -> list[keras.Layer]:
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
+def bare_operations(layer: Any) -> list[Any]:
+    """What a functional model calls that is no layer, as in `x + y`."""
+    return [
+        operation
+        for operation in getattr(layer, "operations", ())
+        if not isinstance(operation, keras.Layer)
+    ]
+
+
 def added(layer: keras.Layer, loss: tf.Tensor) -> bool:
     """Whether it is this layer that added a loss, in a `StatelessScope`."""
     return id(loss) in layer._loss_ids

@@ -30,6 +30,8 @@ class Notes:
     Attributes:
       training: the phase that layers go by.
       stateless: what holds the values of variables.
+      tower: its number.
+      device: that of the pinned layer whose call it is in, if it is in one.
       scopes: the name scopes of the calls that it is in, outermost first.
       moments, seen: as `moments` and `layer_outputs` of a `Replay`.
       sums: the losses that are sums over rows.
@@ -41,7 +43,10 @@ class Notes:
         scope: str,
         training: bool | None,
         stateless: Any,
+        tower: int = 0,
     ):
+        self.tower = tower
+        self.device: str | None = None
         self.training = training
         self.stateless = stateless
         self.scopes = [scope]
@@ -52,7 +57,7 @@ class Notes:
 
     def again(self, stateless: Any, scopes: Sequence[str]) -> "Notes":
         """Other notes of the same tower, in the calls of `scopes`."""
-        notes = Notes(self.graph, "", self.training, stateless)
+        notes = Notes(self.graph, "", self.training, stateless, self.tower)
         notes.scopes = list(scopes)
         return notes
 
@@ -120,6 +125,11 @@ def hooked(graph: Any) -> Iterator[None]:
         # Its scope is the tower's own.
         root = graph.models[0]
         shadows = [x for x in shadows if x[:2] != (root, "call")]
+    shadows += [
+        (layer, "call", _placed(graph, layer, layer.call))
+        for layer, _ in graph.pinned_layers
+        if all(layer is not other for other in graph.layers)  # an operation
+    ]
     for i in graph.row_states:
         state = graph.variables[i]
         shadows.append(
@@ -135,24 +145,26 @@ def hooked(graph: Any) -> Iterator[None]:
 
 def _placed(graph: Any, layer: Any, original: Function) -> Function:
     """A layer's call, under its name and on its own device."""
-    device = graph.pins.get(id(layer))
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
         notes = Notes.of(graph)
         if notes is None:
             return original(*args, **kwargs)
-        scopes = notes.scopes
+        scopes, outer = notes.scopes, notes.device
+        device = graph.device_of(layer, notes.tower)
         scopes.append(f"{scopes[-1]}{layer.name}/")
         try:
             with tf.name_scope(scopes[-1]):
-                if device is None:
+                if device in (None, outer):
                     outputs = original(*args, **kwargs)
                 else:
+                    notes.device = device
                     with tf.device(device):
                         args, kwargs = _brought((args, kwargs))
                         outputs = original(*args, **kwargs)
         finally:
+            notes.device = outer
             path = scopes.pop()[len(scopes[0]) : -1]
         if path in graph.wanted:
             notes.seen.setdefault(path, []).append(outputs)

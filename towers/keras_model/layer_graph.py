@@ -1,7 +1,6 @@
 """LayerGraph: a Keras model as a pure function, replayed layer by layer."""
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,7 +8,7 @@ import tensorflow as tf
 
 from towers.foreign import keras_layers
 from towers.foreign.keras_layers import all_layers, unique
-from towers.keras_model import merge_rules
+from towers.keras_model import merge_rules, pins
 from towers.keras_model.moments import is_pooled
 
 # Towers draw from streams this far apart, so that neighbouring seeds of two
@@ -23,10 +22,16 @@ class LayerGraph:
     Args:
       model: a built `keras.Model`, or a list or dict of models and metrics.
       layer_outputs: paths of layers whose outputs are wanted.
-      layer_devices: the devices of layers, by name or path, that run
-        elsewhere than their tower.
+      layer_devices: the devices of layers that run elsewhere than their tower,
+        as a `Placement` has it.
       part_of: the graph that says so, of a model of which this one is a layer
         that is called by itself.
+
+    Attributes:
+      pins: by a layer's id its device, or one per tower.
+      pinned: by a variable's place the device of a layer that is the same for
+        all towers: it lives there.
+      spread: by a variable's place the device, per tower, of its layer.
 
     Raises:
       ValueError: there is no such layer.
@@ -36,7 +41,7 @@ class LayerGraph:
         self,
         model: Any,
         layer_outputs: Sequence[str] = (),
-        layer_devices: Mapping[str, str] | None = None,
+        layer_devices: Mapping[str, pins.Pin] | None = None,
         part_of: "LayerGraph | None" = None,
     ):
         self.model = model
@@ -67,48 +72,48 @@ class LayerGraph:
             for i, v in enumerate(self.variables)
             if any(v is t for m in self.models for t in m.trainable_variables)
         ]
-        by_path = self._by_path()
+        paths = pins.layer_paths(self.models)
         for name in self.wanted:
-            if name not in by_path:
-                raise _no_layer("layer_outputs", name, list(by_path))
-        self.pinned_layers = [
-            (_found(by_path, name), device)
-            for name, device in (layer_devices or {}).items()
-        ]
-        if part_of is not None:
-            mine = {id(layer) for layer in self.layers}
+            if name not in dict(paths):
+                raise pins.no_layer("layer_outputs", name, [*dict(paths)])
+        if part_of is None:
+            self.pinned_layers = pins.pinned(paths, layer_devices or {})
+        else:
+            mine = {
+                id(layer) for layer in [*self.layers, *dict(paths).values()]
+            }
             self.pinned_layers = [
                 pair for pair in part_of.pinned_layers if id(pair[0]) in mine
             ]
-        self.pins = {id(layer): device for layer, device in self.pinned_layers}
-        homes = {
-            id(v): device
-            for layer, device in self.pinned_layers
-            for v in layer.variables
+        self.pins = {id(layer): pin for layer, pin in self.pinned_layers}
+        homes = {  # of what one layer holds for another, that one says it
+            id(v): pin
+            for layer, pin in self.pinned_layers
+            for v in getattr(layer, "variables", ())
         }
-        self.pinned = {
+        found = {
             i: homes[id(v)]
             for i, v in enumerate(self.variables)
             if id(v) in homes
         }
+        self.pinned = {i: x for i, x in found.items() if isinstance(x, str)}
+        self.spread = {i: x for i, x in found.items() if i not in self.pinned}
 
-    def _by_path(self) -> dict[str, keras.Layer]:
-        """Layers as "conv2d", or "encoder/conv2d" in a nested model.
+    @property
+    def is_spread(self) -> bool:
+        """Whether a layer has one device per tower."""
+        return not all(isinstance(pin, str) for pin in self.pins.values())
 
-        With several models, paths start with the model's name.
-        """
+    def device_of(self, layer: Any, tower: int) -> str | None:
+        """Where a layer runs, if that is elsewhere than its tower."""
+        pin = self.pins.get(id(layer))
+        return pin if pin is None or isinstance(pin, str) else pin[tower]
 
-        def below(layer: Any, prefix: str) -> Iterator[Any]:
-            for child in keras_layers.children(layer):
-                yield prefix + child.name, child
-                yield from below(child, f"{prefix}{child.name}/")
-
-        if len(self.models) == 1:
-            return dict(below(self.models[0], ""))
+    def elsewhere(self, tower: int) -> dict[int, str]:
+        """Devices of variables whose copy is taken elsewhere than the tower."""
         return {
-            path: layer
-            for m in self.models
-            for path, layer in ((m.name, m), *below(m, f"{m.name}/"))
+            **self.pinned,
+            **{i: devices[tower] for i, devices in self.spread.items()},
         }
 
     def is_seed(self, index: int) -> bool:
@@ -161,29 +166,6 @@ class LayerGraph:
     def index_of(self, variable: keras.Variable) -> int:
         """The place of a variable in `self.variables`."""
         return next(i for i, v in enumerate(self.variables) if v is variable)
-
-
-def _found(by_path: dict[str, keras.Layer], name: str) -> keras.Layer:
-    """The layer with this path, or the only one with this name."""
-    if name in by_path:
-        return by_path[name]
-    named = {p: layer for p, layer in by_path.items() if layer.name == name}
-    if len({id(layer) for layer in named.values()}) == 1:
-        return next(iter(named.values()))
-    raise _no_layer("layer_devices", name, list(named) or list(by_path))
-
-
-def _no_layer(argument: str, name: str, paths: list[str]) -> ValueError:
-    near = difflib.get_close_matches(name, paths, n=3) or sorted(paths)[:10]
-    if all(path.endswith(f"/{name}") for path in paths):
-        return ValueError(
-            f"`{argument}` names {name!r}, which could be any of "
-            f"{', '.join(sorted(paths))}. Give the path."
-        )
-    return ValueError(
-        f"`{argument}` names {name!r}, but the model has no such layer. The "
-        f"nearest are {', '.join(near)}."
-    )
 
 
 def variables_of(model: keras.Model) -> list[Any]:

@@ -93,7 +93,7 @@ class Group:
 
     Attributes:
       device: that of the variables that they move.
-      pin: that of their layer, if it has one of its own, else "".
+      pin: that of their layer, or one per tower; none if it runs on the tower.
       dtype: its name.
       counted: whether each comes with the positions that were counted.
       by_one: whether one tower speaks for all.
@@ -102,7 +102,7 @@ class Group:
     """
 
     device: str
-    pin: str
+    pin: tuple[str, ...]
     dtype: str
     counted: bool
     by_one: bool
@@ -113,6 +113,7 @@ def packed(
     graph: Any,
     devices: Sequence[str],
     moments: dict[int, list[Moments]],
+    tower: int,
 ) -> dict[Group, tf.Tensor]:
     """One tower's moments, in one tensor for each device that they go to.
 
@@ -120,6 +121,7 @@ def packed(
       graph: names the layers.
       devices: each variable's device.
       moments: what each call of a batch norm saw, by its `moving_mean`.
+      tower: which one.
 
     Returns:
       By group: a tensor [2, channels of all calls] of means and variances, or
@@ -131,7 +133,7 @@ def packed(
         for k, call in enumerate(calls):
             group = Group(
                 device=devices[i],
-                pin=graph.pins.get(id(layers[i]), ""),
+                pin=tuple(tf.nest.flatten(graph.pins.get(id(layers[i]), ()))),
                 dtype=call.mean.dtype.name,
                 counted=call.count is not None,
                 by_one=layers[i].synchronized,
@@ -142,7 +144,8 @@ def packed(
         places, said = zip(*members)
         columns = [[c.mean for c in said], [c.variance for c in said]]
         # Where the layer saw them.
-        with tf.device(group.pin) if group.pin else contextlib.nullcontext():
+        pin = group.pin[tower % len(group.pin)] if group.pin else None
+        with tf.device(pin) if pin else contextlib.nullcontext():
             if group.counted:
                 counts = [tf.fill(tf.shape(c.mean), c.count) for c in said]
                 columns.append(counts)

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Container
+import functools
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -166,15 +167,14 @@ def replicated(
 ) -> tuple[list[Any], list[list[Any]]]:
     """Values of all variables, and copies per tower."""
     values, columns = [], []
-    flags: dict[str, list[Any]] = {}
     n = len(placement.devices)
+    elsewhere = [graph.elsewhere(i) for i in range(n)]
+    kept = functools.cache(
+        functools.partial(keep_flags, shards.rows, shards.may_be_empty)
+    )
     with tf.name_scope("replicate"):
         for k, home in enumerate(homes):
             device = home.device
-            if device not in flags:
-                flags[device] = keep_flags(
-                    shards.rows, shards.may_be_empty, device
-                )
             with tf.device(device):
                 value = home.variable.read_value()
                 if graph.is_seed(k):
@@ -183,12 +183,50 @@ def replicated(
                     value = of_all_rows(graph.variables[k], value, shards)
                     column = scatter(value, shards.ranges, device)
                 elif graph.is_overwritten(k):
-                    column = replicate_overwritten(value, device, flags[device])
+                    column = replicate_overwritten(value, device, kept(device))
                 else:
-                    column = replicate(value, device, flags[device])
+                    places = [
+                        there.get(k, tower)
+                        for there, tower in zip(elsewhere, placement.devices)
+                    ]
+                    column = copies(value, device, places, kept)
             values.append(value)
             columns.append(column)
     return values, [list(copies) for copies in zip(*columns)] or [[]] * n
+
+
+def copies(
+    value: tf.Tensor,
+    home: str,
+    places: Sequence[str],
+    kept: Callable[[str], Sequence[tf.Tensor | None]],
+) -> list[tf.Tensor]:
+    """One copy per tower, that crosses to each device once.
+
+    Where several towers have theirs on one device, their gradients are summed
+    there, and the sum crosses.
+
+    Args:
+      value: on `home`.
+      home: where the variable lives.
+      places: where each tower takes its copy.
+      kept: by device per tower None, or whether it had rows.
+    """
+    units: dict[Any, list[int]] = {}  # of towers that share what crosses
+    for i, place in enumerate(places):
+        alone = not value.dtype.is_floating or same_device(place, home)
+        units.setdefault(i if alone else place, []).append(i)
+    flags = [kept(home)[u[0]] if len(u) == 1 else None for u in units.values()]
+    made: dict[int, tf.Tensor] = {}
+    for unit, copy in zip(units.values(), replicate(value, home, flags)):
+        there = [copy]
+        if len(unit) > 1:
+            device = places[unit[0]]
+            with tf.device(device):
+                copy = tf.identity(copy)
+            there = replicate(copy, device, [kept(device)[i] for i in unit])
+        made.update(zip(unit, there))
+    return [made[i] for i in range(len(places))]
 
 
 def move_variable(variable: Any, device: str) -> bool:

@@ -50,6 +50,7 @@ def replayed(
     training: bool | None,
     scope: str,
     tower_fn: Callable[..., Any] | None = None,
+    tower: int = 0,
 ) -> Replay:
     """Calls a model with `values` for its variables, changing none.
 
@@ -62,9 +63,10 @@ def replayed(
       training: what layers that are not told otherwise go by.
       scope: an absolute name scope, with its slash.
       tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
+      tower: which one, for layers with a device in each.
     """
     stateless = Values(graph.variables, values)
-    notes = hooks.Notes(graph, scope, training, stateless)
+    notes = hooks.Notes(graph, scope, training, stateless, tower)
     with tf.name_scope(scope), opened(notes):
         if tower_fn is not None:
             outputs = tower_fn(graph.model, inputs)

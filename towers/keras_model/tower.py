@@ -14,6 +14,7 @@ from towers.keras_model.request import Request
 
 def pure_tower(
     graph: layer_graph.LayerGraph,
+    index: int,
     scope: str,
     request: Request,
     devices: Sequence[str],
@@ -27,9 +28,9 @@ def pure_tower(
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
         replay = replayed(
-            graph, copies, shard, request.training, scope, tower_fn
+            graph, copies, shard, request.training, scope, tower_fn, index
         )
-        moments = packed(graph, devices, replay.moments)
+        moments = packed(graph, devices, replay.moments, index)
         told = besides_moments(graph, replay.state, replay.moments)
         aside = tf.nest.map_structure(
             _stopped, {"state": told, "moments": moments}

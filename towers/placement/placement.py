@@ -39,10 +39,15 @@ class Placement:
         device if that is one device, else the first tower's.
       available: the device names to check against. None asks TensorFlow;
         "any" checks the spelling only, for a graph that will run elsewhere.
-      layer_devices: layers, by name ("embedding") or by path in nested models
-        ("encoder/embedding"), that run on a device of their own, the same for
-        all towers. Their variables live there, are copied to no tower, and
-        are not shown to a policy.
+      layer_devices: layers that run on a device of their own, and all that
+        they hold: by path in nested models ("encoder/embedding"), by name
+        ("embedding"), or by a regular expression that matches a whole path
+        ("encoder/.*"). A layer's own key beats that of one that holds it; of
+        its own keys a path beats a name beats a pattern. One device is the
+        same for all towers: the layer's variables live there, are copied to no
+        tower, and are not shown to a policy. A list has one device per tower:
+        the variables live where `parameter_device` says, and go from there to
+        each device that needs them, once.
 
     Raises:
       TypeError: a device is no name, or an argument has the wrong type.
@@ -55,7 +60,7 @@ class Placement:
     input_device: str = "/CPU:0"
     output_device: str | None = None
     available: Sequence[str] | str | None = None
-    layer_devices: Mapping[str, str] = dataclasses.field(
+    layer_devices: Mapping[str, str | Sequence[str]] = dataclasses.field(
         default_factory=dict, hash=False
     )
 
@@ -106,12 +111,24 @@ class Placement:
                 "`layer_devices` must be a dict from layers' names to devices; "
                 f'got {pins!r}. Write {{"embedding": "/CPU:0"}}.'
             )
+
+        def resolve_pin(name: str, pin: Any) -> str | tuple[str, ...]:
+            argument = f"layer_devices[{name!r}]"
+            if isinstance(pin, str) or not isinstance(pin, Sequence):
+                return resolve(argument, pin)
+            if len(pin) != len(devices):
+                raise ValueError(
+                    f"`{argument}` must be one device, or a list with one for "
+                    f"each of the {len(devices)} towers; got {list(pin)!r}."
+                )
+            return tuple(
+                resolve(f"{argument}[{i}]", device)
+                for i, device in enumerate(pin)
+            )
+
         put(
             "layer_devices",
-            {
-                name: resolve(f"layer_devices[{name!r}]", device)
-                for name, device in pins.items()
-            },
+            {name: resolve_pin(name, pin) for name, pin in pins.items()},
         )
 
     @classmethod
@@ -194,8 +211,8 @@ class Placement:
             else f"on {self.parameter_device}"
         )
         pins = "".join(
-            f"; {name} on {device}"
-            for name, device in self.layer_devices.items()
+            f"; {name} on {pin if isinstance(pin, str) else ', '.join(pin)}"
+            for name, pin in self.layer_devices.items()
         )
         return (
             f"{towers}; batches split on {self.input_device}, parameters "

@@ -70,7 +70,10 @@ class Partitions:
                     self._sent_by[_key(node)] = i, node
                     if _ends(node)[0] != _ends(node)[1]:
                         self.sends.append(node)
-                elif node.op not in (*tf_nodes.RECEIVES, *_ENDS):
+                elif node.op not in (
+                    *tf_nodes.RECEIVES,
+                    *_ENDS,
+                ) and not self._only_waits(i, node):
                     self.nodes.append((device, name, _plain(node.op)))
                 for k, tensor in enumerate(node.input):
                     received = self._parts[i].get(source(tensor))
@@ -81,6 +84,13 @@ class Partitions:
                         and not waits
                     ):
                         self._taken[_key(received)] = node, k
+
+    def _only_waits(self, i: int, node: Any) -> bool:
+        """Whether an op was added to wait for another device, where it was cut."""
+        if node.op != "Identity" or node.name in self._whole:
+            return False
+        taken = self._parts[i].get(source(node.input[0]))
+        return taken is not None and taken.op in tf_nodes.RECEIVES
 
     def transfers(self, batches: Sequence[Batches]) -> list[Transfer]:
         """What each send carried."""

@@ -10,8 +10,8 @@ The map of the house, from the top down. Each part imports what is below it only
   verbs           split, scatter, replicate, gather, join, average, and the rows
   engine          one tower on its device, there and back; README.md says why
   report          what TensorFlow ran where: `execution_report`
-  foreign         the one door to private names of Keras and TensorFlow
   placement       where: `Placement`, names of devices, policies
+  foreign         the one door to private names of Keras and TensorFlow
 """
 
 from towers.build import build_towers

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from towers.placement import device_names
 from towers.placement.device_names import available, resolve
+from towers.placement.from_layers import made_where
 
 Policy = Callable[[Sequence[Any]], Sequence[str]]
 
@@ -193,6 +194,50 @@ class Placement:
                 f"tensor or a model, or ask for at most {len(names)}."
             )
         return cls(names[:n], **kwargs)
+
+    @classmethod
+    def from_layers(
+        cls, model: Any, devices: Sequence[str] | None = None, **kwargs: Any
+    ) -> "Placement":
+        """Each layer where its variables are, as `tf.device` has made them.
+
+        Plain Keras runs the ops of layers that were made under `tf.device` on
+        the default device. Here they run beside their variables, which stay
+        where they are. Layers without variables run on the tower.
+
+        >>> x = keras.Input([3])
+        >>> with tf.device("/CPU:1"):
+        ...     y = keras.layers.Dense(4, name="low")(x)
+        >>> with tf.device("/CPU:0"):
+        ...     z = keras.layers.Dense(2, name="high")(y)
+        >>> placement = towers.Placement.from_layers(keras.Model(x, z))
+        >>> placement.devices, placement.layer_devices
+        (('/CPU:1',), {'low': '/CPU:1', 'high': '/CPU:0'})
+
+        Args:
+          model: a built `keras.Model`.
+          devices: those of the towers; by default one tower, on the device that
+            holds most bytes of variables.
+          **kwargs: as for `Placement`. By default the first tower's device has
+            what is no layer's.
+
+        Raises:
+          TypeError: `model` is no Keras model, or `layer_devices` are given.
+          ValueError: it is not built, or a layer's variables are on several
+            devices.
+        """
+        where, held = made_where(model)
+        if "layer_devices" in kwargs:
+            raise TypeError(
+                "from_layers works out `layer_devices` itself; got "
+                f"{kwargs['layer_devices']!r}. For others, write "
+                "dataclasses.replace(placement, layer_devices={...})."
+            )
+        if devices is None:
+            devices = [device for device, _ in held.most_common(1)]
+            devices = devices or ["/CPU:0"]
+        kwargs.setdefault("parameter_device", devices[0])
+        return cls(devices, layer_devices=where, **kwargs)
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -2,6 +2,8 @@
 
 The map of the house, from the top down. Each part imports what is below it only:
 
+  planning        what looks at a placement from outside, or works one out:
+                  `spread_layers`
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
   build           split, replicate, forward, gather: the story on one screen
                   (`build_towers`), beside what it hands out (tower_graph), the
@@ -22,6 +24,7 @@ from towers.keras_model.merge_rules import merge_state_by
 from towers.keras_model.parameters import place_variables
 from towers.placement.placement import Placement
 from towers.placement.policies import balanced, round_robin
+from towers.planning.spread import spread_layers
 from towers.report.report import ExecutionReport, execution_report
 from towers.tower_graph import Tower, TowerGraph
 from towers.verbs.average import average_gradients
@@ -48,6 +51,7 @@ __all__ = [
     "place_variables",
     "round_robin",
     "split_batch",
+    "spread_layers",
     "to_multi_gpu",
 ]
 

@@ -42,6 +42,7 @@ TESTED_BY = {
     "keras_model.signature": "keras_model.checks",
     "keras_model.tower": "build",
     "placement.device_names": "placement.placement",
+    "planning.steps": "planning.spread",
     "placement.policies": "keras_model.parameters",
     "verbs.batch": "verbs.split",
     "verbs.join": "engine.meeting",

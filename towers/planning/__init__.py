@@ -1,0 +1,1 @@
+"""planning: what looks at a placement from outside, or works one out."""

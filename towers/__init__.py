@@ -12,11 +12,15 @@ The map of the house, from the top down. Each part imports what is below it only
   verbs           split, scatter, replicate, gather, join, average, and the rows
   engine          one tower on its device, there and back; README.md says why
   report          what TensorFlow ran where: `execution_report`
+  cluster         workers in other processes: `serve`, `Cluster`, `WorkerLost`
   placement       where: `Placement`, names of devices, policies
   foreign         the one door to private names of Keras and TensorFlow
 """
 
 from towers.build import build_towers
+from towers.cluster.cluster import Cluster
+from towers.cluster.lost import WorkerLost
+from towers.cluster.worker import serve
 from towers.engine.all_towers import all_towers
 from towers.export import export_towers
 from towers.foreign.tf_autograph import keep_as_they_are
@@ -36,11 +40,13 @@ from towers.wrapper.tower_model import TowerModel
 __version__ = "0.2.0"
 __all__ = [
     "all_towers",
+    "Cluster",
     "ExecutionReport",
     "Placement",
     "Tower",
     "TowerGraph",
     "TowerModel",
+    "WorkerLost",
     "average_gradients",
     "balanced",
     "build_towers",
@@ -50,6 +56,7 @@ __all__ = [
     "merge_state_by",
     "place_variables",
     "round_robin",
+    "serve",
     "split_batch",
     "spread_layers",
     "to_multi_gpu",

@@ -28,6 +28,8 @@ MODULES = [
 ]
 # Files that have no test of their own, and those that would fail.
 TESTED_BY = {
+    "__main__": "cluster.worker",
+    "cluster.pulse": "cluster.heartbeat",
     "engine.all_towers": "engine.meeting",
     "engine.parts": "engine.copies",
     "foreign.keras_optimizer": "foreign.keras_compile",

@@ -27,6 +27,16 @@ def short(device: str) -> str:
     return spec.to_string()
 
 
+def own(kind: str) -> list[str]:
+    """This process's devices of a kind, and not those of a cluster."""
+    found = []
+    for device in tf.config.list_logical_devices(kind):
+        spec = tf.DeviceSpec.from_string(device.name)
+        if (spec.job or "localhost") == "localhost" and not spec.task:
+            found.append(device.name)
+    return found
+
+
 def available(available: Sequence[str] | str | None) -> list[str] | None:
     """Full names to check against, or None to check the spelling only."""
     if available is None:
@@ -84,6 +94,12 @@ def resolve(name: Any, argument: str, seen: list[str] | None) -> str:
     meant = [other for other in known if agrees(spec, other)]
     if meant:
         ours = [device for device in meant if device.job == here.job] or meant
+        if len({(d.job, d.task) for d in ours}) > 1:
+            raise ValueError(
+                f"`{argument}` is {name!r}, which may be "
+                f"{', '.join(spelled(device) for device in ours)}. Expected "
+                "one of those."
+            )
         return ours[0].to_string() if several else spelled(ours[0])
     names = [spelled(other) for other in known]
     near = difflib.get_close_matches(spelled(spec), names, n=1, cutoff=0.8)

@@ -147,7 +147,7 @@ class Placement:
           ValueError: `n` is below 1, or there are fewer GPUs.
         """
         check_count("n", n, optional=True)
-        names = [d.name for d in tf.config.list_logical_devices("GPU")]
+        names = device_names.own("GPU")
         if len(names) < (n or 1):
             raise ValueError(
                 f"`n` asks for {n or 'all'} GPUs, but TensorFlow sees "
@@ -185,7 +185,7 @@ class Placement:
                 tf.config.set_logical_device_configuration(host, [one] * n)
             except RuntimeError:  # TensorFlow has started: take what is there
                 pass
-        names = [d.name for d in tf.config.list_logical_devices("CPU")]
+        names = device_names.own("CPU")
         if len(names) < n:
             raise RuntimeError(
                 f"Placement.cpus({n}) needs {n} logical CPU devices, but "
@@ -238,6 +238,43 @@ class Placement:
             devices = devices or ["/CPU:0"]
         kwargs.setdefault("parameter_device", devices[0])
         return cls(devices, layer_devices=where, **kwargs)
+
+    @classmethod
+    def workers(
+        cls, cluster: Any, kind: str | None = None, **kwargs: Any
+    ) -> "Placement":
+        """One tower on each device of the workers of a cluster.
+
+        >>> towers.Placement.workers(["10.0.0.2:2222"])
+        Traceback (most recent call last):
+          ...
+        TypeError: `cluster` must be a towers.Cluster; got ['10.0.0.2:2222']. Write towers.Cluster([...]).
+
+        Args:
+          cluster: a `Cluster`.
+          kind: "CPU" or "GPU"; None takes GPUs if any worker has one, else CPUs.
+          **kwargs: as for `Placement`. By default parameters, inputs and outputs
+            are on this process.
+
+        Raises:
+          TypeError: `cluster` is no `Cluster`.
+          ValueError: the workers have no device of this kind.
+        """
+        if not callable(getattr(cluster, "devices", None)):
+            raise TypeError(
+                f"`cluster` must be a towers.Cluster; got {cluster!r}. Write "
+                "towers.Cluster([...])."
+            )
+        kinds = [kind] if kind is not None else ["GPU", "CPU"]
+        each = [cluster.devices(one) for one in kinds]
+        names: list[str] = next(filter(None, each), [])
+        if not names:
+            raise ValueError(
+                f"`kind` is {kind!r}, but the workers have "
+                f"{', '.join(cluster.devices()) or 'no devices'}. Expected a "
+                "kind that they have, or None."
+            )
+        return cls(names, **kwargs)
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -1,0 +1,107 @@
+"""Workers for a test's chief: forks of a process that has not started TensorFlow.
+
+Import this first. Whatever ends the chief ends them: they are killed when the
+process that forks them hears no more, and that when its parent is gone.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+import towers
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Workers:
+    """`n` workers, each known by its place.
+
+    Attributes:
+      addresses: theirs, for a `towers.Cluster`.
+      pids: of those that run, or ran.
+    """
+
+    def __init__(self, n: int, started: int | None = None):
+        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(n)]
+        self.pids: dict[int, int] = {}
+        (self._hears, says), (hears, self._says) = os.pipe(), os.pipe()
+        if not os.fork():
+            os.close(self._says)
+            _forks(os.fdopen(hears), says)
+        for i in range(n if started is None else started):
+            self.start(i)
+
+    def start(self, i: int) -> None:
+        port = int(self.addresses[i].split(":")[1])
+        os.write(self._says, f"{port}\n".encode())
+        self.pids[i] = json.loads(os.read(self._hears, 100))
+
+    def kill(self, i: int) -> None:
+        os.kill(self.pids[i], signal.SIGKILL)
+
+    def stop(self, i: int) -> None:
+        os.kill(self.pids[i], signal.SIGSTOP)
+
+    def resume(self, i: int) -> None:
+        os.kill(self.pids[i], signal.SIGCONT)
+
+    def end(self) -> None:
+        os.close(self._says)
+
+
+def _forks(asked, says: int) -> None:
+    """Forks a worker for each line, until there are no more; ends them."""
+    _die_with_parent()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    pids = []
+    for line in asked:
+        pid = os.fork()
+        if not pid:
+            _die_with_parent()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1):
+                os.dup2(nothing, descriptor)
+            towers.serve(int(line), threads=1)
+            os._exit(0)
+        pids.append(pid)
+        os.write(says, json.dumps(pid).encode())
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    os._exit(0)
+
+
+def free_ports(n: int) -> list[int]:
+    """Ports that nobody has, nor the one of its heartbeat."""
+    found: list[int] = []
+    while len(found) < n:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            try:
+                other.bind(
+                    ("127.0.0.1", port + (1000 if port < 64536 else -1000))
+                )
+            except OSError:
+                continue
+            if port not in found and port < 64000:
+                found.append(port)
+    return found
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError("It has not come to be.")
+        time.sleep(0.05)

@@ -1,0 +1,71 @@
+"""lost: what TensorFlow raises when a worker is lost, told in one way."""
+
+import re
+from collections.abc import Iterable
+
+import tensorflow as tf
+
+# What TensorFlow 2.16 to 2.21 say, each with its kinds of errors: the worker hung
+# up, cannot be called, or was started again and knows nothing.
+_SIGNS = (
+    "remote target /job:",
+    "Unable to find a context_id",
+    "contains an invalid device",
+    "Socket closed",
+    "failed to connect to all addresses",
+    "Connection reset by peer",
+    "Broken pipe",
+    "RecvFromRemoteAsync is cancelled",
+    "Remote RPC failed",
+    "GrpcRemoteWorker",
+    "unknown device.",
+)
+_TASK = re.compile(r"/job:worker(?:/replica:\d+)?/task:(\d+)")
+
+
+class WorkerLost(RuntimeError):
+    """A worker died, was started anew, or does not answer any more.
+
+    What was computed on it is gone, and so are variables that lived there.
+
+    >>> error = towers.WorkerLost(["10.0.0.2:2222"])
+    >>> error.workers
+    ('10.0.0.2:2222',)
+
+    Attributes:
+      workers: their addresses, as the `Cluster` was given them.
+
+    Args:
+      workers: the addresses.
+      more: what else is to be said.
+    """
+
+    def __init__(self, workers: Iterable[str], more: str = ""):
+        self.workers = tuple(workers)
+        super().__init__(
+            f"Lost {', '.join(self.workers) or 'a worker'}: killed, started "
+            "anew, or not answering. "
+            + (
+                more
+                or "Go on without it: call `update()` of the Cluster, then make "
+                "a new model on `Placement.workers(cluster)` and `fit` again "
+                "from a checkpoint, as with keras.callbacks.BackupAndRestore. "
+                'With parameters on this process, TowerModel(on_lost="continue") '
+                "does it by itself, without losing a step."
+            )
+        )
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.workers,)
+
+
+def is_sign(error: BaseException) -> bool:
+    """Whether an error of TensorFlow's is one of a connection to a worker."""
+    return isinstance(
+        error, (tf.errors.OpError, ValueError, RuntimeError)
+    ) and any(sign in str(error) for sign in _SIGNS)
+
+
+def tasks_named(error: BaseException) -> list[int]:
+    """The workers' tasks that an error names."""
+    return sorted({int(task) for task in _TASK.findall(str(error))})

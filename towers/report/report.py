@@ -8,7 +8,9 @@ import collections
 import dataclasses
 import functools
 import gc
+import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from towers.placement.device_names import short
+from towers.report import html
 from towers.report.partitions import Partitions, Transfer
 from towers.report.recording import record
 
@@ -167,6 +170,33 @@ class ExecutionReport:
             "parameter_bytes": self.parameter_bytes,
             "slot_bytes": self.slot_bytes,
         }
+
+    def save(self, path: Any) -> None:
+        """Writes the report to one file, for people or for programs.
+
+        Args:
+          path: a path that ends in ".html", for one page that opens in any
+            browser without a network, or in ".json", for `to_dict()`.
+
+        Raises:
+          ValueError: another ending.
+        """
+        ending = os.path.splitext(os.fspath(path))[1].lower()
+        if ending in (".html", ".htm"):
+            text = html.page(self.to_dict(), self.nodes)
+        elif ending == ".json":
+            text = json.dumps(self.to_dict(), indent=1)
+        else:
+            raise ValueError(
+                f"`path` is {path!r}, but a report is saved as .html or .json. "
+                'Write report.save("report.html").'
+            )
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _repr_html_(self) -> str:
+        """The short form, which notebooks show."""
+        return html.short_form(self.to_dict())
 
     def __str__(self) -> str:
         ran = collections.Counter(device for device, _, _ in self.nodes)

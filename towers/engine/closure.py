@@ -64,15 +64,25 @@ def differing(
       tensors: per tower, what it is given.
       taken: per tower, the same on its device.
     """
-    sources = [[_source(x).name for x in each] for each in tensors]
+    sources = [[_source(x) for x in each] for each in tensors]
     differ = [len(set(column)) > 1 for column in zip(*sources)]
     return [{x.name for x, d in zip(each, differ) if d} for each in taken]
 
 
-def _source(tensor: tf.Tensor) -> tf.Tensor:
-    while tensor.op.type in _PASS:
-        tensor = tensor.op.inputs[tensor.value_index]
-    return tensor
+def _source(tensor: tf.Tensor) -> tuple[Any, ...]:
+    """Where a tensor comes from, through copies and the parts of a parcel."""
+    parts: list[int] = []
+    while True:
+        op = tensor.op
+        if op.type in _PASS:
+            tensor = op.inputs[tensor.value_index]
+        elif op.type == "Reshape":
+            tensor = op.inputs[0]
+        elif op.type == "SplitV":
+            parts.append(tensor.value_index)
+            tensor = op.inputs[0]
+        else:
+            return (tensor.name, *parts)
 
 
 def _draws(op: tf.Operation) -> bool:

@@ -11,12 +11,14 @@ import tensorflow as tf
 from towers.foreign import keras_compile, keras_optimizer
 from towers.foreign.keras_layers import made_by_strategy, raw, replace_raw
 from towers.keras_model import checks, layer_graph
+from towers.keras_model.moments import statistics
 from towers.placement.device_names import same_device
 from towers.placement.placement import (
     Placement,
     check_placement,
     resolve_devices,
 )
+from towers.verbs.parcels import is_small, parcelled, replicate_together
 from towers.verbs.replicate import replicate, replicate_overwritten
 from towers.verbs.rows import keep_flags
 from towers.verbs.scatter import scatter
@@ -166,13 +168,15 @@ def replicated(
     shards: Shards,
 ) -> tuple[list[Any], list[list[Any]]]:
     """Values of all variables, and copies per tower."""
-    values, columns = [], []
-    n = len(placement.devices)
+    n, values = len(placement.devices), []
+    columns: dict[int, list[Any]] = {}
+    parcels: dict[Any, list[int]] = {}  # of what travels together
     elsewhere = [graph.elsewhere(i) for i in range(n)]
     kept = functools.cache(
         functools.partial(keep_flags, shards.rows, shards.may_be_empty)
     )
     with tf.name_scope("replicate"):
+        kinds = _kinds(graph)
         for k, home in enumerate(homes):
             device = home.device
             with tf.device(device):
@@ -185,48 +189,97 @@ def replicated(
                 elif graph.is_overwritten(k):
                     column = replicate_overwritten(value, device, kept(device))
                 else:
-                    places = [
-                        there.get(k, tower)
-                        for there, tower in zip(elsewhere, placement.devices)
-                    ]
-                    column = copies(value, device, places, kept)
+                    column = [value] * n
             values.append(value)
-            columns.append(column)
-    return values, [list(copies) for copies in zip(*columns)] or [[]] * n
+            columns[k] = column
+            if k in graph.row_states or graph.is_overwritten(k):
+                continue
+            places = tuple(
+                there.get(k, tower)
+                for there, tower in zip(elsewhere, placement.devices)
+            )
+            together = is_small(value) and not all(
+                same_device(place, device) for place in places
+            )
+            key = device, places, value.dtype, kinds[k] if together else k
+            parcels.setdefault(key, []).append(k)
+        for (device, places, dtype, _), members in parcels.items():
+            if dtype.is_floating:
+                some = [values[k] for k in members]
+                given = copies(some, device, places, kept)
+            elif len(members) > 1:
+                some = [columns[k] for k in members]
+                given = parcelled(some, device, places)
+            else:
+                continue
+            columns.update(zip(members, given))
+    each = [columns[k] for k in range(len(homes))]
+    return values, [list(own) for own in zip(*each)] or [[]] * n
+
+
+def _kinds(graph: layer_graph.LayerGraph) -> list[Any]:
+    """Which variables are used, or have gradients, only with which others.
+
+    What travels together comes as a whole, or not at all: in training no tower
+    asks for moving statistics, and of frozen weights nobody wants gradients.
+    """
+    models = [{id(v) for v in model.variables} for model in graph.models]
+    trainable = set(graph.trainable)
+    norms = {
+        id(v): layer.trainable
+        for layer in graph.batch_norms().values()
+        for v in statistics(layer)
+    }
+    return [
+        (
+            tuple(id(v) in of_model for of_model in models),
+            i in trainable,
+            norms.get(id(v)),
+            graph.is_metric(i),
+            graph.is_seed(i),
+        )
+        for i, v in enumerate(graph.variables)
+    ]
 
 
 def copies(
-    value: tf.Tensor,
+    values: Sequence[tf.Tensor],
     home: str,
     places: Sequence[str],
     kept: Callable[[str], Sequence[tf.Tensor | None]],
-) -> list[tf.Tensor]:
-    """One copy per tower, that crosses to each device once.
+) -> list[list[tf.Tensor]]:
+    """One copy per tower of each value; they cross to each device once.
 
     Where several towers have theirs on one device, their gradients are summed
     there, and the sum crosses.
 
     Args:
-      value: on `home`.
-      home: where the variable lives.
-      places: where each tower takes its copy.
+      values: floats on `home`, small ones if there are several.
+      home: where the variables live.
+      places: where each tower takes its copies.
       kept: by device per tower None, or whether it had rows.
     """
     units: dict[Any, list[int]] = {}  # of towers that share what crosses
     for i, place in enumerate(places):
-        alone = not value.dtype.is_floating or same_device(place, home)
+        alone = same_device(place, home)
         units.setdefault(i if alone else place, []).append(i)
     flags = [kept(home)[u[0]] if len(u) == 1 else None for u in units.values()]
-    made: dict[int, tf.Tensor] = {}
-    for unit, copy in zip(units.values(), replicate(value, home, flags)):
-        there = [copy]
-        if len(unit) > 1:
-            device = places[unit[0]]
-            with tf.device(device):
-                copy = tf.identity(copy)
-            there = replicate(copy, device, [kept(device)[i] for i in unit])
-        made.update(zip(unit, there))
-    return [made[i] for i in range(len(places))]
+    if len(values) == 1:
+        sent = [replicate(values[0], home, flags)]
+    else:
+        targets = [places[unit[0]] for unit in units.values()]
+        sent = replicate_together(values, home, targets, flags)
+    made: list[dict[int, tf.Tensor]] = [{} for _ in values]
+    for column, of_value in zip(sent, made):
+        for unit, copy in zip(units.values(), column):
+            there = [copy]
+            if len(unit) > 1:
+                device = places[unit[0]]
+                with tf.device(device):
+                    copy = tf.identity(copy)
+                there = replicate(copy, device, [kept(device)[i] for i in unit])
+            of_value.update(zip(unit, there))
+    return [[of_value[i] for i in range(len(places))] for of_value in made]
 
 
 def move_variable(variable: Any, device: str) -> bool:

@@ -1,0 +1,211 @@
+"""parcels: many small values of one device, in one tensor for each tower.
+
+What crosses between devices is dear by the piece: over gRPC each tensor costs
+the sender as much as copying 100 kB. So what is small is joined where it lives,
+and taken apart where it is used; its gradients come back in the same way.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign.tf_gradients import own_gradient
+from towers.verbs.replicate import total
+
+# What is larger goes by itself, as soon as it is ready: joining is a copy on
+# either side, which costs more than the message from about here.
+SMALL = 64 * 1024  # bytes
+
+
+def is_small(value: tf.Tensor) -> bool:
+    """Whether a value is better sent together with others."""
+    known = value.shape.is_fully_defined() and value.dtype != tf.string
+    return known and value.shape.num_elements() * value.dtype.size <= SMALL
+
+
+def parcelled(
+    columns: Sequence[Sequence[tf.Tensor]], device: str, targets: Sequence[str]
+) -> list[list[tf.Tensor]]:
+    """Values without a gradient, sent together.
+
+    Args:
+      columns: of each value, what each tower gets.
+      device: where they are.
+      targets: per tower, where they go.
+
+    Returns:
+      The same, on the towers' devices.
+    """
+    known: dict[tuple[str, ...], tf.Tensor] = {}
+    towers = []
+    for values, target in zip(zip(*columns), targets):
+        names = tuple(value.name for value in values)
+        if names not in known:
+            with tf.device(device):
+                known[names] = _joined(values)
+        with tf.device(target):
+            parts = _parts(known[names], values)
+            towers.append([_shaped(*pair) for pair in zip(parts, values)])
+    return [list(column) for column in zip(*towers)]
+
+
+def replicate_together(
+    values: Sequence[tf.Tensor],
+    device: str,
+    targets: Sequence[str],
+    kept: Sequence[tf.Tensor | None],
+) -> list[list[tf.Tensor]]:
+    """As `replicate` of each, with one tensor per tower and direction.
+
+    A value that no tower has a gradient of has none, and sparse ones stay so
+    and travel by themselves.
+
+    Args:
+      values: floats of one dtype and of known shapes, read on `device`.
+      device: where the variables live.
+      targets: per tower, where they are used.
+      kept: as for `replicate`.
+
+    Returns:
+      For each value its copies, one per tower, on `targets`.
+    """
+    n = len(kept)
+    post = _Post(values, device, kept)
+
+    @own_gradient
+    def joined(*values: tf.Tensor) -> Any:
+        def backward(*upstream: Any) -> list[Any]:
+            with tf.device(device):
+                return post.sums(upstream)
+
+        return [_joined(values)] * n, backward
+
+    with tf.device(device):
+        parcels = joined(*values)
+    towers = [_opened(post, i, parcels[i], targets[i]) for i in range(n)]
+    post.heard.clear()  # a forward accumulator has asked for gradients
+    return [list(column) for column in zip(*towers)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Letter:
+    """What one tower says of the values' gradients.
+
+    Attributes:
+      places: of which values there are dense ones.
+      gradients: those, joined.
+      sparse: the others that there are, by place.
+    """
+
+    places: tuple[int, ...]
+    gradients: tf.Tensor
+    sparse: dict[int, tf.IndexedSlices]
+
+
+class _Post:
+    """What is known at one end of a parcel's way of the other.
+
+    A tape makes zeros of gradients that there are none of, and takes no sparse
+    ones for a part of a tensor. So which there are is told past the tape.
+
+    Attributes:
+      heard: per tower, the places of values that have a gradient.
+      letters: what each tower says that has one.
+    """
+
+    def __init__(
+        self, values: Sequence[tf.Tensor], device: str, kept: Sequence[Any]
+    ):
+        self.heard: dict[int, set[int]] = collections.defaultdict(set)
+        self.letters: dict[int, _Letter] = {}
+        self._values = values
+        self._kept = kept
+
+    def sums(self, upstream: Sequence[tf.Tensor]) -> list[Any]:
+        """The gradient of each value, or None."""
+        everything = tuple(range(len(self._values)))
+        letters = self.letters or {
+            i: _Letter(everything, parcel, {})
+            for i, parcel in enumerate(upstream)
+        }
+        self.letters = {}
+        terms: list[list[Any]] = [[] for _ in self._values]
+        alike: dict[tuple[int, ...], list[Any]] = {}
+        for i, letter in letters.items():
+            whole = letter.places == everything
+            parcel = upstream[i] if whole else letter.gradients
+            alike.setdefault(letter.places, []).append((parcel, self._kept[i]))
+            for k, gradient in letter.sparse.items():
+                terms[k].append((gradient, self._kept[i]))
+        for places, pairs in alike.items():
+            if not places:
+                continue
+            values = [self._values[k] for k in places]
+            parts = _parts(total(*zip(*pairs)), values)
+            for k, part, value in zip(places, parts, values):
+                terms[k].append((_shaped(part, value), None))
+        return [total(*zip(*each)) if each else None for each in terms]
+
+
+def _opened(
+    post: _Post, tower: int, parcel: tf.Tensor, target: str
+) -> list[tf.Tensor]:
+    """The values in a parcel, on the tower's device."""
+    values = post._values
+
+    @own_gradient
+    def taken_apart(parcel: tf.Tensor) -> Any:
+        def backward(*upstream: Any) -> tf.Tensor:
+            heard = post.heard.pop(tower, range(len(values)))
+            sparse = {
+                k: upstream[k]
+                for k in sorted(heard)
+                if isinstance(upstream[k], tf.IndexedSlices)
+            }
+            places = tuple(k for k in sorted(heard) if k not in sparse)
+            with tf.device(target):
+                joined = _joined([upstream[k] for k in places], parcel.dtype)
+                post.letters[tower] = _Letter(places, joined, sparse)
+                if len(places) == len(values):
+                    return joined
+                return tf.zeros(parcel.shape, parcel.dtype)  # nobody reads it
+
+        return _parts(parcel, values), backward
+
+    def piece(k: int, part: tf.Tensor) -> tf.Tensor:
+        @own_gradient
+        def shaped(part: tf.Tensor) -> Any:
+            def backward(upstream: Any) -> Any:
+                post.heard[tower].add(k)
+                if isinstance(upstream, tf.IndexedSlices):
+                    return upstream
+                with tf.device(target):
+                    return tf.reshape(upstream, [-1])
+
+            return _shaped(part, values[k]), backward
+
+        return shaped(part)
+
+    with tf.device(target):
+        return [piece(k, x) for k, x in enumerate(taken_apart(parcel))]
+
+
+def _joined(
+    values: Sequence[tf.Tensor], dtype: tf.DType | None = None
+) -> tf.Tensor:
+    flat = [tf.reshape(value, [-1]) for value in values]
+    return tf.concat(flat, 0) if flat else tf.zeros([0], dtype)
+
+
+def _parts(parcel: tf.Tensor, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    return tf.split(parcel, [math.prod(value.shape) for value in values])
+
+
+def _shaped(part: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    if value.shape.rank == 1:
+        return part
+    return tf.reshape(part, value.shape)

@@ -2,19 +2,24 @@
 
 Keras has no public word for its internals that this file touches:
 `_trainable_variables`, `_all_reduce_sum_gradients`, `_distribution_strategy`,
-`_accumulated_gradients` and `_backend_reset_gradient_accumulators`.
-`keras_compile_test.py` fails when one of them changes.
+`_accumulated_gradients`, `_backend_reset_gradient_accumulators`,
+`_backend_apply_gradients`, `_clip_gradients`, `_get_current_learning_rate`,
+`_learning_rate`, `_iterations` and `_u_product` (of Nadam); nor has TensorFlow for
+`_cached_value`, what a variable is read as. `keras_optimizer_test.py` fails when
+one of them changes.
 """
 
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from towers.foreign.keras_layers import raw
+from towers.foreign.patches import patched
 
 # Ops that run functions, in which each op has a device of its own.
 _CALLS = (
@@ -60,13 +65,19 @@ def pin_optimizer(optimizer: Any) -> None:
     def of_variable(gradient: Any, variable: Any, learning_rate: Any) -> Any:
         return tf.device(raw(variable).device)
 
+    def once(*_: Any) -> Any:
+        return _scalars_read_once(optimizer)
+
     for name, which in (
         ("apply", of_all),
         ("add_variable_from_reference", of_reference),
         ("update_step", of_variable),
+        ("_backend_apply_gradients", once),
     ):
         function = beside(which, getattr(optimizer, name))
         object.__setattr__(optimizer, name, function)
+    clip = functools.partial(_clipped, optimizer, optimizer._clip_gradients)
+    object.__setattr__(optimizer, "_clip_gradients", clip)
 
     def forget() -> None:
         for gradient in optimizer._accumulated_gradients:
@@ -84,11 +95,97 @@ def pin_optimizer(optimizer: Any) -> None:
     object.__setattr__(optimizer, "_all_reduce_sum_gradients", lambda g: g)
 
 
+@contextlib.contextmanager
+def _scalars_read_once(optimizer: Any) -> Iterator[None]:
+    """While open, what an optimizer counts and goes by is one tensor each.
+
+    Each read of a variable is a tensor of its own, and would cross by itself to
+    each device that works with it, for each variable there.
+    """
+    if tf.executing_eagerly():
+        yield
+        return
+    rate = optimizer._learning_rate
+    numbers = [
+        optimizer._iterations,
+        rate if isinstance(rate, keras.Variable) else None,
+        getattr(optimizer, "_u_product", None),
+    ]
+    with contextlib.ExitStack() as stack:
+        for number in numbers:
+            if number is not None:
+                stack.enter_context(_read_once(raw(number)))
+        if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            now = optimizer._get_current_learning_rate()
+            stack.enter_context(
+                patched((optimizer, "_get_current_learning_rate", lambda: now))
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _read_once(variable: tf.Variable) -> Iterator[None]:
+    """While open, reads of a variable are one tensor, until it is assigned to."""
+    graph = tf.compat.v1.get_default_graph()
+
+    def read() -> None:
+        with tf.device(variable.device):
+            variable._cached_value = variable.read_value()
+
+    def anew(assign: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(assign)
+        def assigned(*args: Any, **kwargs: Any) -> Any:
+            variable._cached_value = None
+            result = assign(*args, **kwargs)
+            if tf.compat.v1.get_default_graph() is graph:
+                read()
+            return result
+
+        return assigned
+
+    names = ("assign", "assign_add", "assign_sub")
+    shadows = [
+        (variable, name, anew(getattr(variable, name))) for name in names
+    ]
+    with patched((variable, "_cached_value", None), *shadows):
+        read()
+        yield
+
+
+def _clipped(
+    optimizer: Any, clip: Callable[..., Any], gradients: Sequence[Any]
+) -> Any:
+    """Clipped gradients: each device tells its part of the global norm.
+
+    What Keras computes (R. Pascanu et al., "On the difficulty of training
+    recurrent neural networks", 2013), where each gradient's norm would cross.
+    """
+    most = optimizer.global_clipnorm
+    if tf.executing_eagerly() or optimizer.clipnorm or not most:
+        return clip(gradients)
+    squares: dict[str, list[tf.Tensor]] = {}
+    for gradient in gradients:
+        if gradient is not None:
+            square = keras.ops.sum(keras.ops.square(gradient))
+            squares.setdefault(square.device, []).append(square)
+    if len(squares) < 2:
+        return clip(gradients)
+    parts = []
+    for device, some in squares.items():
+        with tf.device(device or None):
+            parts.append(tf.add_n(some))
+    norm = tf.sqrt(tf.add_n(parts))
+    scale = most * tf.minimum(1.0 / norm, 1.0 / most)
+    scale += norm - norm  # not finite if the norm is not
+    return [g if g is None else g * scale for g in gradients]
+
+
 def _spread() -> Any:
     """Where ops that have no device go beside the largest of their inputs.
 
     What an optimizer does to all gradients and variables (clipping, weight
-    decay, averages) then happens where each lives.
+    decay, averages) then happens where each lives, and what it makes of its
+    own numbers where those are.
     """
     if tf.executing_eagerly():
         return contextlib.nullcontext()
@@ -107,16 +204,15 @@ def _spread() -> Any:
                 )
         return captured.get(id(tensor), tensor.device)
 
-    def size(tensor: tf.Tensor) -> float:
+    def size(tensor: tf.Tensor) -> tuple[float, bool]:
         if tensor.dtype == tf.resource:
-            return math.inf
-        return tensor.shape.num_elements() or 0
+            return math.inf, True
+        return tensor.shape.num_elements() or 0, bool(device_of(tensor))
 
     def beside_largest(op: tf.Operation) -> str:
         if op.device or op.type in _CALLS or not op.inputs:
             return op.device
-        largest = max(op.inputs, key=size)
-        return device_of(largest) if size(largest) > 1 else ""
+        return device_of(max(op.inputs, key=size))
 
     return tf.compat.v1.device(beside_largest)
 

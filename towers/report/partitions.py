@@ -15,6 +15,8 @@ from towers.report.tensor_shapes import in_loops, shapes_of, source
 
 _ENDS = (*tf_nodes.ARGUMENTS, *tf_nodes.RESULTS)
 _COPIES = ("Identity", "IdentityN", "Snapshot", "StopGradient", "Enter")
+# A value, in a place of a graph: its port, and the device that made it.
+_Origin = tuple[tuple[Any, ...], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +96,42 @@ class Partitions:
 
     def transfers(self, batches: Sequence[Batches]) -> list[Transfer]:
         """What each send carried."""
+        return [transfer for transfer, _ in self.crossings(batches)]
+
+    def crossings(
+        self, batches: Sequence[Batches]
+    ) -> list[tuple[Transfer, dict[_Origin, int]]]:
+        """What each send carried, and the bytes of each value in there.
+
+        Several small ones may be joined for their way. Copies and transfers on
+        it are passed, and reads of a variable are one value.
+        """
         names = [self._in_whole(send) for send in self.sends]
-        shapes = shapes_of(self._ran, batches, [n for n in names if n])
-        return [
-            Transfer(
+        values = [self._origins(*self._start(send)) for send in self.sends]
+        asked = [n for n in names if n]
+        asked += [name for each in values for _, name in each if name]
+        shapes = shapes_of(self._ran, batches, asked)
+        told = []
+        for send, name, each in zip(self.sends, names, values):
+            transfer = Transfer(
                 *_ends(send),
                 name or send.input[0],
                 tf.as_dtype(send.attr["T"].type),
                 shapes.get(name) if name else self._constant_shape(send),
                 None if self._loops(send) else len(self._ran.calls),
             )
-            for send, name in zip(self.sends, names)
-        ]
+            parts = [
+                dataclasses.replace(transfer, shape=shapes.get(part)).bytes or 0
+                for _, part in each
+                if part
+            ]
+            if len(each) > 1 and sum(parts) == transfer.bytes:
+                held = dict(zip([origin for origin, _ in each], parts))
+            else:
+                ((whole, _),) = self._origins(*self._start(send), apart=False)
+                held = {whole: transfer.bytes or 0}
+            told.append((transfer, held))
+        return told
 
     def _in_whole(self, send: Any) -> str | None:
         """What is sent, by its name in the function before it was cut.
@@ -138,27 +164,68 @@ class Partitions:
         i, _ = self._sent_by[_key(send)]
         return send.name in self._looping[i]
 
-    def origin(self, send: Any) -> tuple[Any, str]:
-        """Where the value that is sent was made, and on which device.
-
-        Copies and transfers on its way are passed, and reads of a variable
-        are one value.
-        """
-        i, tensor = self._sent_by[_key(send)][0], send.input[0]
+    def _maker(self, i: int, tensor: str) -> tuple[int, str]:
+        """The partition, and what there made a tensor, by its name."""
         while True:
             node = self._parts[i].get(source(tensor))
-            port = int(tensor.split(":")[1]) if ":" in tensor else 0
             if node is None:
-                return (i, tensor), _ends(send)[0]
+                return i, tensor
             if node.op in _COPIES:
-                tensor = node.input[port]
+                tensor = node.input[_port(tensor)]
             elif node.op in tf_nodes.RECEIVES and _key(node) in self._sent_by:
                 i, sent = self._sent_by[_key(node)]
                 tensor = sent.input[0]
-            elif node.op == "ReadVariableOp":
+            elif node.op in ("ReadVariableOp", "Reshape"):
                 tensor = node.input[0]
+            elif node.op == "SplitV":
+                j, joined = self._maker(i, node.input[0])
+                whole = self._parts[j].get(source(joined))
+                count = node.attr["num_split"].i
+                if whole is None or len(self._joined(whole)) != count:
+                    return i, tensor
+                i, tensor = j, whole.input[_port(tensor)]
             else:
-                return (i, source(tensor), port), short(node.device)
+                return i, tensor
+
+    def _joined(self, node: Any) -> list[str]:
+        """The names, in the whole function, of what one op joins."""
+        known = self._whole.get(node.name)
+        if node.op != "ConcatV2" or known is None or known.op != node.op:
+            return []
+        names = list(known.input)[: known.attr["N"].i]
+        return names if node.attr["N"].i == len(names) else []
+
+    def _start(self, send: Any) -> tuple[int, str, str]:
+        return self._sent_by[_key(send)][0], send.input[0], _ends(send)[0]
+
+    def _origins(
+        self, i: int, tensor: str, device: str, apart: bool = True
+    ) -> list[tuple[_Origin, str]]:
+        """The values in a tensor, and what they are called when joined.
+
+        Args:
+          i: the partition that sends it.
+          tensor: its name there.
+          device: the partition's.
+          apart: whether one that is joined is several values.
+        """
+        i, tensor = self._maker(i, tensor)
+        node = self._parts[i].get(source(tensor))
+        names: list[str] = []
+        if node is not None:
+            device = short(node.device)
+            names = self._joined(node) if apart else []
+        if node is None or not names:
+            return [(((i, source(tensor), _port(tensor)), device), "")]
+        return [
+            (origin, deeper or (name if ":" in name else f"{name}:0"))
+            for part, name in zip(node.input, names)
+            for origin, deeper in self._origins(i, part, device)
+        ]
+
+
+def _port(tensor: str) -> int:
+    return int(tensor.split(":")[1]) if ":" in tensor else 0
 
 
 def _walked(

@@ -55,7 +55,7 @@ class ExecutionReport:
       transfers: what crossed between devices.
       variables: what was read or written.
       least_bytes: the bytes if each value crossed once to each device that
-        received it.
+        received it; of several that are joined for their way, each counts.
     """
 
     nodes: tuple[tuple[str, str, str], ...]
@@ -285,14 +285,14 @@ def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
     least = 0
     for ran in recording.functions:
         executed = Partitions(ran)
-        told = executed.transfers(recording.batches)
+        told = executed.crossings(recording.batches)
         nodes += executed.nodes
-        transfers += told
+        transfers += [transfer for transfer, _ in told]
         once: dict[Any, int] = {}
-        for send, transfer in zip(executed.sends, told):
-            origin, at = executed.origin(send)
-            if at != transfer.target:
-                once[origin, transfer.target] = transfer.bytes or 0
+        for transfer, values in told:
+            for (value, at), size in values.items():
+                if at != transfer.target:
+                    once[value, transfer.target] = size
         least += sum(once.values())
     report = ExecutionReport(
         tuple(nodes), tuple(transfers), _uses(recording.variables), least

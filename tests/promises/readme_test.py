@@ -32,7 +32,6 @@ TESTED_BY = {
     "cluster.pulse": "cluster.heartbeat",
     "engine.all_towers": "engine.meeting",
     "engine.parts": "engine.copies",
-    "foreign.keras_optimizer": "foreign.keras_compile",
     "foreign.tf_calls": "report.recording",
     "foreign.tf_saved_model": "export",
     "keras_model.calls": "wrapper.arguments",

@@ -41,6 +41,7 @@ def build_towers(
     layer_outputs: Sequence[str] = (),
     whole: Sequence[Any] = (),
     arguments: Mapping[str, Any] | None = None,
+    jit_compile: bool = False,
 ) -> TowerGraph:
     """Computes a Keras model in one tower per device.
 
@@ -85,6 +86,10 @@ def build_towers(
       arguments: further ones of the model's call, by name. Tensors are split
         by rows as the inputs are, but for scalars and those named in `whole`;
         Python values go to every tower.
+      jit_compile: whether XLA compiles each tower, its forward and its backward
+        pass, for its device. What XLA cannot take is refused: layers that say
+        `supports_jit = False`, gradients of recurrent layers, layers with a
+        device of their own, and towers that meet.
 
     Returns:
       A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of
@@ -103,7 +108,14 @@ def build_towers(
         call = calls.model_call(
             [inputs], arguments or {}, whole, training=training
         )
-        return build_call(model, call, placement, merge, layer_outputs)
+        return build_call(
+            model,
+            call,
+            placement,
+            merge,
+            layer_outputs,
+            jit_compile=jit_compile,
+        )
     if arguments:
         raise ValueError(
             "`arguments` are those of the model's call, which `tower_fn` makes "
@@ -111,7 +123,12 @@ def build_towers(
             "in `whole` if it is no batch."
         )
     request = Request(
-        placement, training, merge, tower_fn, tuple(layer_outputs)
+        placement,
+        training,
+        merge,
+        tower_fn,
+        tuple(layer_outputs),
+        jit_compile=jit_compile,
     )
     return _built(model, checked_batch(inputs, whole=whole), request)
 
@@ -123,6 +140,7 @@ def build_call(
     merge: Any = "concat",
     layer_outputs: Sequence[str] = (),
     part_of: Any = None,
+    jit_compile: bool = False,
 ) -> TowerGraph:
     """As `build_towers`, for a call of a model, or of a layer.
 
@@ -132,6 +150,7 @@ def build_call(
       placement, merge, layer_outputs: as for `build_towers`.
       part_of: the model of which a layer is called by itself, in which
         `layer_devices` are known.
+      jit_compile: as for `build_towers`.
     """
     request = Request(
         placement,
@@ -140,6 +159,7 @@ def build_call(
         call,
         tuple(layer_outputs),
         part_of,
+        jit_compile,
     )
     whole = [i in call.whole for i in range(len(call.batch))]
     graph = _built(model, Batch(call.batch, whole), request)
@@ -183,6 +203,9 @@ def assemble(
 ) -> TowerGraph:
     """The story: a checked model, with variables at `homes`, as towers."""
     placement, own = request.placement, request.users_fn
+    talks = graph.talks(request.training, own)
+    if request.jit_compile:
+        checks.check_compilable(graph, talks)
     shards = split_shards(batch, placement)
     values, copies = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
@@ -198,10 +221,9 @@ def assemble(
             list(zip(copies, shards.fed)),
             # As the copies come first.
             [graph.elsewhere(i) for i in range(len(scopes))],
-            joining(shards, placement)
-            if graph.talks(request.training, own)
-            else None,
+            joining(shards, placement) if talks else None,
             scopes if own is None and not graph.is_spread else (),
+            scopes if request.jit_compile else (),
         )
         shared = set.intersection(*(set(x["shared"]) for x in replays))
         if shared and shards.ranges.are_known and len(replays) > 1:

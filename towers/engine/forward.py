@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import all_towers, boundary, lockstep
+from towers.engine.compiled import made_compiled
 from towers.engine.copies import Maker, made_alike
 from towers.foreign.tf_gradients import own_gradient
 
@@ -18,6 +19,7 @@ def run_towers(
     elsewhere: Sequence[Mapping[int, str]] = (),
     join: lockstep.Join | None = None,
     scopes: Sequence[str] = (),
+    programs: Sequence[str] = (),
 ) -> list[Any]:
     """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
 
@@ -34,11 +36,21 @@ def run_towers(
       join: answers the towers' calls of `all_towers`, if they make any.
       scopes: the towers' name scopes, if the functions are all the same: then
         towers after the second may be copies.
+      programs: the towers' name scopes, if each is to be an XLA program, and
+        needs no other tower.
 
     Returns:
       One nest of tensors per tower.
     """
     elsewhere = elsewhere or [{}] * len(functions)
+    if programs:
+        with all_towers.by_themselves():
+            return [
+                pinned(*each, functools.partial(made_compiled, scope))
+                for *each, scope in zip(
+                    functions, devices, arguments, elsewhere, programs
+                )
+            ]
     if len(functions) == 1:
         return [pinned(functions[0], devices[0], arguments[0], elsewhere[0])]
     if join is not None:

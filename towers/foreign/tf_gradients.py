@@ -15,6 +15,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
@@ -94,6 +95,11 @@ def _registered(graph: tf.Graph, gradient: Callable[..., Any]) -> str:
     tf.RegisterGradient(name)(looked_up)
     weakref.finalize(graph, ops.gradient_registry._registry.pop, name, None)
     return name
+
+
+def unrecorded() -> AbstractContextManager[None]:
+    """While open, no tape hears of what is made."""
+    return record.stop_recording()
 
 
 def recorded() -> bool:

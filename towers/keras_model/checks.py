@@ -12,6 +12,41 @@ from towers.foreign.keras_layers import is_built, keras_context
 from towers.keras_model import calls
 
 
+def check_compilable(graph: Any, talks: bool) -> None:
+    """Raises unless XLA can compile each tower by itself.
+
+    Args:
+      graph: the `LayerGraph`.
+      talks: whether towers need each other.
+    """
+
+    def refuse(layer: Any, why: str) -> ValueError:
+        return ValueError(
+            f"`jit_compile=True` makes each tower one XLA program, but "
+            f"{layer.name!r} {why}. Expected a model without such layers; or "
+            "leave out jit_compile=True."
+        )
+
+    for layer in graph.layers:
+        if not getattr(layer, "supports_jit", True):
+            raise refuse(layer, "says supports_jit=False")
+    for layer, device in graph.pinned_layers:
+        raise refuse(layer, f"runs on {device}, by `layer_devices`")
+    if talks:
+        known = [
+            layer
+            for layer in graph.layers
+            if getattr(layer, "needs_all_towers", False)
+            or getattr(layer, "synchronized", False)
+        ]
+        if known:
+            raise refuse(known[0], "asks all towers, in their midst")
+        raise ValueError(
+            "`jit_compile=True` makes each tower one XLA program, but the "
+            "`tower_fn` says that it needs all towers. Leave one out."
+        )
+
+
 def check_model(
     model: Any, argument: str = "model", nested: bool = False
 ) -> None:

@@ -21,6 +21,7 @@ class Request:
       layer_outputs: paths of layers whose outputs are handed out.
       part_of: the model of which a layer is called by itself, in which
         `layer_devices` are known.
+      jit_compile: whether each tower is an XLA program.
     """
 
     placement: Placement
@@ -29,6 +30,7 @@ class Request:
     tower_fn: Callable[..., Any] | None = None
     layer_outputs: Sequence[str] = ()
     part_of: Any = None
+    jit_compile: bool = False
 
     @property
     def users_fn(self) -> Callable[..., Any] | None:

@@ -54,6 +54,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
         whole=[
             (0, *(k if isinstance(k, tuple) else (k,))) for k in model.whole
         ],
+        jit_compile=model.jit_towers,
     )
     graph.apply_updates()
     terms = [tf.reduce_sum(loss) for loss in graph.losses]

@@ -66,7 +66,7 @@ class TowerCalls:
 
         function = tf.function(step, autograph=False, reduce_retracing=True)
         try:
-            key = (id(layer), call.kind)
+            key = (id(layer), call.kind, self._model.jit_towers)
             return self._functions.setdefault(key, (function, adders))
         except TypeError:  # an argument has no hash
             return function, adders
@@ -83,6 +83,7 @@ class TowerCalls:
             model.placement,
             "concat" if call.inside else model.merge,
             part_of=model.template if call.inside else None,
+            jit_compile=model.jit_towers,
         )
         graph.apply_updates()
         notes = keras_layers.get_notes(graph.outputs)

@@ -9,13 +9,14 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from towers.export import export_towers
 from towers.foreign import (
     keras_compile,
     keras_layers,
 )
-from towers.keras_model import checks
+from towers.keras_model import checks, layer_graph
 from towers.keras_model.calls import (
     call_signature,
     model_call,
@@ -60,7 +61,9 @@ class TowerModel(TowerSteps):
     `self.encoder(x)`: shared by the rows of that call, gathered, and its state
     applied before the next. What has no rows, or makes something of all of
     them, as a layer that returns a loss, is called once, beside the outputs.
-    XLA (`jit_compile`) would put all towers on one device and stays off.
+
+    With `compile(jit_compile=True)` each tower is an XLA program on its device,
+    forward and backward, see `build_towers`. "auto" leaves XLA off.
 
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     >>> model = towers.TowerModel(model, towers.Placement.cpus(2))
@@ -124,7 +127,8 @@ class TowerModel(TowerSteps):
         self.merge = merge
         self.loss_on_towers = loss_on_towers
         self.whole = tuple(whole)
-        self.supports_jit = False
+        self.supports_jit = False  # what compiles is each tower, not the step
+        self.jit_towers = False
         self.supports_masking = True
         self.tower_calls = TowerCalls(self)
         self.template = model  # whose attributes are set from now on
@@ -137,15 +141,17 @@ class TowerModel(TowerSteps):
             self.tower_calls.placed.note(self)
         self.tower_calls.placed.place_new(self)
         if model.compiled:
-            if model.jit_compile:
+            by_auto = bool(tf.config.list_physical_devices("GPU"))
+            if model.jit_compile and by_auto:
                 warnings.warn(
                     f"The template {model.name!r} was compiled to use XLA, by "
                     'jit_compile=True or, on a machine with GPUs, by "auto". '
-                    "XLA would put all towers on one device, so this model "
-                    "trains without it. Compile the template with "
-                    "jit_compile=False to say that this is meant.",
+                    "Keras does not tell which, so this model trains without. "
+                    "Compile it with jit_compile=True for an XLA program per "
+                    "tower, or the template with False.",
                     stacklevel=2,
                 )
+            self._use_xla(model.jit_compile and not by_auto)
             self._compile_as_template()
 
     def build(self, input_shape: Any) -> None:
@@ -172,18 +178,29 @@ class TowerModel(TowerSteps):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As the template's own, or Keras's; optimizers go to the parameters.
 
+        With `jit_compile=True`, XLA compiles each tower, for its device.
+
         Raises:
-          ValueError: `jit_compile=True`, which would undo the placement.
+          ValueError: XLA cannot take each tower by itself; names the layer.
         """
-        if kwargs.get("jit_compile") is True or (
-            len(args) > 7 and args[7] is True
-        ):
-            raise ValueError(
-                "`jit_compile=True` compiles the step into one XLA program on "
-                "one device, which would undo the placement. Expected False "
-                'or "auto"; leave it out.'
+        own = keras_compile.overridden(self.template, ("compile",))
+        keras_s = () if own else args  # an own one takes what it likes
+        eagerly = kwargs.get("run_eagerly", keras_s[5:6] == (True,))
+        jit = kwargs.get("jit_compile", [*keras_s[7:8], "auto"][0])
+        if jit == "auto" and tf.config.list_physical_devices("GPU"):
+            logging.info(
+                "Towers of %r run without XLA, which Keras turns on by itself on "
+                "GPUs: nobody has measured yet that it helps them. Say "
+                "compile(jit_compile=True) to try.",
+                self.name,
             )
-        if keras_compile.overridden(self.template, ("compile",)):
+        self._use_xla(jit is True and not eagerly)
+        if jit is True:  # not of the step, which is on several devices
+            if keras_s[7:]:
+                args = (*args[:7], False, *args[8:])
+            else:
+                kwargs["jit_compile"] = False
+        if own:
             # It keeps what it is given where the template's methods look.
             self.template.compile(*args, **kwargs)
             if self.template.compiled:
@@ -191,6 +208,14 @@ class TowerModel(TowerSteps):
         else:
             super().compile(*args, **kwargs)
             self._place()
+
+    def _use_xla(self, jit: bool) -> None:
+        """Makes each tower an XLA program from now on, or not."""
+        if jit:
+            pins = self.placement.layer_devices
+            graph = layer_graph.LayerGraph(self.template, (), pins)
+            checks.check_compilable(graph, graph.talks(True, None))
+        self.jit_towers = jit
 
     def _compile_as_template(self) -> None:
         """Takes on what the template was compiled with, very objects."""
@@ -292,7 +317,7 @@ class TowerModel(TowerSteps):
         self.template.summary(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TowerModel":
-        return TowerModel(
+        copied = TowerModel(
             copy.deepcopy(self._lent(), memo),
             self.placement,
             self.merge,
@@ -300,6 +325,8 @@ class TowerModel(TowerSteps):
             self.whole,
             name=self.name,
         )
+        copied.jit_towers = self.jit_towers
+        return copied
 
     def export(
         self,

@@ -1,0 +1,92 @@
+"""compiled: a tower's forward pass, and its backward pass, as XLA programs.
+
+XLA compiles for one device. So it gets no step, but what one tower computes: a
+function that is called under the tower's device. Its gradient is a call like it,
+which takes what the forward pass has kept.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import boundary
+from towers.foreign.tf_gradients import unrecorded
+
+_LOOPS = ("While", "StatelessWhile")
+
+
+def made_compiled(
+    scope: str, function: Callable[..., Any], argument: Any
+) -> tuple[Any, Any]:
+    """`function(argument)`, and the function that gives its gradients.
+
+    Args:
+      scope: the tower's name scope, for the call.
+      function: builds the tower.
+      argument: a nest of tensors on its device.
+    """
+    tensors = boundary.leaves(argument)
+    _check_dtypes(tensors)
+    made: list[Any] = []
+
+    def tower(*given: tf.Tensor) -> list[tf.Tensor]:
+        inside = iter(given)
+        result = function(
+            tf.nest.map_structure(
+                lambda x: None if x is None else next(inside),
+                argument,
+                expand_composites=True,
+            )
+        )
+        made.append(result)
+        return boundary.leaves(result)
+
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in tensors]
+    traced = tf.function(
+        tower, autograph=False, jit_compile=True
+    ).get_concrete_function(*specs)
+    with unrecorded(), tf.name_scope(scope):
+        results = iter(traced(*tensors))
+
+    def outside(x: tf.Tensor) -> Any:
+        result = next(results)
+        stops = x.dtype.is_floating and not boundary.has_gradient(x)
+        return tf.stop_gradient(result) if stops else result
+
+    loops = [
+        op.name for op in traced.graph.get_operations() if op.type in _LOOPS
+    ]
+
+    def differentiate(
+        results: Sequence[tf.Tensor],
+        tensors: Sequence[tf.Tensor],
+        upstream: Sequence[Any],
+    ) -> list[Any]:
+        if loops:
+            raise ValueError(
+                f"`jit_compile=True` cannot train the loop {loops[0]!r}: what "
+                "a loop keeps for its gradient cannot leave an XLA program. "
+                "Expected no recurrent layers, or such with unroll=True; or "
+                "leave out jit_compile=True."
+            )
+        return boundary.differentiated(results, tensors, upstream)
+
+    result = tf.nest.map_structure(
+        lambda x: None if x is None else outside(x),
+        made[-1],
+        expand_composites=True,
+    )
+    return result, differentiate
+
+
+def _check_dtypes(tensors: Sequence[tf.Tensor]) -> None:
+    """Raises if a tower is given what XLA has no numbers for."""
+    for x in tensors:
+        if x.dtype in (tf.string, tf.variant, tf.resource):
+            raise ValueError(
+                f"`jit_compile=True` compiles a tower by XLA, which takes "
+                f"numbers only, but an input is of dtype {x.dtype.name}. "
+                "Expected the model to be called with numbers; look words up "
+                "before, or leave out jit_compile=True."
+            )

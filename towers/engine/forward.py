@@ -46,10 +46,14 @@ def run_towers(
     if programs:
         with all_towers.by_themselves():
             return [
-                pinned(*each, functools.partial(made_compiled, scope))
-                for *each, scope in zip(
-                    functions, devices, arguments, elsewhere, programs
+                pinned(
+                    function,
+                    devices[i],
+                    arguments[i],
+                    elsewhere[i],
+                    functools.partial(made_compiled, programs[i]),
                 )
+                for i, function in enumerate(functions)
             ]
     if len(functions) == 1:
         return [pinned(functions[0], devices[0], arguments[0], elsewhere[0])]

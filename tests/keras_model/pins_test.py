@@ -213,9 +213,9 @@ class SpanningTest(parameterized.TestCase):
         towered.compile("sgd", "mse")
         x = np.random.default_rng(0).normal(size=[8, 8]).astype("float32")
         report = towers.execution_report(towered.train_on_batch, x, x[:, :3])
-        kernels = {"low": (8, 16), "high": (16, 3)}
+        parcels = {"low": (8 * 16 + 16,), "high": (16 + 16 + 16 * 3 + 3,)}
         needed = {"low": {"/CPU:1", "/CPU:2"}, "high": {"/CPU:2", "/CPU:3"}}
-        for name, shape in kernels.items():
+        for name, shape in parcels.items():
             pairs = sorted(
                 (t.source, t.target)
                 for t in report.transfers

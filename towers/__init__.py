@@ -3,7 +3,7 @@
 The map of the house, from the top down. Each part imports what is below it only:
 
   planning        what looks at a placement from outside, or works one out:
-                  `spread_layers`
+                  `spread_layers`, `pipeline`, `measure_weights`
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
   build           split, replicate, forward, gather: the story on one screen
                   (`build_towers`), beside what it hands out (tower_graph), the
@@ -28,6 +28,8 @@ from towers.keras_model.merge_rules import merge_state_by
 from towers.keras_model.parameters import place_variables
 from towers.placement.placement import Placement
 from towers.placement.policies import balanced, round_robin
+from towers.planning.measure import measure_weights
+from towers.planning.pipeline import pipeline
 from towers.planning.spread import spread_layers
 from towers.report.report import ExecutionReport, execution_report
 from towers.tower_graph import Tower, TowerGraph
@@ -53,7 +55,9 @@ __all__ = [
     "execution_report",
     "export_towers",
     "gather_outputs",
+    "measure_weights",
     "merge_state_by",
+    "pipeline",
     "place_variables",
     "round_robin",
     "serve",

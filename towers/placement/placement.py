@@ -49,6 +49,7 @@ class Placement:
         tower, and are not shown to a policy. A list has one device per tower:
         the variables live where `parameter_device` says, and go from there to
         each device that needs them, once.
+      reasons: what is said about its weights; printed, and else of no account.
 
     Raises:
       TypeError: a device is no name, or an argument has the wrong type.
@@ -64,6 +65,7 @@ class Placement:
     layer_devices: Mapping[str, str | Sequence[str]] = dataclasses.field(
         default_factory=dict, hash=False
     )
+    reasons: Sequence[str] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         seen = available(self.available)
@@ -299,6 +301,7 @@ class Placement:
         return (
             f"{towers}; batches split on {self.input_device}, parameters "
             f"{parameters}, outputs gathered on {self.output_device}{pins}"
+            + "".join(f"\n{reason}" for reason in self.reasons)
         )
 
 

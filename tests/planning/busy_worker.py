@@ -1,0 +1,111 @@
+"""Two workers, a core each; one shares it with another process.
+
+Prints, as JSON, the shares that were measured, those of the rows that each does
+in the same time while both work, and a step's time over that of equal shares.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import time
+
+from cluster_workers import Workers
+
+WORKERS = (
+    Workers(2) if __name__ == "__main__" else None
+)  # before TensorFlow starts
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+import towers  # noqa: E402
+
+ROWS = 256
+
+
+def pin(pid: int, core: int) -> None:
+    """Keeps all threads of a process on one core."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(thread), {core})
+
+
+def busy(core: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    os.sched_setaffinity(0, {core})
+    while os.getppid() != 1:
+        pass
+    os._exit(0)
+
+
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input([16, 16, 8]),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(4),
+        ]
+    )
+
+
+def step_of(placement: towers.Placement, x: tf.Tensor, y: tf.Tensor):
+    towered = towers.TowerModel(model(), placement)
+    towered.compile("sgd", "mse")
+    return lambda: towered.train_on_batch(x, y)
+
+
+def interleaved(steps, rounds: int = 9) -> list[float]:
+    """Medians of seconds."""
+    taken = [[] for _ in steps]
+    for k in range(rounds + 1):
+        for step, seconds in zip(steps, taken):
+            start = time.perf_counter()
+            step()
+            if k:
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def main() -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    other = busy(cores[-1])
+    try:
+        cluster = towers.Cluster(WORKERS.addresses)
+        placement = towers.Placement.workers(cluster)
+        for i in range(2):
+            pin(WORKERS.pids[i], cores[-i % len(cores)])
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=[ROWS, 16, 16, 8]).astype("float32")
+        y = rng.normal(size=[ROWS, 4]).astype("float32")
+        plain = model()
+        plain.compile("sgd", "mse")
+        measured = towers.measure_weights(plain, placement, x, y)
+        print(measured)
+        alone = [
+            step_of(dataclasses.replace(placement, devices=[d]), x, y)
+            for d in placement.devices
+        ]
+        speeds = [1 / seconds for seconds in interleaved(alone)]
+        equal, unequal = interleaved(
+            [step_of(placement, x, y), step_of(measured, x, y)]
+        )
+    finally:
+        os.kill(other, 9)
+        os.waitpid(other, 0)
+    told = {
+        "shares": measured.weights,
+        "expected": [speed / sum(speeds) for speed in speeds],
+        "over equal": unequal / equal,
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

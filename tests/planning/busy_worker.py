@@ -7,14 +7,11 @@ in the same time while both work, and a step's time over that of equal shares.
 import dataclasses
 import json
 import os
-import statistics
-import time
 
+from chiefs import busy, interleaved, pin
 from cluster_workers import Workers
 
-WORKERS = (
-    Workers(2) if __name__ == "__main__" else None
-)  # before TensorFlow starts
+WORKERS = Workers(2)  # before TensorFlow starts
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
@@ -23,22 +20,6 @@ import tensorflow as tf  # noqa: E402
 import towers  # noqa: E402
 
 ROWS = 256
-
-
-def pin(pid: int, core: int) -> None:
-    """Keeps all threads of a process on one core."""
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setaffinity(int(thread), {core})
-
-
-def busy(core: int) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    os.sched_setaffinity(0, {core})
-    while os.getppid() != 1:
-        pass
-    os._exit(0)
 
 
 def model() -> keras.Model:
@@ -59,18 +40,6 @@ def step_of(placement: towers.Placement, x: tf.Tensor, y: tf.Tensor):
     towered = towers.TowerModel(model(), placement)
     towered.compile("sgd", "mse")
     return lambda: towered.train_on_batch(x, y)
-
-
-def interleaved(steps, rounds: int = 9) -> list[float]:
-    """Medians of seconds."""
-    taken = [[] for _ in steps]
-    for k in range(rounds + 1):
-        for step, seconds in zip(steps, taken):
-            start = time.perf_counter()
-            step()
-            if k:
-                seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds) for seconds in taken]
 
 
 def main() -> None:

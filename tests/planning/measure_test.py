@@ -1,10 +1,5 @@
 """Shares under which unequal devices take equally long."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
 import time
 from unittest import mock
 
@@ -12,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from chiefs import run_chief
 from models import close, inputs, make, placement, targets, two_by_two
 
 import towers
@@ -100,30 +96,10 @@ class MeasureWeightsTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_a_worker_whose_core_is_busy_gets_less(self):
-        told = run_chief("busy_worker.py")
+        told = run_chief("planning/busy_worker.py")
         for share, expected in zip(told["shares"], told["expected"]):
             self.assertBetween(share, expected / 1.3, expected * 1.3, told)
         self.assertLess(told["over equal"], 1, told)
-
-
-def run_chief(name):
-    """What a script beside this file says, as its last line."""
-    here = pathlib.Path(__file__).parent
-    paths = [here.parents[1], here, here.parent]
-    done = subprocess.run(
-        [sys.executable, here / name],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, paths)),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if done.returncode:
-        raise AssertionError(done.stderr[-5000:])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ how many times as fast as one worker a pipeline over two is.
 import json
 import os
 
+from chiefs import interleaved, pin
 from cluster_workers import Workers
 
 WORKERS = Workers(4)  # before TensorFlow starts
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from busy_worker import interleaved, pin  # noqa: E402
 
 import towers  # noqa: E402
 

@@ -3,7 +3,8 @@
 The map of the house, from the top down. Each part imports what is below it only:
 
   planning        what looks at a placement from outside, or works one out:
-                  `spread_layers`, `pipeline`, `measure_weights`
+                  `spread_layers`, `pipeline`, `measure_weights`,
+                  `timeline`
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
   build           split, replicate, forward, gather: the story on one screen
                   (`build_towers`), beside what it hands out (tower_graph), the
@@ -31,6 +32,7 @@ from towers.placement.policies import balanced, round_robin
 from towers.planning.measure import measure_weights
 from towers.planning.pipeline import pipeline
 from towers.planning.spread import spread_layers
+from towers.planning.timeline import Timeline, timeline
 from towers.report.report import ExecutionReport, execution_report
 from towers.tower_graph import Tower, TowerGraph
 from towers.verbs.average import average_gradients
@@ -45,6 +47,7 @@ __all__ = [
     "Cluster",
     "ExecutionReport",
     "Placement",
+    "Timeline",
     "Tower",
     "TowerGraph",
     "TowerModel",
@@ -63,6 +66,7 @@ __all__ = [
     "serve",
     "split_batch",
     "spread_layers",
+    "timeline",
     "to_multi_gpu",
 ]
 

@@ -43,6 +43,7 @@ TESTED_BY = {
     "keras_model.request": "build",
     "keras_model.signature": "keras_model.checks",
     "keras_model.tower": "build",
+    "planning.trace_events": "planning.timeline",
     "report.html_devices": "report.html",
     "report.html_page": "report.html",
     "report.html_tables": "report.html",
@@ -76,7 +77,7 @@ class ReadTest(parameterized.TestCase):
         self.assertEqual([e for _, e in result.failures + result.errors], [])
 
     def test_every_public_name_has_a_docstring_with_an_example(self):
-        records = ("ExecutionReport", "Tower", "TowerGraph")
+        records = ("ExecutionReport", "Timeline", "Tower", "TowerGraph")
         for name in towers.__all__:
             text = getattr(towers, name).__doc__
             self.assertTrue(text, name)

@@ -67,10 +67,10 @@ class Partitions:
             self._parts.append({node.name: node for node in graph.node})
             self._looping.append(in_loops(graph.node))
             library = {f.signature.name: f for f in graph.library.function}
-            for device, name, node in _walked(graph.node, library):
+            for device, name, node in walked(graph.node, library):
                 if node.op in tf_nodes.SENDS:
-                    self._sent_by[_key(node)] = i, node
-                    if _ends(node)[0] != _ends(node)[1]:
+                    self._sent_by[key(node)] = i, node
+                    if ends(node)[0] != ends(node)[1]:
                         self.sends.append(node)
                 elif node.op not in (
                     *tf_nodes.RECEIVES,
@@ -85,7 +85,7 @@ class Partitions:
                         and received.op in tf_nodes.RECEIVES
                         and not waits
                     ):
-                        self._taken[_key(received)] = node, k
+                        self._taken[key(received)] = node, k
 
     def _only_waits(self, i: int, node: Any) -> bool:
         """Whether an op was added to wait for another device, where it was cut."""
@@ -114,7 +114,7 @@ class Partitions:
         told = []
         for send, name, each in zip(self.sends, names, values):
             transfer = Transfer(
-                *_ends(send),
+                *ends(send),
                 name or send.input[0],
                 tf.as_dtype(send.attr["T"].type),
                 shapes.get(name) if name else self._constant_shape(send),
@@ -143,7 +143,7 @@ class Partitions:
         name = send.input[0]
         here, there = self._made_by(send), self._whole.get(source(name))
         if not there or not here or _plain(here.op) != there.op:
-            taker, k = self._taken.get(_key(send), (None, 0))
+            taker, k = self._taken.get(key(send), (None, 0))
             known = self._whole.get(taker.name) if taker else None
             if known is None or k >= len(known.input):
                 return None
@@ -151,7 +151,7 @@ class Partitions:
         return name if ":" in name else f"{name}:0"
 
     def _made_by(self, send: Any) -> Any:
-        i, _ = self._sent_by[_key(send)]
+        i, _ = self._sent_by[key(send)]
         return self._parts[i].get(source(send.input[0]))
 
     def _constant_shape(self, send: Any) -> tuple[int, ...] | None:
@@ -161,7 +161,7 @@ class Partitions:
         return tuple(d.size for d in made.attr["value"].tensor.tensor_shape.dim)
 
     def _loops(self, send: Any) -> bool:
-        i, _ = self._sent_by[_key(send)]
+        i, _ = self._sent_by[key(send)]
         return send.name in self._looping[i]
 
     def _maker(self, i: int, tensor: str) -> tuple[int, str]:
@@ -172,8 +172,8 @@ class Partitions:
                 return i, tensor
             if node.op in _COPIES:
                 tensor = node.input[_port(tensor)]
-            elif node.op in tf_nodes.RECEIVES and _key(node) in self._sent_by:
-                i, sent = self._sent_by[_key(node)]
+            elif node.op in tf_nodes.RECEIVES and key(node) in self._sent_by:
+                i, sent = self._sent_by[key(node)]
                 tensor = sent.input[0]
             elif node.op in ("ReadVariableOp", "Reshape"):
                 tensor = node.input[0]
@@ -196,7 +196,7 @@ class Partitions:
         return names if node.attr["N"].i == len(names) else []
 
     def _start(self, send: Any) -> tuple[int, str, str]:
-        return self._sent_by[_key(send)][0], send.input[0], _ends(send)[0]
+        return self._sent_by[key(send)][0], send.input[0], ends(send)[0]
 
     def _origins(
         self, i: int, tensor: str, device: str, apart: bool = True
@@ -228,9 +228,7 @@ def _port(tensor: str) -> int:
     return int(tensor.split(":")[1]) if ":" in tensor else 0
 
 
-def _walked(
-    nodes: Any, library: Any, caller: str = "", device: str = ""
-) -> Any:
+def walked(nodes: Any, library: Any, caller: str = "", device: str = "") -> Any:
     """(device, name, node), into the functions that a node still calls."""
     for node in nodes:
         where = short(node.device) or device
@@ -239,9 +237,7 @@ def _walked(
         for attribute in node.attr.values():
             function = library.get(attribute.func.name)
             if function is not None:
-                yield from _walked(
-                    function.node_def, library, f"{name}/", where
-                )
+                yield from walked(function.node_def, library, f"{name}/", where)
 
 
 def _plain(op: str) -> str:
@@ -250,7 +246,7 @@ def _plain(op: str) -> str:
     return "_" * op.startswith("Fused") + op
 
 
-def _key(node: Any) -> tuple[Any, ...]:
+def key(node: Any) -> tuple[Any, ...]:
     """What a send and its receive have in common."""
     return tuple(
         node.attr[name].s
@@ -258,6 +254,6 @@ def _key(node: Any) -> tuple[Any, ...]:
     )
 
 
-def _ends(send: Any) -> tuple[str, str]:
-    start, end, _ = _key(send)
+def ends(send: Any) -> tuple[str, str]:
+    start, end, _ = key(send)
     return short(start.decode()), short(end.decode())

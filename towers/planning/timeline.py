@@ -1,0 +1,298 @@
+"""timeline: what ran when, on which device, and what it waited for."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign.patches import patched
+from towers.foreign.tf_profiler import Event, profiled
+from towers.planning.trace_events import trace_events
+from towers.report.profile import (
+    Crossing,
+    Interval,
+    Op,
+    partition_devices,
+    profile,
+    union,
+)
+from towers.report.recording import record
+
+_SESSIONS = (tf.compat.v1.Session, tf.compat.v1.InteractiveSession)
+_TOWER = re.compile(r"(?:^|/)(tower_\d+)/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wait:
+    """Time in which a device ran nothing, until a tensor arrived.
+
+    Attributes:
+      device: which waited.
+      tensor: for what, by its name in the executed graph.
+      source: the device that this came from.
+      seconds: how long.
+      start: since when, in seconds from the beginning.
+    """
+
+    device: str
+    tensor: str
+    source: str
+    seconds: float
+    start: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """What ran when, see `timeline`. All times are in seconds.
+
+    Attributes:
+      devices: those that had a part in it.
+      ops: what ran, in the order of time.
+      crossings: tensors that crossed between devices.
+      start: when the first op began, on the profiler's clock.
+      seconds: from there until the last op ended.
+    """
+
+    devices: tuple[str, ...]
+    ops: tuple[Op, ...]
+    crossings: tuple[Crossing, ...]
+    start: float
+    seconds: float
+
+    @functools.cached_property
+    def busy(self) -> dict[str, float]:
+        """By device, the time in which it ran at least one op."""
+        return {d: _length(self._running[d]) for d in self.devices}
+
+    @functools.cached_property
+    def towers(self) -> dict[str, float]:
+        """By tower ("tower_0"), the time in which one of its ops ran."""
+        return {t: _length(i) for t, i in self._towers.items()}
+
+    @functools.cached_property
+    def overlap(self) -> float:
+        """The time in which ops of two towers or more ran at once."""
+        ends = [
+            (time, change)
+            for intervals in self._towers.values()
+            for start, end in intervals
+            for time, change in ((start, 1), (end, -1))
+        ]
+        total, running, since = 0.0, 0, 0.0
+        for time, change in sorted(ends):
+            total += (time - since) * (running > 1)
+            running, since = running + change, time
+        return total
+
+    @functools.cached_property
+    def waits(self) -> dict[str, float]:
+        """By device, the time in which it ran nothing until a tensor came."""
+        found = dict.fromkeys(self.devices, 0.0)
+        for wait in self.longest_waits:
+            found[wait.device] += wait.seconds
+        return found
+
+    @functools.cached_property
+    def longest_waits(self) -> tuple[Wait, ...]:
+        """Every wait, the longest first."""
+        arrived: dict[str, list[Crossing]] = collections.defaultdict(list)
+        for crossing in self.crossings:
+            arrived[crossing.target].append(crossing)
+        found = []
+        for device in self.devices:
+            gap = self.start
+            for start, end in self._running[device]:
+                # What came last before the device went on is what it lacked.
+                came = [c for c in arrived[device] if gap < c.arrived <= start]
+                if came:
+                    last = came[-1]
+                    found.append(
+                        Wait(
+                            *(device, last.tensor, last.source),
+                            *(last.arrived - gap, gap - self.start),
+                        )
+                    )
+                gap = end
+        return tuple(sorted(found, key=lambda wait: -wait.seconds))
+
+    def save(self, path: Any) -> None:
+        """Writes JSON in the format of trace events.
+
+        Perfetto (ui.perfetto.dev) and chrome://tracing open it: a process per
+        device, transfers as arrows.
+
+        Args:
+          path: such as "step.json".
+        """
+        events = trace_events(
+            self.devices, self.ops, self.crossings, self.start
+        )
+        with open(os.fspath(path), "w", encoding="utf-8") as file:
+            json.dump(events, file)
+
+    def __str__(self) -> str:
+        def ms(seconds: float) -> str:
+            return f"{1e3 * seconds:10.3f} ms"
+
+        def share(seconds: float) -> str:
+            return f"{seconds / self.seconds:7.1%}" if self.seconds else ""
+
+        lines = [f"{ms(self.seconds)} from the first op to the end of the last"]
+        lines += [
+            f"{ms(self.busy[d])} {share(self.busy[d])}  {d} busy, "
+            f"{1e3 * self.waits[d]:.3f} ms waiting"
+            for d in self.devices
+        ]
+        lines += [f"{ms(s)} {share(s)}  {t}" for t, s in self.towers.items()]
+        if len(self.towers) > 1:
+            lines.append(
+                f"{ms(self.overlap)} {share(self.overlap)}  two towers or more "
+                "at once"
+            )
+        lines += [
+            f"{ms(w.seconds)}  {w.device} waited for {w.tensor} of {w.source}"
+            for w in self.longest_waits[:10]
+        ]
+        return "\n".join(lines)
+
+    @functools.cached_property
+    def _running(self) -> dict[str, list[Interval]]:
+        return _intervals(self.ops, lambda op: op.device)
+
+    @functools.cached_property
+    def _towers(self) -> dict[str, list[Interval]]:
+        def tower(op: Op) -> str:
+            found = _TOWER.search(op.name)
+            return found[1] if found else ""
+
+        found = _intervals(self.ops, tower)
+        found.pop("", None)
+        return dict(sorted(found.items(), key=lambda p: int(p[0][6:])))
+
+
+def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
+    """Runs `fn(*args)` and tells what ran when, per device and tower.
+
+    TensorFlow's profiler hears of each op that is executed, and the graphs that
+    were executed tell where. `fn` runs twice, as what runs first is optimised
+    and placed anew; the second time counts, and the variables that changed are
+    put back. With a `tf.compat.v1.Session` in it, in graph mode, it runs once,
+    and what it changed stays.
+
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> @tf.function
+    ... def apply(x):
+    ...     return towers.build_towers(model, x, placement).outputs
+    >>> timeline = towers.timeline(apply, tf.ones([6, 3]))
+    >>> sorted(timeline.busy), sorted(timeline.towers)
+    (['/CPU:0', '/CPU:1'], ['tower_0', 'tower_1'])
+    >>> timeline.longest_waits[0].device in timeline.devices
+    True
+    >>> timeline.save(os.path.join(tempfile.mkdtemp(), "step.json"))
+
+    Logical CPU devices share the threads and the cores of a machine: an op of
+    one may be late as another's has the core, which shows as neither busy nor
+    waiting. Devices of other processes are not heard of, but what arrives from
+    them is.
+
+    Args:
+      fn: what to run: a `tf.function`, a model's `train_on_batch` or `fit`, or
+        a function that runs a Session.
+      *args: what it is called with.
+
+    Returns:
+      A `Timeline`. `print(timeline)` shows a table.
+
+    Raises:
+      TypeError: `fn` cannot be called.
+      RuntimeError: the profiler runs already, or nothing ran in a graph.
+    """
+    if not callable(fn):
+        raise TypeError(
+            f"`fn` must be a function; got {fn!r}. For a model, write "
+            "timeline(model.train_on_batch, x, y)."
+        )
+    events: list[Event] = []
+
+    def heard() -> None:
+        with profiled() as found:
+            call(*args)
+        events.extend(found)
+
+    def twice() -> None:
+        call(*args)
+        heard()
+
+    with _sessions() as graphs:
+        # A Session's bound `run` was bound before it was replaced.
+        session = isinstance(getattr(fn, "__self__", None), _SESSIONS)
+        call = fn.__self__.run if session else fn  # type: ignore[attr-defined]
+        if tf.executing_eagerly():
+            for ran in record(twice).functions:
+                graphs.extend(ran.partitions)
+        else:
+            heard()
+    found = profile(graphs, events)
+    if not found.ops:
+        raise RuntimeError(
+            "`fn` ran no op in a graph, so there is no telling what ran when. "
+            "Expected a tf.function, a Keras model's step, or a Session's run."
+        )
+    start = min(op.start for op in found.ops)
+    return Timeline(
+        tuple(partition_devices(graphs)),
+        found.ops,
+        found.crossings,
+        start,
+        max(op.start + op.seconds for op in found.ops) - start,
+    )
+
+
+@contextlib.contextmanager
+def _sessions() -> Iterator[list[Any]]:
+    """While open, notes the graphs that Sessions execute, one per device."""
+    v1 = tf.compat.v1
+    graphs: list[Any] = []
+    original = v1.Session.run
+
+    def run(
+        session: Any,
+        fetches: Any,
+        feed_dict: Any = None,
+        options: Any = None,
+        run_metadata: Any = None,
+    ) -> Any:
+        asking = v1.RunOptions()
+        if options is not None:
+            asking.CopyFrom(options)
+        asking.output_partition_graphs = True
+        told = v1.RunMetadata() if run_metadata is None else run_metadata
+        result = original(session, fetches, feed_dict, asking, told)
+        graphs.extend(told.partition_graphs)
+        return result
+
+    with patched(*((session, "run", run) for session in _SESSIONS)):
+        yield graphs
+
+
+def _intervals(
+    ops: Sequence[Op], kind: Callable[[Op], str]
+) -> dict[str, list[Interval]]:
+    found: dict[str, list[Interval]] = collections.defaultdict(list)
+    for op in ops:
+        found[kind(op)].append((op.start, op.start + op.seconds))
+    return collections.defaultdict(
+        list, {k: union(intervals) for k, intervals in found.items()}
+    )
+
+
+def _length(intervals: Sequence[Interval]) -> float:
+    return sum(end - start for start, end in intervals)

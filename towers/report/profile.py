@@ -1,0 +1,303 @@
+"""profile: which op ran when, on which device, and what it waited for.
+
+The profiler tells names and times, the executed graphs tell each name's device.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from towers.foreign import tf_nodes
+from towers.foreign.tf_profiler import (
+    ARRIVED,
+    EXECUTOR,
+    ISSUED,
+    NODE,
+    OP_OF_KERNEL,
+    PROCESS,
+    RUN,
+    Event,
+)
+from towers.placement.device_names import short
+from towers.report.partitions import ends, key, walked
+from towers.report.tensor_shapes import source
+
+Interval = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """An op that ran.
+
+    Attributes:
+      device: where.
+      name: its name in the executed graph.
+      kind: its type.
+      start: in seconds.
+      seconds: how long.
+    """
+
+    device: str
+    name: str
+    kind: str
+    start: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossing:
+    """A tensor that arrived from another device.
+
+    Attributes:
+      source, target: the devices.
+      tensor: its name in the executed graph.
+      asked: when the target began to wait for it, in seconds.
+      sent: when it was sent; None if that was in another process.
+      arrived: when it was there.
+    """
+
+    source: str
+    target: str
+    tensor: str
+    asked: float
+    sent: float | None
+    arrived: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What a call ran, in the order of time.
+
+    Attributes:
+      ops: without those that carry tensors.
+      crossings: the tensors that crossed between devices.
+    """
+
+    ops: tuple[Op, ...]
+    crossings: tuple[Crossing, ...]
+
+
+def profile(graphs: Sequence[Any], events: Sequence[Event]) -> Profile:
+    """Joins what the profiler heard with what was executed.
+
+    Args:
+      graphs: the partitions, a `GraphDef` each.
+      events: what the profiler heard meanwhile.
+    """
+    nodes = _nodes(graphs)
+    ran = list(_by_executor(events))
+    devices = _executors(ran, nodes)
+    on_gpus = {e.device for e in events if e.device}
+    ops = []
+    for event, executor in ran:
+        name, _, kind = event.name.rpartition(":")
+        if kind in (*tf_nodes.SENDS, *tf_nodes.RECEIVES):
+            continue
+        device = _device(nodes.get(name, {}), devices.get(executor))
+        if device and device not in on_gpus:
+            ops.append(Op(device, name, kind, event.start, event.seconds))
+    for event in events:  # a GPU's op is as long as its kernels
+        if event.device and ":" in str(event.stats.get(OP_OF_KERNEL, "")):
+            name, _, kind = event.stats[OP_OF_KERNEL].rpartition(":")
+            ops.append(Op(event.device, name, kind, event.start, event.seconds))
+    return Profile(
+        tuple(sorted(ops, key=lambda op: op.start)),
+        tuple(_crossings(_Carried(graphs), events, ran)),
+    )
+
+
+def times_sent(
+    graphs: Sequence[Any], events: Sequence[Event]
+) -> dict[Any, int]:
+    """How often each tensor crossed, by the `key` of its send."""
+    found: collections.Counter = collections.Counter()
+    counts = _Carried(graphs).times(events, list(_by_executor(events)))
+    for (which, _), times in counts.items():
+        found[which] += times
+    return dict(found)
+
+
+class _Carried:
+    """The sends and receives of what was executed.
+
+    Attributes:
+      sends, receives: nodes by `key`.
+      takers: the nodes that take what was received, by `key`.
+      sources: the node whose value a send carries, by `key`.
+    """
+
+    def __init__(self, graphs: Sequence[Any]):
+        self.sends: dict[Any, Any] = {}
+        self.receives: dict[Any, Any] = {}
+        self.takers: dict[Any, list[Any]] = collections.defaultdict(list)
+        self.sources: dict[Any, Any] = {}
+        for graph in graphs:
+            library = {f.signature.name: f for f in graph.library.function}
+            walk = [node for _, _, node in walked(graph.node, library)]
+            here = {node.name: node for node in walk}
+            for node in walk:
+                if node.op in tf_nodes.SENDS:
+                    self.sends[key(node)] = node
+                    self.sources[key(node)] = here.get(source(node.input[0]))
+                elif node.op in tf_nodes.RECEIVES:
+                    self.receives[key(node)] = node
+                for name in node.input:
+                    received = here.get(source(name))
+                    if received and received.op in tf_nodes.RECEIVES:
+                        self.takers[key(received)].append(node)
+
+    def times(
+        self, events: Iterable[Event], ran: Sequence[tuple[Event, Any]]
+    ) -> dict[tuple[Any, Any], int]:
+        """How often a tensor crossed in a run, by (`key`, run).
+
+        After its last step a loop sends once more, nothing, so that the
+        other side ends, too. So what counts is how often the op ran whose
+        value is sent, or those that take it, if the profiler tells of them.
+        """
+        heard: dict[Any, collections.Counter] = collections.defaultdict(
+            collections.Counter
+        )
+        kinds = set()
+        for event, executor in ran:
+            name, _, kind = event.name.rpartition(":")
+            heard[name][executor[0] if executor else None] += 1
+            kinds.add(kind)
+        arrived: dict[Any, collections.Counter] = collections.defaultdict(
+            collections.Counter
+        )
+        for event in events:
+            if event.name == ARRIVED:
+                arrived[event.stats.get(NODE)][_run(event)] += 1
+        found = {}
+        for which in {**self.sends, **self.receives}:
+            send, receive = self.sends.get(which), self.receives.get(which)
+            runs = heard[send.name] if send else collections.Counter()
+            if not runs and receive:
+                runs = arrived[receive.name]
+            made = self.sources.get(which)
+            makers = (
+                [made]
+                if made is not None and made.op in kinds
+                else [node for node in self.takers[which] if node.op in kinds]
+            )
+            for run, times in runs.items():
+                alive = [heard[node.name][run] for node in makers]
+                found[which, run] = min(times, max(alive, default=times))
+        return found
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """The same time, in intervals that do not touch."""
+    merged: list[Interval] = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _nodes(graphs: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Nodes by name, and by device."""
+    found: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+    for graph in graphs:
+        library = {f.signature.name: f for f in graph.library.function}
+        for device, name, node in walked(graph.node, library):
+            found[name][device] = node
+            found[node.name].setdefault(device, node)
+    return found
+
+
+def _by_executor(
+    events: Sequence[Event],
+) -> Iterator[tuple[Event, Any]]:
+    """Events on the host, each with the executor whose work it is part of."""
+    events = sorted(events, key=lambda e: (e.start, -e.seconds))
+    open_: dict[int, list[tuple[float, Any]]] = collections.defaultdict(list)
+    for event in events:
+        stack = open_[event.thread]
+        while stack and stack[-1][0] <= event.start:
+            stack.pop()
+        if event.name == PROCESS:
+            executor = _run(event), event.stats.get(EXECUTOR)
+            stack.append((event.start + event.seconds, executor))
+        elif not event.device and ":" in event.name:
+            yield event, stack[-1][1] if stack else None
+
+
+def _executors(
+    ran: Iterable[tuple[Event, Any]], nodes: dict[str, dict[str, Any]]
+) -> dict[Any, str]:
+    """The device of each executor, by names that are on one device only."""
+    votes: dict[Any, collections.Counter] = collections.defaultdict(
+        collections.Counter
+    )
+    for event, executor in ran:
+        places = nodes.get(event.name.rpartition(":")[0], {})
+        if len(places) == 1:
+            votes[executor].update(list(places))
+    return {
+        executor: counts.most_common(1)[0][0]
+        for executor, counts in votes.items()
+        if executor is not None
+    }
+
+
+def _device(places: dict[str, Any], executor: str | None) -> str | None:
+    """Where a node ran: the one place there is, or its executor's."""
+    if len(places) == 1:
+        return next(iter(places))
+    return executor if executor in places else None
+
+
+def _run(event: Event) -> Any:
+    return next((event.stats[k] for k in RUN if k in event.stats), None)
+
+
+def _crossings(
+    carried: _Carried,
+    events: Sequence[Event],
+    ran: Sequence[tuple[Event, Any]],
+) -> Iterator[Crossing]:
+    """Receives, each with the send that it answers, in the order of time."""
+    left = carried.times(events, ran)
+    sent: dict[Any, list[float]] = collections.defaultdict(list)
+    for event, executor in ran:
+        name, _, kind = event.name.rpartition(":")
+        if kind in tf_nodes.SENDS and executor:
+            sent[name, executor[0]].append(event.start)
+    waits: dict[str, list[Any]] = collections.defaultdict(list)
+    for which, node in carried.receives.items():
+        waits[node.name].append(which)
+    asked: dict[Any, list[float]] = collections.defaultdict(list)
+    for event in sorted(events, key=lambda e: e.start):
+        if event.name not in (ISSUED, ARRIVED):
+            continue
+        name, run = str(event.stats.get(NODE)), _run(event)
+        if event.name == ISSUED:
+            asked[name, run].append(event.start)
+            continue
+        since = asked[name, run].pop(0) if asked[name, run] else event.start
+        which = next((w for w in waits[name] if left.get((w, run))), None)
+        if which is None:
+            continue
+        left[which, run] -= 1
+        start, end = ends(carried.receives[which])
+        send = carried.sends.get(which)
+        times = sent[send.name, run] if send else []
+        if start != end:
+            yield Crossing(
+                source=start,
+                target=end,
+                tensor=send.input[0] if send else name,
+                asked=since,
+                sent=times.pop(0) if times else None,
+                arrived=event.start,
+            )
+
+
+def partition_devices(graphs: Sequence[Any]) -> list[str]:
+    """All devices that have a part of what was executed."""
+    return sorted({short(n.device) for g in graphs for n in g.node if n.device})

@@ -4,7 +4,7 @@ The map of the house, from the top down. Each part imports what is below it only
 
   planning        what looks at a placement from outside, or works one out:
                   `spread_layers`, `pipeline`, `measure_weights`,
-                  `timeline`
+                  `timeline`, `plot_placement`
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
   build           split, replicate, forward, gather: the story on one screen
                   (`build_towers`), beside what it hands out (tower_graph), the
@@ -30,6 +30,7 @@ from towers.keras_model.parameters import place_variables
 from towers.placement.placement import Placement
 from towers.placement.policies import balanced, round_robin
 from towers.planning.measure import measure_weights
+from towers.planning.pictures import plot_placement
 from towers.planning.pipeline import pipeline
 from towers.planning.spread import spread_layers
 from towers.planning.timeline import Timeline, timeline
@@ -62,6 +63,7 @@ __all__ = [
     "merge_state_by",
     "pipeline",
     "place_variables",
+    "plot_placement",
     "round_robin",
     "serve",
     "split_batch",

@@ -44,6 +44,7 @@ TESTED_BY = {
     "keras_model.signature": "keras_model.checks",
     "keras_model.tower": "build",
     "planning.trace_events": "planning.timeline",
+    "report.colours": "report.html",
     "report.html_devices": "report.html",
     "report.html_page": "report.html",
     "report.html_tables": "report.html",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from towers.report.html_devices import drawing, tint
+from towers.report.colours import tint
+from towers.report.html_devices import drawing
 from towers.report.html_page import framed
 from towers.report.html_tables import Cell, count, table
 

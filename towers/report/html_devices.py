@@ -9,22 +9,10 @@ import math
 from html import escape
 from typing import Any
 
-# Hues that people with colour blindness tell apart best, in this order.
-_HUES = (210, 30, 150, 330, 55, 270, 0, 180)
+from towers.report.colours import line, tint
+
 _WIDTH, _HEIGHT, _GAP = 190, 92, 38
 _FIRST, _FURTHER = 62, 76  # how far out an arrow goes, and one box further
-
-
-def tint(devices: list[str], device: str) -> str:
-    """A device's colour, for what stands behind text of any colour."""
-    hue = _HUES[devices.index(device) % len(_HUES)]
-    return f"hsla({hue},75%,50%,.22)"
-
-
-def line(devices: list[str], device: str) -> str:
-    """A device's colour, for lines on a light or a dark ground."""
-    hue = _HUES[devices.index(device) % len(_HUES)]
-    return f"hsl({hue},65%,48%)"
 
 
 def size(count: int) -> str:

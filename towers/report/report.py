@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from towers.placement.device_names import short
-from towers.report import html
+from towers.report import figure, html
 from towers.report.partitions import Partitions, Transfer
 from towers.report.recording import record
 
@@ -193,6 +193,18 @@ class ExecutionReport:
             )
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
+
+    def plot(self) -> Any:
+        """Bytes of variables per device, and a matrix of what crossed.
+
+        Returns:
+          A `matplotlib.figure.Figure`; `.savefig("report.png")` writes it.
+
+        Raises:
+          ImportError: `pip install towers[pictures]` brings what is missing.
+        """
+        told = self.to_dict()
+        return figure.figure(told, html.devices(told))
 
     def _repr_html_(self) -> str:
         """The short form, which notebooks show."""

@@ -1,0 +1,89 @@
+"""pictures: every model of the list, drawn by Graphviz where there is one."""
+
+import collections
+import os
+import re
+import shutil
+import tempfile
+
+import keras
+import pytest
+from absl.testing import absltest, parameterized
+from models import DEVICES, NAMED, cnn, inputs, make, placement
+
+import towers
+from towers.foreign.patches import patched
+
+
+def built(model):
+    model = make(model)
+    model(inputs(model, 2))
+    return model
+
+
+class PlacementTest(parameterized.TestCase):
+    @parameterized.named_parameters(*NAMED)
+    def test_every_layer_is_in_every_tower(self, model):
+        model = built(model)
+        text = towers.plot_placement(model, placement(3), "")
+        towers_drawn = re.findall(r'label="(tower_\d) on (/CPU:\d)', text)
+        self.assertEqual(
+            towers_drawn, [(f"tower_{i}", DEVICES[i]) for i in range(3)]
+        )
+        nodes = collections.Counter(
+            re.findall(r'label="(\S+)\\n\w+, /CPU', text)
+        )
+        self.assertEqual(set(nodes.values()), {3})
+        layers = {name.split("/")[-1] for name in nodes}
+        for layer in model.layers:
+            holds = isinstance(layer, (keras.Sequential, keras.Function))
+            if not holds and not isinstance(layer, keras.layers.InputLayer):
+                self.assertIn(layer.name, layers)
+
+    def test_devices_that_are_not_here(self):
+        where = towers.Placement(
+            ["/GPU:0", "/GPU:1"],
+            weights=[3, 1],
+            parameter_device="/GPU:5",
+            layer_devices={"conv2d.*": "/GPU:7"},
+            available="any",
+        )
+        text = towers.plot_placement(built(cnn), where, "")
+        self.assertIn("tower_0 on /GPU:0, 75% of the rows", text)
+        self.assertRegex(text, r"variables, \d+ B\\n/GPU:5")
+        self.assertLen(re.findall(r"Conv2D, /GPU:7", text), 2)
+        self.assertIn(r'"split\n/CPU:0"', text)
+        colours = dict(re.findall(r'(/\w+:\d)", fillcolor="(#\w+)"', text))
+        self.assertLen(set(colours.values()), len(colours))
+        path = os.path.join(tempfile.mkdtemp(), "placement.dot")
+        towers.plot_placement(built(cnn), where, path)
+        with open(path) as file:
+            self.assertIn("digraph", file.read())
+
+    def test_what_is_missing_is_said(self):
+        model = built(cnn)
+        with patched((shutil, "which", lambda name: None)):
+            with self.assertRaisesRegex(ImportError, "install graphviz"):
+                towers.plot_placement(model, placement(2))
+        with self.assertRaisesRegex(ValueError, "without an ending"):
+            towers.plot_placement(model, placement(2), "placement")
+        with self.assertRaisesRegex(TypeError, "keras.Model"):
+            towers.plot_placement(3, placement(2))
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(
+        not shutil.which("dot"), reason="apt-get install graphviz"
+    )
+    def test_by_graphviz(self):
+        folder = tempfile.mkdtemp()
+        for name, model in NAMED:
+            path = os.path.join(folder, f"{name}.png")
+            towers.plot_placement(built(model), placement(3), path)
+            with open(path, "rb") as file:
+                self.assertEqual(file.read(4), b"\x89PNG")
+        with self.assertRaisesRegex(ValueError, "did not write.*xyz"):
+            towers.plot_placement(built(cnn), placement(2), "placement.xyz")
+
+
+if __name__ == "__main__":
+    absltest.main()

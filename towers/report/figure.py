@@ -1,0 +1,93 @@
+"""figure: bytes per device, and what crossed between which, by matplotlib."""
+
+import importlib
+import math
+from typing import Any
+
+from towers.report.colours import rgb
+from towers.report.html_devices import size
+
+_KINDS = (("parameter", "parameters"), ("slot", "slots"), ("state", "state"))
+
+
+def figure(told: dict[str, Any], devices: list[str]) -> Any:
+    """A `matplotlib.figure.Figure` of `ExecutionReport.to_dict()`.
+
+    Raises:
+      ImportError: there is no matplotlib.
+    """
+    try:
+        # Not pyplot, which keeps every figure and may want a screen.
+        made = importlib.import_module("matplotlib.figure").Figure(
+            figsize=(10, 1.6 + 0.55 * len(devices)), layout="constrained"
+        )
+    except ImportError as error:
+        raise ImportError(
+            "report.plot() draws with matplotlib, which is missing. Write: "
+            "pip install 'towers[pictures]'"
+        ) from error
+    held, crossed = made.subplots(1, 2)
+    _held(held, told, devices)
+    _crossed(crossed, told, devices)
+    return made
+
+
+def _held(axes: Any, told: dict[str, Any], devices: list[str]) -> None:
+    """A bar per device: parameters, slots and state in a row."""
+    left = [0] * len(devices)
+    for k, (kind, name) in enumerate(_KINDS):
+        widths = [
+            sum(
+                v["bytes"]
+                for v in told["variables"]
+                if (v["device"], v["kind"]) == (device, kind)
+            )
+            for device in devices
+        ]
+        axes.barh(
+            devices,
+            widths,
+            left=left,
+            label=name,
+            color=[rgb(devices, d, 0.45 + 0.18 * k) for d in devices],
+            edgecolor="black",
+            linewidth=0.5,
+            hatch=("", "//", "..")[k],
+        )
+        left = [a + b for a, b in zip(left, widths)]
+    for y, total in enumerate(left):
+        axes.text(total, y, f" {size(total)}", va="center")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.25 * max([1, *left]))  # room for the sums
+    axes.locator_params(axis="x", nbins=4)
+    axes.xaxis.set_major_formatter(lambda count, _: size(round(count)))
+    axes.set(title="bytes of variables", xlabel="bytes")
+    axes.legend(fontsize="small")
+
+
+def _crossed(axes: Any, told: dict[str, Any], devices: list[str]) -> None:
+    """A square per pair, dark where many bytes crossed."""
+    at = {device: i for i, device in enumerate(devices)}
+    # By the logarithm, since a few bytes are as telling as many.
+    values = [[math.nan] * len(devices) for _ in devices]
+    for pair in told["bytes_between"]:
+        values[at[pair["source"]]][at[pair["target"]]] = math.log10(
+            pair["bytes"] + 1
+        )
+    known = [v for row in values for v in row if not math.isnan(v)]
+    # So that the darkest has text that is read on it.
+    axes.imshow(
+        values, cmap="Blues", vmin=0, vmax=2 * max(known, default=1) + 1
+    )
+    for pair in told["bytes_between"]:
+        axes.text(
+            at[pair["target"]],
+            at[pair["source"]],
+            size(pair["bytes"]),
+            ha="center",
+            va="center",
+            fontsize="small",
+        )
+    axes.set_xticks(range(len(devices)), devices)
+    axes.set_yticks(range(len(devices)), devices)
+    axes.set(title="bytes that crossed", xlabel="to", ylabel="from")

@@ -1,5 +1,6 @@
 """Chiefs in processes of their own, workers with a core each, and their times."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -33,7 +34,8 @@ def run_chief(name: str) -> Any:
 def pin(pid: int, core: int) -> None:
     """Keeps all threads of a process on one core."""
     for thread in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setaffinity(int(thread), {core})
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread), {core})
 
 
 def busy(core: int) -> int:

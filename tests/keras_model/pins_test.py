@@ -1,5 +1,6 @@
 """Keys of `layer_devices`, and towers that span devices of their own."""
 
+import itertools
 import random
 
 import keras
@@ -14,6 +15,8 @@ import towers
 from towers.keras_model import pins
 
 layers = keras.layers
+# Towers, rows and weights.
+CASES = [(4, 7, None), (1, 5, None), (3, 2, [1, 2, 1]), (2, 1, [3, 1])]
 A, B, C = "/CPU:1", "/CPU:2", ("/CPU:1", "/CPU:2")
 
 
@@ -132,10 +135,7 @@ class SpanningTest(parameterized.TestCase):
     def test_any_layer_anywhere(self, model, n, rows, weights=None):
         self.check(model, n, rows, weights)
 
-    @parameterized.product(
-        model=MODELS,
-        case=[(1, 5, None), (2, 1, [3, 1]), (3, 2, [1, 2, 1]), (4, 7, None)],
-    )
+    @parameterized.parameters(*zip(MODELS, itertools.cycle(CASES)))
     @pytest.mark.slow
     def test_so_of_all_models(self, model, case):
         self.check(model, *case)

@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 
 import towers  # noqa: E402
 
-ROWS, WIDTH = 512, 512
+ROWS, WIDTH = 1024, 512
 
 
 def model() -> keras.Model:

@@ -112,6 +112,9 @@ class ReadTest(parameterized.TestCase):
             ("session_loop.py",): r"Session: (0\.9\d+)\nKeras: \1\n$",
             ("tower_loss.py",): r"step  60  loss 2\.\d+\n$",
             ("contrastive.py",): r"weights differ by \d\.\de-0[678]\n$",
+            (
+                "pipeline.py",
+            ): r"weights differ by \d\.\de-0[678] from the plain .*\n$",
             ("serve.py",): r"for_gpus \(7, 3\)\nplain \(7, 3\)\n$",
         }
         commands = [

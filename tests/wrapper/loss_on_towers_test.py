@@ -231,8 +231,8 @@ class TransfersTest(absltest.TestCase):
             self.assertEqual(step.heavy()[f"tower_{i}"], {f"/CPU:{i}"})
         sends = [s for s in step.sends() if s[0] != s[1]]
         # Per other tower the weights, the metric's variables, the shards of x
-        # and y, and the gradient of the two sums go down; the two sums, the
-        # gradients and 2 metric variables come up.
+        # and y, and the gradient of the sum go down; the sum, the gradients and 2
+        # metric variables come up. What it is divided by is known beforehand.
         down = [name for source, _, name in sends if source == "/CPU:0"]
         up = [name for source, _, name in sends if source != "/CPU:0"]
         self.assertLen(down, 2 * (1 + 1 + 2 + 1))

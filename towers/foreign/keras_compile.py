@@ -193,6 +193,11 @@ def looks_at_other_rows(one: Any, rank: int | None = None) -> bool:
     )
 
 
+def axis_of(one: Any) -> Any:
+    """The axis that a loss or metric of Keras was told to look along, or None."""
+    return getattr(one, "_fn_kwargs", {}).get("axis")
+
+
 def optimizers(model: Any) -> list[keras.Optimizer]:
     """Those of a model, or of a wrapper and its template, attributes too."""
 

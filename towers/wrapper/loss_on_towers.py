@@ -35,7 +35,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
     if metrics is not None:
         models["metrics"] = metrics
 
-    def on_tower(models: Any, shard: Any) -> tf.Tensor | None:
+    def on_tower(models: Any, shard: Any) -> Any:
         x, y, weights = shard
         y_pred = models["template"](x, training=training)
         if metrics is not None:

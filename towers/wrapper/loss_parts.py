@@ -55,15 +55,20 @@ def check_mergeable(model: keras.Model) -> None:
             )
 
 
-def parts(model: keras.Model, y: Any, y_pred: Any, weights: Any) -> tf.Tensor:
-    """One tower's [n_losses, 2]: the numerator and divisor of each loss.
+def parts(
+    model: keras.Model, y: Any, y_pred: Any, weights: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One tower's numerators and divisors: [n_losses] each.
+
+    Two tensors, since all that the backward pass needs of other towers is their
+    divisors, which they know before the forward pass.
 
     Args:
       model: the compiled model.
       y, y_pred, weights: the tower's targets, predictions, sample weights.
     """
     made = Compiled.of(model)
-    said: list[tf.Tensor] = []
+    said: list[tuple[tf.Tensor, tf.Tensor]] = []
 
     def told(loss: keras.losses.Loss) -> Any:
         def say(y: Any, y_pred: Any, weights: Any) -> float:
@@ -74,24 +79,27 @@ def parts(model: keras.Model, y: Any, y_pred: Any, weights: Any) -> tf.Tensor:
 
     with made.replaced([told(loss) for loss in made.flat_losses]):
         made.loss(y, y_pred, weights)
-    return tf.stack(said)
+    numerators, divisors = zip(*said)
+    return tf.stack(numerators), tf.stack(divisors)
 
 
-def merged(model: keras.Model, parts: tf.Tensor, y: Any, like: Any) -> Any:
+def merged(
+    model: keras.Model, parts: tuple[tf.Tensor, tf.Tensor], y: Any, like: Any
+) -> Any:
     """The compiled loss, from the sum of all towers' `parts`.
 
     Keras itself weighs the losses and keeps their trackers.
 
     Args:
       model: the compiled model.
-      parts: [n_losses, 2].
+      parts: numerators and divisors, [n_losses] each.
       y: the targets.
       like: a nest like the predictions, of tensors with as many rows.
     """
     made = Compiled.of(model)
 
     def said(i: int, loss: keras.losses.Loss) -> Any:
-        numerator, divisor = tf.unstack(parts[i])
+        numerator, divisor = parts[0][i], parts[1][i]
         if loss.reduction == "sum":
             return lambda *_: numerator
         return lambda *_: tf.math.divide_no_nan(numerator, divisor)
@@ -112,8 +120,8 @@ def update_metrics(metrics: Any, y: Any, y_pred: Any, weights: Any) -> None:
 
 def _parts(
     loss: keras.losses.Loss, y: Any, y_pred: Any, weights: Any
-) -> tf.Tensor:
-    """[2], from what `loss` itself answers when asked for sums, and of ones.
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Two scalars, from what `loss` itself answers when asked for sums, and of ones.
 
     With ones for values, the sum over the reduced value is what the reduction
     divides by.
@@ -127,7 +135,7 @@ def _parts(
         return seen[0]
 
     def ones(y: Any, y_pred: Any) -> tf.Tensor:
-        one = tf.ones_like(seen[0])
+        one = _ones(seen[0], y)
         keras_layers.set_notes(one, [{"mask": keras_layers.get_mask(seen[0])}])
         return one
 
@@ -141,7 +149,18 @@ def _parts(
     with patched((loss, "call", ones), summed):
         total = loss(y, y_pred, counted)
     divisor = tf.stop_gradient(tf.math.divide_no_nan(total, mean))
-    return tf.stack([numerator, divisor])
+    return numerator, divisor
+
+
+def _ones(values: tf.Tensor, y: Any) -> tf.Tensor:
+    """Ones like a loss's values, that need not wait for them where `y` tells."""
+    shape = values.shape
+    if shape.is_fully_defined():
+        return tf.ones(shape, values.dtype)
+    if shape.rank and shape[1:].is_fully_defined() and y.shape.rank:
+        ones = tf.ones([tf.shape(y)[0], *shape[1:]], values.dtype)
+        return tf.ensure_shape(ones, shape)
+    return tf.ones_like(values)
 
 
 def _check_rows(name: str, one: Any, values: Any, y: Any, y_pred: Any) -> None:

@@ -15,7 +15,7 @@ def to_multi_gpu(
     n_gpus: int,
     parameter_device: Any = "/CPU:0",
     merge: Any = "concat",
-    loss_on_towers: bool = False,
+    loss_on_towers: bool | str = False,
     whole: Sequence[Any] = (),
 ) -> TowerModel:
     """Wraps a model in one tower per GPU, in one line before `compile()`.
@@ -36,7 +36,8 @@ def to_multi_gpu(
       n_gpus: how many GPUs, the first ones that TensorFlow sees.
       parameter_device: where variables and the optimizer live.
       merge: how outputs are gathered, see `gather_outputs`.
-      loss_on_towers: whether towers compute losses and metrics themselves.
+      loss_on_towers: whether towers compute losses and metrics themselves, or
+        "auto".
       whole: inputs that every tower gets whole, see `TowerModel`.
 
     Returns:

@@ -25,6 +25,7 @@ from towers.keras_model.calls import (
 from towers.keras_model.parameters import move_variable, place_variables
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.gather import check_rule
+from towers.wrapper.loss_choice import belongs_on_towers
 from towers.wrapper.tower_calls import TowerCalls
 from towers.wrapper.tower_steps import TowerSteps
 
@@ -77,7 +78,10 @@ class TowerModel(TowerSteps):
       placement: where towers, parameters, inputs and outputs live.
       merge: how outputs are gathered, see `gather_outputs`. One that is no
         batch, as a weight is none, needs another rule than "concat".
-      loss_on_towers: whether towers compute losses and metrics themselves.
+      loss_on_towers: whether towers compute losses and metrics themselves. "auto"
+        does so where outputs would cross and all losses and metrics are Keras's
+        own of one row at a time; not with steps of one's own, another `merge`,
+        `run_eagerly`, or an `output_device` of one's own.
       whole: keys of a dict of inputs, or positions in a list, that are no
         batch: every tower gets them as they are, see `split_batch`. Feed them by a
         `tf.data.Dataset`, as arrays in `fit` must all have the same rows. Names
@@ -86,7 +90,7 @@ class TowerModel(TowerSteps):
 
     Raises:
       TypeError: `model` is no Keras model, or `placement` no `Placement`.
-      ValueError: a merge rule is unknown.
+      ValueError: a merge rule, or `loss_on_towers`, is unknown.
       RuntimeError: made under a `tf.distribute` strategy.
     """
 
@@ -97,7 +101,7 @@ class TowerModel(TowerSteps):
         model: keras.Model,
         placement: Placement,
         merge: Any = "concat",
-        loss_on_towers: bool = False,
+        loss_on_towers: bool | str = False,
         whole: Sequence[Any] = (),
         **kwargs: Any,
     ):
@@ -113,6 +117,11 @@ class TowerModel(TowerSteps):
         if isinstance(model, TowerModel):
             raise TypeError(
                 "`model` is a TowerModel already. Wrap its `template` instead."
+            )
+        if loss_on_towers not in (True, False, "auto"):
+            raise ValueError(
+                "`loss_on_towers` must be True, False or 'auto'; got "
+                f"{loss_on_towers!r}."
             )
         for rule in tf.nest.flatten(merge):
             check_rule(rule)
@@ -224,8 +233,10 @@ class TowerModel(TowerSteps):
         self._place()
 
     def _place(self) -> None:
-        """Puts the optimizers beside the parameters."""
+        """Puts the optimizers beside the parameters, and the loss somewhere."""
         place_variables(self, self.placement)
+        # Now, since Keras replaces what it was given when it is built.
+        self.loss_belongs_there = belongs_on_towers(self)
 
     def _make_train_function(self) -> None:
         super().make_train_function(force=True)

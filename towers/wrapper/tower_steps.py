@@ -15,6 +15,7 @@ from towers.foreign import keras_compile, keras_layers, tf_autograph
 from towers.foreign.keras_saving import TemplateProxy
 from towers.keras_model import checks
 from towers.placement.placement import Placement
+from towers.wrapper import loss_choice
 from towers.wrapper.loss_on_towers import loss_on_towers
 from towers.wrapper.own_steps import layers_in_towers
 from towers.wrapper.tower_calls import TowerCalls
@@ -34,9 +35,10 @@ class TowerSteps(TemplateProxy):
 
     placement: Placement
     merge: Any
-    loss_on_towers: bool
+    loss_on_towers: Any
     whole: tuple[Any, ...]
     tower_calls: TowerCalls
+    loss_belongs_there = False  # as "auto" has it, for what was compiled last
 
     def _own(self, name: str) -> Any:
         """The template's own step, for this model, or None."""
@@ -48,7 +50,7 @@ class TowerSteps(TemplateProxy):
 
     def _check_steps(self) -> None:
         own = self._own_steps()
-        if self.loss_on_towers and own:
+        if self.loss_on_towers is True and own:
             raise ValueError(
                 f"{type(self).__name__} of {type(self.template).__name__} has "
                 f"its own {', '.join(own)}, which would need the gathered "
@@ -58,7 +60,7 @@ class TowerSteps(TemplateProxy):
 
     def train_step(self, data: Any) -> Any:
         with self._at_outputs():
-            if not self.loss_on_towers:
+            if not self._loses_on_towers(data):
                 return self._stepped("train_step", data)
             with tf.GradientTape() as tape:
                 loss = self._loss_on_towers(data, training=True)
@@ -72,7 +74,7 @@ class TowerSteps(TemplateProxy):
 
     def test_step(self, data: Any) -> Any:
         with self._at_outputs():
-            if not self.loss_on_towers:
+            if not self._loses_on_towers(data):
                 return self._stepped("test_step", data)
             self._loss_on_towers(data, training=False)
             return self.get_metrics_result()
@@ -148,6 +150,23 @@ class TowerSteps(TemplateProxy):
             with contextlib.suppress(Exception):
                 outputs = checks.output_spec(self.template, x)
                 keras_compile.Compiled.of(self).build(y, outputs, weights)
+
+    def _loses_on_towers(self, data: Any) -> bool:
+        """Whether the loss of a batch is computed on the towers."""
+        if self.loss_on_towers != "auto":
+            return bool(self.loss_on_towers)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if (
+            y is None
+            or self._own_steps()
+            or not keras_layers.is_built(self.template)
+            or not self.loss_belongs_there
+        ):
+            return False
+        outputs: Any = None
+        with contextlib.suppress(Exception):  # of a model that cannot tell
+            outputs = checks.output_spec(self.template, x)
+        return outputs is not None and loss_choice.has_rows_of_more(outputs)
 
     def _loss_on_towers(self, data: Any, training: bool) -> tf.Tensor:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)

@@ -1,0 +1,87 @@
+"""loss_choice: where "auto" puts the loss."""
+
+import keras
+import numpy as np
+from absl.testing import absltest, parameterized
+from models import close, cnn, inputs, make, placement, targets
+
+import towers
+
+LOSSES, METRICS = keras.losses, keras.metrics
+AWAY = towers.Placement(["/CPU:0", "/CPU:1"])
+
+
+class Mine(keras.losses.MeanSquaredError):
+    """May do anything."""
+
+
+class Stepped(keras.Sequential):
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def away(**kwargs):
+    return towers.Placement(["/CPU:1", "/CPU:2"], **kwargs)
+
+
+class ChoiceTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (True, {"loss": "mse"}),
+        (True, {"loss": "mse", "metrics": ["accuracy", METRICS.AUC()]}),
+        (True, {"loss": [LOSSES.Huber(), None], "metrics": [["mae"], None]}),
+        (True, {"loss": LOSSES.mean_squared_error}),
+        (False, {"loss": None}),
+        (False, {"loss": lambda y, p: p - y}),
+        (False, {"loss": Mine()}),
+        (False, {"loss": LOSSES.Circle()}),
+        (False, {"loss": "dice"}),
+        (False, {"loss": LOSSES.Tversky()}),
+        (False, {"loss": LOSSES.CosineSimilarity(axis=0)}),
+        (False, {"loss": LOSSES.MeanSquaredError(reduction=None)}),
+        (False, {"loss": "mse", "metrics": [lambda y, p: p]}),
+        (False, {"loss": "mse", "weighted_metrics": [METRICS.R2Score()]}),
+        (False, {"loss": "mse", "run_eagerly": True}),
+        (True, {"loss": "mse"}, away(parameter_device="/CPU:1")),
+        (False, {"loss": "mse"}, away(output_device="/CPU:1")),
+        (False, {"loss": "mse"}, towers.Placement(["/CPU:0"] * 2)),
+        (False, {"loss": "mse"}, away(), "sum"),
+    )
+    def test_where(self, expected, arguments, where=AWAY, merge="concat"):
+        model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
+        model = towers.TowerModel(model, where, merge, "auto")
+        model.compile("sgd", **arguments)
+        self.assertEqual(model.loss_belongs_there, expected)
+
+    def test_a_step_of_one_s_own_needs_the_outputs(self):
+        model = Stepped([keras.Input([4]), keras.layers.Dense(2)])
+        model = towers.TowerModel(model, AWAY, loss_on_towers="auto")
+        model.compile("sgd", "mse")
+        model.fit(np.ones([4, 4]), np.ones([4, 2]), verbose=0)
+
+    def test_no_output_crosses_and_the_numbers_are_the_plain_model_s(self):
+        plain, towered = make(cnn), make(cnn)
+        where = placement(3)
+        towered = towers.TowerModel(towered, where, loss_on_towers="auto")
+        x, y = inputs(plain, 7), targets(plain, 7)
+        for m in (plain, towered):
+            m.compile("sgd", "mse", metrics=["mae"], run_eagerly=m is plain)
+        report = towers.execution_report(towered.train_on_batch, x, y)
+        self.assertNotIn(
+            (3, 3), {t.shape for t in report.transfers if t.target == "/CPU:0"}
+        )
+        histories = [
+            m.fit(x, y, batch_size=4, verbose=0, shuffle=False).history
+            for m in (plain, towered)
+        ]
+        close(towered.get_weights(), plain.get_weights())
+        for key, values in histories[0].items():
+            close(histories[1][key], values)
+
+    def test_another_word_is_refused(self):
+        model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
+        with self.assertRaisesRegex(ValueError, "True, False or 'auto'"):
+            towers.TowerModel(model, AWAY, loss_on_towers="sometimes")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from towers import v1_graph
 from towers.engine import warned
+from towers.engine.calls import How
 from towers.engine.forward import run_towers
 from towers.foreign import keras_layers
 from towers.keras_model import (
@@ -42,6 +43,7 @@ def build_towers(
     whole: Sequence[Any] = (),
     arguments: Mapping[str, Any] | None = None,
     jit_compile: bool = False,
+    quick_start: bool = False,
 ) -> TowerGraph:
     """Computes a Keras model in one tower per device.
 
@@ -90,6 +92,12 @@ def build_towers(
         pass, for its device. What XLA cannot take is refused: layers that say
         `supports_jit = False`, gradients of recurrent layers, layers with a
         device of their own, and towers that meet.
+      quick_start: whether TensorFlow leaves towers as they are built, and does
+        not rewrite them before the first step, which for many towers of a deep
+        model takes half of the time until then. Steps take a few per cent
+        longer, or more where much could be folded or fused. Towers that meet,
+        or have layers on devices of their own, start as ever; those compiled
+        by XLA are rewritten by that.
 
     Returns:
       A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of
@@ -114,7 +122,7 @@ def build_towers(
             placement,
             merge,
             layer_outputs,
-            jit_compile=jit_compile,
+            how=_how(jit_compile, quick_start),
         )
     if arguments:
         raise ValueError(
@@ -128,7 +136,7 @@ def build_towers(
         merge,
         tower_fn,
         tuple(layer_outputs),
-        jit_compile=jit_compile,
+        how=_how(jit_compile, quick_start),
     )
     return _built(model, checked_batch(inputs, whole=whole), request)
 
@@ -140,7 +148,7 @@ def build_call(
     merge: Any = "concat",
     layer_outputs: Sequence[str] = (),
     part_of: Any = None,
-    jit_compile: bool = False,
+    how: How = How.BUILT,
 ) -> TowerGraph:
     """As `build_towers`, for a call of a model, or of a layer.
 
@@ -150,7 +158,7 @@ def build_call(
       placement, merge, layer_outputs: as for `build_towers`.
       part_of: the model of which a layer is called by itself, in which
         `layer_devices` are known.
-      jit_compile: as for `build_towers`.
+      how: whether towers are built op by op, or called as functions.
     """
     request = Request(
         placement,
@@ -159,7 +167,7 @@ def build_call(
         call,
         tuple(layer_outputs),
         part_of,
-        jit_compile,
+        how,
     )
     whole = [i in call.whole for i in range(len(call.batch))]
     graph = _built(model, Batch(call.batch, whole), request)
@@ -203,9 +211,12 @@ def assemble(
 ) -> TowerGraph:
     """The story: a checked model, with variables at `homes`, as towers."""
     placement, own = request.placement, request.users_fn
-    talks = graph.talks(request.training, own)
-    if request.jit_compile:
+    talks, how = graph.talks(request.training, own), request.how
+    if how is How.COMPILED:
         checks.check_compilable(graph, talks)
+    elif talks or graph.pinned_layers:
+        how = How.BUILT
+    alike = own is None and not graph.is_spread
     shards = split_shards(batch, placement)
     values, copies = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
@@ -222,8 +233,8 @@ def assemble(
             # As the copies come first.
             [graph.elsewhere(i) for i in range(len(scopes))],
             joining(shards, placement) if talks else None,
-            scopes if own is None and not graph.is_spread else (),
-            scopes if request.jit_compile else (),
+            scopes if alike or how is not How.BUILT else (),
+            how,
         )
         shared = set.intersection(*(set(x["shared"]) for x in replays))
         if shared and shards.ranges.are_known and len(replays) > 1:
@@ -280,6 +291,12 @@ def assemble(
         adders,
         [(v, home.variable) for v, home in zip(graph.variables, homes)],
     )
+
+
+def _how(jit_compile: bool, quick_start: bool) -> How:
+    if jit_compile:
+        return How.COMPILED
+    return How.AS_IS if quick_start else How.BUILT
 
 
 def _homes(

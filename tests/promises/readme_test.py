@@ -31,7 +31,7 @@ TESTED_BY = {
     "__main__": "cluster.worker",
     "cluster.pulse": "cluster.heartbeat",
     "engine.all_towers": "engine.meeting",
-    "engine.compiled": "wrapper.jit",
+    "engine.calls": "wrapper.jit",
     "engine.parts": "engine.copies",
     "foreign.tf_calls": "report.recording",
     "foreign.tf_saved_model": "export",

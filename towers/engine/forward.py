@@ -7,8 +7,9 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import all_towers, boundary, lockstep
-from towers.engine.compiled import made_compiled
+from towers.engine.calls import How, made_called
 from towers.engine.copies import Maker, made_alike
+from towers.engine.progress import Progress
 from towers.foreign.tf_gradients import own_gradient
 
 
@@ -19,7 +20,7 @@ def run_towers(
     elsewhere: Sequence[Mapping[int, str]] = (),
     join: lockstep.Join | None = None,
     scopes: Sequence[str] = (),
-    programs: Sequence[str] = (),
+    how: How = How.BUILT,
 ) -> list[Any]:
     """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
 
@@ -34,16 +35,16 @@ def run_towers(
       elsewhere: per tower the devices of those tensors, by their place in the
         flat nest, that are not taken to the tower.
       join: answers the towers' calls of `all_towers`, if they make any.
-      scopes: the towers' name scopes, if the functions are all the same: then
-        towers after the second may be copies.
-      programs: the towers' name scopes, if each is to be an XLA program, and
-        needs no other tower.
+      scopes: the towers' name scopes, if the functions are all the same, so
+        that towers after the second may be copies, or if towers are called.
+      how: whether they are built op by op, or called as functions, and which.
+        What is called needs no other tower.
 
     Returns:
       One nest of tensors per tower.
     """
     elsewhere = elsewhere or [{}] * len(functions)
-    if programs:
+    if how is not How.BUILT:
         with all_towers.by_themselves():
             return [
                 pinned(
@@ -51,7 +52,7 @@ def run_towers(
                     devices[i],
                     arguments[i],
                     elsewhere[i],
-                    functools.partial(made_compiled, programs[i]),
+                    functools.partial(made_called, how, scopes[i]),
                 )
                 for i, function in enumerate(functions)
             ]
@@ -61,20 +62,18 @@ def run_towers(
         return lockstep.run_in_step(
             functions, devices, arguments, elsewhere, join
         )
-    makers = Maker(), Maker()
+    makers, towers = (Maker(), Maker()), []
+    progress = Progress(len(functions))
     with all_towers.by_themselves():
-        return [
-            pinned(
-                functions[i],
-                devices[i],
-                arguments[i],
-                elsewhere[i],
-                functools.partial(made_alike, makers, scopes[i])
-                if scopes
-                else _built,
+        for i, function in enumerate(functions):
+            make = _built
+            if scopes:
+                make = functools.partial(made_alike, makers, scopes[i])
+            towers.append(
+                pinned(function, devices[i], arguments[i], elsewhere[i], make)
             )
-            for i in range(len(functions))
-        ]
+            progress.tell(i + 1, makers[0].copied)
+    return towers
 
 
 def pinned(

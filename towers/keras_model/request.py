@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from towers.engine.calls import How
 from towers.keras_model.calls import ModelCall
 from towers.placement.placement import Placement
 
@@ -21,7 +22,7 @@ class Request:
       layer_outputs: paths of layers whose outputs are handed out.
       part_of: the model of which a layer is called by itself, in which
         `layer_devices` are known.
-      jit_compile: whether each tower is an XLA program.
+      how: whether towers are built op by op, or called as functions.
     """
 
     placement: Placement
@@ -30,7 +31,7 @@ class Request:
     tower_fn: Callable[..., Any] | None = None
     layer_outputs: Sequence[str] = ()
     part_of: Any = None
-    jit_compile: bool = False
+    how: How = How.BUILT
 
     @property
     def users_fn(self) -> Callable[..., Any] | None:

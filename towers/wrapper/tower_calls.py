@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from towers.build import build_call
+from towers.engine.calls import How
 from towers.foreign import keras_layers
 from towers.keras_model import checks
 from towers.keras_model.calls import ModelCall
@@ -83,7 +84,7 @@ class TowerCalls:
             model.placement,
             "concat" if call.inside else model.merge,
             part_of=model.template if call.inside else None,
-            jit_compile=model.jit_towers,
+            how=How.COMPILED if model.jit_towers else How.BUILT,
         )
         graph.apply_updates()
         notes = keras_layers.get_notes(graph.outputs)

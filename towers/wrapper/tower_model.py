@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from towers.engine.unoptimized import unoptimized
 from towers.export import export_towers
 from towers.foreign import (
     keras_compile,
@@ -86,6 +87,11 @@ class TowerModel(TowerSteps):
         batch: every tower gets them as they are, see `split_batch`. Feed them by a
         `tf.data.Dataset`, as arrays in `fit` must all have the same rows. Names
         of further arguments of a call too: `model(x, table=table)`.
+      quick_start: whether TensorFlow runs steps as they were built, and does not
+        rewrite them before the first, which for many towers of a deep model
+        takes half of the time until then. Later steps take a few per cent
+        longer, on GPUs and where much could be folded or fused maybe more: for
+        trying things out.
       **kwargs: as for `keras.Model`: `name`.
 
     Raises:
@@ -103,6 +109,7 @@ class TowerModel(TowerSteps):
         merge: Any = "concat",
         loss_on_towers: bool | str = False,
         whole: Sequence[Any] = (),
+        quick_start: bool = False,
         **kwargs: Any,
     ):
         checks.check_model(model)
@@ -136,6 +143,7 @@ class TowerModel(TowerSteps):
         self.merge = merge
         self.loss_on_towers = loss_on_towers
         self.whole = tuple(whole)
+        self.quick_start = quick_start
         self.supports_jit = False  # what compiles is each tower, not the step
         self.jit_towers = False
         self.supports_masking = True
@@ -240,7 +248,8 @@ class TowerModel(TowerSteps):
 
     def _make_train_function(self) -> None:
         super().make_train_function(force=True)
-        self.train_function = self._beside_outputs(self.train_function)
+        function = self._beside_outputs(self.train_function)
+        self.train_function = self._started(function)
 
     def renew_functions(self) -> None:
         """Makes functions again that read variables which have moved since.
@@ -253,9 +262,28 @@ class TowerModel(TowerSteps):
         if self.train_function is not None:
             self._make_train_function()
         if self.test_function is not None:
-            super().make_test_function(force=True)
+            self._make_other_function("test", True)
         if self.predict_function is not None:
-            super().make_predict_function(force=True)
+            self._make_other_function("predict", True)
+
+    def _make_other_function(self, name: str, force: bool) -> None:
+        """As Keras has it: of "test" or "predict"."""
+        if force or getattr(self, f"{name}_function") is None:
+            getattr(super(), f"make_{name}_function")(force=True)
+            function = self._started(getattr(self, f"{name}_function"))
+            setattr(self, f"{name}_function", function)
+
+    def _started(self, function: Any) -> Any:
+        """The function, which TensorFlow does not rewrite for a quick start."""
+        if not self.quick_start:
+            return function
+
+        @functools.wraps(function)
+        def started(*args: Any) -> Any:
+            with unoptimized():
+                return function(*args)
+
+        return started
 
     def _beside_outputs(self, function: Any) -> Any:
         """The function, with what has no device on the output device."""
@@ -303,11 +331,13 @@ class TowerModel(TowerSteps):
     def make_test_function(self, force: bool = False) -> Any:
         self._check_steps()
         self.renew_functions()
-        return super().make_test_function(self._gather_metrics() or force)
+        self._make_other_function("test", self._gather_metrics() or force)
+        return self.test_function
 
     def make_predict_function(self, force: bool = False) -> Any:
         self.renew_functions()
-        return super().make_predict_function(force)
+        self._make_other_function("predict", force)
+        return self.predict_function
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.merge == "concat":
@@ -334,6 +364,7 @@ class TowerModel(TowerSteps):
             self.merge,
             self.loss_on_towers,
             self.whole,
+            self.quick_start,
             name=self.name,
         )
         copied.jit_towers = self.jit_towers

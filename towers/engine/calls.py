@@ -1,33 +1,60 @@
-"""compiled: a tower's forward pass, and its backward pass, as XLA programs.
+"""calls: a tower's forward pass, and its backward pass, as functions of their own.
 
-XLA compiles for one device. So it gets no step, but what one tower computes: a
-function that is called under the tower's device. Its gradient is a call like it,
-which takes what the forward pass has kept.
+A function is called under the tower's device, and its gradient is a call like it,
+which takes what the forward pass has kept. Either way of calling is the call's
+own: XLA compiles for one device, so it gets no step, but what one tower computes;
+and what TensorFlow does not rewrite before the first step need not be all of it.
 """
 
+import contextlib
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from towers.engine import boundary
+from towers.engine.unoptimized import unoptimized
 from towers.foreign.tf_gradients import unrecorded
 
 _LOOPS = ("While", "StatelessWhile")
 
 
-def made_compiled(
-    scope: str, function: Callable[..., Any], argument: Any
+class How(enum.Enum):
+    """How towers are built: op by op into the step, or called in it."""
+
+    BUILT = enum.auto()
+    COMPILED = enum.auto()  # by XLA
+    AS_IS = enum.auto()  # not rewritten first
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of the `tf.function`."""
+        if self is How.COMPILED:
+            return {"jit_compile": True}
+        # Inlined, it would be rewritten with all the rest.
+        return {"experimental_attributes": {"_noinline": True}}
+
+    def opened(self) -> Any:
+        """To be open where a call is made."""
+        here = self is How.AS_IS
+        return unoptimized() if here else contextlib.nullcontext()
+
+
+def made_called(
+    how: How, scope: str, function: Callable[..., Any], argument: Any
 ) -> tuple[Any, Any]:
     """`function(argument)`, and the function that gives its gradients.
 
     Args:
+      how: compiled, or as it is.
       scope: the tower's name scope, for the call.
       function: builds the tower.
       argument: a nest of tensors on its device.
     """
     tensors = boundary.leaves(argument)
-    _check_dtypes(tensors)
+    if how is How.COMPILED:
+        _check_dtypes(tensors)
     made: list[Any] = []
 
     def tower(*given: tf.Tensor) -> list[tf.Tensor]:
@@ -44,9 +71,9 @@ def made_compiled(
 
     specs = [tf.TensorSpec(x.shape, x.dtype) for x in tensors]
     traced = tf.function(
-        tower, autograph=False, jit_compile=True
+        tower, autograph=False, **how.options
     ).get_concrete_function(*specs)
-    with unrecorded(), tf.name_scope(scope):
+    with unrecorded(), tf.name_scope(scope), how.opened():
         results = iter(traced(*tensors))
 
     def outside(x: tf.Tensor) -> Any:
@@ -63,14 +90,15 @@ def made_compiled(
         tensors: Sequence[tf.Tensor],
         upstream: Sequence[Any],
     ) -> list[Any]:
-        if loops:
+        if loops and how is How.COMPILED:
             raise ValueError(
                 f"`jit_compile=True` cannot train the loop {loops[0]!r}: what "
                 "a loop keeps for its gradient cannot leave an XLA program. "
                 "Expected no recurrent layers, or such with unroll=True; or "
                 "leave out jit_compile=True."
             )
-        return boundary.differentiated(results, tensors, upstream)
+        with how.opened():
+            return boundary.differentiated(results, tensors, upstream)
 
     result = tf.nest.map_structure(
         lambda x: None if x is None else outside(x),

@@ -60,6 +60,8 @@ class QuickStartTest(absltest.TestCase):
             loss = tf.reduce_sum(model(X) ** 2)
         close(said, tape.gradient(loss, model.trainable_variables))
         self.assertEmpty(fused(executed))
+        called = executed.devices("", "PartitionedCall")  # not inlined
+        self.assertEqual(called, {f"/CPU:{i}" for i in range(3)})
         for i in range(3):
             found = executed.devices(f"tower_{i}/", "MatMul")
             self.assertEqual(found, {f"/CPU:{i}"})

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from towers.engine import boundary
 from towers.engine.unoptimized import unoptimized
+from towers.foreign import tf_nodes
 from towers.foreign.tf_gradients import unrecorded
 
 _LOOPS = ("While", "StatelessWhile")
@@ -33,7 +34,7 @@ class How(enum.Enum):
         if self is How.COMPILED:
             return {"jit_compile": True}
         # Inlined, it would be rewritten with all the rest.
-        return {"experimental_attributes": {"_noinline": True}}
+        return {"experimental_attributes": {tf_nodes.NOT_INLINED: True}}
 
     def opened(self) -> Any:
         """To be open where a call is made."""

@@ -18,3 +18,5 @@ GRADIENT = "_gradient_op_type"
 BESIDE = "_class"
 CALLED = "_user_specified_name"
 HANDLE_SHAPES, HANDLE_DTYPES = "_handle_shapes", "_handle_dtypes"
+# An attribute of functions: that calls of one stay calls.
+NOT_INLINED = "_noinline"

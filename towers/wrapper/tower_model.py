@@ -262,16 +262,15 @@ class TowerModel(TowerSteps):
         if self.train_function is not None:
             self._make_train_function()
         if self.test_function is not None:
-            self._make_other_function("test", True)
+            self._make_other_function("test_function", True)
         if self.predict_function is not None:
-            self._make_other_function("predict", True)
+            self._make_other_function("predict_function", True)
 
     def _make_other_function(self, name: str, force: bool) -> None:
-        """As Keras has it: of "test" or "predict"."""
-        if force or getattr(self, f"{name}_function") is None:
-            getattr(super(), f"make_{name}_function")(force=True)
-            function = self._started(getattr(self, f"{name}_function"))
-            setattr(self, f"{name}_function", function)
+        """As Keras makes the one of this name, and started as this model is."""
+        if force or getattr(self, name) is None:
+            getattr(super(), f"make_{name}")(force=True)
+            setattr(self, name, self._started(getattr(self, name)))
 
     def _started(self, function: Any) -> Any:
         """The function, which TensorFlow does not rewrite for a quick start."""
@@ -331,12 +330,14 @@ class TowerModel(TowerSteps):
     def make_test_function(self, force: bool = False) -> Any:
         self._check_steps()
         self.renew_functions()
-        self._make_other_function("test", self._gather_metrics() or force)
+        self._make_other_function(
+            "test_function", self._gather_metrics() or force
+        )
         return self.test_function
 
     def make_predict_function(self, force: bool = False) -> Any:
         self.renew_functions()
-        self._make_other_function("predict", force)
+        self._make_other_function("predict_function", force)
         return self.predict_function
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:

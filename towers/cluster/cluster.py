@@ -7,7 +7,9 @@ import os
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -106,7 +108,7 @@ class Cluster:
         self._lost: set[int] = set()  # of those, until the next update
         self._torn = False
         self._watched = 0
-        self._when_lost: list[Callable[[set[int]], None]] = []
+        self._graves: list[Any] = []
         self._ended = threading.Event()
         self._to_cut = threading.Event()
         self._pulses = {
@@ -229,7 +231,8 @@ class Cluster:
             changed = changed or now != self._joined or bool(self._lost)
             if not changed and not self._torn:
                 return False
-            self._tell_lost({i for i in self._joined if i not in now})
+            gone = {i for i, told in self._joined.items() if now.get(i) != told}
+            self._give_up(gone | self._lost)
             try:
                 self._apply(now)
             except tf.errors.OpError:  # another one dies
@@ -240,6 +243,13 @@ class Cluster:
         raise WorkerLost(
             self.lost(), "The others cannot be connected. Try again later."
         )
+
+    def is_behind(self) -> bool:
+        """Whether `update` has something to do."""
+        now = {
+            i: p.incarnation for i, p in self._pulses.items() if p.incarnation
+        }
+        return bool(self._lost) or now != self._joined
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -254,6 +264,12 @@ class Cluster:
         if self._watched:
             yield
             return
+        with self.guard():
+            yield
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """As `watch`, inside of that, for those who go on."""
         if self._lost:  # TensorFlow would wait for it
             raise WorkerLost(self.lost())
         self._watched += 1
@@ -266,13 +282,10 @@ class Cluster:
             if lost is None:
                 raise
             self._torn = True
+            self._give_up(set(self._lost))
             raise WorkerLost(lost) from error
         finally:
             self._watched -= 1
-
-    def on_lost(self, call: Callable[[set[int]], None]) -> None:
-        """Calls a function with the tasks that are dropped, before they are."""
-        self._when_lost.append(call)
 
     def _whom(self, error: Exception) -> list[str] | None:
         """The workers that an error means; None if it means none."""
@@ -306,10 +319,14 @@ class Cluster:
                 self._to_cut.clear()
             self._ended.wait(0.1)
 
-    def _tell_lost(self, tasks: set[int]) -> None:
-        if tasks:
-            for call in self._when_lost:
-                call(tasks)
+    def _give_up(self, tasks: set[int]) -> None:
+        """Has models give up variables of workers, before one is touched.
+
+        What they were is kept until TensorFlow has dropped the workers.
+        """
+        workers = tuple(self._workers[i].text for i in sorted(tasks))
+        for holder in list(_HOLDERS) if tasks else ():
+            self._graves += holder.lose(tasks, workers)
 
     def _usable(self) -> dict[int, str]:
         """Incarnations of the workers that answer on both ports."""
@@ -346,6 +363,7 @@ class Cluster:
             if self._pulses[i].incarnation != told
         }
         self._torn = False
+        self._graves.clear()
 
     def _connect(self, deadline: float) -> None:
         """Connects to all, or says who does not answer.
@@ -410,8 +428,24 @@ class Cluster:
 
 
 _CONNECTED: list[Cluster] = []
+# Models, which may have variables on workers; they have a method `lose`.
+_HOLDERS: weakref.WeakSet = weakref.WeakSet()
 
 
 def connected() -> Cluster | None:
     """The cluster of this process; TensorFlow has one, too."""
     return _CONNECTED[0] if _CONNECTED else None
+
+
+def hold(model: Any) -> None:
+    """Has `model.lose(tasks, workers)` called when workers are lost.
+
+    It returns the variables that it gives up.
+    """
+    _HOLDERS.add(model)
+
+
+def task_of(device: str) -> int | None:
+    """The worker's task that a device is of; None for this process's."""
+    spec = tf.DeviceSpec.from_string(device)
+    return (spec.task or 0) if spec.job == "worker" else None

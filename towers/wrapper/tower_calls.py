@@ -57,6 +57,10 @@ class TowerCalls:
             self._functions.clear()
         return moved
 
+    def forget(self) -> None:
+        """Drops functions that were made for another placement."""
+        self._functions.clear()
+
     def _function(self, layer: keras.Layer, call: ModelCall) -> Any:
         """Steps of this kind as a `tf.function`, and what adds their losses."""
         adders: list[keras.Layer] = []

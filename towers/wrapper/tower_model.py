@@ -27,11 +27,11 @@ from towers.keras_model.parameters import move_variable, place_variables
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.gather import check_rule
 from towers.wrapper.loss_choice import belongs_on_towers
+from towers.wrapper.recovery import Recovering, watching
 from towers.wrapper.tower_calls import TowerCalls
-from towers.wrapper.tower_steps import TowerSteps
 
 
-class TowerModel(TowerSteps):
+class TowerModel(Recovering):
     """A Keras model whose forward and backward pass run in towers.
 
     `compile`, `fit`, `evaluate`, `predict`, `train_on_batch`, callbacks and
@@ -92,16 +92,23 @@ class TowerModel(TowerSteps):
         takes half of the time until then. Later steps take a few per cent
         longer, on GPUs and where much could be folded or fused maybe more: for
         trying things out.
+      on_lost: what to do when a worker of a `Cluster` is lost: "raise" a
+        `WorkerLost`; or "continue": what the step may have changed is put back,
+        and the same batch taken again by those that are left. Those that have
+        come back join at the next epoch. Parameters are then on this process.
       **kwargs: as for `keras.Model`: `name`.
 
     Raises:
       TypeError: `model` is no Keras model, or `placement` no `Placement`.
       ValueError: a merge rule, or `loss_on_towers`, is unknown.
+      ValueError: a merge rule is unknown, or `on_lost` cannot be met.
+      WorkerLost: a worker that is to have variables is lost.
       RuntimeError: made under a `tf.distribute` strategy.
     """
 
     train_function: Any
 
+    @watching
     def __init__(
         self,
         model: keras.Model,
@@ -110,6 +117,7 @@ class TowerModel(TowerSteps):
         loss_on_towers: bool | str = False,
         whole: Sequence[Any] = (),
         quick_start: bool = False,
+        on_lost: str = "raise",
         **kwargs: Any,
     ):
         checks.check_model(model)
@@ -144,6 +152,7 @@ class TowerModel(TowerSteps):
         self.loss_on_towers = loss_on_towers
         self.whole = tuple(whole)
         self.quick_start = quick_start
+        self.set_on_lost(on_lost)
         self.supports_jit = False  # what compiles is each tower, not the step
         self.jit_towers = False
         self.supports_masking = True
@@ -192,6 +201,7 @@ class TowerModel(TowerSteps):
         """None: masks come with the gathered outputs."""
         return None
 
+    @watching
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As the template's own, or Keras's; optimizers go to the parameters.
 
@@ -366,6 +376,7 @@ class TowerModel(TowerSteps):
             self.loss_on_towers,
             self.whole,
             self.quick_start,
+            self.on_lost,
             name=self.name,
         )
         copied.jit_towers = self.jit_towers

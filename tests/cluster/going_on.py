@@ -1,0 +1,117 @@
+"""A chief that trains while workers die and come back: run by going_on_test.
+
+    python going_on.py KILLS RETURNS
+
+As JSON: how far weights and history end from an uninterrupted plain run.
+"""
+
+import json
+import random
+import sys
+import threading
+import time
+
+from cluster_workers import Workers, wait_until
+
+WORKERS = Workers(3)
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+import towers  # noqa: E402
+
+KILLS, RETURNS = map(int, sys.argv[1:3])
+EPOCHS, STEPS, ROWS = 6, 20, 16
+
+
+def model():
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input([12, 12, 3]),
+            keras.layers.Conv2D(8, 3, activation="relu"),
+            keras.layers.BatchNormalization(synchronized=True),
+            keras.layers.Flatten(),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def fit(model, callbacks=()):
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=[STEPS * ROWS - 3, 12, 12, 3]).astype("float32")
+    y = rng.integers(0, 10, len(x))
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(ROWS)
+    return model.fit(
+        data,
+        epochs=EPOCHS,
+        validation_data=data.take(3),
+        verbose=0,
+        callbacks=list(callbacks),
+    ).history
+
+
+class Kills(keras.callbacks.Callback):
+    """Kills workers at random moments, and starts some again."""
+
+    def __init__(self, cluster):
+        super().__init__()
+        self.random = random.Random(3)
+        self.at = sorted(self.random.sample(range(8, EPOCHS * STEPS - 8), KILLS))
+        self.cluster, self.steps, self.took, self.last = cluster, 0, [], 0.0
+        self.dead, self.returned, self.towers = [], 0, set()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.dead and self.returned < RETURNS:
+            i = self.dead.pop(0)
+            WORKERS.start(i)
+            wait_until(lambda: WORKERS.addresses[i] in self.cluster.alive())
+            self.returned += 1
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.last = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.took.append(time.monotonic() - self.last)
+        self.towers.add(len(self.model.placement.devices))
+        self.steps += 1
+        left = [i for i in range(3) if i not in self.dead]
+        if self.steps in self.at and len(left) > 1:
+            i = self.random.choice(left)
+            self.dead.append(i)
+            delay = self.random.random() * 1.5 * float(np.median(self.took))
+            threading.Timer(delay, WORKERS.kill, [i]).start()
+
+
+def main():
+    plain = model()
+    expected = fit(plain)
+    cluster = towers.Cluster(WORKERS.addresses)
+    placement = towers.Placement.workers(cluster, weights=[2, 1, 1])
+    towered = towers.TowerModel(model(), placement, on_lost="continue")
+    kills = Kills(cluster)
+    history = fit(towered, [kills])
+    pairs = zip(plain.get_weights(), towered.get_weights())
+    return {
+        "weights": float(max(np.abs(a - b).max() for a, b in pairs)),
+        "history": float(
+            max(np.abs(np.subtract(history[k], expected[k])).max() for k in expected)
+        ),
+        "steps": int(towered.optimizer.iterations.numpy()),
+        "kills": KILLS - len([k for k in kills.at if k > kills.steps]),
+        "dead": len(kills.dead),
+        "returned": kills.returned,
+        "towers": sorted(kills.towers),
+        "slowest": max(kills.took[2:]),
+    }
+
+
+print(json.dumps(main()))

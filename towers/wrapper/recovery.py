@@ -1,0 +1,317 @@
+"""recovery: what a `TowerModel` does when a worker is lost."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.cluster import cluster as clusters
+from towers.cluster.lost import WorkerLost, is_sign, tasks_named
+from towers.foreign import keras_compile, keras_layers, keras_optimizer
+from towers.keras_model.layer_graph import variables_of
+from towers.placement.placement import Placement
+from towers.wrapper.repeated_step import RepeatedStep
+from towers.wrapper.tower_steps import TowerSteps
+
+_FIT = inspect.signature(keras.Model.fit)
+_POLICIES = ("raise", "continue")
+
+
+@contextlib.contextmanager
+def watched(placement: Placement) -> Iterator[None]:
+    """While open, a worker that is lost is a `WorkerLost`, in seconds."""
+    if not any(
+        clusters.task_of(device) is not None for device in _all(placement)
+    ):
+        yield
+        return
+    cluster = clusters.connected()
+    if cluster is not None:
+        with cluster.watch():
+            yield
+        return
+    try:  # connected by other means, and without a heartbeat
+        yield
+    except Exception as error:
+        if not is_sign(error):
+            raise
+        tasks = [f"/job:worker/task:{i}" for i in tasks_named(error)]
+        raise WorkerLost(tasks) from error
+
+
+def watching(method: Any) -> Any:
+    """A method, watched, whose first or own placement says which devices."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        named = [*args[1:2], kwargs.get("placement")]
+        given = [x for x in named if isinstance(x, Placement)]
+        known = vars(self).get("placement")
+        if not given and known is None:
+            return method(self, *args, **kwargs)
+        with watched((given or [known])[0]):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def _watching(name: str) -> Any:
+    """Keras's method of a model, watched."""
+    method = getattr(keras.Model, name)
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.lost_workers:
+            raise WorkerLost(self.lost_workers)
+        with watched(self.placement):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+class Recovering(TowerSteps):
+    """Methods of a model that end when a worker is lost, or go on without it.
+
+    Attributes:
+      on_lost: "raise" or "continue".
+      whole_placement: that of all workers, when some are lost.
+      lost_workers: the addresses of those that had some of its variables.
+    """
+
+    on_lost: str = "raise"
+    whole_placement: Placement
+    train_function: Any
+    test_function: Any
+    predict_function: Any
+    lost_workers: tuple[str, ...] = ()
+
+    evaluate = _watching("evaluate")
+    predict = _watching("predict")
+    train_on_batch = _watching("train_on_batch")
+    test_on_batch = _watching("test_on_batch")
+    predict_on_batch = _watching("predict_on_batch")
+    get_weights = _watching("get_weights")
+    set_weights = _watching("set_weights")
+    save = _watching("save")
+    save_weights = _watching("save_weights")
+    load_weights = _watching("load_weights")
+    _fit = _watching("fit")
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        if self.on_lost == "raise":
+            return self._fit(*args, **kwargs)
+        names = list(_FIT.parameters)[1 : len(args) + 1]
+        given = {**dict(zip(names, args)), **kwargs}
+        callbacks = given.get("callbacks")
+        rejoin = _Rejoin(self)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(rejoin)
+        else:
+            some = (
+                callbacks
+                if isinstance(callbacks, (list, tuple))
+                else [callbacks]
+            )
+            given["callbacks"] = [*filter(None, some), rejoin]
+        return self._fit(**given)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        if self.on_lost == "raise":
+            return super().make_train_function(force)
+        self.check_compiled()
+        if force or self.train_function is None:
+            self.train_function = self.repeated(self.train_step)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        if self.on_lost == "raise":
+            return super().make_test_function(force)
+        self.check_compiled()
+        if force or self.test_function is None:
+            self.test_function = self.repeated(self.test_step)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        if self.on_lost == "raise":
+            return super().make_predict_function(force)
+        if force or self.predict_function is None:
+            step = self.repeated(self.predict_step)
+            self.predict_function = step.predict
+        return self.predict_function
+
+    def set_on_lost(self, on_lost: str) -> None:
+        """Checks whether this can be done, with this placement."""
+        if on_lost not in _POLICIES:
+            raise ValueError(
+                f"`on_lost` must be one of {', '.join(map(repr, _POLICIES))}; "
+                f"got {on_lost!r}."
+            )
+        if on_lost == "continue":
+            check_can_continue(self.placement)
+        object.__setattr__(self, "on_lost", on_lost)
+        object.__setattr__(self, "whole_placement", self.placement)
+        clusters.hold(self)
+
+    def check_compiled(self) -> None:
+        """Refuses what "continue" cannot do with what a model is compiled to."""
+        if self.on_lost != "continue":
+            return
+        problems = []
+        if self.steps_per_execution != 1:
+            problems.append(f"steps_per_execution={self.steps_per_execution}")
+        if self.run_eagerly:
+            problems.append("run_eagerly=True")
+        if "train_step" in self._own_steps():
+            problems.append("a `train_step` of the model's own")
+        if problems:
+            raise ValueError(
+                '`on_lost` is "continue", which takes Keras\'s own step again '
+                f"when a worker is lost, but there is {', and '.join(problems)}. "
+                'Leave that out; or use on_lost="raise", and go on from a '
+                "checkpoint (keras.callbacks.BackupAndRestore)."
+            )
+
+    def repeated(self, step: Callable[..., Any]) -> RepeatedStep:
+        """A step that is taken again when a worker is lost."""
+        return RepeatedStep(step, self.placed_now, self.go_on)
+
+    def placed_now(self) -> tuple[str, ...]:
+        """The towers' devices, for which a step is made."""
+        return tuple(self.placement.devices)
+
+    def go_on(self) -> None:
+        """Goes on with the workers that there are now.
+
+        Raises:
+          WorkerLost: there is none.
+        """
+        cluster = clusters.connected()
+        assert cluster is not None
+        cluster.update()
+        before: Placement = self.whole_placement
+        here = set(cluster.devices())
+        kept = [
+            i
+            for i, device in enumerate(before.devices)
+            if clusters.task_of(device) is None or device in here
+        ]
+        weights = None
+        if before.weights is not None:
+            weights = [before.weights[i] for i in kept]
+            weights = weights if sum(weights) else None
+        if not kept:
+            raise WorkerLost(cluster.lost(), "No tower is left.")
+        devices = [before.devices[i] for i in kept]
+        if tuple(devices) != tuple(self.placement.devices):
+            placement = dataclasses.replace(
+                before, devices=devices, weights=weights
+            )
+            object.__setattr__(self, "placement", placement)
+            self.tower_calls.forget()
+
+    def take_back(self) -> None:
+        """Takes back the workers that have returned."""
+        cluster = clusters.connected()
+        if cluster is not None and cluster.is_behind():
+            self.go_on()
+
+    def lose(self, tasks: set[int], workers: tuple[str, ...]) -> list[Any]:
+        """Gives up the variables of workers; what they were.
+
+        To touch one would be to wait without end, or worse.
+        """
+        gone = []
+        for variable in self._all_variables():
+            value = keras_layers.raw(variable)
+            if isinstance(value, LostValue) or value is variable:
+                continue
+            if clusters.task_of(value.device) in tasks:
+                lost = LostValue(workers)
+                keras_layers.replace_raw(variable, lost)
+                gone.append(value)
+        if gone:
+            object.__setattr__(self, "lost_workers", workers)
+        return gone
+
+    def _all_variables(self) -> list[Any]:
+        found = list(variables_of(self.template))
+        for optimizer in keras_compile.optimizers(self):
+            pairs = keras_optimizer.optimizer_variables(optimizer)
+            found += [variable for variable, _ in pairs]
+        if self.compiled:
+            found += keras_compile.Compiled.of(self).variables
+        return list(
+            {id(v): v for v in found if keras_layers.is_made(v)}.values()
+        )
+
+
+class LostValue:
+    """What stands for the value of a variable whose worker is lost."""
+
+    def __init__(self, workers: tuple[str, ...]):
+        self.__dict__["workers"] = workers
+
+    def __getattr__(self, name: str) -> Any:
+        raise WorkerLost(self.__dict__["workers"])
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise WorkerLost(self.workers)
+
+    def __tf_tensor__(self, *args: Any, **kwargs: Any) -> Any:
+        raise WorkerLost(self.workers)
+
+
+class _Rejoin(keras.callbacks.Callback):
+    """Workers that have come back join at the next epoch."""
+
+    def __init__(self, towers: Recovering):
+        super().__init__()
+        self._towers = towers
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._towers.take_back()
+
+
+def check_can_continue(placement: Placement) -> None:
+    """Raises unless only towers are on workers, of a cluster."""
+    towards = (
+        'Go on from a checkpoint instead: on_lost="raise", and '
+        "keras.callbacks.BackupAndRestore."
+    )
+    if clusters.connected() is None:
+        raise ValueError(
+            '`on_lost` is "continue", but this process has no cluster. Make a '
+            "towers.Cluster first, and the placement by Placement.workers."
+        )
+    if callable(placement.parameter_device):
+        raise ValueError(
+            '`on_lost` is "continue", for which parameters must be on this '
+            "process, but `parameter_device` is a policy, and what is on a "
+            f"worker is lost with it. {towards}"
+        )
+    for name in ("parameter_device", "input_device", "output_device"):
+        device = getattr(placement, name)
+        if clusters.task_of(device) is not None:
+            raise ValueError(
+                f'`on_lost` is "continue", but `{name}` is {device!r}, on a '
+                f"worker, and what is there is lost with it. {towards}"
+            )
+    pins = tf.nest.flatten(dict(placement.layer_devices))
+    if any(clusters.task_of(device) is not None for device in pins):
+        raise ValueError(
+            '`on_lost` is "continue", but `layer_devices` puts layers, and '
+            f"their variables, on workers. {towards}"
+        )
+
+
+def _all(placement: Placement) -> Iterator[str]:
+    """Devices that a placement names."""
+    yield from placement.devices
+    yield str(placement.output_device)
+    yield placement.input_device
+    if isinstance(placement.parameter_device, str):
+        yield placement.parameter_device

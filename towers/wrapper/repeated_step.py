@@ -1,0 +1,119 @@
+"""repeated_step: a step that happens once, though a worker dies in it.
+
+A step that failed may have been applied in part. So what it may change, all
+variables that its function knows, is kept before it is taken, on this process,
+and put back before the same batch is taken again by the towers that are left.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from towers.cluster import cluster as clusters
+from towers.cluster.lost import WorkerLost
+
+
+class RepeatedStep:
+    """Takes a batch from an iterator, once, and steps with it until that is done.
+
+    Args:
+      step: from a batch to logs, or outputs; is traced once for each placement.
+      placed_now: names the placement for which a step is traced.
+      go_on: makes another placement when a worker is lost.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Any], Any],
+        placed_now: Callable[[], tuple[str, ...]],
+        go_on: Callable[[], None],
+    ):
+        self._step = step
+        self._placed_now = placed_now
+        self._go_on = go_on
+        self._made: dict[Any, _Made] = {}
+
+    def __call__(self, iterator: Any) -> Any:
+        batch = next(iterator)
+        spec = getattr(iterator, "element_spec", None)
+        if spec is None:  # of train_on_batch
+            batch = tf.nest.map_structure(_tensor, batch)
+            spec = tf.nest.map_structure(_spec, batch)
+        return self.take(batch, spec)
+
+    def predict(self, batch: Any) -> Any:
+        """Steps with the only one of a list of batches."""
+        batch = tf.nest.map_structure(_tensor, batch[0])
+        return self.take(batch, tf.nest.map_structure(_spec, batch))
+
+    def take(self, batch: Any, spec: Any) -> Any:
+        """What the step says of this batch."""
+        cluster = clusters.connected()
+        assert cluster is not None
+        while True:
+            if cluster.lost():
+                self._go_on()
+            made, before = None, None
+            try:
+                with cluster.guard():
+                    made = self._made_for(spec)
+                    before = made.keep()
+                    return made.step(batch)
+            except WorkerLost:
+                if made is not None and before is not None:
+                    made.put_back(before)
+                self._go_on()
+
+    def _made_for(self, spec: Any) -> "_Made":
+        key = (self._placed_now(), str(spec))
+        if key not in self._made:
+            self._made[key] = _Made(self._step, spec)
+        return self._made[key]
+
+
+class _Made:
+    """A step traced for a placement and a kind of batch."""
+
+    def __init__(self, step: Callable[[Any], Any], spec: Any):
+        def run(batch: Any) -> Any:
+            return step(
+                tf.nest.map_structure(
+                    lambda x: (
+                        None if isinstance(x, tf.experimental.Optional) else x
+                    ),
+                    batch,
+                )
+            )
+
+        function = tf.function(run, autograph=False)
+        self.step = function.get_concrete_function(spec)
+        variables = list(self.step.variables)
+
+        def keep() -> list[tf.Tensor]:
+            return [tf.identity(v.read_value()) for v in variables]
+
+        def put_back(values: list[tf.Tensor]) -> None:
+            for variable, value in zip(variables, values):
+                variable.assign(value)
+
+        self.keep = tf.function(keep, autograph=False)
+        self.put_back = tf.function(put_back, autograph=False)
+
+
+def _tensor(leaf: Any) -> Any:
+    if leaf is None or isinstance(
+        leaf, (tf.Tensor, tf.RaggedTensor, tf.SparseTensor)
+    ):
+        return leaf
+    return tf.convert_to_tensor(leaf)
+
+
+def _spec(leaf: Any) -> Any:
+    """Of any number of rows, so that a last small batch is no other kind."""
+    if leaf is None:
+        return None
+    spec = tf.type_spec_from_value(leaf)
+    if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
+        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
+    return spec

@@ -1,6 +1,7 @@
 """Workers for a test's chief: forks of a process that has not started TensorFlow.
 
-Import this first. Whatever ends the chief ends them: they are killed when the
+Import this first. As a program, `cluster_workers.py N` says, as JSON, the addresses
+and numbers of its workers, which end when it can read no more. Whatever ends the chief ends them: they are killed when the
 process that forks them hears no more, and that when its parent is gone.
 """
 
@@ -81,6 +82,14 @@ def _forks(asked, says: int) -> None:
     os._exit(0)
 
 
+def main() -> None:
+    workers = Workers(int(sys.argv[1]))
+    print(
+        json.dumps([workers.addresses, list(workers.pids.values())]), flush=True
+    )
+    sys.stdin.read()
+
+
 def free_ports(n: int) -> list[int]:
     """Ports that nobody has, nor the one of its heartbeat."""
     found: list[int] = []
@@ -105,3 +114,7 @@ def wait_until(condition, seconds: float = 60) -> None:
         if time.monotonic() > end:
             raise TimeoutError("It has not come to be.")
         time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,46 +1,17 @@
 """Clusters, in chiefs that have a process of their own, and so have workers."""
 
 import os
-import pathlib
-import signal
-import subprocess
-import sys
 from unittest import mock
 
+import pytest
 from absl.testing import absltest, parameterized
+from cluster_chiefs import run_chief
 
 import towers
 
-HERE = pathlib.Path(__file__).parent
-
-
-def run_chief(name, *arguments, timeout=150):
-    """What a script beside this file says; the end of it ends its workers."""
-    paths = [HERE.parents[1], HERE, HERE.parent]
-    chief = subprocess.Popen(
-        [sys.executable, HERE / name, *arguments],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, paths)),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        out, err = chief.communicate(timeout=timeout)
-    finally:
-        try:
-            os.killpg(chief.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        chief.wait()
-    return chief.returncode, out, err
-
 
 class ClusterTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_connecting_and_losing(self):
         status, _, err = run_chief("connecting.py")
         self.assertEqual(status, 0, err[-5000:])

@@ -5,6 +5,7 @@
 As JSON: how far weights and history end from an uninterrupted plain run.
 """
 
+import dataclasses
 import json
 import random
 import sys
@@ -65,7 +66,9 @@ class Kills(keras.callbacks.Callback):
     def __init__(self, cluster):
         super().__init__()
         self.random = random.Random(3)
-        self.at = sorted(self.random.sample(range(8, EPOCHS * STEPS - 8), KILLS))
+        self.at = sorted(
+            self.random.sample(range(8, EPOCHS * STEPS - 8), KILLS)
+        )
         self.cluster, self.steps, self.took, self.last = cluster, 0, [], 0.0
         self.dead, self.returned, self.towers = [], 0, set()
 
@@ -91,6 +94,61 @@ class Kills(keras.callbacks.Callback):
             threading.Timer(delay, WORKERS.kill, [i]).start()
 
 
+def train_on_batch(placement=None):
+    """Losses of two batches, as they come from no iterator."""
+    made = model()
+    if placement is not None:
+        made = towers.TowerModel(made, placement, on_lost="continue")
+    made.compile("sgd", "mse", jit_compile=False)
+    x, y = np.ones([7, 12, 12, 3], "float32"), np.ones([7, 10], "float32")
+    losses = [made.train_on_batch(x, y), made.train_on_batch(x[:5], y[:5])]
+    return [
+        *losses,
+        made.predict(x, verbose=0).sum(),
+        made.evaluate(x, y, verbose=0),
+    ]
+
+
+class OwnStep(keras.Model):
+    def call(self, x):
+        return x
+
+    def train_step(self, data):
+        return {"loss": tf.reduce_sum(self(data[0]))}
+
+
+def refused(placement):
+    """What is said of that with which one cannot go on."""
+    replace = dataclasses.replace
+    devices = placement.devices
+    small = keras.Sequential(
+        [keras.Input([2]), keras.layers.Dense(1, name="a")]
+    )
+    own = OwnStep()
+    own.build([None, 2])
+    told = []
+    for template, other, compiled in (
+        (small, replace(placement, parameter_device=devices[0]), {}),
+        (
+            small,
+            replace(placement, parameter_device=towers.balanced(devices)),
+            {},
+        ),
+        (small, replace(placement, layer_devices={"a": devices[0]}), {}),
+        (small, replace(placement, output_device=devices[0]), {}),
+        (small, placement, {"steps_per_execution": 2}),
+        (small, placement, {"run_eagerly": True}),
+        (own, placement, {}),
+    ):
+        try:
+            made = towers.TowerModel(template, other, on_lost="continue")
+            made.compile("sgd", "mse", **compiled)
+            made.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)
+        except ValueError as error:
+            told.append(str(error))
+    return told
+
+
 def main():
     plain = model()
     expected = fit(plain)
@@ -99,14 +157,20 @@ def main():
     towered = towers.TowerModel(model(), placement, on_lost="continue")
     kills = Kills(cluster)
     history = fit(towered, [kills])
+    by_batch = train_on_batch(), train_on_batch(placement)
     pairs = zip(plain.get_weights(), towered.get_weights())
     return {
         "weights": float(max(np.abs(a - b).max() for a, b in pairs)),
         "history": float(
-            max(np.abs(np.subtract(history[k], expected[k])).max() for k in expected)
+            max(
+                np.abs(np.subtract(history[k], expected[k])).max()
+                for k in expected
+            )
         ),
         "steps": int(towered.optimizer.iterations.numpy()),
         "kills": KILLS - len([k for k in kills.at if k > kills.steps]),
+        "by batch": float(np.abs(np.subtract(*by_batch)).max()),
+        "refused": refused(towered.placement),
         "dead": len(kills.dead),
         "returned": kills.returned,
         "towers": sorted(kills.towers),

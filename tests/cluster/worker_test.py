@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from absl.testing import absltest, parameterized
 from cluster_workers import free_ports
 
@@ -51,6 +52,7 @@ def said(process, word):
 
 
 class WorkerTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_a_worker_starts_anew_without_its_chief_and_ends_when_told(self):
         (port,) = free_ports(1)
         process = command("worker", f"--port={port}")

@@ -30,6 +30,8 @@ MODULES = [
 TESTED_BY = {
     "__main__": "cluster.worker",
     "cluster.pulse": "cluster.heartbeat",
+    "wrapper.recovery": "cluster.going_on",
+    "wrapper.repeated_step": "cluster.going_on",
     "engine.all_towers": "engine.meeting",
     "engine.calls": "wrapper.jit",
     "engine.parts": "engine.copies",

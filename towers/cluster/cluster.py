@@ -244,6 +244,19 @@ class Cluster:
             self.lost(), "The others cannot be connected. Try again later."
         )
 
+    def has(self, devices: Sequence[str]) -> bool:
+        """Whether all those devices that are of workers are of these."""
+        tasks = [task_of(device) for device in devices]
+        return all(i is None or i in self._joined for i in tasks)
+
+    def check(self, tasks: set[int]) -> None:
+        """Raises a `WorkerLost` if one of these workers has been dropped."""
+        gone = sorted(
+            i for i in tasks - set(self._joined) if i in self._workers
+        )
+        if gone:
+            raise WorkerLost(self._workers[i].text for i in gone)
+
     def is_behind(self) -> bool:
         """Whether `update` has something to do."""
         now = {

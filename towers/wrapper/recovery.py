@@ -24,14 +24,19 @@ _POLICIES = ("raise", "continue")
 
 @contextlib.contextmanager
 def watched(placement: Placement) -> Iterator[None]:
-    """While open, a worker that is lost is a `WorkerLost`, in seconds."""
-    if not any(
-        clusters.task_of(device) is not None for device in _all(placement)
-    ):
+    """While open, a worker that is lost is a `WorkerLost`, in seconds.
+
+    Raises:
+      WorkerLost: the placement names a worker that was lost before.
+    """
+    found = [clusters.task_of(device) for device in _all(placement)]
+    tasks = {task for task in found if task is not None}
+    cluster = clusters.connected()
+    if not tasks:
         yield
         return
-    cluster = clusters.connected()
     if cluster is not None:
+        cluster.check(tasks)
         with cluster.watch():
             yield
         return
@@ -40,8 +45,8 @@ def watched(placement: Placement) -> Iterator[None]:
     except Exception as error:
         if not is_sign(error):
             raise
-        tasks = [f"/job:worker/task:{i}" for i in tasks_named(error)]
-        raise WorkerLost(tasks) from error
+        named = [f"/job:worker/task:{i}" for i in tasks_named(error)]
+        raise WorkerLost(named) from error
 
 
 def watching(method: Any) -> Any:
@@ -49,12 +54,17 @@ def watching(method: Any) -> Any:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        named = [*args[1:2], kwargs.get("placement")]
-        given = [x for x in named if isinstance(x, Placement)]
-        known = vars(self).get("placement")
-        if not given and known is None:
+        if "continue" in (self.on_lost, kwargs.get("on_lost")):
             return method(self, *args, **kwargs)
-        with watched((given or [known])[0]):
+        named = [
+            *args[1:2],
+            kwargs.get("placement"),
+            vars(self).get("placement"),
+        ]
+        given = [x for x in named if isinstance(x, Placement)]
+        if not given:
+            return method(self, *args, **kwargs)
+        with watched(given[0]):
             return method(self, *args, **kwargs)
 
     return call
@@ -66,6 +76,8 @@ def _watching(name: str) -> Any:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.on_lost == "continue":  # each step is watched
+            return method(self, *args, **kwargs)
         if self.lost_workers:
             raise WorkerLost(self.lost_workers)
         with watched(self.placement):

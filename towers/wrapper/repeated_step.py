@@ -52,7 +52,7 @@ class RepeatedStep:
         cluster = clusters.connected()
         assert cluster is not None
         while True:
-            if cluster.lost():
+            if cluster.lost() or not cluster.has(self._placed_now()):
                 self._go_on()
             made, before = None, None
             try:

@@ -1,0 +1,124 @@
+"""Training that survives the loss of workers, or of the chief.
+
+What CI does is short. The whole of it:
+
+    TOWERS_KILLS="6 4" pytest -m slow tests/cluster/going_on_test.py
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras
+import pytest
+from absl.testing import absltest
+from cluster_chiefs import run_chief
+
+import towers
+
+TESTS = pathlib.Path(__file__).parents[1]
+
+
+def said(name, *arguments):
+    status, out, err = run_chief(name, *arguments)
+    assert status == 0, err[-5000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def memory(pid):
+    """Bytes of physical memory of a process."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    (line,) = (x for x in status.splitlines() if x.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.slow
+class GoingOnTest(absltest.TestCase):
+    def test_no_batch_is_lost_nor_taken_twice(self):
+        kills, returns = os.environ.get("TOWERS_KILLS", "2 1").split()
+        told = said("going_on.py", kills, returns)
+        self.assertLess(told["weights"], 1e-6, told)
+        self.assertLess(told["history"], 1e-6, told)
+        self.assertLess(told["by batch"], 1e-4, told)
+        self.assertEqual(told["steps"], 120)
+        self.assertEqual(told["kills"], int(kills))
+        self.assertEqual(told["returned"], int(returns))
+        self.assertContainsSubset([2, 3], told["towers"])
+        for pattern, message in zip(
+            (
+                "`parameter_device` is .*task:0.*Backup",
+                "`parameter_device` is a policy.*Backup",
+                "`layer_devices` puts layers.*Backup",
+                "`output_device` is .*task:0.*Backup",
+                "steps_per_execution=2",
+                "run_eagerly=True",
+                "`train_step` of the model's own",
+            ),
+            told["refused"],
+            strict=True,
+        ):
+            self.assertRegex(message, pattern)
+
+    def test_variables_that_are_lost_come_from_the_last_checkpoint(self):
+        told = said("restarting.py", "-", "-", "3", "15")
+        self.assertLess(told["weights"], 1e-6, told)
+        self.assertEqual((told["attempts"], told["towers"]), (2, 2))
+        self.assertGreaterEqual(len(told["untouched"]), 4)
+        self.assertTrue(all(told["untouched"]))
+
+    def test_a_chief_that_dies_goes_on_with_the_same_workers(self):
+        workers = subprocess.Popen(
+            [sys.executable, TESTS / "cluster_workers.py", "2"],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(TESTS.parent),
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            addresses, pids = json.loads(workers.stdout.readline())
+            with tempfile.TemporaryDirectory() as folder:
+                arguments = ",".join(addresses), folder, "3"
+                status, _, err = run_chief(
+                    "restarting.py", *arguments, "chief15"
+                )
+                self.assertEqual(status, -signal.SIGKILL, err[-3000:])
+                told = said("restarting.py", *arguments, "chief-1")
+            self.assertLess(told["weights"], 1e-6, told)
+            self.assertEqual(told["attempts"], 1)
+            used = [memory(pid) for pid in pids]
+            end = time.monotonic() + 60
+            while any(memory(pid) > 0.95 * u for pid, u in zip(pids, used)):
+                self.assertLess(time.monotonic(), end)
+                time.sleep(0.1)
+        finally:
+            os.killpg(workers.pid, signal.SIGKILL)
+            workers.wait()
+            workers.stdin.close()
+            workers.stdout.close()
+
+
+class OnLostTest(absltest.TestCase):
+    def test_what_is_refused_without_a_cluster(self):
+        model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+        placement = towers.Placement(["/CPU:0", "/CPU:1"])
+        for on_lost, pattern in (
+            ("go on", "`on_lost` must be one of 'raise', 'continue'; got 'go"),
+            ("continue", "this process has no cluster"),
+        ):
+            with self.assertRaisesRegex(ValueError, pattern):
+                towers.TowerModel(model, placement, on_lost=on_lost)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -134,6 +134,12 @@ class ReadTest(parameterized.TestCase):
                 self.assertRegex(out, last)
 
     @pytest.mark.slow
+    def test_the_example_that_loses_a_worker(self):
+        done = run(ROOT / "examples" / "cluster.py")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"towers 1\n40 steps, of 40\n$")
+
+    @pytest.mark.slow
     def test_the_benchmark(self):
         done = run(
             ROOT / "examples" / "benchmark.py",

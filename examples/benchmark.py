@@ -12,7 +12,9 @@ CPU devices, it measures
 - transfers and bytes a step, from `towers.execution_report`; where that cannot
   tell, the JSON says why;
 - with --workers, step time with each tower in a process of its own, pinned to a
-  core, against one such tower.
+  core, against one such tower; benchmark_workers.py tells more of those.
+- with --kinds=towers,plain,towers_jit,plain_jit,balanced,towers_quick, an XLA
+  program per tower, parameters on all devices, and quick starts.
 
 A ratio is the median, with quartiles, of the ratios of the rounds: below 1.0
 towers are faster. --svg draws them (`pip install matplotlib`). --quick is for
@@ -42,9 +44,10 @@ import towers
 
 FLAGS = flags.FLAGS
 KINDS = ["plain", "towers", "mirrored", "classic"]
+MORE = ["plain_jit", "towers_jit", "towers_quick", "balanced"]
 flags.DEFINE_list("models", list(benchmark_models.MODELS), "What is trained.")
 flags.DEFINE_list("towers", ["1", "2", "4", "8"], "Numbers of towers.")
-flags.DEFINE_list("kinds", KINDS, "Ways of training.")
+flags.DEFINE_list("kinds", KINDS, f"Ways of training; {MORE} are known, too.")
 flags.DEFINE_integer("rounds", 15, "Interleaved rounds.", lower_bound=1)
 flags.DEFINE_integer("steps", 8, "Steps per round.", lower_bound=1)
 flags.DEFINE_integer("batch", 64, "Rows of the global batch.", lower_bound=1)
@@ -60,8 +63,9 @@ Contender = tuple[str, int]  # kind, number of devices
 
 def contenders(n: int) -> list[Contender]:
     """Who is measured against whom on n devices; the plain model needs one."""
-    others = [] if n == 1 else [("mirrored", n), ("classic", n)]
-    everyone = [("towers", n), ("plain", 1), *others]
+    several = ["mirrored", "classic", "towers_jit", "towers_quick", "balanced"]
+    others = [] if n == 1 else [(kind, n) for kind in several]
+    everyone = [("towers", n), ("plain", 1), ("plain_jit", 1), *others]
     return [one for one in everyone if one[0] in FLAGS.kinds]
 
 

@@ -85,6 +85,18 @@ def pooled(width: int) -> keras.Model:
     )
 
 
+def dense(width: int) -> keras.Model:
+    """Little to compute for many weights: 16.8 MB at a width of 32."""
+    return keras.Sequential(
+        [
+            keras.Input([1024]),
+            layers.Dense(64 * width, activation="relu"),
+            layers.Dense(32 * width, activation="relu"),
+            layers.Dense(CLASSES, activation="softmax"),
+        ]
+    )
+
+
 def resnet50(width: int) -> keras.Model:
     """Of one size: for how long it takes to build. Not measured unasked."""
     del width
@@ -94,7 +106,7 @@ def resnet50(width: int) -> keras.Model:
 
 
 MODELS = {"cnn": cnn, "lstm": lstm, "resnet": resnet, "embedding": embedding}
-ALL = {**MODELS, "resnet50": resnet50}
+ALL = {**MODELS, "pooled": pooled, "dense": dense, "resnet50": resnet50}
 
 
 def batches(model: keras.Model, rows: int) -> tf.data.Dataset:
@@ -146,13 +158,13 @@ def split_and_concat(model: keras.Model, devices: Sequence[str]) -> keras.Model:
         return keras.Model(x, layers.Concatenate(axis=0)(outputs))
 
 
-def compiled(model: keras.Model) -> keras.Model:
-    # XLA, which Keras takes on GPUs, makes one device of all.
+def compiled(model: keras.Model, jit: bool = False) -> keras.Model:
+    # XLA, which Keras takes on GPUs, makes one device of all but towers.
     model.compile(
         keras.optimizers.SGD(0.01),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
-        jit_compile=False,
+        jit_compile=jit,
     )
     return model
 
@@ -165,9 +177,12 @@ def contender(
         with tf.distribute.MirroredStrategy(devices).scope():
             return compiled(make())
     model = make()
-    if kind == "towers":
-        placement = towers.Placement(devices, parameter_device="/CPU:0")
-        model = towers.TowerModel(model, placement)
+    if kind.startswith(("towers", "balanced")):
+        even = towers.balanced(devices) if kind == "balanced" else "/CPU:0"
+        placement = towers.Placement(devices, parameter_device=even)
+        model = towers.TowerModel(
+            model, placement, quick_start=kind == "towers_quick"
+        )
     elif kind == "classic":
         model = split_and_concat(model, devices)
-    return compiled(model)
+    return compiled(model, jit=kind.endswith("_jit"))

@@ -149,6 +149,18 @@ class ReadTest(parameterized.TestCase):
         last = r"towers 2 / classic 2: \d\.\d+ .*\n\n.* TensorFlow [\d.]+\n$"
         self.assertRegex(done.stdout, last)
 
+    @pytest.mark.slow
+    def test_the_benchmark_of_workers(self):
+        done = run(
+            ROOT / "examples" / "benchmark_workers.py",
+            *("--width=2", "--batch=8", "--rounds=1", "--steps=1"),
+            "--ways=plain,selfloss",
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        last = r"selfloss .* ms .*CPU .* ms  \d+ transfers, [\d,]+ bytes
+$"
+        self.assertRegex(done.stdout, last)
+
 
 def run(file, *arguments):
     """A Python program in a process of its own."""

@@ -206,7 +206,8 @@ def replicated(
         for (device, places, dtype, _), members in parcels.items():
             if dtype.is_floating:
                 some = [values[k] for k in members]
-                given = copies(some, device, places, kept)
+                trained = members[0] in graph.trainable
+                given = copies(some, device, places, kept, trained)
             elif len(members) > 1:
                 some = [columns[k] for k in members]
                 given = parcelled(some, device, places)
@@ -247,6 +248,7 @@ def copies(
     home: str,
     places: Sequence[str],
     kept: Callable[[str], Sequence[tf.Tensor | None]],
+    trained: bool,
 ) -> list[list[tf.Tensor]]:
     """One copy per tower of each value; they cross to each device once.
 
@@ -258,6 +260,7 @@ def copies(
       home: where the variables live.
       places: where each tower takes its copies.
       kept: by device per tower None, or whether it had rows.
+      trained: whether they are trainable.
     """
     units: dict[Any, list[int]] = {}  # of towers that share what crosses
     for i, place in enumerate(places):
@@ -268,7 +271,7 @@ def copies(
         sent = [replicate(values[0], home, flags)]
     else:
         targets = [places[unit[0]] for unit in units.values()]
-        sent = replicate_together(values, home, targets, flags)
+        sent = replicate_together(values, home, targets, flags, trained)
     made: list[dict[int, tf.Tensor]] = [{} for _ in values]
     for column, of_value in zip(sent, made):
         for unit, copy in zip(units.values(), column):

@@ -58,6 +58,7 @@ def replicate_together(
     device: str,
     targets: Sequence[str],
     kept: Sequence[tf.Tensor | None],
+    trained: bool = True,
 ) -> list[list[tf.Tensor]]:
     """As `replicate` of each, with one tensor per tower and direction.
 
@@ -69,6 +70,8 @@ def replicate_together(
       device: where the variables live.
       targets: per tower, where they are used.
       kept: as for `replicate`.
+      trained: whether anyone asks which of the values have a gradient. To know
+        takes an op for each value and tower.
 
     Returns:
       For each value its copies, one per tower, on `targets`.
@@ -86,7 +89,8 @@ def replicate_together(
 
     with tf.device(device):
         parcels = joined(*values)
-    towers = [_opened(post, i, parcels[i], targets[i]) for i in range(n)]
+    opened = _opened if trained else _opened_at_once
+    towers = [opened(post, i, parcels[i], targets[i]) for i in range(n)]
     post.heard.clear()  # a forward accumulator has asked for gradients
     return [list(column) for column in zip(*towers)]
 
@@ -122,18 +126,35 @@ class _Post:
     ):
         self.heard: dict[int, set[int]] = collections.defaultdict(set)
         self.letters: dict[int, _Letter] = {}
-        self._values = values
+        self.values = values
         self._kept = kept
+
+    def written(
+        self, tower: int, upstream: Sequence[Any], parcel: tf.Tensor
+    ) -> tf.Tensor:
+        """The parcel's gradient, for a tape; what there is of it is told."""
+        heard = sorted(self.heard.pop(tower, range(len(self.values))))
+        sparse = {
+            k: upstream[k]
+            for k in heard
+            if isinstance(upstream[k], tf.IndexedSlices)
+        }
+        places = tuple(k for k in heard if k not in sparse)
+        joined = _joined([upstream[k] for k in places], parcel.dtype)
+        self.letters[tower] = _Letter(places, joined, sparse)
+        if len(places) == len(self.values):
+            return joined
+        return tf.zeros(parcel.shape, parcel.dtype)  # nobody reads it
 
     def sums(self, upstream: Sequence[tf.Tensor]) -> list[Any]:
         """The gradient of each value, or None."""
-        everything = tuple(range(len(self._values)))
+        everything = tuple(range(len(self.values)))
         letters = self.letters or {
             i: _Letter(everything, parcel, {})
             for i, parcel in enumerate(upstream)
         }
         self.letters = {}
-        terms: list[list[Any]] = [[] for _ in self._values]
+        terms: list[list[Any]] = [[] for _ in self.values]
         alike: dict[tuple[int, ...], list[Any]] = {}
         for i, letter in letters.items():
             whole = letter.places == everything
@@ -144,7 +165,7 @@ class _Post:
         for places, pairs in alike.items():
             if not places:
                 continue
-            values = [self._values[k] for k in places]
+            values = [self.values[k] for k in places]
             parts = _parts(total(*zip(*pairs)), values)
             for k, part, value in zip(places, parts, values):
                 terms[k].append((_shaped(part, value), None))
@@ -155,24 +176,13 @@ def _opened(
     post: _Post, tower: int, parcel: tf.Tensor, target: str
 ) -> list[tf.Tensor]:
     """The values in a parcel, on the tower's device."""
-    values = post._values
+    values = post.values
 
     @own_gradient
     def taken_apart(parcel: tf.Tensor) -> Any:
         def backward(*upstream: Any) -> tf.Tensor:
-            heard = post.heard.pop(tower, range(len(values)))
-            sparse = {
-                k: upstream[k]
-                for k in sorted(heard)
-                if isinstance(upstream[k], tf.IndexedSlices)
-            }
-            places = tuple(k for k in sorted(heard) if k not in sparse)
             with tf.device(target):
-                joined = _joined([upstream[k] for k in places], parcel.dtype)
-                post.letters[tower] = _Letter(places, joined, sparse)
-                if len(places) == len(values):
-                    return joined
-                return tf.zeros(parcel.shape, parcel.dtype)  # nobody reads it
+                return post.written(tower, upstream, parcel)
 
         return _parts(parcel, values), backward
 
@@ -192,6 +202,24 @@ def _opened(
 
     with tf.device(target):
         return [piece(k, x) for k, x in enumerate(taken_apart(parcel))]
+
+
+def _opened_at_once(
+    post: _Post, tower: int, parcel: tf.Tensor, target: str
+) -> list[tf.Tensor]:
+    """As `_opened`, where no gradient may count as zeros."""
+
+    @own_gradient
+    def taken_apart(parcel: tf.Tensor) -> Any:
+        def backward(*upstream: Any) -> tf.Tensor:
+            with tf.device(target):
+                return post.written(tower, upstream, parcel)
+
+        parts = _parts(parcel, post.values)
+        return [_shaped(*pair) for pair in zip(parts, post.values)], backward
+
+    with tf.device(target):
+        return taken_apart(parcel)
 
 
 def _joined(

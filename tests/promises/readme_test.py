@@ -157,8 +157,7 @@ class ReadTest(parameterized.TestCase):
             "--ways=plain,selfloss",
         )
         self.assertEqual(done.returncode, 0, done.stderr)
-        last = r"selfloss .* ms .*CPU .* ms  \d+ transfers, [\d,]+ bytes
-$"
+        last = r"selfloss .* ms .*CPU .* ms  \d+ transfers, [\d,]+ bytes\n$"
         self.assertRegex(done.stdout, last)
 
 

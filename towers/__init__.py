@@ -4,7 +4,7 @@ The map of the house, from the top down. Each part imports what is below it only
 
   planning        what looks at a placement from outside, or works one out:
                   `spread_layers`, `pipeline`, `measure_weights`,
-                  `timeline`, `plot_placement`
+                  `timeline`, `plot_placement`, `PlacementReport`
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
   build           split, replicate, forward, gather: the story on one screen
                   (`build_towers`), beside what it hands out (tower_graph), the
@@ -29,6 +29,7 @@ from towers.keras_model.merge_rules import merge_state_by
 from towers.keras_model.parameters import place_variables
 from towers.placement.placement import Placement
 from towers.placement.policies import balanced, round_robin
+from towers.planning.callbacks import PlacementReport
 from towers.planning.measure import measure_weights
 from towers.planning.pictures import plot_placement
 from towers.planning.pipeline import pipeline
@@ -48,6 +49,7 @@ __all__ = [
     "Cluster",
     "ExecutionReport",
     "Placement",
+    "PlacementReport",
     "Timeline",
     "Tower",
     "TowerGraph",

@@ -47,6 +47,8 @@ TESTED_BY = {
     "keras_model.tower": "build",
     "planning.trace_events": "planning.timeline",
     "report.colours": "report.html",
+    "report.text": "report.report",
+    "report.variables": "report.report",
     "report.html_devices": "report.html",
     "report.html_page": "report.html",
     "report.html_tables": "report.html",

@@ -1,5 +1,6 @@
 """report: against graphs whose transfers are known by hand."""
 
+import collections
 import json
 import warnings
 
@@ -9,6 +10,7 @@ from absl.testing import absltest, parameterized
 from models import cnn, inputs, make, placement, recurrent, targets
 
 import towers
+from towers.foreign.patches import patched
 
 FLOAT = 4
 X = tf.ones([6, 8])
@@ -101,6 +103,55 @@ class HandTest(parameterized.TestCase):
         self.assertIn("at each step of a loop", str(report))
         with self.assertRaisesRegex(AssertionError, "size is not known"):
             report.assert_bytes(10**9)
+
+    def test_the_profiler_counts_what_crosses_in_a_loop(self):
+        report = towers.execution_report(in_a_loop, X, loops=True)
+        self.assertEqual(report.unknown, ())
+        counts = collections.Counter(
+            (t.dtype.name, t.source, t.bytes) for t in report.transfers
+        )
+        # There and back in three steps; the condition is asked once more.
+        self.assertEqual(
+            counts,
+            {
+                ("float32", "/CPU:0", 3 * FLOAT * 6 * 8): 1,
+                ("float32", "/CPU:1", 3 * FLOAT * 6 * 6): 1,
+                ("bool", "/CPU:0", 4): 1,
+            },
+        )
+
+    def test_what_runs_between_functions(self):
+        def call():
+            y = there_and_back(X)
+            with tf.device("/CPU:2"):
+                return tf.matmul(y, y, transpose_b=True)
+
+        alone = towers.execution_report(there_and_back, X)
+        report = towers.execution_report(call)
+        self.assertEqual(report.eager["/CPU:2", "MatMul"], 1)
+        self.assertEqual(report.ops, alone.ops)
+        self.assertEqual(report.total_bytes, alone.total_bytes)
+        self.assertEqual(alone.eager.total(), 0)
+        self.assertIn(
+            {"device": "/CPU:2", "op": "MatMul", "count": 1},
+            report.to_dict()["eager"],
+        )
+
+    def test_the_most_memory_where_tensorflow_tells(self):
+        self.assertEqual(
+            towers.execution_report(there_and_back, X).peak_bytes, {}
+        )
+        config, asked = tf.config.experimental, []
+        gpu = tf.config.LogicalDevice("/device:GPU:0", "GPU")
+        with patched(
+            (tf.config, "list_logical_devices", lambda kind=None: [gpu]),
+            (config, "reset_memory_stats", asked.append),
+            (config, "get_memory_info", lambda d: {"peak": 7 * len(d)}),
+        ):
+            report = towers.execution_report(there_and_back, X)
+        self.assertEqual(report.peak_bytes, {"/GPU:0": 7 * len("GPU:0")})
+        self.assertEqual(asked, ["GPU:0"])
+        self.assertIn("peak bytes", report._repr_html_())
 
 
 class MirroredTest(absltest.TestCase):

@@ -24,13 +24,17 @@ def definition(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def heard(hear: Callable[[str, list[Any]], None]) -> Iterator[None]:
-    """While open, calls `hear(op type, inputs)` for every op that runs."""
+def heard(
+    hear: Callable[[str, list[Any], list[Any]], None],
+) -> Iterator[None]:
+    """While open, calls `hear(type, inputs, outputs)` for each op that runs."""
 
-    def callback(op_type: Any, inputs: Any, *_: Any, **__: Any) -> None:
-        if all(hasattr(x, "numpy") for x in inputs):  # else it is traced
+    def callback(
+        op_type: Any, inputs: Any, attrs: Any, outputs: Any, *_: Any, **__: Any
+    ) -> None:
+        if all(hasattr(x, "numpy") for x in (*inputs, *outputs)):  # else traced
             name = op_type.decode() if isinstance(op_type, bytes) else op_type
-            hear(name, list(inputs))
+            hear(name, list(inputs), list(outputs))
 
     op_callbacks.add_op_callback(callback)
     try:

@@ -33,7 +33,8 @@ def page(told: Told, nodes: Nodes) -> str:
         ("Layers by tower", _layers(devices(told), nodes)),
         ("Every transfer, the largest first", _transfers(told)),
         ("Where variables live", _variables(told)),
-        ("Ops by device and type", _ops(told)),
+        ("Ops by device and type", _ops("Ops", told["ops"])),
+        ("Ops outside of functions", _ops("Eager ops", told["eager"])),
     ]
     return framed(
         "What ran where",
@@ -83,7 +84,7 @@ def _devices(told: Told) -> str:
     for variable in told["variables"]:
         held[variable["kind"]][variable["device"]] += variable["bytes"]
     kinds = ("parameter", "slot", "state")
-    peaks = told.get("peak_bytes") or {}
+    peaks = told["peak_bytes"]
     head = ["device", "ops", *(f"{kind} bytes" for kind in kinds)]
     rows: list[list[Cell]] = [
         [d, ran[d], *(held[kind][d] for kind in kinds)] for d in devices(told)
@@ -179,12 +180,12 @@ def _variables(told: Told) -> str:
     )
 
 
-def _ops(told: Told) -> str:
+def _ops(caption: str, ran: list[dict[str, Any]]) -> str:
     return table(
-        "Ops",
+        caption,
         ["device", "count", "op"],
         [
             [o["device"], o["count"], o["op"]]
-            for o in sorted(told["ops"], key=lambda o: -o["count"])
+            for o in sorted(ran, key=lambda o: -o["count"])
         ],
     )

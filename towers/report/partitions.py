@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -99,13 +99,17 @@ class Partitions:
         return [transfer for transfer, _ in self.crossings(batches)]
 
     def crossings(
-        self, batches: Sequence[Batches]
+        self,
+        batches: Sequence[Batches],
+        counts: Mapping[Any, int] | None = None,
     ) -> list[tuple[Transfer, dict[_Origin, int]]]:
         """What each send carried, and the bytes of each value in there.
 
         Several small ones may be joined for their way. Copies and transfers on
-        it are passed, and reads of a variable are one value.
+        it are passed, and reads of a variable are one value. `counts` are how
+        often sends in loops happened, by `key`.
         """
+        counts = counts or {}
         names = [self._in_whole(send) for send in self.sends]
         values = [self._origins(*self._start(send)) for send in self.sends]
         asked = [n for n in names if n]
@@ -118,7 +122,9 @@ class Partitions:
                 name or send.input[0],
                 tf.as_dtype(send.attr["T"].type),
                 shapes.get(name) if name else self._constant_shape(send),
-                None if self._loops(send) else len(self._ran.calls),
+                counts.get(key(send))
+                if self._loops(send)
+                else len(self._ran.calls),
             )
             parts = [
                 dataclasses.replace(transfer, shape=shapes.get(part)).bytes or 0

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from towers.foreign import tf_calls, tf_nodes
 from towers.foreign.patches import patched
+from towers.placement.device_names import short
 
 _FRESH = itertools.count(2)
 
@@ -54,11 +55,19 @@ class Ran:
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """What a call ran: functions, iterators, and the variables they touched."""
+    """What a call ran.
+
+    Attributes:
+      functions: those that it called.
+      batches: what iterators gave.
+      variables: those that were read or written.
+      eager: (device, op type) of each op that ran outside of functions.
+    """
 
     functions: list[Ran]
     batches: list[Batches]
     variables: list[tf.Variable]
+    eager: list[tuple[str, str]]
 
 
 def record(call: Callable[[], Any]) -> Recording:
@@ -82,7 +91,17 @@ def record(call: Callable[[], Any]) -> Recording:
         if v.is_initialized()
     }
 
-    def hear(name: str, inputs: list[tf.Tensor]) -> None:
+    eager: list[tuple[str, str]] = []
+    running: list[bool] = []
+
+    def noted() -> None:
+        running.append(True)
+        try:
+            call()
+        finally:
+            running.clear()
+
+    def hear(name: str, inputs: list[Any], outputs: list[Any]) -> None:
         handles = [x for x in inputs if x.dtype == tf.resource]
         touched.update({id(x): x for x in handles})
         if name == "AssignVariableOp" and id(inputs[0]) not in before:
@@ -90,6 +109,9 @@ def record(call: Callable[[], Any]) -> Recording:
         if name not in called:  # its definition may go with it
             definition = tf_calls.definition(name)
             if definition is None:
+                places = [x.device for x in (*outputs, *inputs)]
+                if running:  # and not what records it
+                    eager.append((short(next(iter(places), "")), name))
                 return
             called[name] = definition, []
         called[name][1].append(inputs)
@@ -100,7 +122,7 @@ def record(call: Callable[[], Any]) -> Recording:
                 # What ran before is not ours.
                 _traced(lambda: None, os.path.join(folder, "before"))
                 with tf_calls.heard(hear):
-                    _traced(call, os.path.join(folder, "call"))
+                    _traced(noted, os.path.join(folder, "call"))
             metadata = _read(os.path.join(folder, "call"))
         variables = [v for v in _variables() if id(v.handle) in touched]
     finally:
@@ -114,6 +136,7 @@ def record(call: Callable[[], Any]) -> Recording:
         [_ran(*function, metadata) for function in called.values()],
         batches,
         variables,
+        eager,
     )
 
 
@@ -148,12 +171,24 @@ def _variables() -> list[tf.Variable]:
     """All eager variables that are alive."""
     return [
         v
-        for v in gc.get_objects()
-        # Not `isinstance`, which asks proxies what they stand for.
-        if issubclass(type(v), tf.Variable)
-        and hasattr(v, "handle")
-        and hasattr(v.handle, "numpy")
+        for v in alive(tf.Variable)
+        if hasattr(v, "handle") and hasattr(v.handle, "numpy")
     ]
+
+
+def alive(kind: type) -> list[Any]:
+    """All objects of a class that the garbage collector knows of."""
+    known: dict[type, bool] = {}
+    found = []
+    for thing in gc.get_objects():
+        # Not `isinstance`, which asks proxies what they stand for; and once
+        # per type, since there are a million objects.
+        own = type(thing)
+        if own not in known:
+            known[own] = issubclass(own, kind)
+        if known[own]:
+            found.append(thing)
+    return found
 
 
 @contextlib.contextmanager

@@ -5,44 +5,28 @@ it can tell when they are not where they were put.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
-import gc
 import json
-import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
 import tensorflow as tf
 
+from towers.foreign.tf_profiler import Event, profiled
 from towers.placement.device_names import short
-from towers.report import figure, html
+from towers.report import figure, html, write_graph
 from towers.report.partitions import Partitions, Transfer
+from towers.report.profile import times_sent
 from towers.report.recording import record
+from towers.report.text import listed, table
+from towers.report.variables import VariableUse, uses
 
 _COLLECTIVES = ("Collective", "Nccl")
-
-
-@dataclasses.dataclass(frozen=True)
-class VariableUse:
-    """A variable that was read or written.
-
-    Attributes:
-      name: its name.
-      device: where it lives.
-      bytes: its size, in bytes.
-      kind: "parameter" if it is trainable, "slot" if it is an optimizer's,
-        else "state".
-    """
-
-    name: str
-    device: str
-    bytes: int
-    kind: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +46,15 @@ class ExecutionReport:
     transfers: tuple[Transfer, ...]
     variables: tuple[VariableUse, ...]
     least_bytes: int
+    eager: collections.Counter = dataclasses.field(
+        default_factory=collections.Counter, hash=False
+    )
+    peak_bytes: dict[str, int] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
+    graphs: tuple[Any, ...] = dataclasses.field(
+        default=(), repr=False, compare=False
+    )
 
     @functools.cached_property
     def ops(self) -> collections.Counter:
@@ -133,12 +126,12 @@ class ExecutionReport:
         if self.unknown:
             raise AssertionError(
                 f"Expected at most {at_most:,} bytes, but of some transfers "
-                "the size is not known:\n" + _listed(self.unknown)
+                "the size is not known:\n" + listed(self.unknown)
             )
         if self.total_bytes > at_most:
             raise AssertionError(
                 f"Expected at most {at_most:,} bytes between devices, got "
-                f"{self.total_bytes:,}:\n" + _listed(self.transfers)
+                f"{self.total_bytes:,}:\n" + listed(self.transfers)
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,6 +162,11 @@ class ExecutionReport:
             "least_bytes": self.least_bytes,
             "parameter_bytes": self.parameter_bytes,
             "slot_bytes": self.slot_bytes,
+            "eager": [
+                {"device": device, "op": kind, "count": count}
+                for (device, kind), count in sorted(self.eager.items())
+            ],
+            "peak_bytes": self.peak_bytes,
         }
 
     def save(self, path: Any) -> None:
@@ -193,6 +191,17 @@ class ExecutionReport:
             )
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
+
+    def write_graph(self, logdir: Any) -> None:
+        """Writes what was executed, for TensorBoard's page of graphs.
+
+        There, "colour by device" shows where each op did run, sends and
+        receives among them.
+
+        Args:
+          logdir: the folder that TensorBoard looks at.
+        """
+        write_graph.write_graph(self.graphs, logdir)
 
     def plot(self) -> Any:
         """Bytes of variables per device, and a matrix of what crossed.
@@ -235,9 +244,9 @@ class ExecutionReport:
         excess = self.total_bytes / self.least_bytes if self.least_bytes else 1
         more = f", and {len(self.unknown)} of unknown size" * bool(self.unknown)
         return (
-            f"{_table(rows)}\n\n{_table(pairs)}\n\n{self.total_bytes:,} bytes in "
+            f"{table(rows)}\n\n{table(pairs)}\n\n{self.total_bytes:,} bytes in "
             f"{len(self.transfers)} transfers{more}: {excess:.3f} times the "
-            f"least possible, {self.least_bytes:,}\n{_listed(self.transfers)}"
+            f"least possible, {self.least_bytes:,}\n{listed(self.transfers)}"
         )
 
     def _bytes_of(self, kind: str) -> dict[str, int]:
@@ -248,7 +257,9 @@ class ExecutionReport:
         return dict(found)
 
 
-def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
+def execution_report(
+    fn: Callable[..., Any], *args: Any, loops: bool = False
+) -> ExecutionReport:
     """Runs `fn(*args)` once and tells what ran where.
 
     It is read from the graphs that TensorFlow executed, of all functions that
@@ -256,7 +267,7 @@ def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
     `fit`. They are optimised and placed anew for it, so `fn` may have been
     called before. Variables that changed are put back; what else it does
     (training logs, draws from an iterator) is done. Ops that run eagerly,
-    outside of functions, and those of data pipelines are not reported.
+    outside of functions, are in `eager`; those of data pipelines are not told.
 
     >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
@@ -272,32 +283,49 @@ def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
     A transfer's size is what it was when `fn` ran. It is not known for
     tensors that depend on an iterator made before (give `fn` the data), that
     have another size at each step (report one step), or that cross inside a
-    loop, once per iteration. There is a warning then, and one for collective
-    ops, as in MirroredStrategy, whose bytes are not counted.
+    loop, once per iteration, unless `loops` counts them. There is a warning
+    then, and one for collective ops, as in MirroredStrategy, whose bytes are
+    not counted.
 
     Args:
       fn: what to run, eagerly.
       *args: what it is called with.
+      loops: whether TensorFlow's profiler counts how often transfers inside
+        loops happen. It hears of those with an end in this process.
 
     Returns:
       An `ExecutionReport`. `print(report)` shows tables.
 
     Raises:
       TypeError: `fn` cannot be called.
-      RuntimeError: called inside a graph.
+      RuntimeError: called inside a graph; or with `loops`, and the profiler
+        runs already.
     """
     if not callable(fn):
         raise TypeError(
             f"`fn` must be a function; got {fn!r}. For a model, write "
             "execution_report(model.train_on_batch, x, y)."
         )
-    recording = record(lambda: fn(*args))
+    events: list[Event] = []
+
+    def call() -> None:
+        if not loops:
+            fn(*args)
+            return
+        with profiled() as found:
+            fn(*args)
+        events.extend(found)
+
+    with _peaks() as peaks:
+        recording = record(call)
+    graphs = [g for ran in recording.functions for g in ran.partitions]
+    counts = times_sent(graphs, events) if loops else {}
     nodes: list[tuple[str, str, str]] = []
     transfers: list[Transfer] = []
     least = 0
     for ran in recording.functions:
         executed = Partitions(ran)
-        told = executed.crossings(recording.batches)
+        told = executed.crossings(recording.batches, counts)
         nodes += executed.nodes
         transfers += [transfer for transfer, _ in told]
         once: dict[Any, int] = {}
@@ -307,7 +335,13 @@ def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
                     once[value, transfer.target] = size
         least += sum(once.values())
     report = ExecutionReport(
-        tuple(nodes), tuple(transfers), _uses(recording.variables), least
+        tuple(nodes),
+        tuple(transfers),
+        uses(recording.variables),
+        least,
+        collections.Counter(recording.eager),
+        peaks,
+        tuple(graphs),
     )
     collectives = {op for _, op in report.ops if op.startswith(_COLLECTIVES)}
     if collectives:
@@ -325,58 +359,15 @@ def execution_report(fn: Callable[..., Any], *args: Any) -> ExecutionReport:
     return report
 
 
-def _uses(variables: list[tf.Variable]) -> tuple[VariableUse, ...]:
-    slots = {
-        id(variable.value)
-        for optimizer in gc.get_objects()
-        # Not `isinstance`, which asks proxies what they stand for.
-        if issubclass(type(optimizer), keras.optimizers.Optimizer)
-        for variable in optimizer.variables
-    }
-
-    def kind(variable: tf.Variable) -> str:
-        if id(variable) in slots:
-            return "slot"
-        return "parameter" if variable.trainable else "state"
-
-    return tuple(
-        VariableUse(
-            v.name,
-            short(v.device),
-            math.prod(v.shape) * v.dtype.size,
-            kind(v),
-        )
-        for v in variables
-    )
-
-
-def _listed(transfers: Any, most: int = 10) -> str:
-    """The largest transfers, a line each."""
-    first = sorted(
-        transfers, key=lambda t: (t.bytes is not None, -(t.bytes or 0))
-    )
-    lines = [
-        f"  {t.source} -> {t.target}  "
-        + ("? bytes" if t.bytes is None else f"{t.bytes:,} bytes")
-        + f"  {t.dtype.name}{list(t.shape) if t.shape is not None else '[?]'}"
-        + ("  at each step of a loop" if t.times is None else "")
-        + f"  {t.tensor}"
-        for t in first[:most]
-    ]
-    if len(first) > most:
-        lines.append(f"  and {len(first) - most} more")
-    return "\n".join(lines)
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns side by side: names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width)
-            if cell.startswith(("/", *"dft"))
-            else cell.rjust(width)
-            for cell, width in zip(row, widths)
-        ).rstrip()
-        for row in rows
-    )
+@contextlib.contextmanager
+def _peaks() -> Iterator[dict[str, int]]:
+    """While open, GPUs note the most memory that is in use at once."""
+    config = tf.config.experimental
+    peaks: dict[str, int] = {}
+    gpus = [short(d.name) for d in tf.config.list_logical_devices("GPU")]
+    gpus = [gpu for gpu in gpus if gpu.startswith("/GPU")]  # of this process
+    for gpu in gpus:
+        config.reset_memory_stats(gpu[1:])
+    yield peaks
+    for gpu in gpus:
+        peaks[gpu] = config.get_memory_info(gpu[1:])["peak"]

@@ -58,16 +58,35 @@ def _shapes(
     known = {}
     with tf.Graph().as_default() as inferred:
         tf.compat.v1.import_graph_def(graph, name="")
+    looping = in_loops(original.node)
+    told = _are_steady(original, inferred)
     for name in names:
         shape = inferred.get_tensor_by_name(name).shape
-        if shape.is_fully_defined():
+        if shape.is_fully_defined() and (told or source(name) not in looping):
             known[name] = tuple(shape)
-    looping = in_loops(graph.node)
     rest = [n for n in names - set(known) if source(n) not in looping]
     if rest:
         graph, feeds = _with_arguments(original, call, element, static=False)
         known.update(zip(rest, _computed(graph, feeds, rest)))
     return known
+
+
+def _are_steady(original: Any, inferred: tf.Graph) -> bool:
+    """Whether what loops carry has the same shape after a step as before."""
+    for node in original.node:
+        if node.op != "NextIteration":
+            continue
+        after = inferred.get_tensor_by_name(f"{node.name}:0").shape
+        for merge in original.node:
+            if merge.op == "Merge" and node.name in map(source, merge.input):
+                before = inferred.get_tensor_by_name(f"{merge.name}:0").shape
+                if not (
+                    after.is_fully_defined()
+                    and before.is_fully_defined()
+                    and after == before
+                ):
+                    return False
+    return True
 
 
 def in_loops(nodes: Iterable[Any]) -> set[str]:
@@ -104,6 +123,7 @@ def _with_arguments(
     )
     feeds: dict[str, tf.Tensor] = {}
     gone: set[str] = set()
+    repeats = {n.name for n in original.node if n.op == "NextIteration"}
 
     def placeholder(name: str, dtype: Any, value: Any) -> None:
         node = graph.node.add(name=name, op="Placeholder")
@@ -146,6 +166,18 @@ def _with_arguments(
         kept = [name for name in node.input if source(name) not in gone]
         node.input[:] = kept
         node.attr.pop(tf_nodes.BESIDE, None)  # may name what is gone
+        if static:  # a device costs time, and says nothing of shapes
+            node.device = ""
+        if static and node.op == "Enter":  # of a shape that it does not tell
+            for attribute in set(node.attr) - {"T"}:
+                del node.attr[attribute]
+            node.op = "Identity"
+        if static and node.op == "Merge":
+            # Of a loop the first step, see `_are_steady`.
+            first = [x for x in node.input if source(x) not in repeats]
+            if len(first) < len(node.input):
+                node.input[:] = first
+                node.attr["N"].i = len(first)
     return graph, feeds
 
 
@@ -162,17 +194,22 @@ def _elements(graph: Any, batches: Sequence[Batches]) -> list[Values | None]:
     takers = [node for node in graph.node if node.op == "IteratorGetNext"]
     if len(takers) != 1:
         return [None]
-    spec = [
-        (tf.as_dtype(dtype), tf.TensorShape(shape).as_list())
-        for dtype, shape in zip(
-            takers[0].attr["output_types"].list.type,
-            takers[0].attr["output_shapes"].list.shape,
-        )
+    dtypes = [tf.as_dtype(d) for d in takers[0].attr["output_types"].list.type]
+    shapes = [
+        tf.TensorShape(s) for s in takers[0].attr["output_shapes"].list.shape
     ]
-    given = [
+    alike = [b for b in batches if [d for d, _ in b.spec] == dtypes]
+    same = [
         b.elements
-        for b in batches
-        if spec == [(d, s.as_list()) for d, s in b.spec]
+        for b in alike
+        if [s.as_list() for _, s in b.spec] == [s.as_list() for s in shapes]
+    ]
+    # A function may have been traced for any number of rows, and be called
+    # with an iterator that knows its own.
+    given = same or [
+        b.elements
+        for b in alike
+        if all(s.is_compatible_with(x) for (_, s), x in zip(b.spec, shapes))
     ]
     merged = {shapes: e for elements in given for shapes, e in elements.items()}
     return list(merged.values()) or [None]

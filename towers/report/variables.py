@@ -1,0 +1,52 @@
+"""variables: what the variables that were touched are, and where they live."""
+
+import dataclasses
+import math
+
+import keras
+import tensorflow as tf
+
+from towers.placement.device_names import short
+from towers.report.recording import alive
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableUse:
+    """A variable that was read or written.
+
+    Attributes:
+      name: its name.
+      device: where it lives.
+      bytes: its size, in bytes.
+      kind: "parameter" if it is trainable, "slot" if it is an optimizer's,
+        else "state".
+    """
+
+    name: str
+    device: str
+    bytes: int
+    kind: str
+
+
+def uses(variables: list[tf.Variable]) -> tuple[VariableUse, ...]:
+    """What each is, and where."""
+    slots = {
+        id(variable.value)
+        for optimizer in alive(keras.optimizers.Optimizer)
+        for variable in optimizer.variables
+    }
+
+    def kind(variable: tf.Variable) -> str:
+        if id(variable) in slots:
+            return "slot"
+        return "parameter" if variable.trainable else "state"
+
+    return tuple(
+        VariableUse(
+            v.name,
+            short(v.device),
+            math.prod(v.shape) * v.dtype.size,
+            kind(v),
+        )
+        for v in variables
+    )

@@ -1,0 +1,63 @@
+"""write_graph: executed graphs as one, for TensorBoard."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign import tf_nodes
+from towers.report.partitions import key
+
+
+def write_graph(graphs: Sequence[Any], logdir: str | os.PathLike) -> None:
+    """Writes partitions to a folder that TensorBoard looks at.
+
+    Args:
+      graphs: a `GraphDef` per function and device.
+      logdir: the folder.
+    """
+    writer = tf.summary.create_file_writer(os.fspath(logdir))
+    with writer.as_default(step=0):
+        tf.summary.graph(joined(graphs))
+    writer.close()
+
+
+def joined(graphs: Sequence[Any]) -> Any:
+    """One `GraphDef`, in which a receive comes after its send.
+
+    Names that several functions have get a number in front.
+    """
+    whole = tf.compat.v1.GraphDef()
+    sends: dict[Any, str] = {}
+    seen: dict[str, int] = {}
+    copies: list[Any] = []
+    for i, graph in enumerate(graphs):
+        names = {node.name for node in graph.node}
+        renamed = {
+            name: f"partition_{i}/{name}" for name in names if name in seen
+        }
+        seen.update(dict.fromkeys(names, i))
+        for original in graph.node:
+            node = whole.node.add()
+            node.CopyFrom(original)
+            node.name = renamed.get(node.name, node.name)
+            node.input[:] = [_renamed(name, renamed) for name in node.input]
+            copies.append(node)
+            if node.op in tf_nodes.SENDS:
+                sends[key(node)] = node.name
+        for function in graph.library.function:
+            known = {f.signature.name for f in whole.library.function}
+            if function.signature.name not in known:
+                whole.library.function.add().CopyFrom(function)
+    for node in copies:
+        if node.op in tf_nodes.RECEIVES and key(node) in sends:
+            node.input.append(f"^{sends[key(node)]}")
+    return whole
+
+
+def _renamed(tensor: str, renamed: dict[str, str]) -> str:
+    """An input ("a", "a:1" or "^a") after its node has another name."""
+    before = "^" if tensor.startswith("^") else ""
+    name, colon, port = tensor.removeprefix("^").partition(":")
+    return f"{before}{renamed.get(name, name)}{colon}{port}"

@@ -36,6 +36,11 @@ class PlacementTest(parameterized.TestCase):
         self.assertLen(set(both), 1)
         self.assertIn("a on /CPU:0", str(both[0]))
 
+    def test_many_layers_on_a_device_are_not_all_printed(self):
+        pins = {f"layer_{i}": "/CPU:1" for i in range(9)}
+        text = str(towers.Placement(["/CPU:0"], layer_devices=pins))
+        self.assertEndsWith(text, "; layer_0 and 8 more on /CPU:1")
+
     def test_output_device_follows_the_parameters(self):
         one = towers.Placement(["/CPU:1"], parameter_device="/CPU:2")
         policy = towers.Placement(

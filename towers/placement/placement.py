@@ -294,10 +294,15 @@ class Placement:
             if callable(self.parameter_device)
             else f"on {self.parameter_device}"
         )
-        pins = "".join(
-            f"; {name} on {pin if isinstance(pin, str) else ', '.join(pin)}"
-            for name, pin in self.layer_devices.items()
-        )
+        held: dict[Any, list[str]] = {}
+        for name, pin in self.layer_devices.items():
+            held.setdefault(pin, []).append(name)
+        pins = ""
+        for pin, names in held.items():
+            if len(names) > 4:  # as `spread_layers` has it
+                names = [f"{names[0]} and {len(names) - 1} more"]
+            where = pin if isinstance(pin, str) else ", ".join(pin)
+            pins += "".join(f"; {name} on {where}" for name in names)
         return (
             f"{towers}; batches split on {self.input_device}, parameters "
             f"{parameters}, outputs gathered on {self.output_device}{pins}"

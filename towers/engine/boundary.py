@@ -5,7 +5,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.host import on_host
 from towers.foreign.tf_gradients import followed
+
+HOST = "host"
 
 
 def leaves(nest: Any) -> list[tf.Tensor]:
@@ -40,11 +43,13 @@ def brought(
       argument: a nest of tensors.
       tensors: those to take in their place, as many.
       device: the tower's.
-      elsewhere: other devices, by the tensor's place in the flat nest.
+      elsewhere: other devices, by the tensor's place in the flat nest; HOST
+        for that of the tower.
     """
     here = []
     for i, tensor in enumerate(tensors):
-        with tf.device(elsewhere.get(i, device)):
+        where = elsewhere.get(i, device)
+        with on_host(device) if where == HOST else tf.device(where):
             here.append(tf.identity(tensor))
     given = iter(here)
     return tf.nest.map_structure(

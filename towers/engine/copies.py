@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import boundary
+from towers.engine.host import device_here, host_of
 from towers.engine.parts import (
     Part,
     are_alike,
@@ -105,6 +106,8 @@ def _copy(
     copy = tf.compat.v1.GraphDef(versions=graph.graph_def_versions)
     for op in part.ops:
         node = bare_node(op)
+        if op.device != part.device:
+            node.device = host_of(device)
         for tensor in op.inputs:
             place = places.get(tensor.name, ("outside",))
             if place[0] == "op":
@@ -161,7 +164,7 @@ def made_alike(
       argument: a nest of tensors on its device.
     """
     given = boundary.leaves(argument)
-    device, graph = given[0].device, given[0].graph  # the device in full
+    device, graph = device_here(), given[0].graph
     # A sparse tensor knows its rows, which no tensor that it is made of shows.
     known = tuple(
         str(tf.type_spec_from_value(x))

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.host import host_of
 from towers.foreign import tf_nodes
 
 
@@ -52,7 +53,9 @@ def are_alike(one: Part, other: Part) -> bool:
     places, others = places_in(one), places_in(other)
     return _leaf_places(one, places) == _leaf_places(other, others) and all(
         can_be_copied(a)
-        and (a.device, b.device) == (one.device, other.device)
+        and _is_own(a, one)
+        and _is_own(b, other)
+        and (a.device == one.device) == (b.device == other.device)
         and _sources(a, places) == _sources(b, others)
         and all(x.name in places for x in a.control_inputs)
         and bare_node(a) == bare_node(b)
@@ -65,7 +68,7 @@ def stands_alone(part: Part) -> bool:
     places = places_in(part)
     return all(
         can_be_copied(op)
-        and op.device == part.device
+        and _is_own(op, part)
         and all(x.name in places for x in [*op.inputs, *op.control_inputs])
         for op in part.ops
     ) and all(
@@ -100,6 +103,11 @@ def can_be_copied(op: tf.Operation) -> bool:
         or any("func" in attribute.type for attribute in op.op_def.attr)
         or tf_nodes.GRADIENT in op.node_def.attr
     )
+
+
+def _is_own(op: tf.Operation, part: Part) -> bool:
+    """Whether an op is on the part's device, or on the host of that."""
+    return op.device == part.device or op.device == host_of(part.device)
 
 
 def places_in(part: Part) -> dict[str, Any]:

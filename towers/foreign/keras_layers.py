@@ -121,6 +121,11 @@ def carried(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def is_recurrent(layer: Any) -> bool:
+    """Whether a layer may take cuDNN."""
+    return isinstance(layer, keras.layers.RNN)
+
+
 def is_stateful(layer: Any) -> bool:
     """Whether a layer keeps a state for each row, from batch to batch."""
     return (

@@ -11,8 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import errand
-from towers.foreign import keras_layers
+from towers.engine import errand, host
+from towers.foreign import keras_layers, keras_machine
 from towers.foreign.keras_layers import has_moments, is_stateful
 from towers.foreign.patches import patched
 from towers.keras_model.moments import Moments, is_pooled, met
@@ -31,6 +31,7 @@ class Notes:
       training: the phase that layers go by.
       stateless: what holds the values of variables.
       tower: its number.
+      home: the tower's device.
       device: that of the pinned layer whose call it is in, if it is in one.
       scopes: the name scopes of the calls that it is in, outermost first.
       moments, seen: as `moments` and `layer_outputs` of a `Replay`.
@@ -46,6 +47,7 @@ class Notes:
         tower: int = 0,
     ):
         self.tower = tower
+        self.home = host.device_here()
         self.device: str | None = None
         self.training = training
         self.stateless = stateless
@@ -59,6 +61,7 @@ class Notes:
         """Other notes of the same tower, in the calls of `scopes`."""
         notes = Notes(self.graph, "", self.training, stateless, self.tower)
         notes.scopes = list(scopes)
+        notes.home, notes.device = self.home, self.device
         return notes
 
     @contextlib.contextmanager
@@ -135,12 +138,29 @@ def hooked(graph: Any) -> Iterator[None]:
         shadows.append(
             (state, "assign", _unchecked(graph, state, state.assign))
         )
+    # Keras sets it where cuDNN is taken, which is a tower's affair.
+    shadows += [
+        (layer, "supports_jit", layer.supports_jit)
+        for layer in graph.layers
+        if keras_layers.is_recurrent(layer)
+    ]
     graph.is_hooked = True
     try:
-        with patched(*shadows):
+        with (
+            patched(*shadows),
+            keras_machine.asks_device(_device, host.on_host),
+        ):
             yield
     finally:
         graph.is_hooked = False
+
+
+def _device() -> str | None:
+    """The device that a tower is on here and now; None outside of towers."""
+    notes = _notes.get()
+    if notes is None or tf.executing_eagerly():
+        return None
+    return host.device_here() or notes.device or notes.home
 
 
 def _placed(graph: Any, layer: Any, original: Function) -> Function:

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.engine.boundary import HOST
+from towers.engine.host import host_of
 from towers.foreign import keras_layers
 from towers.foreign.keras_layers import all_layers, unique
 from towers.keras_model import merge_rules, pins
@@ -111,14 +113,23 @@ class LayerGraph:
 
     def elsewhere(self, tower: int) -> dict[int, str]:
         """Devices of variables whose copy is taken elsewhere than the tower."""
-        return {
+        pinned = {
             **self.pinned,
             **{i: devices[tower] for i, devices in self.spread.items()},
         }
+        seeds = {
+            i: host_of(pinned[i]) if i in pinned else HOST for i in self.seeds
+        }
+        return {**pinned, **seeds}
 
     def is_seed(self, index: int) -> bool:
         """Whether this variable is the state of a `SeedGenerator`."""
         return merge_rules.is_seed(self.variables[index])
+
+    @property
+    def seeds(self) -> list[int]:
+        """The variables that are seeds."""
+        return [i for i in range(len(self.variables)) if self.is_seed(i)]
 
     def is_metric(self, index: int) -> bool:
         """Whether this variable is a metric's."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.host import on_host
 from towers.foreign import keras_compile, keras_optimizer
 from towers.foreign.keras_layers import made_by_strategy, raw, replace_raw
 from towers.keras_model import checks, layer_graph
@@ -182,7 +183,8 @@ def replicated(
             with tf.device(device):
                 value = home.variable.read_value()
                 if graph.is_seed(k):
-                    column = [graph.stream(k, value, i) for i in range(n)]
+                    with on_host(device):
+                        column = [graph.stream(k, value, i) for i in range(n)]
                 elif k in graph.row_states:
                     value = of_all_rows(graph.variables[k], value, shards)
                     column = scatter(value, shards.ranges, device)
@@ -330,8 +332,9 @@ def of_all_rows(variable: Any, state: tf.Tensor, shards: Shards) -> tf.Tensor:
     rows = shards.ranges.true
     if all(isinstance(r, int) for r in rows) and sum(rows) != count:
         raise ValueError(problem)
-    check = tf.debugging.assert_equal(
-        tf.reduce_sum(shards.rows), count, message=problem
-    )
+    with on_host(state.device):
+        check = tf.debugging.assert_equal(
+            tf.reduce_sum(shards.rows), count, message=problem
+        )
     with tf.control_dependencies([] if check is None else [check]):
         return tf.identity(state)

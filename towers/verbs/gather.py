@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine.forward import pinned
+from towers.engine.host import host_of
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.rows import drop, row_shares, true_concat, without_spare
 from towers.verbs.split import in_graph
@@ -64,6 +65,8 @@ def gather_outputs(
     check_structures(tower_outputs)
     if rows is not None:
         rows = tf.convert_to_tensor(rows)
+        with tf.device(host_of(str(placement.output_device))):
+            rows = tf.cast(rows, tf.int32)
         if rows.shape.rank != 1 or rows.shape[0] not in (None, n):
             raise ValueError(
                 f"`rows` must be a list of {n} integers, one per tower; got "

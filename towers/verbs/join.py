@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import meeting
+from towers.engine.host import on_host
 from towers.engine.lockstep import Join
 from towers.placement.placement import Placement
 from towers.verbs.replicate import replicate
@@ -34,7 +35,9 @@ def joining(shards: Shards, placement: Placement) -> Join:
             here = joined[0].device if joined else device  # in full
             results = first.run(values, here, scope)
             columns = [
-                scatter(_of_all_rows(x, shards.rows), shards.ranges, device)
+                scatter(
+                    _of_all_rows(x, shards.rows, device), shards.ranges, device
+                )
                 if first.split
                 else replicate(x, device, kept)
                 for x in tf.nest.flatten(results)
@@ -47,7 +50,9 @@ def joining(shards: Shards, placement: Placement) -> Join:
     return join
 
 
-def _of_all_rows(result: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+def _of_all_rows(
+    result: tf.Tensor, rows: tf.Tensor, device: str
+) -> tf.Tensor:
     """A result that can be dealt out, as it has the rows of the batch."""
     problem = (
         "With split=True, all_towers deals out results of one row for each of "
@@ -56,8 +61,10 @@ def _of_all_rows(result: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     )
     if not result.shape.rank:
         raise ValueError(problem)
-    check = tf.debugging.assert_equal(
-        tf.shape(result)[0], tf.reduce_sum(rows), message=problem
-    )
+    count = tf.shape(result)[0]
+    with on_host(device):
+        check = tf.debugging.assert_equal(
+            count, tf.reduce_sum(rows), message=problem
+        )
     with tf.control_dependencies([] if check is None else [check]):
         return tf.identity(result)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from towers.engine.host import host_of, on_host
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
@@ -30,19 +32,39 @@ class Ranges:
         return all(isinstance(rows, int) for rows in self.true)
 
 
-def row_ranges(leaves: Sequence[Any], shares: tuple[float, ...]) -> Ranges:
-    """Which rows each tower gets, by its share, of tensors of equal rows."""
+def row_ranges(
+    leaves: Sequence[Any], shares: tuple[float, ...], device: str
+) -> Ranges:
+    """Which rows each tower gets, by its share, of tensors of equal rows.
+
+    Args:
+      leaves: the tensors, on `device`; the ranges are on the host of that.
+      shares: one per tower.
+      device: where batches are split.
+    """
     known = next((x.shape[0] for x in leaves if x.shape[0] is not None), None)
-    total = _count(leaves[0]) if known is None else known
+    open_ones = [x for x in leaves if x.shape[0] is None]
+    counts = [_count(x, device) for x in open_ones if len(leaves) > 1]
+    total = known
+    if total is None:
+        total = counts[0] if counts else _count(leaves[0], device)
+    with on_host(device):
+        return _ranges(total, counts, shares)
+
+
+def _ranges(
+    total: Any, counts: Sequence[tf.Tensor], shares: tuple[float, ...]
+) -> Ranges:
+    """As `row_ranges`, of `total` rows, with which all `counts` must agree."""
+    known = total if isinstance(total, int) else None
     checks = [
         tf.debugging.assert_equal(
-            _count(x),
+            count,
             total,
             message="The inputs' rows disagree: every leaf of `inputs` "
             "must have the same number of rows, or be named in `whole`.",
         )
-        for x in leaves
-        if x.shape[0] is None and len(leaves) > 1
+        for count in counts
     ]
     with tf.control_dependencies([c for c in checks if c is not None]):
         if known is None:
@@ -72,13 +94,15 @@ def row_ranges(leaves: Sequence[Any], shares: tuple[float, ...]) -> Ranges:
     )
 
 
-def _count(x: Any) -> tf.Tensor:
-    """How many rows, an int32 scalar."""
-    if isinstance(x, tf.RaggedTensor):
-        return tf.cast(x.nrows(), tf.int32)
-    if isinstance(x, tf.SparseTensor):
-        return tf.cast(x.dense_shape[0], tf.int32)
-    return tf.shape(x)[0]
+def _count(x: Any, device: str) -> tf.Tensor:
+    """How many rows, an int32 scalar that no host waits for."""
+    if isinstance(x, tf.Tensor):
+        return tf.shape(x)[0]  # a GPU's kernels for this are the host's, too
+    with on_host(device):
+        rows = (
+            x.nrows() if isinstance(x, tf.RaggedTensor) else x.dense_shape[0]
+        )
+        return tf.cast(rows, tf.int32)
 
 
 def _ends(total: Any, shares: tuple[float, ...]) -> list[Any]:
@@ -125,13 +149,16 @@ def _true_rows(x: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """What a tower says, without what it says of a spare row."""
     if x.shape.rank == 0:
         return drop(x, rows > 0)
-    return x[: tf.where(rows > 0, tf.shape(x)[0], 0)]
+    return x[: tf.minimum(rows, 1) * tf.shape(x)[0]]
 
 
 def drop(gradient: Any, keep: tf.Tensor) -> Any:
     """Nothing of `gradient` unless `keep`, whatever it holds: 0 * NaN is NaN."""
     if isinstance(gradient, tf.IndexedSlices):
-        count = tf.where(keep, tf.shape(gradient.indices)[0], 0)
+        # No `tf.where`, which a GPU computes in its own memory.
+        with tf.device(host_of(keep.device)):
+            once = tf.cast(keep, tf.int32)
+        count = once * tf.shape(gradient.indices)[0]
         return tf.IndexedSlices(
             gradient.values[:count],
             gradient.indices[:count],

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.host import on_host
 from towers.foreign.tf_gradients import own_gradient
 from towers.verbs.replicate import replicate
 from towers.verbs.rows import Ranges, drop
@@ -37,11 +38,12 @@ def copies(leaf: Any, device: str, kept: Sequence[Any]) -> list[Any]:
     ]
 
 
-def first_rows(x: Any, rows: Any) -> Any:
+def first_rows(x: Any, rows: Any, device: str) -> Any:
     """The first rows of a tensor, dense, ragged or sparse."""
     if isinstance(x, tf.SparseTensor):
-        size = tf.concat([[tf.cast(rows, tf.int64)], x.dense_shape[1:]], 0)
-        return tf.sparse.slice(x, tf.zeros_like(size), size)
+        with on_host(device):  # a GPU has no kernel for it
+            size = tf.concat([[tf.cast(rows, tf.int64)], x.dense_shape[1:]], 0)
+            return tf.sparse.slice(x, tf.zeros_like(size), size)
     return x[:rows]
 
 
@@ -77,15 +79,16 @@ def _ragged(
     leaf: tf.RaggedTensor, ranges: Ranges, device: str
 ) -> list[tf.RaggedTensor]:
     """Rows of a ragged tensor: what they hold is one range of its values."""
-    splits = tf.cast(leaf.row_splits, tf.int32)
-    first = [splits[start] for start in ranges.starts]
-    fed, true = (
-        [
-            splits[start + count] - begin
-            for start, count, begin in zip(ranges.starts, counts, first)
-        ]
-        for counts in (ranges.fed, ranges.true)
-    )
+    with on_host(device):
+        splits = tf.cast(leaf.row_splits, tf.int32)
+        first = [splits[start] for start in ranges.starts]
+        fed, true = (
+            [
+                splits[start + count] - begin
+                for start, count, begin in zip(ranges.starts, counts, first)
+            ]
+            for counts in (ranges.fed, ranges.true)
+        )
     inner = Ranges(first, fed, true, ranges.may_be_empty)
     length = leaf.uniform_row_length
     return [
@@ -106,13 +109,22 @@ def _sparse(
     leaf: tf.SparseTensor, ranges: Ranges, device: str
 ) -> list[tf.SparseTensor]:
     """Rows of a sparse tensor, whose entries may be in any order."""
-    row = leaf.indices[:, 0]
-    starts = [tf.cast(start, tf.int64) for start in ranges.starts]
-    counts = [tf.cast(count, tf.int64) for count in ranges.fed]
-    entries = [
-        tf.where((row >= start) & (row < start + count))[:, 0]
-        for start, count in zip(starts, counts)
-    ]
+    with on_host(device):  # how many entries those are is not known before
+        row = leaf.indices[:, 0]
+        starts = [tf.cast(start, tf.int64) for start in ranges.starts]
+        counts = [tf.cast(count, tf.int64) for count in ranges.fed]
+        entries = [
+            tf.where((row >= start) & (row < start + count))[:, 0]
+            for start, count in zip(starts, counts)
+        ]
+        places = [
+            tf.gather(leaf.indices, where)
+            - [start, *[0] * (len(leaf.shape) - 1)]
+            for where, start in zip(entries, starts)
+        ]
+        shapes = [
+            tf.concat([[count], leaf.dense_shape[1:]], 0) for count in counts
+        ]
 
     @own_gradient
     def values(values: tf.Tensor) -> Any:
@@ -135,13 +147,6 @@ def _sparse(
 
     with tf.device(device):
         return [
-            tf.SparseTensor(
-                tf.gather(leaf.indices, where)
-                - [start, *[0] * (len(leaf.shape) - 1)],
-                shard,
-                tf.concat([[count], leaf.dense_shape[1:]], 0),
-            )
-            for where, shard, start, count in zip(
-                entries, values(leaf.values), starts, counts
-            )
+            tf.SparseTensor(*parts)
+            for parts in zip(places, values(leaf.values), shapes)
         ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.host import on_host
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.rows import Ranges, keep_flags, row_ranges
@@ -82,8 +83,9 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
     device = placement.input_device
     divided = [x for x, w in zip(flat, batch.whole) if x is not None and not w]
     with tf.device(device), tf.name_scope("split"):
-        ranges = row_ranges(divided, placement.shares)
-        rows = tf.stack([tf.cast(r, tf.int32) for r in ranges.true])
+        ranges = row_ranges(divided, placement.shares, device)
+        with on_host(device):
+            rows = tf.stack([tf.cast(r, tf.int32) for r in ranges.true])
         kept = keep_flags(rows, ranges.may_be_empty, device)
 
         def parts(leaf: Any, undivided: bool) -> tuple[list[Any], list[Any]]:
@@ -93,7 +95,7 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
                 return (copies(leaf, device, kept),) * 2
             fed = scatter(leaf, ranges, device)
             true = [
-                first_rows(x, r) if empty else x
+                first_rows(x, r, device) if empty else x
                 for x, r, empty in zip(fed, ranges.true, ranges.may_be_empty)
             ]
             return fed, true

@@ -13,7 +13,9 @@ import tensorflow as tf
 
 # Part of a name of what is on the host for towers, and for verbs.
 SCOPE = "host"
-_PART = re.compile(f"(^|/){SCOPE}/(tower_\\d|split|all_towers|replicate|gather)")
+_PART = re.compile(
+    f"(^|/){SCOPE}/(tower_\\d|split|all_towers|replicate|gather)"
+)
 
 
 def is_host(device: str) -> bool:

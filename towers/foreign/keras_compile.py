@@ -137,6 +137,11 @@ class Compiled:
             yield
 
 
+def metric_variables(model: Any) -> list[Any]:
+    """Those of what `compile` made of losses and metrics, as far as it has."""
+    return Compiled.of(model).variables if model.compiled else []
+
+
 def _spec(value: Any) -> Any:
     """The TensorFlow spec of a tensor or symbol; None stays."""
     if value is None or isinstance(value, tf.TypeSpec):

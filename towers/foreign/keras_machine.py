@@ -11,17 +11,24 @@ changes.
 """
 
 import contextlib
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
-from keras.src.backend.tensorflow import nn, random, rnn
+from keras.src.backend.tensorflow import nn, random
 from tensorflow.python.ops import control_flow_assert
 
 from towers.foreign.patches import patched
 
+# Keras gives the name of this module to a function of it.
+rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
+
 Context = contextlib.AbstractContextManager
+
+# Older Keras does not ask.
+_OF_THE_NEW = ("_cpu_only",)
 
 _lock = threading.Lock()
 _open = 0
@@ -101,7 +108,7 @@ def _patches(
 
     wrapped = [
         (rnn, "_is_gpu_available", has_gpu),
-        (nn, "_cpu_only", is_cpu),  # not in the oldest Keras
+        *((nn, name, is_cpu) for name in _OF_THE_NEW if hasattr(nn, name)),
         (random, "draw_seed", on_host),
         (random, "_cast_seed", on_host),
         (control_flow_assert, "Assert", asserted),
@@ -111,7 +118,6 @@ def _patches(
     return [
         (owner, name, wrap(getattr(owner, name)))
         for owner, name, wrap in wrapped
-        if hasattr(owner, name)
     ]
 
 

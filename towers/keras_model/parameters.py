@@ -106,6 +106,10 @@ def move_variables(
             (v, where.get(id(owner), shared))
             for v, owner in keras_optimizer.optimizer_variables(optimizer)
         ]
+    pairs += [
+        (v, placement.output_device)
+        for v in keras_compile.metric_variables(model)
+    ]
     return any([move_variable(v, device) for v, device in pairs])
 
 

@@ -50,9 +50,7 @@ def joining(shards: Shards, placement: Placement) -> Join:
     return join
 
 
-def _of_all_rows(
-    result: tf.Tensor, rows: tf.Tensor, device: str
-) -> tf.Tensor:
+def _of_all_rows(result: tf.Tensor, rows: tf.Tensor, device: str) -> tf.Tensor:
     """A result that can be dealt out, as it has the rows of the batch."""
     problem = (
         "With split=True, all_towers deals out results of one row for each of "

@@ -99,9 +99,7 @@ def _count(x: Any, device: str) -> tf.Tensor:
     if isinstance(x, tf.Tensor):
         return tf.shape(x)[0]  # a GPU's kernels for this are the host's, too
     with on_host(device):
-        rows = (
-            x.nrows() if isinstance(x, tf.RaggedTensor) else x.dense_shape[0]
-        )
+        rows = x.nrows() if isinstance(x, tf.RaggedTensor) else x.dense_shape[0]
         return tf.cast(rows, tf.int32)
 
 

@@ -305,10 +305,9 @@ def _homes(
     """Where each variable lives, and the weight regularisers."""
     if v1_graph.in_v1_graph():
         return v1_graph.enter(graph, placement)
-    raws = [keras_layers.raw(variable) for variable in graph.variables]
     homes = [
-        Home(raw, raw.device, owner)
-        for raw, owner in zip(raws, graph.variables)
+        Home(keras_layers.raw(owner), keras_layers.device_of(owner), owner)
+        for owner in graph.variables
     ]
     penalties = [
         graph.regularization_loss(i, homes[i]) for i in graph.trainable

@@ -27,6 +27,9 @@ CALL_CONTEXT = "_get_call_context"
 MOMENTS = "_moments"
 EXPECTED_ROWS = "_expected_batch_size"
 
+# An attribute of ours on TensorFlow's variables.
+_MEANT = "_towers_meant_for"
+
 
 def get_mask(tensor: Any) -> tf.Tensor | None:
     """The Keras mask that a layer attached to its output."""
@@ -144,6 +147,17 @@ def has_moments(layer: Any) -> bool:
 def raw(variable: Any) -> tf.Variable:
     """The TensorFlow variable, without the casts of mixed precision."""
     return getattr(variable, "_value", variable)
+
+
+def device_of(variable: Any) -> str:
+    """The device that a variable is meant for, which may be absent here."""
+    own = raw(variable)
+    return getattr(own, _MEANT, None) or own.device
+
+
+def mean_for(variable: Any, device: str) -> None:
+    """Notes the device that a variable is meant for, as it is absent here."""
+    setattr(raw(variable), _MEANT, device)
 
 
 def is_made(variable: keras.Variable) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.foreign.keras_layers import raw
+from towers.foreign.keras_layers import device_of, mean_for, raw
 from towers.foreign.patches import patched
 
 # Ops that run functions, in which each op has a device of its own.
@@ -56,14 +56,14 @@ def pin_optimizer(optimizer: Any) -> None:
 
     def of_all(grads: Any, trainable_variables: Any = None) -> Any:
         known = getattr(inner or optimizer, "_trainable_variables", [])
-        devices = {raw(v).device for v in trainable_variables or known}
+        devices = {device_of(v) for v in trainable_variables or known}
         return tf.device(devices.pop()) if len(devices) == 1 else _spread()
 
     def of_reference(reference_variable: Any, *_: Any, **__: Any) -> Any:
-        return tf.device(raw(reference_variable).device)
+        return tf.device(device_of(reference_variable))
 
     def of_variable(gradient: Any, variable: Any, learning_rate: Any) -> Any:
-        return tf.device(raw(variable).device)
+        return tf.device(device_of(variable))
 
     def once(*_: Any) -> Any:
         return _scalars_read_once(optimizer)
@@ -82,7 +82,7 @@ def pin_optimizer(optimizer: Any) -> None:
     def forget() -> None:
         for gradient in optimizer._accumulated_gradients:
             if gradient is not None:
-                with tf.device(raw(gradient).device):
+                with tf.device(device_of(gradient)):
                     gradient.assign(tf.zeros_like(gradient))
 
     # One made under a strategy would go on with that.

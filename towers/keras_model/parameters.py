@@ -10,7 +10,13 @@ import tensorflow as tf
 
 from towers.engine.host import on_host
 from towers.foreign import keras_compile, keras_optimizer
-from towers.foreign.keras_layers import made_by_strategy, raw, replace_raw
+from towers.foreign.keras_layers import (
+    device_of,
+    made_by_strategy,
+    mean_for,
+    raw,
+    replace_raw,
+)
 from towers.keras_model import checks, layer_graph
 from towers.keras_model.moments import statistics
 from towers.placement.device_names import same_device
@@ -299,7 +305,7 @@ def move_variable(variable: Any, device: str) -> bool:
     """
     old = raw(variable)
     in_parts = made_by_strategy(old)
-    if same_device(old.device, device) and not in_parts:
+    if same_device(device_of(variable), device) and not in_parts:
         return False
     if not is_initialized(variable):
         return False
@@ -317,6 +323,8 @@ def move_variable(variable: Any, device: str) -> bool:
             name=old.name.split(":")[0],
         )
     replace_raw(variable, new)
+    if not same_device(new.device, device):
+        mean_for(variable, device)
     return True
 
 

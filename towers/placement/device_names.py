@@ -1,7 +1,7 @@
 """device_names: one spelling for each device, checked against those there are."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -110,6 +110,20 @@ def resolve(name: Any, argument: str, seen: list[str] | None) -> str:
         "devices with Placement.cpus(n) before TensorFlow starts, or pass "
         '`available="any"` if the graph will run on another machine.'
     )
+
+
+def absent(names: Iterable[str]) -> list[str]:
+    """Those of the names that TensorFlow sees no device of, each once."""
+    here = tf.DeviceSpec(job="localhost", replica=0, task=0)
+    seen = [
+        here.make_merged_spec(tf.DeviceSpec.from_string(device.name))
+        for device in tf.config.list_logical_devices()
+    ]
+    return [
+        name
+        for name in dict.fromkeys(map(short, names))
+        if not any(agrees(tf.DeviceSpec.from_string(name), d) for d in seen)
+    ]
 
 
 def agrees(asked: tf.DeviceSpec, device: tf.DeviceSpec) -> bool:

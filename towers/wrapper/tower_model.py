@@ -24,11 +24,13 @@ from towers.keras_model.calls import (
     signed,
 )
 from towers.keras_model.parameters import move_variable, place_variables
+from towers.placement.device_names import absent
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.gather import check_rule
 from towers.wrapper.loss_choice import belongs_on_towers
 from towers.wrapper.recovery import Recovering, watching
 from towers.wrapper.tower_calls import TowerCalls
+from towers.wrapper.tower_steps import at_inputs
 
 
 class TowerModel(Recovering):
@@ -280,7 +282,8 @@ class TowerModel(Recovering):
         """As Keras makes the one of this name, and started as this model is."""
         if force or getattr(self, name) is None:
             getattr(super(), f"make_{name}")(force=True)
-            setattr(self, name, self._started(getattr(self, name)))
+            made = self._started(getattr(self, name))
+            setattr(self, name, self._fed(made))
 
     def _started(self, function: Any) -> Any:
         """The function, which TensorFlow does not rewrite for a quick start."""
@@ -297,12 +300,26 @@ class TowerModel(Recovering):
     def _beside_outputs(self, function: Any) -> Any:
         """The function, with what has no device on the output device."""
 
+        function = self._fed(function)
+
         @functools.wraps(function)
         def placed(*args: Any) -> Any:
             with tf.device(self.placement.output_device):
                 return function(*args)
 
         return placed
+
+    def _fed(self, function: Any) -> Any:
+        """The function, with arrays taken to where batches are split.
+
+        They would become tensors on the device of the step, or the default one.
+        """
+
+        @functools.wraps(function)
+        def fed(data: Any) -> Any:
+            return function(at_inputs(data, self.placement.input_device))
+
+        return fed
 
     def _gather_metrics(self) -> bool:
         """Moves compiled metrics to the outputs; whether any moved."""
@@ -317,6 +334,7 @@ class TowerModel(Recovering):
         )
 
     def make_train_function(self, force: bool = False) -> None:
+        self._check_devices()
         self._check_steps()
         self.renew_functions()
         self._build_optimizer()
@@ -349,6 +367,27 @@ class TowerModel(Recovering):
         self.renew_functions()
         self._make_other_function("predict_function", force)
         return self.predict_function
+
+    def _check_devices(self) -> None:
+        """Raises where training would not be on the placement's devices."""
+        where = self.placement
+        missing = absent(
+            [
+                *where.devices,
+                where.input_device,
+                str(where.output_device),
+                *tf.nest.flatten(list(where.layer_devices.values())),
+                *map(keras_layers.device_of, self.template.variables),
+            ]
+        )
+        if missing:
+            raise RuntimeError(
+                f"The model is placed on {', '.join(missing)}, but TensorFlow "
+                'sees no such device here (`available="any"` let it through), '
+                "so it would train somewhere else. Expected devices that are "
+                "here; make a TowerModel of the `template` with those. "
+                "placement_plan, export and predictions work without them."
+            )
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.merge == "concat":

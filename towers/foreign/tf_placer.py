@@ -1,0 +1,183 @@
+"""tf_placer: where TensorFlow would put a graph on a machine that is not here.
+
+TensorFlow has no word for that. But its master, in a process that has a Session,
+places and cuts a graph for whatever devices a worker says it has, and asks for no
+more than that before it registers the parts. So a worker that says so, and runs
+nothing, stands for the machine. What it is asked and answers are TensorFlow's own
+messages: `DeviceAttributes` and `GraphDef`, of `tensorflow.core`, and those of
+`worker.proto`, of which the wheel has no Python. `tf_placer_test.py` fails when
+one of them changes.
+"""
+
+import functools
+import re
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework import device_attributes_pb2
+
+v1 = tf.compat.v1
+
+# By this job a process calls its own devices.
+JOB = "/job:localhost/replica:0/task:0"
+_RUNS_NOTHING = "towers: a machine in name only"
+_MEMORY = 16 << 30  # of each device, in bytes; nothing is stored
+_REFUSAL = re.compile(r"(?:for operation |\{\{node |\{\{colocation_node )([^\s}:]+)")
+_lock = threading.Lock()
+
+
+def placed(
+    graph: Any, targets: Sequence[str], machine: Mapping[str, int], strict: bool
+) -> list[Any]:
+    """The parts of a graph, one `GraphDef` for each device that has any.
+
+    Args:
+      graph: a `GraphDef`.
+      targets: names of nodes; what none of them needs is left out.
+      machine: how many devices there are of each type.
+      strict: whether an op must be where it was asked to be.
+
+    Raises:
+      tf.errors.InvalidArgumentError: no placement is possible.
+    """
+    config = v1.ConfigProto(
+        allow_soft_placement=not strict, device_filters=["/job:localhost"]
+    )
+    # As it was made: what becomes of an op is for the machine itself to say.
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    config.graph_options.optimizer_options.do_function_inlining = True
+    with tf.Graph().as_default() as here:
+        tf.graph_util.import_graph_def(graph, name="")
+    wanted = [here.get_operation_by_name(name) for name in targets]
+    with _lock:
+        worker, target = _master()
+        worker.devices, worker.graphs = list(_attributes(machine)), []
+        with v1.Session(target, graph=here, config=config) as session:
+            try:
+                session.run(wanted)
+            except tf.errors.AbortedError as error:
+                if _RUNS_NOTHING not in str(error):
+                    raise
+        return worker.graphs
+
+
+def refused(error: tf.errors.OpError) -> str | None:
+    """The op that a refusal is about, by name; None if it names none."""
+    found = _REFUSAL.search(error.message)
+    return found[1] if found else None
+
+
+def _attributes(machine: Mapping[str, int]) -> Iterator[bytes]:
+    """What a worker says of each of its devices."""
+    for kind, count in machine.items():
+        for i in range(count):
+            yield device_attributes_pb2.DeviceAttributes(
+                name=f"{JOB}/device:{kind}:{i}",
+                device_type=kind,
+                memory_limit=_MEMORY,
+                incarnation=1 + hash((kind, i)) % (1 << 62),
+            ).SerializeToString()
+
+
+class _Worker:
+    """A worker that has devices in name, and keeps the graphs it is given.
+
+    Attributes:
+      devices: serialized `DeviceAttributes`.
+      graphs: what was registered, a `GraphDef` each.
+    """
+
+    def __init__(self) -> None:
+        import grpc  # TensorFlow brings it
+
+        self.devices: list[bytes] = []
+        self.graphs: list[Any] = []
+        self._aborted = grpc.StatusCode.ABORTED
+
+        class Handler(grpc.GenericRpcHandler):
+            def service(handler, details: Any) -> Any:
+                method = details.method.rsplit("/", 1)[-1]
+                return grpc.unary_unary_rpc_method_handler(
+                    functools.partial(self._answer, method)
+                )
+
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(2),
+            handlers=[Handler()],
+            options=[("grpc.max_receive_message_length", -1)],
+        )
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def _answer(self, method: str, request: bytes, context: Any) -> bytes:
+        if method == "GetStatus":
+            return b"".join(_field(1, device) for device in self.devices)
+        if method == "RegisterGraph":
+            self.graphs += [
+                v1.GraphDef.FromString(value)
+                for number, value in _fields(request)
+                if number == 2
+            ]
+            return _field(1, b"graph %d" % len(self.graphs))
+        if method == "RunGraph":
+            context.abort(self._aborted, _RUNS_NOTHING)
+        return b""
+
+
+@functools.cache
+def _master() -> tuple[_Worker, str]:
+    """A worker, and the master that knows it: one for all, as neither ends."""
+    worker = _Worker()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    jobs = {
+        "master": [f"127.0.0.1:{port}"],
+        "localhost": [f"127.0.0.1:{worker.port}"],
+    }
+    server = tf.distribute.Server(
+        tf.train.ClusterSpec(jobs),
+        job_name="master",
+        config=v1.ConfigProto(device_count={"CPU": 1, "GPU": 0}),
+    )
+    return worker, server.target
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A field of a message: its number, the length, the bytes."""
+    length, digits = len(value), []
+    while length > 127:
+        digits.append(length & 127 | 128)
+        length >>= 7
+    return bytes([number << 3 | 2, *digits, length]) + value
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of a message that hold bytes, by number."""
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        shift = value = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        key = number()
+        kind = key & 7
+        if kind == 0:
+            number()
+        else:
+            size = number() if kind == 2 else {1: 8, 5: 4}[kind]
+            if kind == 2:
+                yield key >> 3, message[at : at + size]
+            at += size

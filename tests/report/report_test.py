@@ -58,6 +58,20 @@ class HandTest(parameterized.TestCase):
         for device in ("/CPU:0", "/CPU:1"):
             self.assertEqual(report.ops[device, "MatMul"], 1)
 
+    def test_what_is_the_host_s_is_not_the_tower_s(self):
+        @tf.function(autograph=False)
+        def run(x):
+            with tf.device("/CPU:1"), tf.name_scope("tower_1/"):
+                y = tf.matmul(x, x, transpose_b=True)
+            with tf.device("/CPU:0"), tf.name_scope("host/tower_1/"):
+                return tf.reduce_sum(y)
+
+        report = towers.execution_report(run, X)
+        report.assert_runs_on("tower_1", "/CPU:1")
+        report.assert_runs_on("host/tower_1", "/CPU:0")
+        with self.assertRaises(AssertionError):
+            report.assert_runs_on("host/tower_1", "/CPU:1")
+
     def test_one_device_needs_no_transfer(self):
         report = towers.execution_report(tf.function(lambda x: x + x), X)
         self.assertEqual((report.transfers, report.least_bytes), ((), 0))

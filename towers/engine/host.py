@@ -6,16 +6,12 @@ strings a GPU knows nothing. So they are computed beside the GPU, on its host.
 """
 
 import contextlib
-import re
 from collections.abc import Iterator
 
 import tensorflow as tf
 
-# Part of a name of what is on the host for towers, and for verbs.
+# Of what is on the host for a tower, or for a verb; a report tells them apart.
 SCOPE = "host"
-_PART = re.compile(
-    f"(^|/){SCOPE}/(tower_\\d|split|all_towers|replicate|gather)"
-)
 
 
 def is_host(device: str) -> bool:
@@ -52,8 +48,3 @@ def on_host(device: str) -> Iterator[None]:
     scope = f"{here}/" if inside else f"{SCOPE}/{here}/"
     with tf.device(host_of(device)), tf.name_scope(scope):
         yield
-
-
-def is_hosts(name: str) -> bool:
-    """Whether an op of this name was made `on_host` of a tower or a verb."""
-    return _PART.search(name) is not None

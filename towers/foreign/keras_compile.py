@@ -138,8 +138,21 @@ class Compiled:
 
 
 def metric_variables(model: Any) -> list[Any]:
-    """Those of what `compile` made of losses and metrics, as far as it has."""
-    return Compiled.of(model).variables if model.compiled else []
+    """Those of losses and metrics: what `compile` was given, and made of it."""
+    if not model.compiled:
+        return []
+    made = Compiled.of(model)
+    given = made.metrics and [
+        made.metrics._user_metrics,
+        made.metrics._user_weighted_metrics,
+    ]
+    own = [
+        v
+        for metric in tf.nest.flatten(given)
+        if isinstance(metric, keras.metrics.Metric)
+        for v in metric.variables
+    ]
+    return list({id(v): v for v in [*made.variables, *own]}.values())
 
 
 def _spec(value: Any) -> Any:

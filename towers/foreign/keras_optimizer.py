@@ -62,6 +62,16 @@ def pin_optimizer(optimizer: Any) -> None:
     def of_reference(reference_variable: Any, *_: Any, **__: Any) -> Any:
         return tf.device(device_of(reference_variable))
 
+    def meant_as(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def add(reference_variable: Any, *args: Any, **kwargs: Any) -> Any:
+            slot = function(reference_variable, *args, **kwargs)
+            if device_of(reference_variable) != raw(reference_variable).device:
+                mean_for(slot, device_of(reference_variable))
+            return slot
+
+        return add
+
     def of_variable(gradient: Any, variable: Any, learning_rate: Any) -> Any:
         return tf.device(device_of(variable))
 
@@ -74,8 +84,10 @@ def pin_optimizer(optimizer: Any) -> None:
         ("update_step", of_variable),
         ("_backend_apply_gradients", once),
     ):
-        function = beside(which, getattr(optimizer, name))
-        object.__setattr__(optimizer, name, function)
+        function = getattr(optimizer, name)
+        if which is of_reference:
+            function = meant_as(function)
+        object.__setattr__(optimizer, name, beside(which, function))
     clip = functools.partial(_clipped, optimizer, optimizer._clip_gradients)
     object.__setattr__(optimizer, "_clip_gradients", clip)
 

@@ -10,6 +10,8 @@ one of them changes.
 """
 
 import functools
+import importlib
+import itertools
 import re
 import socket
 import threading
@@ -26,7 +28,10 @@ v1 = tf.compat.v1
 JOB = "/job:localhost/replica:0/task:0"
 _RUNS_NOTHING = "towers: a machine in name only"
 _MEMORY = 16 << 30  # of each device, in bytes; nothing is stored
-_REFUSAL = re.compile(r"(?:for operation |\{\{node |\{\{colocation_node )([^\s}:]+)")
+_REFUSAL = re.compile(
+    r"(?:for operation |\{\{node |\{\{colocation_node )([^\s}:]+)"
+)
+_incarnations = itertools.count(1)
 _lock = threading.Lock()
 
 
@@ -36,7 +41,7 @@ def placed(
     """The parts of a graph, one `GraphDef` for each device that has any.
 
     Args:
-      graph: a `GraphDef`.
+      graph: a `tf.Graph`.
       targets: names of nodes; what none of them needs is left out.
       machine: how many devices there are of each type.
       strict: whether an op must be where it was asked to be.
@@ -50,13 +55,11 @@ def placed(
     # As it was made: what becomes of an op is for the machine itself to say.
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     config.graph_options.optimizer_options.do_function_inlining = True
-    with tf.Graph().as_default() as here:
-        tf.graph_util.import_graph_def(graph, name="")
-    wanted = [here.get_operation_by_name(name) for name in targets]
+    wanted = [graph.get_operation_by_name(name) for name in targets]
     with _lock:
         worker, target = _master()
         worker.devices, worker.graphs = list(_attributes(machine)), []
-        with v1.Session(target, graph=here, config=config) as session:
+        with v1.Session(target, graph=graph, config=config) as session:
             try:
                 session.run(wanted)
             except tf.errors.AbortedError as error:
@@ -79,7 +82,7 @@ def _attributes(machine: Mapping[str, int]) -> Iterator[bytes]:
                 name=f"{JOB}/device:{kind}:{i}",
                 device_type=kind,
                 memory_limit=_MEMORY,
-                incarnation=1 + hash((kind, i)) % (1 << 62),
+                incarnation=next(_incarnations),
             ).SerializeToString()
 
 
@@ -92,13 +95,12 @@ class _Worker:
     """
 
     def __init__(self) -> None:
-        import grpc  # TensorFlow brings it
-
+        grpc = importlib.import_module("grpc")  # TensorFlow brings it
         self.devices: list[bytes] = []
         self.graphs: list[Any] = []
         self._aborted = grpc.StatusCode.ABORTED
 
-        class Handler(grpc.GenericRpcHandler):
+        class Handler(grpc.GenericRpcHandler):  # type: ignore[name-defined]
             def service(handler, details: Any) -> Any:
                 method = details.method.rsplit("/", 1)[-1]
                 return grpc.unary_unary_rpc_method_handler(

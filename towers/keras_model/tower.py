@@ -56,4 +56,7 @@ def pure_tower(
 
 
 def _stopped(value: tf.Tensor | None) -> tf.Tensor | None:
-    return None if value is None else tf.stop_gradient(value)
+    if value is None:
+        return None
+    with tf.device(value.device):  # a seed's is the host
+        return tf.stop_gradient(value)

@@ -44,7 +44,30 @@ def first_rows(x: Any, rows: Any, device: str) -> Any:
         with on_host(device):  # a GPU has no kernel for it
             size = tf.concat([[tf.cast(rows, tf.int64)], x.dense_shape[1:]], 0)
             return tf.sparse.slice(x, tf.zeros_like(size), size)
+    if isinstance(x, tf.RaggedTensor):
+        with on_host(device):
+            splits = x.row_splits[: rows + 1]
+            count = tf.cast(splits[-1], tf.int32)
+        return _partitioned(
+            first_rows(x.values, count, device),
+            splits,
+            x.uniform_row_length,
+            rows,
+            device,
+        )
     return x[:rows]
+
+
+def _partitioned(
+    values: Any, splits: tf.Tensor, length: Any, rows: Any, device: str
+) -> tf.RaggedTensor:
+    """Rows of values, all of one length if that is not None."""
+    with on_host(device):
+        if length is not None:
+            return tf.RaggedTensor.from_uniform_row_length(
+                values, length, nrows=rows
+            )
+        return tf.RaggedTensor.from_row_splits(values, splits, validate=False)
 
 
 def _dense(leaf: tf.Tensor, ranges: Ranges, device: str) -> list[tf.Tensor]:
@@ -89,18 +112,15 @@ def _ragged(
             ]
             for counts in (ranges.fed, ranges.true)
         )
+        rows = [
+            leaf.row_splits[start : start + count + 1] - leaf.row_splits[start]
+            for start, count in zip(ranges.starts, ranges.fed)
+        ]
     inner = Ranges(first, fed, true, ranges.may_be_empty)
-    length = leaf.uniform_row_length
     return [
-        tf.RaggedTensor.from_uniform_row_length(values, length, nrows=count)
-        if length is not None
-        else tf.RaggedTensor.from_row_splits(
-            values,
-            leaf.row_splits[start : start + count + 1] - leaf.row_splits[start],
-            validate=False,
-        )
-        for values, start, count in zip(
-            scatter(leaf.values, inner, device), ranges.starts, ranges.fed
+        _partitioned(values, splits, leaf.uniform_row_length, count, device)
+        for values, splits, count in zip(
+            scatter(leaf.values, inner, device), rows, ranges.fed
         )
     ]
 

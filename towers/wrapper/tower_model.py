@@ -109,6 +109,8 @@ class TowerModel(Recovering):
     """
 
     train_function: Any
+    test_function: Any
+    predict_function: Any
 
     @watching
     def __init__(
@@ -329,7 +331,7 @@ class TowerModel(Recovering):
         return any(
             [
                 move_variable(v, device)
-                for v in keras_compile.Compiled.of(self).variables
+                for v in keras_compile.metric_variables(self)
             ]
         )
 

@@ -1,0 +1,66 @@
+"""Where a TowerModel's batches and state are, and devices that are absent."""
+
+import keras
+import numpy as np
+from absl.testing import absltest, parameterized
+from models import cnn, inputs, make, placement, targets
+
+import towers
+from towers.foreign import keras_compile
+
+X, Y = np.ones([7, 100], "float32"), np.ones([7, 3], "float32")
+
+
+def wide(where):
+    model = keras.Sequential([keras.Input([100]), keras.layers.Dense(3)])
+    return towers.TowerModel(model, where)
+
+
+class DevicesTest(parameterized.TestCase):
+    @parameterized.parameters("train_on_batch", "test_on_batch")
+    def test_a_batch_goes_straight_to_where_it_is_split(self, method):
+        where = placement(2, parameter_device="/CPU:1", input_device="/CPU:2")
+        model = wide(where)
+        model.compile("sgd", "mse")
+        getattr(model, method)(X, Y)
+        report = towers.execution_report(getattr(model, method), X, Y)
+        batch = [t for t in report.transfers if t.shape == X.shape]
+        self.assertEqual(batch, [])
+
+    def test_metrics_live_where_the_outputs_are(self):
+        where = placement(2, parameter_device="/CPU:1", output_device="/CPU:2")
+        model = towers.TowerModel(make(cnn), where)
+        model.compile("adam", "mse", metrics=[keras.metrics.MeanSquaredError()])
+        made = keras_compile.metric_variables(model)
+        self.assertNotEmpty(made)
+        model.train_on_batch(
+            inputs(model.template, 5), targets(model.template, 5)
+        )
+        for v in [*made, *keras_compile.metric_variables(model)]:
+            self.assertIn("CPU:2", v.value.device, v.path)
+        for v in [*model.variables, *model.optimizer.variables]:
+            self.assertIn("CPU:1", v.value.device, v.path)
+
+    def test_training_stops_where_devices_are_absent(self):
+        for where in (
+            towers.Placement(["/GPU:0", "/CPU:0"], available="any"),
+            towers.Placement(
+                ["/CPU:0"],
+                parameter_device=towers.balanced(["/CPU:0", "/GPU:3"]),
+                available="any",
+            ),
+        ):
+            model = wide(where)
+            model.compile("adam", "mse")
+            with self.assertRaisesRegex(RuntimeError, r"/GPU:\d.*template"):
+                model.fit(X, Y, verbose=0)
+            with self.assertRaisesRegex(RuntimeError, r"/GPU:\d.*template"):
+                model.train_on_batch(X, Y)
+            plain = model.template(X)
+            np.testing.assert_allclose(
+                model.predict(X, verbose=0), plain, rtol=1e-5, atol=1e-6
+            )
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -10,11 +10,7 @@ def made():
     with tf.Graph().as_default() as graph:
         with tf.device("/GPU:2"):
             x = tf.zeros([3, 3], name="x")
-            y = tf.matmul(x, x, name="y")
-        with tf.device("/GPU:7"):
-            tf.add(y, y, name="far")
-        with tf.device("/GPU:1"):
-            tf.strings.as_string(y, name="text")
+            tf.matmul(x, x, name="y")
     return graph
 
 
@@ -24,25 +20,34 @@ class PlacerTest(absltest.TestCase):
         if not tf_kernels.knows_gpus():
             self.skipTest("This TensorFlow was built without kernels for GPUs.")
 
-    def place(self, targets, strict, gpus=4):
+    def place(self, graph, target, strict, gpus=4):
         machine = {"CPU": 1, "GPU": gpus}
-        parts = tf_placer.placed(made(), targets, machine, strict)
+        whole, parts = tf_placer.placed(
+            graph.as_graph_def(), [target], machine, strict
+        )
+        self.assertEqual(whole.get_tensor_by_name("y:0").shape, [3, 3])
         return {
             n.name: n.device.split("device:")[-1] for g in parts for n in g.node
         }
 
     def test_softly_and_strictly(self):
-        found = self.place(["text", "far"], strict=False)
-        self.assertEqual(found["y"], "GPU:2")
-        self.assertEqual(found["text"], "CPU:0")
-        self.assertIn(found["far"], [f"GPU:{i}" for i in range(4)])
-        for name in ("text", "far"):
-            with self.assertRaises(tf.errors.InvalidArgumentError) as error:
-                self.place([name], strict=True)
-            self.assertEqual(tf_placer.refused(error.exception), name)
-        self.assertEqual(self.place(["y"], strict=True)["y"], "GPU:2")
-        # Another machine, of the same process.
-        self.assertEqual(self.place(["far"], True, gpus=8)["far"], "GPU:7")
+        graph = made()
+        self.assertEqual(self.place(graph, "y", strict=True)["y"], "GPU:2")
+        with graph.as_default(), tf.device("/GPU:1"):
+            tf.strings.as_string(graph.get_tensor_by_name("y:0"), name="text")
+        found = self.place(graph, "text", strict=False)
+        self.assertEqual((found["y"], found["text"]), ("GPU:2", "CPU:0"))
+        with self.assertRaises(tf.errors.InvalidArgumentError) as error:
+            self.place(graph, "text", strict=True)
+        self.assertEqual(tf_placer.refused(error.exception), "text")
+
+    def test_another_machine_of_the_same_process(self):
+        graph = made()
+        with self.assertRaises(tf.errors.InvalidArgumentError) as error:
+            self.place(graph, "y", strict=True, gpus=2)
+        self.assertEqual(tf_placer.refused(error.exception), "y")
+        self.assertEqual(self.place(graph, "y", False, gpus=1)["y"], "GPU:0")
+        self.assertEqual(self.place(graph, "y", False, gpus=0)["y"], "CPU:0")
 
 
 if __name__ == "__main__":

@@ -37,11 +37,11 @@ _lock = threading.Lock()
 
 def placed(
     graph: Any, targets: Sequence[str], machine: Mapping[str, int], strict: bool
-) -> list[Any]:
-    """The parts of a graph, one `GraphDef` for each device that has any.
+) -> tuple[tf.Graph, list[Any]]:
+    """A graph, and its parts: one `GraphDef` for each device that has any.
 
     Args:
-      graph: a `tf.Graph`.
+      graph: a `GraphDef`, of whose nodes some have devices.
       targets: names of nodes; what none of them needs is left out.
       machine: how many devices there are of each type.
       strict: whether an op must be where it was asked to be.
@@ -55,23 +55,43 @@ def placed(
     # As it was made: what becomes of an op is for the machine itself to say.
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     config.graph_options.optimizer_options.do_function_inlining = True
-    wanted = [graph.get_operation_by_name(name) for name in targets]
+    graph = _elsewhere(graph)
+    with tf.Graph().as_default() as here:
+        tf.graph_util.import_graph_def(graph, name="")
+    wanted = [here.get_operation_by_name(name) for name in targets]
     with _lock:
         worker, target = _master()
         worker.devices, worker.graphs = list(_attributes(machine)), []
-        with v1.Session(target, graph=graph, config=config) as session:
+        with v1.Session(target, graph=here, config=config) as session:
             try:
                 session.run(wanted)
             except tf.errors.AbortedError as error:
                 if _RUNS_NOTHING not in str(error):
                     raise
-        return worker.graphs
+        return here, worker.graphs
 
 
 def refused(error: tf.errors.OpError) -> str | None:
     """The op that a refusal is about, by name; None if it names none."""
     found = _REFUSAL.search(error.message)
     return found[1] if found else None
+
+
+def _elsewhere(graph: Any) -> Any:
+    """The graph, all of it on the machine, and nothing on the master."""
+    copy = v1.GraphDef()
+    copy.CopyFrom(graph)
+    machine = tf.DeviceSpec.from_string(JOB)
+    known: dict[str, str] = {}
+    bodies = [function.node_def for function in copy.library.function]
+    for node in itertools.chain(copy.node, *bodies):
+        if node.device not in known:
+            spec = machine.make_merged_spec(
+                tf.DeviceSpec.from_string(node.device)
+            )
+            known[node.device] = spec.to_string()
+        node.device = known[node.device]
+    return copy
 
 
 def _attributes(machine: Mapping[str, int]) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 The map of the house, from the top down. Each part imports what is below it only:
 
   planning        what looks at a placement from outside, or works one out:
+                  `placement_plan`,
                   `spread_layers`, `pipeline`, `measure_weights`,
                   `timeline`, `plot_placement`, `PlacementReport`
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
@@ -33,6 +34,7 @@ from towers.planning.callbacks import PlacementReport
 from towers.planning.measure import measure_weights
 from towers.planning.pictures import plot_placement
 from towers.planning.pipeline import pipeline
+from towers.planning.plan import PlacementPlan, placement_plan
 from towers.planning.spread import spread_layers
 from towers.planning.timeline import Timeline, timeline
 from towers.report.report import ExecutionReport, execution_report
@@ -51,6 +53,7 @@ __all__ = [
     "Placement",
     "PlacementReport",
     "Timeline",
+    "PlacementPlan",
     "Tower",
     "TowerGraph",
     "TowerModel",
@@ -66,6 +69,7 @@ __all__ = [
     "pipeline",
     "place_variables",
     "plot_placement",
+    "placement_plan",
     "round_robin",
     "serve",
     "split_batch",

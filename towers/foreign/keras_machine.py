@@ -28,7 +28,7 @@ rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
 Context = contextlib.AbstractContextManager
 
 # Older Keras does not ask.
-_OF_THE_NEW = ("_cpu_only",)
+_OF_THE_NEW = tuple(name for name in ("_cpu_only",) if hasattr(nn, name))
 
 _lock = threading.Lock()
 _open = 0
@@ -59,6 +59,14 @@ def asks_device(
             _open -= 1
             if not _open:
                 _stack.close()
+
+
+def with_gpus(there: bool) -> Context:
+    """While open, Keras takes the machine for one with GPUs, or without."""
+    return patched(
+        (rnn, "_is_gpu_available", lambda: there),
+        *((nn, name, lambda: not there) for name in _OF_THE_NEW),
+    )
 
 
 def _patches(
@@ -108,7 +116,7 @@ def _patches(
 
     wrapped = [
         (rnn, "_is_gpu_available", has_gpu),
-        *((nn, name, is_cpu) for name in _OF_THE_NEW if hasattr(nn, name)),
+        *((nn, name, is_cpu) for name in _OF_THE_NEW),
         (random, "draw_seed", on_host),
         (random, "_cast_seed", on_host),
         (control_flow_assert, "Assert", asserted),

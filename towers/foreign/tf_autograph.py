@@ -7,8 +7,9 @@ that, as in a plain `tf.function`.
 
 `do_not_convert` would also switch conversion off for what is called inside, the
 user's functions too, and nothing public tells whether a caller is converted. So
-this file takes the mark that it leaves, and the words that TensorFlow keeps for
-Keras: `tf.__internal__.autograph`. `tf_autograph_test.py` fails when one changes.
+this file takes the mark that it leaves, the words that TensorFlow keeps for
+Keras, `tf.__internal__.autograph`, and what a `tf.function` was told, `_autograph`.
+`tf_autograph_test.py` fails when one changes.
 """
 
 import inspect
@@ -49,6 +50,11 @@ def _functions(members: Iterable[Any], package: str) -> Iterator[Any]:
 def status() -> Any:
     """Whether callers are converted; as a context, says so in a thread."""
     return tf.__internal__.autograph.control_status_ctx()
+
+
+def is_on(function: Any) -> bool:
+    """Whether a `tf.function` converts what it calls."""
+    return function._autograph
 
 
 def converted(function: Callable[..., Any] | None) -> Any:

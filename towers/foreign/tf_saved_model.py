@@ -9,7 +9,42 @@ import os
 import pathlib
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
+
+
+def noted_devices(path: str, loaded: Any) -> dict[int, str]:
+    """For each variable of what was loaded, by its id, the device noted for it.
+
+    Args:
+      path: the SavedModel.
+      loaded: what `tf.saved_model.load` made of it.
+    """
+    nodes = _read(path).meta_graphs[0].object_graph_def.nodes
+    found: dict[int, str] = {}
+    seen: set[int] = set()
+    ahead = [(0, loaded)]
+    while ahead:
+        number, value = ahead.pop()
+        if number in seen:
+            continue
+        seen.add(number)
+        if nodes[number].HasField("variable"):
+            found[id(value)] = nodes[number].variable.device
+        children = tf.train.TrackableView.children(value)
+        ahead += [
+            (child.node_id, children[child.local_name])
+            for child in nodes[number].children
+            if child.local_name in children
+        ]
+    return found
+
+
+def _read(path: str) -> Any:
+    saved = saved_model_pb2.SavedModel()
+    file = os.path.join(path, "saved_model.pb")
+    saved.ParseFromString(pathlib.Path(file).read_bytes())
+    return saved
 
 
 def note_devices(path: str, devices: list[str]) -> None:
@@ -20,8 +55,7 @@ def note_devices(path: str, devices: list[str]) -> None:
     differentiate.
     """
     file = os.path.join(path, "saved_model.pb")
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString(pathlib.Path(file).read_bytes())
+    saved = _read(path)
     (meta,) = saved.meta_graphs
     nodes = meta.object_graph_def.nodes
 

@@ -14,7 +14,7 @@ from towers.report.recording import Batches, Ran
 from towers.report.tensor_shapes import in_loops, shapes_of, source
 
 _ENDS = (*tf_nodes.ARGUMENTS, *tf_nodes.RESULTS)
-_COPIES = ("Identity", "IdentityN", "Snapshot", "StopGradient", "Enter")
+COPIES = ("Identity", "IdentityN", "Snapshot", "StopGradient", "Enter")
 # A value, in a place of a graph: its port, and the device that made it.
 _Origin = tuple[tuple[Any, ...], str]
 
@@ -76,7 +76,7 @@ class Partitions:
                     *tf_nodes.RECEIVES,
                     *_ENDS,
                 ) and not self._only_waits(i, node):
-                    self.nodes.append((device, name, _plain(node.op)))
+                    self.nodes.append((device, name, plain(node.op)))
                 for k, tensor in enumerate(node.input):
                     received = self._parts[i].get(source(tensor))
                     waits = tensor.startswith("^")
@@ -148,7 +148,7 @@ class Partitions:
         """
         name = send.input[0]
         here, there = self._made_by(send), self._whole.get(source(name))
-        if not there or not here or _plain(here.op) != there.op:
+        if not there or not here or plain(here.op) != there.op:
             taker, k = self._taken.get(key(send), (None, 0))
             known = self._whole.get(taker.name) if taker else None
             if known is None or k >= len(known.input):
@@ -176,7 +176,7 @@ class Partitions:
             node = self._parts[i].get(source(tensor))
             if node is None:
                 return i, tensor
-            if node.op in _COPIES:
+            if node.op in COPIES:
                 tensor = node.input[_port(tensor)]
             elif node.op in tf_nodes.RECEIVES and key(node) in self._sent_by:
                 i, sent = self._sent_by[key(node)]
@@ -246,7 +246,7 @@ def walked(nodes: Any, library: Any, caller: str = "", device: str = "") -> Any:
                 yield from walked(function.node_def, library, f"{name}/", where)
 
 
-def _plain(op: str) -> str:
+def plain(op: str) -> str:
     """A kernel of oneDNN by the name that its op has without that."""
     op = re.sub("^_Mkl(Native)?", "", op)
     return "_" * op.startswith("Fused") + op

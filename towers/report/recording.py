@@ -87,7 +87,7 @@ def record(call: Callable[[], Any]) -> Recording:
     born: dict[int, tf.Tensor] = {}
     before = {
         id(v.handle): (v, v.read_value())
-        for v in _variables()
+        for v in eager_variables()
         if v.is_initialized()
     }
 
@@ -124,9 +124,9 @@ def record(call: Callable[[], Any]) -> Recording:
                 with tf_calls.heard(hear):
                     _traced(noted, os.path.join(folder, "call"))
             metadata = _read(os.path.join(folder, "call"))
-        variables = [v for v in _variables() if id(v.handle) in touched]
+        variables = [v for v in eager_variables() if id(v.handle) in touched]
     finally:
-        for variable in _variables():
+        for variable in eager_variables():
             key = id(variable.handle)
             if key in touched and key in before:
                 variable.assign(before[key][1])
@@ -167,7 +167,7 @@ def _ran(definition: Any, calls: list[Any], metadata: Any) -> Ran:
     )
 
 
-def _variables() -> list[tf.Variable]:
+def eager_variables() -> list[tf.Variable]:
     """All eager variables that are alive."""
     return [
         v

@@ -55,9 +55,9 @@ def _shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes in one call, of tensors outside loops."""
     graph, feeds = _with_arguments(original, call, element, static=True)
-    known = {}
     with tf.Graph().as_default() as inferred:
         tf.compat.v1.import_graph_def(graph, name="")
+    known = {}
     looping = in_loops(original.node)
     told = _are_steady(original, inferred)
     for name in names:
@@ -87,6 +87,20 @@ def _are_steady(original: Any, inferred: tf.Graph) -> bool:
                 ):
                     return False
     return True
+
+
+def known_shapes(
+    graph: tf.Graph, names: Iterable[str]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a graph's tensors that are known before it runs."""
+    found = {}
+    ops = {op.name: op for op in graph.get_operations()}
+    for name in names:
+        if source(name) in ops:
+            shape = graph.get_tensor_by_name(name).shape
+            if shape.is_fully_defined():
+                found[name] = tuple(shape)
+    return found
 
 
 def in_loops(nodes: Iterable[Any]) -> set[str]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -28,8 +30,11 @@ class VariableUse:
     kind: str
 
 
-def uses(variables: list[tf.Variable]) -> tuple[VariableUse, ...]:
-    """What each is, and where."""
+def uses(
+    variables: Sequence[tf.Variable],
+    device_of: Callable[[Any], str] = lambda variable: variable.device,
+) -> tuple[VariableUse, ...]:
+    """What each is, and where: on the device that is told."""
     slots = {
         id(variable.value)
         for optimizer in alive(keras.optimizers.Optimizer)
@@ -44,7 +49,7 @@ def uses(variables: list[tf.Variable]) -> tuple[VariableUse, ...]:
     return tuple(
         VariableUse(
             v.name,
-            short(v.device),
+            short(device_of(v)),
             math.prod(v.shape) * v.dtype.size,
             kind(v),
         )

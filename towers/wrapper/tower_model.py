@@ -339,11 +339,11 @@ class TowerModel(Recovering):
         self._check_devices()
         self._check_steps()
         self.renew_functions()
-        self._build_optimizer()
+        self.build_slots()
         if self._gather_metrics() or force or self.train_function is None:
             self._make_train_function()
 
-    def _build_optimizer(self) -> None:
+    def build_slots(self) -> None:
         """Makes slots eagerly, and not while the step is traced.
 
         Not of one that Keras gave to a template which has others of its own.

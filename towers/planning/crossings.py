@@ -1,0 +1,106 @@
+"""crossings: what would go from device to device in a graph that was placed."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.placement.device_names import short
+from towers.report.partitions import COPIES, Transfer, plain, walked
+from towers.report.tensor_shapes import in_loops, known_shapes, source
+
+
+class Placed:
+    """A placed graph, not cut yet.
+
+    Args:
+      parts: `GraphDef`s, all nodes with a device.
+      graph: what it was made of, which knows shapes.
+
+    Attributes:
+      nodes: (device, name, op type).
+    """
+
+    def __init__(self, parts: Sequence[Any], graph: tf.Graph):
+        self.nodes: list[tuple[str, str, str]] = []
+        self._graph = graph
+        self._nodes: dict[str, Any] = {}
+        self._where: dict[str, str] = {}
+        for part in parts:
+            library = {f.signature.name: f for f in part.library.function}
+            self.nodes += [
+                (device, name, plain(node.op))
+                for device, name, node in walked(part.node, library)
+            ]
+            self._nodes.update((node.name, node) for node in part.node)
+        spelled = functools.cache(short)
+        self._where = {
+            name: spelled(node.device) for name, node in self._nodes.items()
+        }
+
+    @functools.cached_property
+    def transfers(self) -> list[Transfer]:
+        """Each value once to each device that takes it, as TensorFlow sends."""
+        sent = dict.fromkeys(
+            (tensor, self._where[name])
+            for name, node in self._nodes.items()
+            for tensor in map(_full, node.input)
+            if self._where[source(tensor)] != self._where[name]
+        )
+        looping = in_loops(self._nodes.values())
+        values = [tensor for tensor, _ in sent if tensor[0] != "^"]
+        shapes = known_shapes(self._graph, values)
+        return [
+            Transfer(
+                self._where[source(tensor)],
+                target,
+                tensor,
+                self._dtype(tensor),
+                # To wait for an op, an empty constant is sent.
+                (0,) if tensor.startswith("^") else shapes.get(tensor),
+                None if source(tensor) in looping else 1,
+            )
+            for tensor, target in sent
+        ]
+
+    @property
+    def least_bytes(self) -> int:
+        """The bytes if each value crossed once to each device that takes it."""
+        once = {
+            (self._origin(t.tensor), t.target): t.bytes or 0
+            for t in self.transfers
+        }
+        return sum(
+            count
+            for (origin, target), count in once.items()
+            if self._where[source(origin)] != target
+        )
+
+    def _origin(self, tensor: str) -> str:
+        """Where a value was made, past copies of it."""
+        while not tensor.startswith("^"):
+            node = self._nodes[source(tensor)]
+            if node.op in COPIES:
+                tensor = _full(node.input[int(tensor.split(":")[1])])
+            elif node.op == "ReadVariableOp":
+                return _full(node.input[0])
+            else:
+                break
+        return tensor
+
+    def _dtype(self, tensor: str) -> tf.DType:
+        if tensor.startswith("^"):
+            return tf.float32
+        try:
+            return self._graph.get_tensor_by_name(tensor).dtype
+        except (KeyError, ValueError):  # of a function that was inlined
+            node = self._nodes[source(tensor)]
+            kinds = ("T", "dtype", "DstT", "output_type", "out_type")
+            known = [node.attr[k].type for k in kinds if k in node.attr]
+            return tf.as_dtype(known[0]) if known and known[0] else tf.variant
+
+
+def _full(tensor: str) -> str:
+    """An input as "a:0", or "^a" if it is only waited for."""
+    return tensor if ":" in tensor or tensor.startswith("^") else f"{tensor}:0"

@@ -1,0 +1,297 @@
+"""placement_plan: what would run where, on a machine that is not here."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.foreign import keras_machine, tf_kernels, tf_placer
+from towers.placement.device_names import agrees, short
+from towers.planning import plan_graphs
+from towers.planning.crossings import Placed
+from towers.report.report import ExecutionReport, uses
+
+# More ops that are refused than this are not asked for one by one.
+_MANY = 20
+_STAND_INS = ("Placeholder", "VarHandleOp", "NoOp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """An op that soft placement puts elsewhere than asked.
+
+    Attributes:
+      op: its name.
+      kind: its type.
+      asked, got: the devices.
+    """
+
+    op: str
+    kind: str
+    asked: str
+    got: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """An op that TensorFlow would not place.
+
+    Attributes:
+      op: its name.
+      kind: its type.
+      layer: the path of the layer that it is of; "" if it is of none.
+      message: TensorFlow's words.
+    """
+
+    op: str
+    kind: str
+    layer: str
+    message: str
+
+    def __str__(self) -> str:
+        cure = ""
+        if self.layer:
+            cure = (
+                f"\n    The layer {self.layer!r} has no kernel for that: give "
+                f'it layer_devices={{"{self.layer}": "/CPU:0"}}.'
+            )
+        return f"  {self.op} ({self.kind}): {self.message}{cure}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacementPlan(ExecutionReport):
+    """What would run where, see `placement_plan`.
+
+    A report of what has not run: `ops`, `nodes`, `transfers`, `variables`,
+    `assert_runs_on`, `assert_bytes` and `to_dict` are those of
+    `ExecutionReport`.
+
+    Attributes:
+      machine: how many devices of each type there are.
+      moved: ops that are elsewhere than asked.
+      refused: ops that TensorFlow would not place; where there are any, the
+        rest of the plan is what it would be with those on the host.
+    """
+
+    machine: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    moved: tuple[Moved, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as numbers, strings, lists and dicts, fit for JSON."""
+        return {
+            **super().to_dict(),
+            "machine": dict(self.machine),
+            "moved": [dataclasses.asdict(x) for x in self.moved],
+            "refused": [dataclasses.asdict(x) for x in self.refused],
+        }
+
+    def __str__(self) -> str:
+        moved = [
+            f"  {x.op} ({x.kind}): asked for {x.asked}, would be on {x.got}"
+            for x in self.moved
+        ]
+        parts = [super().__str__()]
+        if moved:
+            parts.append("Elsewhere than asked:\n" + "\n".join(moved))
+        if self.refused:
+            told = "\n".join(map(str, self.refused))
+            parts.append(f"Refused by TensorFlow:\n{told}")
+        return "\n\n".join(parts)
+
+
+def placement_plan(
+    fn_or_model: Any,
+    *args: Any,
+    machine: Mapping[str, int] | None = None,
+    strict: bool = False,
+    step: str = "train",
+    signature: str = "serving_default",
+) -> PlacementPlan:
+    """Where TensorFlow would put a graph on a machine that is not here.
+
+    It is TensorFlow that places it, softly or strictly, and cuts it in parts;
+    nothing is run. For that it needs the kernels' registrations, which its
+    Linux wheel has for NVIDIA's GPUs wherever it is installed. Keras acts,
+    while the graph is made, as on that machine: recurrent layers take cuDNN
+    on its GPUs. What the optimizer of graphs does before a step runs (it folds
+    constants, and makes one op of several) is not done.
+
+    >>> placement = towers.Placement(["/GPU:0", "/GPU:1"], available="any")
+    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> model = towers.TowerModel(model, placement)
+    >>> model.compile("sgd", "mse")
+    >>> try:
+    ...     plan = towers.placement_plan(model, np.ones([6, 3]),
+    ...                                  np.ones([6, 2]), machine={"GPU": 2})
+    ...     plan.assert_runs_on("tower_1", "/GPU:1")
+    ... except RuntimeError:
+    ...     pass  # a TensorFlow that knows no GPUs
+
+    Variables are where the placement of a `TowerModel`, or `place_variables`,
+    has put them, though that device may be absent here, and others where they
+    are here; those of a SavedModel where it notes them. Arguments of functions
+    come from the host.
+
+    Args:
+      fn_or_model: a function, a `tf.function` or a traced one; a Keras model; a
+        graph of `tf.compat.v1`; or the folder of a SavedModel.
+      *args: what a function is called with, or specs of that; inputs, targets
+        and sample weights for a model; what is fetched of a graph, by default
+        all of it.
+      machine: how many devices there are of each type; one CPU unless it says
+        otherwise. By default {"CPU": 1, "GPU": 4}.
+      strict: as a Session with `allow_soft_placement=False`; else what cannot
+        be where it was asked to be is moved, see `moved`.
+      step: which step a model takes: "train", "test" or "predict".
+      signature: that of a SavedModel.
+
+    Returns:
+      A `PlacementPlan`. `print(plan)` shows tables. Sizes of transfers are
+      told where shapes are known beforehand.
+
+    Raises:
+      TypeError: `fn_or_model` is none of these, or `machine` no dict.
+      ValueError: the machine, the step or the signature cannot be.
+      RuntimeError: called inside a graph, or this TensorFlow was built without
+        kernels for GPUs, so that it cannot know.
+    """
+    devices = _checked_machine(machine)
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "placement_plan makes a graph of its own: expected an eager call, "
+            "got one inside a graph. Call it outside of tf.function."
+        )
+    if devices["GPU"] and not tf_kernels.knows_gpus():
+        raise RuntimeError(
+            "placement_plan cannot know where ops would be on GPUs: this "
+            "TensorFlow was built without kernels for them. Expected the Linux "
+            "wheel of `tensorflow`; or a `machine` without GPUs."
+        )
+    with keras_machine.with_gpus(bool(devices["GPU"])):
+        planned = _planned(fn_or_model, args, step, signature)
+    asked = {node.name: node for node in planned.graph.node}
+    graph, parts, refused = _settled(planned, devices, strict)
+    placed = Placed(parts, graph)
+    return PlacementPlan(
+        tuple(node for node in placed.nodes if node[2] not in _STAND_INS),
+        tuple(placed.transfers),
+        uses(planned.variables, planned.device_of),
+        placed.least_bytes,
+        devices,
+        tuple(_moved(placed.nodes, asked)),
+        tuple(refused),
+    )
+
+
+def _checked_machine(machine: Mapping[str, int] | None) -> dict[str, int]:
+    if machine is None:
+        machine = {"CPU": 1, "GPU": 4}
+    expected = '`machine` must be a dict such as {"CPU": 1, "GPU": 4}'
+    if not isinstance(machine, Mapping):
+        raise TypeError(f"{expected}; got {machine!r}.")
+    unknown = set(machine) - {"CPU", "GPU"}
+    if unknown or not all(
+        isinstance(n, int) and not isinstance(n, bool) and n >= 0
+        for n in machine.values()
+    ):
+        raise ValueError(
+            f"{expected}, with numbers of devices; got {dict(machine)!r}."
+        )
+    devices = {"CPU": 1, "GPU": 0, **machine}
+    if not devices["CPU"]:
+        raise ValueError(
+            f"{expected}; got {dict(machine)!r}, but no machine is without a "
+            "CPU. Leave it out, or say 1."
+        )
+    return devices
+
+
+def _planned(
+    what: Any, args: tuple[Any, ...], step: str, signature: str
+) -> plan_graphs.Planned:
+    """The graph to plan, by what was given."""
+    path = plan_graphs.saved_model_path(what)
+    if path is not None:
+        return plan_graphs.of_saved_model(path, signature)
+    if isinstance(what, keras.Model):
+        return plan_graphs.of_model(what, args, step)
+    if isinstance(what, tf.Graph):
+        return plan_graphs.of_graph(what, args)
+    if not callable(what):
+        raise TypeError(
+            "`fn_or_model` must be a function, a Keras model, a graph of "
+            f"tf.compat.v1 or the folder of a SavedModel; got {what!r}."
+        )
+    if isinstance(getattr(what, "__self__", None), keras.Model):
+        raise TypeError(
+            f"`fn_or_model` is the method {what.__name__!r} of a model, which "
+            "would run it. Expected the model, as in "
+            'placement_plan(model, x, y, step="train").'
+        )
+    return plan_graphs.of_function(what, args)
+
+
+def _settled(
+    planned: plan_graphs.Planned, machine: Mapping[str, int], strict: bool
+) -> tuple[tf.Graph, list[Any], list[Refusal]]:
+    """The graph, its parts, and what had to be put on the host for them."""
+    graph = tf.compat.v1.GraphDef()
+    graph.CopyFrom(planned.graph)
+    nodes = {node.name: node for node in graph.node}
+    refused: list[Refusal] = []
+    while True:
+        try:
+            whole, parts = tf_placer.placed(
+                graph, planned.targets, machine, strict
+            )
+            return whole, parts, refused
+        except tf.errors.InvalidArgumentError as error:
+            name = tf_placer.refused(error)
+            again = [r for r in refused if r.op == name]
+            if name is None or (not strict and again):
+                raise ValueError(
+                    "TensorFlow can place this graph in no way on the machine "
+                    f"{dict(machine)}: {_words(error)}"
+                ) from error
+            if not again:
+                refused.append(_refusal(name, nodes, error))
+            if again or name not in nodes or len(refused) == _MANY:
+                strict = False  # see at least where the rest would be
+            else:
+                nodes[name].device = "/device:CPU:0"
+
+
+def _refusal(name: str, nodes: Mapping[str, Any], error: Any) -> Refusal:
+    kind = nodes[name].op if name in nodes else ""
+    layer = re.search(r"(?:^|/)tower_\d+(?:_\d+)?/(.+)/", name)
+    path = layer[1].split("/")[0] if layer else ""
+    return Refusal(name, kind, path, _words(error))
+
+
+def _words(error: tf.errors.OpError) -> str:
+    """What the placer says, without where the op was made."""
+    lines = error.message.splitlines()
+    said = [x for x in lines if "Cannot " in x or "Could not" in x]
+    return said[0] if said else error.message
+
+
+def _moved(
+    nodes: list[tuple[str, str, str]], asked: Mapping[str, Any]
+) -> list[Moved]:
+    found = []
+    for device, name, kind in nodes:
+        wish = asked[name].device if name in asked else ""
+        if wish and not agrees(_spec(wish), _spec(device)):
+            found.append(Moved(name, kind, short(wish), device))
+    return found
+
+
+def _spec(device: str) -> tf.DeviceSpec:
+    spec = tf.DeviceSpec.from_string(device)
+    return tf.DeviceSpec(
+        device_type=spec.device_type, device_index=spec.device_index
+    )

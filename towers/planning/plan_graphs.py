@@ -1,0 +1,208 @@
+"""plan_graphs: what is to be planned, as a graph of a machine that is not here."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.foreign import keras_layers, tf_autograph, tf_nodes
+from towers.foreign.patches import patched
+from towers.foreign.tf_saved_model import noted_devices
+from towers.report.recording import eager_variables
+
+v1 = tf.compat.v1
+STEPS = ("train", "test", "predict")
+_HOST = "/device:CPU:0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A graph that could run on the machine by itself.
+
+    Attributes:
+      graph: a `GraphDef`; its variables are ops in it.
+      targets: names of the nodes for the sake of which it would run.
+      variables: those that it reads or writes, if they are known.
+      device_of: where such a variable is to be.
+    """
+
+    graph: Any
+    targets: list[str]
+    variables: Sequence[tf.Variable] = ()
+    device_of: Callable[[Any], str] = keras_layers.device_of
+
+
+def of_graph(graph: tf.Graph, fetches: Sequence[Any]) -> Planned:
+    """A graph of `tf.compat.v1`, and what is fetched of it; None is all."""
+    wanted = [
+        graph.as_graph_element(fetch, allow_tensor=True, allow_operation=True)
+        for fetch in tf.nest.flatten(list(fetches))
+    ]
+    ops = [x if isinstance(x, tf.Operation) else x.op for x in wanted]
+    return Planned(
+        graph.as_graph_def(),
+        [op.name for op in ops or graph.get_operations()],
+    )
+
+
+def of_function(function: Any, args: Sequence[Any]) -> Planned:
+    """A function, traced anew: for this machine it is another one."""
+    if hasattr(function, "python_function"):
+        function = tf.function(
+            function.python_function,
+            input_signature=function.input_signature,
+            autograph=tf_autograph.is_on(function),
+        )
+    elif not hasattr(function, "captured_inputs"):
+        function = tf.function(function)
+    if hasattr(function, "get_concrete_function"):
+        function = function.get_concrete_function(*args)
+    return of_traced(function)
+
+
+def of_saved_model(path: str, signature: str) -> Planned:
+    """A signature of a SavedModel, with variables where it notes them."""
+    loaded = tf.saved_model.load(path)
+    if signature not in loaded.signatures:
+        raise ValueError(
+            f"The SavedModel has no signature {signature!r}. Expected "
+            f"`signature` to be one of {sorted(loaded.signatures)}."
+        )
+    noted = noted_devices(path, loaded)
+    return of_traced(
+        loaded.signatures[signature], lambda v: noted.get(id(v), "")
+    )
+
+
+def of_model(model: keras.Model, args: Sequence[Any], step: str) -> Planned:
+    """A step that Keras would take with a batch.
+
+    Args:
+      model: a `TowerModel`, or any.
+      args: inputs, targets and sample weights, or their specs.
+      step: one of `STEPS`.
+    """
+    if step not in STEPS:
+        raise ValueError(
+            f"`step` is {step!r}. Expected one of {', '.join(STEPS)}."
+        )
+    if step != "predict" and not model.compiled:
+        raise ValueError(
+            f"`step` is {step!r}, but the model is not compiled, so there is "
+            'no loss. Call compile() before; or plan step="predict".'
+        )
+    if getattr(model, "build_slots", None) and step == "train":
+        model.build_slots()
+    take = getattr(model, f"{step}_step")
+    batch = tf.nest.map_structure(_spec, tuple(args))
+    own = [
+        (layer, "supports_jit", layer.supports_jit)
+        for layer in keras_layers.all_layers(model)
+    ]
+    with patched(*own):
+        traced = tf.function(
+            lambda *data: take(data), autograph=False
+        ).get_concrete_function(*batch)
+    return of_traced(traced)
+
+
+def _spec(value: Any) -> Any:
+    if value is None or isinstance(value, tf.TypeSpec):
+        return value
+    return tf.type_spec_from_value(tf.convert_to_tensor(value))
+
+
+def of_traced(
+    function: Any, device_of: Callable[[Any], str] = keras_layers.device_of
+) -> Planned:
+    """A traced function, as a graph with variables of its own.
+
+    Arguments come from the host, and captured tensors from where they are.
+    """
+    graph = function.graph
+    inner = {id(x): x for x in graph.inputs}
+    outer = dict(zip(map(id, _captures(function)), function.captured_inputs))
+    variables = {id(v.handle): v for v in eager_variables()}
+    used: list[tf.Variable] = []
+    stand_ins: dict[str, Callable[[Any], None]] = {}
+    for key, tensor in inner.items():
+        given = outer.get(key)
+        if id(given) in variables:
+            variable = variables[id(given)]
+            used.append(variable)
+            device = device_of(variable)
+            stand_ins[tensor.op.name] = _handle(variable, device)
+        else:
+            stand_ins[tensor.op.name] = _argument(given)
+    targets = [x.op.name for x in graph.outputs]
+    targets += [op.name for op in graph.control_outputs]
+    return Planned(
+        _pruned(graph.as_graph_def(), targets, stand_ins),
+        list(dict.fromkeys(targets)),
+        used,
+        device_of,
+    )
+
+
+def _captures(function: Any) -> list[tf.Tensor]:
+    """The tensors of a function's graph that stand for what it captured."""
+    count = len(function.captured_inputs)
+    return list(function.graph.inputs)[-count:] if count else []
+
+
+def _handle(variable: tf.Variable, device: str) -> Callable[[Any], None]:
+    """Makes a node the variable itself, on a device."""
+
+    def make(node: Any) -> None:
+        node.op, node.device = "VarHandleOp", device
+        node.attr.clear()
+        node.attr["dtype"].type = variable.dtype.as_datatype_enum
+        node.attr["shape"].shape.CopyFrom(variable.shape.as_proto())
+        node.attr["shared_name"].s = node.name.encode()
+
+    return make
+
+
+def _argument(given: Any) -> Callable[[Any], None]:
+    """Leaves a node what it is, on the device of what it stands for."""
+
+    def put(node: Any) -> None:
+        node.device = getattr(given, "device", None) or _HOST
+
+    return put
+
+
+def _pruned(
+    graph: Any,
+    targets: Iterable[str],
+    stand_ins: Mapping[str, Callable[[Any], None]],
+) -> Any:
+    """The graph without what no target needs, as a function has it."""
+    nodes = {node.name: node for node in graph.node}
+    ahead, needed = list(targets), set()
+    while ahead:
+        name = ahead.pop()
+        if name not in needed:
+            needed.add(name)
+            ahead += [
+                x.removeprefix("^").split(":")[0] for x in nodes[name].input
+            ]
+    kept = v1.GraphDef(versions=graph.versions, library=graph.library)
+    for node in graph.node:
+        if node.name in needed:
+            copy = kept.node.add()
+            copy.CopyFrom(node)
+            if node.name in stand_ins:
+                stand_ins[node.name](copy)
+            copy.attr.pop(tf_nodes.GRADIENT, None)
+    return kept
+
+
+def saved_model_path(value: Any) -> str | None:
+    """The folder of a SavedModel, if that is what is named."""
+    if isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    return None

@@ -231,7 +231,10 @@ def assemble(
             placement.devices,
             list(zip(copies, shards.fed)),
             # As the copies come first.
-            [graph.elsewhere(i) for i in range(len(scopes))],
+            [
+                graph.elsewhere(i, device)
+                for i, device in enumerate(placement.devices)
+            ],
             joining(shards, placement) if talks else None,
             scopes if alike or how is not How.BUILT else (),
             how,

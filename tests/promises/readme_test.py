@@ -53,6 +53,8 @@ TESTED_BY = {
     "report.html_page": "report.html",
     "report.html_tables": "report.html",
     "placement.device_names": "placement.placement",
+    "planning.crossings": "planning.plan",
+    "planning.plan_graphs": "planning.plan",
     "planning.steps": "planning.spread",
     "placement.policies": "keras_model.parameters",
     "verbs.batch": "verbs.split",

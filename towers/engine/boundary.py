@@ -5,10 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine.host import on_host
 from towers.foreign.tf_gradients import followed
-
-HOST = "host"
 
 
 def leaves(nest: Any) -> list[tf.Tensor]:
@@ -43,13 +40,11 @@ def brought(
       argument: a nest of tensors.
       tensors: those to take in their place, as many.
       device: the tower's.
-      elsewhere: other devices, by the tensor's place in the flat nest; HOST
-        for that of the tower.
+      elsewhere: other devices, by the tensor's place in the flat nest.
     """
     here = []
     for i, tensor in enumerate(tensors):
-        where = elsewhere.get(i, device)
-        with on_host(device) if where == HOST else tf.device(where):
+        with tf.device(elsewhere.get(i, device)):
             here.append(tf.identity(tensor))
     given = iter(here)
     return tf.nest.map_structure(

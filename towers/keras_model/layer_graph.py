@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.engine.boundary import HOST
 from towers.engine.host import host_of
 from towers.foreign import keras_layers
 from towers.foreign.keras_layers import all_layers, unique
@@ -111,16 +110,23 @@ class LayerGraph:
         pin = self.pins.get(id(layer))
         return pin if pin is None or isinstance(pin, str) else pin[tower]
 
-    def elsewhere(self, tower: int) -> dict[int, str]:
-        """Devices of variables whose copy is taken elsewhere than the tower."""
+    def elsewhere(self, tower: int, device: str) -> dict[int, str]:
+        """Devices of variables whose copy is taken elsewhere than the tower.
+
+        Args:
+          tower: its number.
+          device: its device.
+        """
         pinned = {
             **self.pinned,
             **{i: devices[tower] for i, devices in self.spread.items()},
         }
-        seeds = {
-            i: host_of(pinned[i]) if i in pinned else HOST for i in self.seeds
+        # Where the kernels of a GPU take them from.
+        seeds = {i: host_of(pinned.get(i, device)) for i in self.seeds}
+        return {
+            **pinned,
+            **{i: host for i, host in seeds.items() if host != device},
         }
-        return {**pinned, **seeds}
 
     def is_seed(self, index: int) -> bool:
         """Whether this variable is the state of a `SeedGenerator`."""

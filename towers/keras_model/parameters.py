@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine.host import on_host
+from towers.engine.host import host_of, on_host
 from towers.foreign import keras_compile, keras_optimizer
 from towers.foreign.keras_layers import (
     device_of,
@@ -182,7 +182,9 @@ def replicated(
     n, values = len(placement.devices), []
     columns: dict[int, list[Any]] = {}
     parcels: dict[Any, list[int]] = {}  # of what travels together
-    elsewhere = [graph.elsewhere(i) for i in range(n)]
+    elsewhere = [
+        graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
+    ]
     kept = functools.cache(
         functools.partial(keep_flags, shards.rows, shards.may_be_empty)
     )
@@ -195,6 +197,7 @@ def replicated(
                 if graph.is_seed(k):
                     with on_host(device):
                         column = [graph.stream(k, value, i) for i in range(n)]
+                    device = host_of(device)
                 elif k in graph.row_states:
                     value = of_all_rows(graph.variables[k], value, shards)
                     column = scatter(value, shards.ranges, device)

@@ -96,7 +96,11 @@ def of_model(model: keras.Model, args: Sequence[Any], step: str) -> Planned:
         )
     if getattr(model, "build_slots", None) and step == "train":
         model.build_slots()
-    take = getattr(model, f"{step}_step")
+    take = {
+        "train": model.train_step,
+        "test": model.test_step,
+        "predict": model.predict_step,
+    }[step]
     batch = tf.nest.map_structure(_spec, tuple(args))
     own = [
         (layer, "supports_jit", layer.supports_jit)

@@ -1,0 +1,237 @@
+"""placement_plan: against what ran, and against what Sessions say."""
+
+import collections
+import json
+import os
+import re
+import tempfile
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from models import cnn, inputs, make, placement, recurrent, targets
+
+import towers
+from towers.foreign import keras_machine, tf_kernels
+
+v1 = tf.compat.v1
+layers = keras.layers
+GPUS = ["/GPU:0", "/GPU:1"]
+TWO = {"CPU": 1, "GPU": 2}
+SCOPE = re.compile(
+    r"(host/)?(tower_\d|split|replicate|gather|merge_\w+)(?=[/_])"
+)
+
+
+def on_gpus(**kwargs):
+    return towers.Placement(GPUS, available="any", **kwargs)
+
+
+def all_kinds():
+    """Rows, seeds, masks, statistics, and what GPUs have kernels of cuDNN for."""
+    return keras.Sequential(
+        [
+            keras.Input([5], dtype="int32"),
+            layers.Embedding(11, 4, mask_zero=True),
+            layers.LSTM(3, return_sequences=True),
+            layers.Bidirectional(layers.GRU(3)),
+            layers.Dropout(0.5),
+            layers.BatchNormalization(),
+            layers.BatchNormalization(synchronized=True),
+            layers.Dense(2),
+        ]
+    )
+
+
+class Text(layers.Layer):
+    def call(self, x):
+        return tf.strings.to_number(tf.strings.as_string(x))
+
+
+def textual():
+    return keras.Sequential(
+        [keras.Input([3]), Text(name="text"), layers.Dense(2)]
+    )
+
+
+def compiled(model, where, optimizer="adam"):
+    model = towers.TowerModel(make(model), where)
+    model.compile(optimizer, "mse", metrics=["mae"])
+    return model
+
+
+def devices(nodes):
+    """Where the ops of a scope and a type are."""
+    found = collections.defaultdict(set)
+    for device, name, kind in nodes:
+        scope = SCOPE.search(name)
+        if scope:
+            found[scope[0], kind].add(device)
+    return found
+
+
+class CpuTest(parameterized.TestCase):
+    @parameterized.parameters(cnn, all_kinds)
+    def test_it_agrees_with_what_ran(self, model):
+        model = compiled(model, placement(2, parameter_device="/CPU:2"))
+        x, y = inputs(model.template, 5), targets(model.template, 5)
+        plan = towers.placement_plan(model, x, y, machine={"CPU": 3})
+        report = towers.execution_report(model.train_on_batch, x, y)
+        planned, ran = devices(plan.nodes), devices(report.nodes)
+        both = set(planned) & set(ran)
+        self.assertGreater(len(both), 20)
+        for key in both:
+            if key[1] != "Const":  # TensorFlow's optimizer moves those
+                self.assertEqual(planned[key], ran[key], key)
+        self.assertEqual(plan.parameter_bytes, report.parameter_bytes)
+        self.assertEqual(plan.slot_bytes, report.slot_bytes)
+        # TensorFlow's optimizer spares a few of the small ones.
+        self.assertGreaterEqual(plan.total_bytes, report.total_bytes)
+        self.assertLess(plan.total_bytes, 1.2 * report.total_bytes)
+
+    @parameterized.parameters(
+        (3, "`machine` must be", TypeError),
+        ({"CPU": -1}, "numbers of devices", ValueError),
+        ({"TPU": 1}, "numbers of devices", ValueError),
+        ({"CPU": 0, "GPU": 1}, "without a CPU", ValueError),
+    )
+    def test_machines_that_cannot_be(self, machine, message, error):
+        with self.assertRaisesRegex(error, message):
+            towers.placement_plan(lambda: None, machine=machine)
+
+    def test_what_cannot_be_planned(self):
+        model = make(cnn)
+        here = {"CPU": 1}
+        with self.assertRaisesRegex(TypeError, "`fn_or_model`"):
+            towers.placement_plan(3, machine=here)
+        with self.assertRaisesRegex(TypeError, "step="):
+            towers.placement_plan(model.train_on_batch, machine=here)
+        with self.assertRaisesRegex(ValueError, "not compiled"):
+            towers.placement_plan(model, inputs(model, 2), machine=here)
+        with self.assertRaisesRegex(ValueError, "`step` is 'fit'"):
+            towers.placement_plan(model, machine=here, step="fit")
+        with mock.patch.object(tf_kernels, "knows_gpus", lambda: False):
+            with self.assertRaisesRegex(RuntimeError, "cannot know"):
+                towers.placement_plan(model)
+
+
+class GpuTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        if not tf_kernels.knows_gpus():
+            self.skipTest("This TensorFlow was built without kernels for GPUs.")
+
+    @parameterized.named_parameters(
+        ("cpu", "/CPU:0"),
+        ("gpu", "/GPU:0"),
+        ("balanced", towers.balanced(GPUS)),
+    )
+    def test_towers_stay_on_their_gpus(self, home):
+        where = on_gpus(parameter_device=home, input_device="/GPU:1")
+        model = compiled(all_kinds, where)
+        x, y = inputs(model.template, 5), targets(model.template, 5)
+        before = [
+            keras_machine.rnn._is_gpu_available,
+            tf.config.list_logical_devices(),
+            tf.Assert,
+            model.train_function,
+            [layer.supports_jit for layer in model.template.layers],
+            model.get_weights(),
+        ]
+        plan = towers.placement_plan(model, x, y, machine=TWO, strict=True)
+        self.assertEqual((plan.refused, plan.moved), ((), ()))
+        for i, gpu in enumerate(GPUS):
+            plan.assert_runs_on(f"tower_{i}", gpu)
+            plan.assert_runs_on(f"host/tower_{i}", "/CPU:0")
+            for op in ("CudnnRNNV3", "CudnnRNNBackpropV3"):
+                self.assertEqual(plan.ops[gpu, op], 3)
+        homes = {"/CPU:0": {"/CPU:0"}, "/GPU:0": {"/GPU:0"}}
+        known = {v.device for v in plan.variables if v.kind != "state"}
+        expected = set(GPUS) if callable(home) else homes[home]
+        self.assertEqual(known, expected)
+        after = [
+            keras_machine.rnn._is_gpu_available,
+            tf.config.list_logical_devices(),
+            tf.Assert,
+            model.train_function,
+            [layer.supports_jit for layer in model.template.layers],
+            model.get_weights(),
+        ]
+        self.assertEqual(before[:-1], after[:-1])
+        np.testing.assert_equal(before[-1], after[-1])
+        self.assertIn("/GPU:1", str(plan))
+        json.dumps(plan.to_dict())
+
+    def test_what_has_no_kernel_is_refused_or_moved(self):
+        model = compiled(textual, on_gpus())
+        x, y = np.ones([4, 3], "float32"), np.ones([4, 2], "float32")
+        plan = towers.placement_plan(model, x, y, machine=TWO, strict=True)
+        self.assertLen(plan.refused, 4)
+        self.assertEqual({r.layer for r in plan.refused}, {"text"})
+        self.assertEqual(
+            {r.kind for r in plan.refused}, {"AsString", "StringToNumber"}
+        )
+        self.assertIn("no supported kernel for GPU", plan.refused[0].message)
+        self.assertIn('layer_devices={"text": "/CPU:0"}', str(plan))
+        soft = towers.placement_plan(model, x, y, machine=TWO)
+        self.assertEqual(soft.refused, ())
+        self.assertEqual(
+            {(m.op, m.got) for m in soft.moved},
+            {(r.op, "/CPU:0") for r in plan.refused},
+        )
+        pinned = compiled(textual, on_gpus(layer_devices={"text": "/CPU:0"}))
+        plan = towers.placement_plan(pinned, x, y, machine=TWO, strict=True)
+        self.assertEqual((plan.refused, plan.moved), ((), ()))
+
+    def test_functions_and_graphs(self):
+        v = tf.Variable(tf.ones([4, 3]))
+
+        @tf.function
+        def double(x):
+            with tf.device("/GPU:1"), tf.name_scope("inner"):
+                return x + tf.matmul(x, x)
+
+        def step(x):
+            with tf.device("/GPU:0"), tf.name_scope("outer"):
+                y = tf.matmul(x, v, name="product")
+            return double(y)
+
+        plan = towers.placement_plan(step, tf.TensorSpec([3, 4]), machine=TWO)
+        plan.assert_runs_on("outer", "/GPU:0")
+        plan.assert_runs_on("inner", "/GPU:1")
+        self.assertEqual(plan.bytes_between["/CPU:0", "/GPU:0"], 4 * (12 + 12))
+        self.assertEqual(plan.bytes_between["/GPU:0", "/GPU:1"], 4 * 9)
+        self.assertEqual(plan.total_bytes, plan.least_bytes)
+        far = towers.placement_plan(
+            double, tf.ones([2, 2]), machine={"GPU": 1}, strict=True
+        )
+        self.assertIn("/device:GPU:1", far.refused[0].message)
+        with tf.Graph().as_default() as graph:
+            x = v1.placeholder(tf.float32, [None, 3, 3])
+            with tf.device("/GPU:1"):
+                y = tf.matmul(x, x, name="graph/product")
+                tf.strings.as_string(y, name="text")
+        plan = towers.placement_plan(graph, y, machine=TWO)
+        self.assertEqual(plan.ops["/GPU:1", "BatchMatMulV2"], 1)
+        self.assertNotIn(("/CPU:0", "AsString"), plan.ops)
+        plan = towers.placement_plan(graph, machine=TWO)
+        self.assertEqual([m.op for m in plan.moved], ["text"])
+
+    def test_a_saved_model(self):
+        path = os.path.join(tempfile.mkdtemp(), "model")
+        where = on_gpus(parameter_device=towers.balanced(GPUS))
+        towers.export_towers(make(recurrent), path, where)
+        plan = towers.placement_plan(path, machine=TWO, strict=True)
+        self.assertEqual(plan.refused, ())
+        for i, gpu in enumerate(GPUS):
+            plan.assert_runs_on(f"tower_{i}", gpu)
+            self.assertEqual(plan.ops[gpu, "CudnnRNNV3"], 1)
+        self.assertEqual({v.device for v in plan.variables}, set(GPUS))
+        with self.assertRaisesRegex(ValueError, "serving_default"):
+            towers.placement_plan(path, signature="other", machine=TWO)
+
+
+if __name__ == "__main__":
+    absltest.main()

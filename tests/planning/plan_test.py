@@ -1,9 +1,7 @@
 """placement_plan: against what ran, and against what Sessions say."""
 
-import collections
 import json
 import os
-import re
 import tempfile
 from unittest import mock
 
@@ -20,9 +18,6 @@ v1 = tf.compat.v1
 layers = keras.layers
 GPUS = ["/GPU:0", "/GPU:1"]
 TWO = {"CPU": 1, "GPU": 2}
-SCOPE = re.compile(
-    r"(host/)?(tower_\d|split|replicate|gather|merge_\w+)(?=[/_])"
-)
 
 
 def on_gpus(**kwargs):
@@ -62,16 +57,6 @@ def compiled(model, where, optimizer="adam"):
     return model
 
 
-def devices(nodes):
-    """Where the ops of a scope and a type are."""
-    found = collections.defaultdict(set)
-    for device, name, kind in nodes:
-        scope = SCOPE.search(name)
-        if scope:
-            found[scope[0], kind].add(device)
-    return found
-
-
 class CpuTest(parameterized.TestCase):
     @parameterized.parameters(cnn, all_kinds)
     def test_it_agrees_with_what_ran(self, model):
@@ -79,12 +64,15 @@ class CpuTest(parameterized.TestCase):
         x, y = inputs(model.template, 5), targets(model.template, 5)
         plan = towers.placement_plan(model, x, y, machine={"CPU": 3})
         report = towers.execution_report(model.train_on_batch, x, y)
-        planned, ran = devices(plan.nodes), devices(report.nodes)
+        planned = {(name, kind): device for device, name, kind in plan.nodes}
+        ran = {(name, kind): device for device, name, kind in report.nodes}
         both = set(planned) & set(ran)
-        self.assertGreater(len(both), 20)
-        for key in both:
-            if key[1] != "Const":  # TensorFlow's optimizer moves those
-                self.assertEqual(planned[key], ran[key], key)
+        # What a function returns is nobody's.
+        both = {key for key in both if not key[0].startswith("Identity")}
+        self.assertGreater(len(both), 0.6 * len(ran))
+        self.assertEqual(
+            {key: planned[key] for key in both}, {key: ran[key] for key in both}
+        )
         self.assertEqual(plan.parameter_bytes, report.parameter_bytes)
         self.assertEqual(plan.slot_bytes, report.slot_bytes)
         # TensorFlow's optimizer spares a few of the small ones.
@@ -195,11 +183,11 @@ class GpuTest(parameterized.TestCase):
 
         def step(x):
             with tf.device("/GPU:0"), tf.name_scope("outer"):
-                y = tf.matmul(x, v, name="product")
+                y = tf.matmul(x, v.read_value(), name="product")
             return double(y)
 
         plan = towers.placement_plan(step, tf.TensorSpec([3, 4]), machine=TWO)
-        plan.assert_runs_on("outer", "/GPU:0")
+        plan.assert_runs_on("outer/product", "/GPU:0")
         plan.assert_runs_on("inner", "/GPU:1")
         self.assertEqual(plan.bytes_between["/CPU:0", "/GPU:0"], 4 * (12 + 12))
         self.assertEqual(plan.bytes_between["/GPU:0", "/GPU:1"], 4 * 9)

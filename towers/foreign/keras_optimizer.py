@@ -141,7 +141,7 @@ def _read_once(variable: tf.Variable) -> Iterator[None]:
     graph = tf.compat.v1.get_default_graph()
 
     def read() -> None:
-        with tf.device(variable.device):
+        with tf.device(device_of(variable)):
             variable._cached_value = variable.read_value()
 
     def anew(assign: Callable[..., Any]) -> Callable[..., Any]:

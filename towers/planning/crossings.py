@@ -50,7 +50,12 @@ class Placed:
         )
         looping = in_loops(self._nodes.values())
         values = [tensor for tensor, _ in sent if tensor[0] != "^"]
-        shapes = known_shapes(self._graph, values)
+        # What a function that was inlined takes is known outside of it.
+        made = {tensor: self._origin(tensor) for tensor in values}
+        shapes = known_shapes(self._graph, [*values, *made.values()])
+        for tensor, origin in made.items():
+            if tensor not in shapes and not self._is_read(origin):
+                shapes.update({tensor: s for s in [shapes.get(origin)] if s})
         return [
             Transfer(
                 self._where[source(tensor)],
@@ -89,13 +94,17 @@ class Placed:
                 break
         return tensor
 
+    def _is_read(self, tensor: str) -> bool:
+        """Whether this is a variable's handle, of another shape than it has."""
+        return self._nodes[source(tensor)].op == "VarHandleOp"
+
     def _dtype(self, tensor: str) -> tf.DType:
         if tensor.startswith("^"):
             return tf.float32
         try:
             return self._graph.get_tensor_by_name(tensor).dtype
         except (KeyError, ValueError):  # of a function that was inlined
-            node = self._nodes[source(tensor)]
+            node = self._nodes[source(self._origin(tensor))]
             kinds = ("T", "dtype", "DstT", "output_type", "out_type")
             known = [node.attr[k].type for k in kinds if k in node.attr]
             return tf.as_dtype(known[0]) if known and known[0] else tf.variant

@@ -282,9 +282,15 @@ def _words(error: tf.errors.OpError) -> str:
 def _moved(
     nodes: list[tuple[str, str, str]], asked: Mapping[str, Any]
 ) -> list[Moved]:
+    """Ops that are not where they were asked to be.
+
+    What reads or writes a variable is beside it, whatever it asks for.
+    """
+    handles = {name for name, node in asked.items() if node.op == "VarHandleOp"}
     found = []
     for device, name, kind in nodes:
-        wish = asked[name].device if name in asked else ""
+        node = asked.get(name)
+        wish = "" if node is None or handles & set(node.input) else node.device
         if wish and not agrees(_spec(wish), _spec(device)):
             found.append(Moved(name, kind, short(wish), device))
     return found

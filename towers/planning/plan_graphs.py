@@ -8,10 +8,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.foreign import keras_layers, tf_autograph, tf_nodes
+from towers.foreign import keras_compile, keras_layers, tf_autograph, tf_nodes
 from towers.foreign.patches import patched
 from towers.foreign.tf_saved_model import noted_devices
 from towers.report.recording import eager_variables
+from towers.wrapper.tower_model import TowerModel
 
 v1 = tf.compat.v1
 STEPS = ("train", "test", "predict")
@@ -94,7 +95,7 @@ def of_model(model: keras.Model, args: Sequence[Any], step: str) -> Planned:
             f"`step` is {step!r}, but the model is not compiled, so there is "
             'no loss. Call compile() before; or plan step="predict".'
         )
-    if getattr(model, "build_slots", None) and step == "train":
+    if isinstance(model, TowerModel) and step == "train":
         model.build_slots()
     take = {
         "train": model.train_step,
@@ -110,7 +111,21 @@ def of_model(model: keras.Model, args: Sequence[Any], step: str) -> Planned:
         traced = tf.function(
             lambda *data: take(data), autograph=False
         ).get_concrete_function(*batch)
-    return of_traced(traced)
+    return of_traced(traced, _placing(model))
+
+
+def _placing(model: keras.Model) -> Callable[[Any], str]:
+    """Where a model's variables are to be, those of its metrics too.
+
+    Some metrics are made in the first step, and moved before the next.
+    """
+    table = {}
+    if isinstance(model, TowerModel):
+        table = {
+            id(keras_layers.raw(v)): str(model.placement.output_device)
+            for v in keras_compile.metric_variables(model)
+        }
+    return lambda v: table.get(id(v)) or keras_layers.device_of(v)
 
 
 def _spec(value: Any) -> Any:

@@ -54,8 +54,8 @@ class Placed:
         made = {tensor: self._origin(tensor) for tensor in values}
         shapes = known_shapes(self._graph, [*values, *made.values()])
         for tensor, origin in made.items():
-            if tensor not in shapes and not self._is_read(origin):
-                shapes.update({tensor: s for s in [shapes.get(origin)] if s})
+            if origin in shapes and not self._is_read(origin):
+                shapes.setdefault(tensor, shapes[origin])
         return [
             Transfer(
                 self._where[source(tensor)],

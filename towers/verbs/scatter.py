@@ -38,7 +38,7 @@ def copies(leaf: Any, device: str, kept: Sequence[Any]) -> list[Any]:
     ]
 
 
-def first_rows(x: Any, rows: Any, device: str) -> Any:
+def first_rows(x: Any, rows: Any, device: str = "") -> Any:
     """The first rows of a tensor, dense, ragged or sparse."""
     if isinstance(x, tf.SparseTensor):
         with on_host(device):  # a GPU has no kernel for it

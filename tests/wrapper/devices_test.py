@@ -1,5 +1,7 @@
 """Where a TowerModel's batches and state are, and devices that are absent."""
 
+from unittest import mock
+
 import keras
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -40,6 +42,49 @@ class DevicesTest(parameterized.TestCase):
             self.assertIn("CPU:2", v.value.device, v.path)
         for v in [*model.variables, *model.optimizer.variables]:
             self.assertIn("CPU:1", v.value.device, v.path)
+
+    @parameterized.parameters("host", "first", "balanced")
+    def test_what_crosses_by_where_the_parameters_are(self, choice):
+        """As the docstring of `to_multi_gpu` has it."""
+        devices = ["/CPU:1", "/CPU:2", "/CPU:3"]
+        n, each = 3, 40 * 40 * 4
+        layers = [keras.layers.Dense(40, use_bias=False) for _ in range(n)]
+        model = keras.Sequential([keras.Input([40]), *layers])
+        homes = {
+            "host": "/CPU:0",
+            "first": devices[0],
+            "balanced": towers.balanced(devices),
+        }
+        where = towers.Placement(devices, parameter_device=homes[choice])
+        model = towers.TowerModel(model, where)
+        model.compile("sgd", "mse")
+        x = np.ones([6, 40], "float32")
+        report = towers.execution_report(model.train_on_batch, x, x)
+        sent = dict.fromkeys(["/CPU:0", *devices], 0)
+        received = dict(sent)
+        for t in report.transfers:
+            if t.shape == (40, 40):
+                sent[t.source] += t.bytes
+                received[t.target] += t.bytes
+        p = n * each
+        expected = {
+            "host": [n * p, p, p, p],
+            "first": [0, (n - 1) * p, p, p],
+            "balanced": [0, *[2 * p * (n - 1) // n] * n],
+        }
+        self.assertEqual(list(sent.values()), expected[choice])
+        self.assertEqual(list(received.values()), expected[choice])
+
+    def test_to_multi_gpu_keeps_parameters_on_the_host(self):
+        def gpus(n, parameter_device):
+            return placement(n, parameter_device=parameter_device)
+
+        with mock.patch.object(towers.Placement, "gpus", gpus):
+            for given, home in ((None, "/CPU:0"), ("/CPU:2", "/CPU:2")):
+                model = towers.to_multi_gpu(
+                    make(cnn), n_gpus=2, parameter_device=given
+                )
+                self.assertEqual(model.placement.parameter_device, home)
 
     def test_training_stops_where_devices_are_absent(self):
         for where in (

@@ -13,7 +13,7 @@ from towers.wrapper.tower_model import TowerModel
 def to_multi_gpu(
     model: keras.Model,
     n_gpus: int,
-    parameter_device: Any = "/CPU:0",
+    parameter_device: Any = None,
     merge: Any = "concat",
     loss_on_towers: bool | str = False,
     whole: Sequence[Any] = (),
@@ -34,7 +34,17 @@ def to_multi_gpu(
     Args:
       model: a Keras 3 model.
       n_gpus: how many GPUs, the first ones that TensorFlow sees.
-      parameter_device: where variables and the optimizer live.
+      parameter_device: where variables and the optimizer live, a device or a
+        policy; None is "/CPU:0". What crosses in a training step, with n GPUs
+        and P bytes of trainable variables, besides the batch and the outputs:
+
+        - "/CPU:0": each GPU receives P bytes and sends P; the host sends and
+          receives nP. No GPU holds variables or the optimizer's slots.
+        - "/GPU:0": the first GPU sends and receives (n - 1)P, each other one P,
+          and the host nothing. The first holds them all: 3P with Adam.
+        - `balanced(["/GPU:0", ...])`: each GPU sends and receives
+          2P(n - 1)/n, the bytes of a ring all-reduce (Patarasuk and Yuan,
+          "Bandwidth optimal all-reduce algorithms", 2009), and holds 1/n.
       merge: how outputs are gathered, see `gather_outputs`.
       loss_on_towers: whether towers compute losses and metrics themselves, or
         "auto".
@@ -50,6 +60,8 @@ def to_multi_gpu(
     """
     check_model(model)
     check_count("n_gpus", n_gpus)
+    if parameter_device is None:
+        parameter_device = "/CPU:0"  # until figures from GPUs say better
     try:
         placement = Placement.gpus(n_gpus, parameter_device=parameter_device)
     except ValueError as error:

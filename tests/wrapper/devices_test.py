@@ -47,9 +47,9 @@ class DevicesTest(parameterized.TestCase):
     def test_what_crosses_by_where_the_parameters_are(self, choice):
         """As the docstring of `to_multi_gpu` has it."""
         devices = ["/CPU:1", "/CPU:2", "/CPU:3"]
-        n, each = 3, 40 * 40 * 4
-        layers = [keras.layers.Dense(40, use_bias=False) for _ in range(n)]
-        model = keras.Sequential([keras.Input([40]), *layers])
+        n, each = 3, 300 * 300 * 4
+        layers = [keras.layers.Dense(300, use_bias=False) for _ in range(n)]
+        model = keras.Sequential([keras.Input([300]), *layers])
         homes = {
             "host": "/CPU:0",
             "first": devices[0],
@@ -58,12 +58,12 @@ class DevicesTest(parameterized.TestCase):
         where = towers.Placement(devices, parameter_device=homes[choice])
         model = towers.TowerModel(model, where)
         model.compile("sgd", "mse")
-        x = np.ones([6, 40], "float32")
+        x = np.ones([6, 300], "float32")
         report = towers.execution_report(model.train_on_batch, x, x)
         sent = dict.fromkeys(["/CPU:0", *devices], 0)
         received = dict(sent)
         for t in report.transfers:
-            if t.shape == (40, 40):
+            if t.shape == (300, 300):
                 sent[t.source] += t.bytes
                 received[t.target] += t.bytes
         p = n * each

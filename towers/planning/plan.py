@@ -12,7 +12,8 @@ from towers.foreign import keras_machine, tf_kernels, tf_placer
 from towers.placement.device_names import agrees, short
 from towers.planning import plan_graphs
 from towers.planning.crossings import Placed
-from towers.report.report import ExecutionReport, uses
+from towers.report.report import ExecutionReport
+from towers.report.variables import uses
 
 # More ops that are refused than this are not asked for one by one.
 _MANY = 20
@@ -76,7 +77,9 @@ class PlacementPlan(ExecutionReport):
         rest of the plan is what it would be with those on the host.
     """
 
-    machine: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    machine: Mapping[str, int] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
     moved: tuple[Moved, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
@@ -181,9 +184,9 @@ def placement_plan(
         tuple(placed.transfers),
         uses(planned.variables, planned.device_of),
         placed.least_bytes,
-        devices,
-        tuple(_moved(placed.nodes, asked)),
-        tuple(refused),
+        machine=devices,
+        moved=tuple(_moved(placed.nodes, asked)),
+        refused=tuple(refused),
     )
 
 

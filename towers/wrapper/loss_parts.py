@@ -135,7 +135,7 @@ def _parts(
         return seen[0]
 
     def ones(y: Any, y_pred: Any) -> tf.Tensor:
-        one = _ones(seen[0], y)
+        one = _ones(loss, seen[0], y)
         keras_layers.set_notes(one, [{"mask": keras_layers.get_mask(seen[0])}])
         return one
 
@@ -152,12 +152,23 @@ def _parts(
     return numerator, divisor
 
 
-def _ones(values: tf.Tensor, y: Any) -> tf.Tensor:
-    """Ones like a loss's values, that need not wait for them where `y` tells."""
+def _ones(loss: keras.losses.Loss, values: tf.Tensor, y: Any) -> tf.Tensor:
+    """Ones like a loss's values, that need not wait for them where `y` tells.
+
+    A loss of Keras's own has a value for each row of `y`; of others only the
+    values tell how many there are.
+    """
     shape = values.shape
     if shape.is_fully_defined():
         return tf.ones(shape, values.dtype)
-    if shape.rank and shape[1:].is_fully_defined() and y.shape.rank:
+    parts = (type(loss), getattr(loss, "fn", loss))
+    own = all(getattr(x, "__module__", "").startswith("keras.") for x in parts)
+    if (
+        own
+        and isinstance(y, tf.Tensor)
+        and y.shape.rank
+        and shape[1:].is_fully_defined()
+    ):
         ones = tf.ones([tf.shape(y)[0], *shape[1:]], values.dtype)
         return tf.ensure_shape(ones, shape)
     return tf.ones_like(values)

@@ -1,12 +1,20 @@
-"""The command line: `python -m towers COMMAND --flag=value`."""
+"""The command line: `python -m towers COMMAND --flag=value`.
+
+It exits with 0 if all went well, with 2 after one line about what was asked
+for wrongly.
+"""
 
 import dataclasses
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags
 
 import towers
+from towers.planning import commands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +25,13 @@ class Command:
       about: what it does, in a line.
       define: defines its flags.
       run: does it; gets what is no flag.
+      examples: of calls, a line each.
     """
 
     about: str
     define: Callable[[], None]
     run: Callable[[Sequence[str]], None]
+    examples: str
 
 
 def _worker_flags() -> None:
@@ -38,7 +48,7 @@ def _worker_flags() -> None:
 
 def _worker(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"What is meant by {' '.join(argv[1:])}?")
+        _refuse("worker", f"What is meant by {' '.join(argv[1:])}?")
     given = flags.FLAGS
     try:
         towers.serve(
@@ -48,11 +58,126 @@ def _worker(argv: Sequence[str]) -> None:
         sys.exit(f"towers worker: {error}")
 
 
+def _no_flags() -> None:
+    pass
+
+
+def _devices(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        _refuse("devices", f"What is meant by {' '.join(argv[1:])}?")
+    print(commands.device_table())
+
+
+def _step_flags() -> None:
+    flags.DEFINE_list("devices", None, "One per tower: /CPU:0,/CPU:1")
+    flags.DEFINE_list("weights", None, "Shares of the batch: 3,1")
+    flags.DEFINE_string(
+        "parameters", "/CPU:0", "A device, 'balanced' or 'round_robin'."
+    )
+    flags.DEFINE_integer("batch", 64, "Rows of the batch, of random values.")
+    flags.DEFINE_integer("length", 16, "For dimensions that are left open.")
+    flags.DEFINE_enum("step", "train", ["train", "predict"], "What is run.")
+    flags.DEFINE_string("optimizer", "sgd", "Which one trains.")
+    flags.mark_flag_as_required("devices")
+
+
+def _report_flags() -> None:
+    _step_flags()
+    flags.DEFINE_boolean("loops", False, "Whether to count inside loops.")
+    flags.DEFINE_string("html", None, "Where to write a page.")
+    flags.DEFINE_string("json", None, "Where to write JSON.")
+
+
+def _timeline_flags() -> None:
+    _step_flags()
+    flags.DEFINE_string("save", None, "Where to write a trace, as JSON.")
+
+
+def _step(command: str, argv: Sequence[str]) -> tuple[Any, ...]:
+    """The step that the flags speak of."""
+    given = flags.FLAGS
+    if len(argv) != 2:
+        _refuse(
+            command,
+            "expected one model, a file or module:function; got "
+            f"{len(argv) - 1}.",
+        )
+    placement = commands.placement_of(
+        given.devices, given.weights, given.parameters
+    )
+    return commands.step_of(
+        commands.loaded(argv[1]),
+        placement,
+        *(given.batch, given.step, given.length, given.optimizer),
+    )
+
+
+def _report(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    paths = []
+    for path, ending in ((given.html, ".html"), (given.json, ".json")):
+        if path is not None:
+            _writable("report", path)
+            if not path.endswith(ending):
+                _refuse("report", f"--{ending[1:]}={path} must end in {ending}")
+            paths.append(path)
+    report = towers.execution_report(*_step("report", argv), loops=given.loops)
+    for path in paths:
+        report.save(path)
+    print(report)
+
+
+def _timeline(argv: Sequence[str]) -> None:
+    given = flags.FLAGS
+    if given.save is not None:
+        _writable("timeline", given.save)
+    found = towers.timeline(*_step("timeline", argv))
+    if given.save is not None:
+        found.save(given.save)
+    print(found)
+
+
+def _writable(command: str, path: str) -> None:
+    """Refuses a file in a folder that is not there, before anything runs."""
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        _refuse(command, f"there is no folder for {path}")
+
+
+def _refuse(command: str, message: Any) -> NoReturn:
+    """One line, and 2."""
+    print(
+        f"towers {command}: {' '.join(str(message).split())}", file=sys.stderr
+    )
+    sys.exit(2)
+
+
 COMMANDS = {
     "worker": Command(
         "Serves this machine's devices to a chief on a trusted network.",
         _worker_flags,
         _worker,
+        "python -m towers worker --port=2222",
+    ),
+    "devices": Command(
+        "What TensorFlow sees here.",
+        _no_flags,
+        _devices,
+        "python -m towers devices",
+    ),
+    "report": Command(
+        "What a step of a model runs where, and what crosses.",
+        _report_flags,
+        _report,
+        "python -m towers report model.keras --devices=/CPU:0,/CPU:1\n"
+        "python -m towers report my.models:make --devices=/GPU:0,/GPU:1 "
+        "--batch=128 --parameters=balanced --html=report.html",
+    ),
+    "timeline": Command(
+        "What a step of a model runs when, and what it waits for.",
+        _timeline_flags,
+        _timeline,
+        "python -m towers timeline model.keras --devices=/CPU:0,/CPU:1 "
+        "--weights=3,1 --save=step.json",
     ),
 }
 
@@ -68,7 +193,35 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(0 if name in ("--help", "-h", "help") else 2)
     command = COMMANDS[name]
     command.define()
-    app.run(command.run, [f"python -m towers {name}", *argv[2:]])
+
+    def parsed(arguments: Sequence[str]) -> Any:
+        if {"--help", "-h", "-help"} & set(arguments):
+            about = flags.FLAGS.module_help(_report_flags.__module__)
+            examples = "\n".join(
+                f"  {line}" for line in command.examples.splitlines()
+            )
+            print(f"{command.about}\n\n{examples}\n{about}")
+            sys.exit(0)
+        try:
+            return flags.FLAGS(arguments)
+        except flags.Error as error:
+            _refuse(name, error)
+
+    def run(arguments: Sequence[str]) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", UserWarning)
+                command.run(arguments)
+        except (ImportError, OSError, TypeError, ValueError) as error:
+            _refuse(name, error)
+
+    program = f"python -m towers {name}"
+    app.run(run, [program, *argv[2:]], flags_parser=parsed)
+
+
+def console() -> None:
+    """The program `towers` that a wheel installs."""
+    main(sys.argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""commands: models from files and functions, and the command line as users call it."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import types
+
+import keras
+import numpy as np
+import pytest
+from absl.testing import absltest
+from models import DEVICES, NAMED, attention, cnn, inputs, make
+
+import towers
+from towers.planning import commands
+
+COMMAND_LINE = [sys.executable, "-m", "towers"]
+
+
+def saved(model=cnn):
+    path = os.path.join(tempfile.mkdtemp(), "model.keras")
+    make(model).save(path)
+    return path
+
+
+def called(*arguments, cwd=None):
+    return subprocess.run(
+        [*COMMAND_LINE, *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+
+
+class CommandsTest(absltest.TestCase):
+    def test_models(self):
+        model = commands.loaded(saved())
+        x = inputs(model, 3)
+        np.testing.assert_allclose(model(x), make(cnn)(x), atol=1e-6)
+        sys.modules["made_here"] = types.SimpleNamespace(
+            good=lambda: make(cnn), other=lambda: 3, bad=lambda: 1 / 0
+        )
+        self.assertIsInstance(commands.loaded("made_here:good"), keras.Model)
+        for source, said in (
+            ("nowhere.keras", "no file nowhere.keras"),
+            ("made_here:other", "returned a int"),
+            ("made_here:bad", "ZeroDivisionError"),
+            ("not_there_at_all:f", "ModuleNotFoundError"),
+            (__file__, "cannot be loaded"),
+        ):
+            with self.assertRaisesRegex(ValueError, said):
+                commands.loaded(source)
+
+    def test_a_lambda_in_a_file_is_not_run(self):
+        path = os.path.join(tempfile.mkdtemp(), "model.keras")
+        keras.Sequential(
+            [keras.Input([3]), keras.layers.Lambda(lambda x: x + 1)]
+        ).save(path)
+        with self.assertRaisesRegex(ValueError, "cannot be loaded"):
+            commands.loaded(path)
+
+    def test_a_step_of_every_model(self):
+        placement = commands.placement_of(DEVICES[:2], ["2", "1"], "balanced")
+        self.assertEqual(placement.weights, (2.0, 1.0))
+        for name, model in NAMED:
+            if name == "subclassed":  # says nothing of its inputs
+                continue
+            with self.subTest(name):
+                step = commands.step_of(make(model), placement, 6, "predict")
+                self.assertIsNotNone(step[0](*step[1:]))
+        step = commands.step_of(make(attention), placement, 6)
+        towers.execution_report(*step).assert_runs_on("tower_1", DEVICES[1])
+        with self.assertRaisesRegex(ValueError, "--batch must be at least 1"):
+            commands.step_of(make(cnn), placement, 0)
+
+    def test_devices(self):
+        for device in DEVICES:
+            self.assertIn(device, commands.device_table())
+
+    @pytest.mark.slow
+    def test_the_command_line(self):
+        folder, model = tempfile.mkdtemp(), saved()
+        where = f"--devices={','.join(DEVICES[:2])}"
+        done = called(
+            *("report", model, where, "--batch=6", "--html=report.html"),
+            *("--json=report.json", "--loops"),
+            cwd=folder,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("times the least possible", done.stdout)
+        with open(os.path.join(folder, "report.json")) as file:
+            self.assertNotEmpty(json.load(file)["transfers"])
+        self.assertTrue(os.path.exists(os.path.join(folder, "report.html")))
+        done = called("timeline", model, where, "--save=step.json", cwd=folder)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("/CPU:1 waited for", done.stdout)
+        self.assertTrue(os.path.exists(os.path.join(folder, "step.json")))
+        for arguments, said in (
+            (["report", "nowhere.keras", where], "There is no file"),
+            (["report", model, "--devices=/GPU:9"], "TensorFlow sees only"),
+            (["report", model, where, "--batch=many"], "--batch=many"),
+            (["report", where], "expected one model"),
+        ):
+            done = called(*arguments)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            lines = [
+                line
+                for line in done.stderr.splitlines()
+                if not line.startswith(("WARNING", "I0000", "W0000"))
+            ]
+            self.assertLen(lines, 1, done.stderr)
+            self.assertIn(said, lines[0])
+        done = called("report", "--help")
+        self.assertEqual(done.returncode, 0)
+        self.assertIn("python -m towers report model.keras", done.stdout)
+        self.assertIn("--parameters", done.stdout)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,164 @@
+"""commands: what the command line does with a model, its devices and a step."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from towers.keras_model import signature
+from towers.placement.placement import Placement
+from towers.placement.policies import balanced, round_robin
+from towers.report.text import table
+from towers.wrapper.tower_model import TowerModel
+
+_POLICIES = {"balanced": balanced, "round_robin": round_robin}
+
+
+def device_table() -> str:
+    """What TensorFlow sees: names, kinds, memory."""
+    rows = [("device", "kind", "bytes in use", "most")]
+    physical = {
+        d.name.removeprefix("/physical_device:"): d
+        for d in tf.config.list_physical_devices()
+    }
+    for device in tf.config.list_logical_devices():
+        name = device.name.removeprefix("/device:")
+        details = (
+            tf.config.experimental.get_device_details(physical[name])
+            if name in physical
+            else {}
+        )
+        try:
+            memory = tf.config.experimental.get_memory_info(name)
+            used = [f"{memory[key]:,}" for key in ("current", "peak")]
+        except (ValueError, tf.errors.OpError):  # it does not tell, on CPUs
+            used = ["?", "?"]
+        kind = details.get("device_name", device.device_type)
+        rows.append((f"/{name}", kind, *used))
+    return table(rows)
+
+
+def placement_of(
+    devices: Sequence[str],
+    weights: Sequence[str] | None = None,
+    parameters: str = "/CPU:0",
+) -> Placement:
+    """A placement, on logical CPU devices that are made if they are named.
+
+    Raises:
+      TypeError, ValueError, RuntimeError: as `Placement` does.
+    """
+    named = [*devices, parameters]
+    found = [re.fullmatch(r"/?(?:device:)?cpu:(\d+)", d, re.I) for d in named]
+    count = max([int(match[1]) for match in found if match], default=0) + 1
+    if count > 1:
+        Placement.cpus(count)
+    policy = _POLICIES.get(parameters)
+    return Placement(
+        list(devices),
+        weights=[float(w) for w in weights] if weights else None,
+        parameter_device=policy(list(devices)) if policy else parameters,
+    )
+
+
+def loaded(source: str) -> keras.Model:
+    """A model from a file, in Keras's safe mode, or from "module:function".
+
+    Raises:
+      ValueError: there is no such file or function, or it is no model.
+    """
+    if os.path.exists(source):
+        try:
+            return keras.saving.load_model(
+                source, compile=False, safe_mode=True
+            )
+        except Exception as error:
+            raise ValueError(
+                f"{source} cannot be loaded as a Keras model: {_line(error)}"
+            ) from error
+    name, colon, function = source.partition(":")
+    if not colon or not function:
+        raise ValueError(
+            f"There is no file {source}. Expected a saved model, or "
+            "'module:function' that returns one."
+        )
+    sys.path.insert(0, os.getcwd())
+    try:
+        model = getattr(importlib.import_module(name), function)()
+    except Exception as error:
+        raise ValueError(
+            f"{source} gave no model: {type(error).__name__}: {_line(error)}"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"{source} returned a {type(model).__name__}, not a keras.Model."
+        )
+    return model
+
+
+def step_of(
+    model: keras.Model,
+    placement: Placement,
+    rows: int,
+    kind: str = "train",
+    length: int = 16,
+    optimizer: str = "sgd",
+) -> tuple[Any, ...]:
+    """A step of a model in towers, as a function and its arguments.
+
+    Args:
+      model: a built model.
+      placement: where.
+      rows: of the batch, of random values.
+      kind: "train", on the mean squared error to random targets, or
+        "predict".
+      length: what stands for a dimension that the model leaves open.
+      optimizer: its name.
+
+    Raises:
+      ValueError: the model is not built, or `rows` is below 1.
+    """
+    if rows < 1:
+        raise ValueError(f"--batch must be at least 1; got {rows}.")
+    if not model.built:
+        raise ValueError(
+            "The model is not built, so its inputs are not known. Call it in "
+            "the function that returns it."
+        )
+    specs = signature.input_specs(model, None, (), rows)
+    inputs = tf.nest.map_structure(lambda spec: _random(spec, length), specs)
+    towered = TowerModel(model, placement)
+    if kind == "predict":
+        return towered.predict_on_batch, inputs
+    targets = tf.nest.map_structure(
+        lambda y: np.zeros(y.shape, "float32"), model(inputs)
+    )
+    towered.compile(optimizer, "mse")
+    return towered.train_on_batch, inputs, targets
+
+
+def _random(spec: Any, length: int) -> np.ndarray:
+    if not isinstance(spec, tf.TensorSpec):
+        raise ValueError(
+            f"An input of the model is a {type(spec).__name__}, and random "
+            "values are made for dense tensors only."
+        )
+    shape = [length if d is None else d for d in spec.shape]
+    if spec.dtype == tf.string:
+        return np.full(shape, "a")
+    random = np.random.default_rng(0)
+    if spec.dtype.is_floating:
+        return random.normal(size=shape).astype(spec.dtype.as_numpy_dtype)
+    # Ids that every vocabulary has.
+    return random.integers(0, 2, shape).astype(spec.dtype.as_numpy_dtype)
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

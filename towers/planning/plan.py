@@ -70,6 +70,11 @@ class PlacementPlan(ExecutionReport):
     `assert_runs_on`, `assert_bytes` and `to_dict` are those of
     `ExecutionReport`.
 
+    >>> plan = towers.placement_plan(lambda x: x + 1.0, tf.ones([2]),
+    ...                              machine={"CPU": 1})
+    >>> plan.ops["/CPU:0", "AddV2"]
+    1
+
     Attributes:
       machine: how many devices of each type there are.
       moved: ops that are elsewhere than asked.

@@ -111,7 +111,10 @@ def of_model(model: keras.Model, args: Sequence[Any], step: str) -> Planned:
         traced = tf.function(
             lambda *data: take(data), autograph=False
         ).get_concrete_function(*batch)
-    return of_traced(traced, _placing(model))
+    default = ""
+    if isinstance(model, TowerModel) and step == "train":
+        default = str(model.placement.output_device)  # under which it is called
+    return of_traced(traced, _placing(model), default)
 
 
 def _placing(model: keras.Model) -> Callable[[Any], str]:
@@ -135,11 +138,18 @@ def _spec(value: Any) -> Any:
 
 
 def of_traced(
-    function: Any, device_of: Callable[[Any], str] = keras_layers.device_of
+    function: Any,
+    device_of: Callable[[Any], str] = keras_layers.device_of,
+    default: str = "",
 ) -> Planned:
     """A traced function, as a graph with variables of its own.
 
     Arguments come from the host, and captured tensors from where they are.
+
+    Args:
+      function: a concrete one.
+      device_of: where its variables are to be.
+      default: the device under which it is called, where its results are.
     """
     graph = function.graph
     inner = {id(x): x for x in graph.inputs}
@@ -158,8 +168,12 @@ def of_traced(
             stand_ins[tensor.op.name] = _argument(given)
     targets = [x.op.name for x in graph.outputs]
     targets += [op.name for op in graph.control_outputs]
+    pruned = _pruned(graph.as_graph_def(), targets, stand_ins)
+    for node in pruned.node:
+        if not node.device and node.op in ("Identity", "NoOp"):
+            node.device = default
     return Planned(
-        _pruned(graph.as_graph_def(), targets, stand_ins),
+        pruned,
         list(dict.fromkeys(targets)),
         used,
         device_of,

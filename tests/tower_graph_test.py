@@ -1,5 +1,6 @@
 """TowerGraph: what each tower hands out, and what may be done with it."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
@@ -89,6 +90,40 @@ class RefusalTest(absltest.TestCase):
         for copy in (graph.copy_to_model, graph.copy_from_model):
             with self.assertRaisesRegex(RuntimeError, "the model's own"):
                 copy(None)
+
+
+class TowerFnTest(absltest.TestCase):
+    def test_a_function_that_asks_gets_its_tower(self):
+        placement = towers.Placement(["/CPU:1", "/CPU:2"], weights=[1, 2])
+        model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+
+        def scaled(model, shard, tower):
+            where = tf.constant(tower.device)
+            rows = tf.shape(tower.inputs)[0]
+            return model(shard) * (tower.index + 1), [where], [rows]
+
+        def not_asked(model, tower):  # here that is the shard
+            return model(tower)
+
+        x = tf.ones([6, 2])
+        for build in (lambda f: f(), lambda f: tf.function(f)()):
+            graph = build(
+                lambda: (
+                    towers.build_towers(
+                        model, x, placement, merge="none", tower_fn=scaled
+                    ).outputs
+                )
+            )
+            plain = model(x).numpy()
+            (one, two), (wheres,), (rows,) = graph
+            np.testing.assert_allclose(one, plain[:2], rtol=1e-6)
+            np.testing.assert_allclose(two, 2 * plain[2:], rtol=1e-6)
+            self.assertEqual(
+                [w.numpy() for w in wheres], [b"/CPU:1", b"/CPU:2"]
+            )
+            self.assertEqual([int(r) for r in rows], [2, 4])
+        graph = towers.build_towers(model, x, placement, tower_fn=not_asked)
+        np.testing.assert_allclose(graph.outputs, model(x), rtol=1e-6)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,8 @@ def build_towers(
         it with the inputs, in `whole` if it is no batch. A model that is frozen
         (`trainable = False`) need not be passed: its weights are read where
         they are. Autograph converts the function where it converts the caller.
+        If it has a third parameter named `tower`, it gets its `Tower`: index,
+        device, scope and true shard.
       layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
         each tower hands out.
       whole: keys of a dict of inputs, or positions in a list, that are no
@@ -225,7 +227,15 @@ def assemble(
     with hooks.hooked(graph), warned.once():
         replays = run_towers(
             [
-                pure_tower(graph, i, scope, request, devices, shards.divided)
+                pure_tower(
+                    graph,
+                    i,
+                    scope,
+                    request,
+                    devices,
+                    shards.divided,
+                    Tower(i, placement.devices[i], scope, shards.true[i]),
+                )
                 for i, scope in enumerate(scopes)
             ],
             placement.devices,

@@ -11,7 +11,7 @@ from towers.foreign import keras_layers
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """One tower of a graph.
+    """One tower of a graph; in a `tower_fn`, what is known before it runs.
 
     Attributes:
       index: its place among the towers.
@@ -28,9 +28,9 @@ class Tower:
     device: str
     scope: str
     inputs: Any
-    outputs: Any
-    parameters: list[tf.Tensor]
-    layer_outputs: dict[str, Any]
+    outputs: Any = None
+    parameters: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    layer_outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

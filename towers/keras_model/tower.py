@@ -1,5 +1,7 @@
 """tower: the pure function that one tower computes."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,11 +21,19 @@ def pure_tower(
     request: Request,
     devices: Sequence[str],
     divided: Sequence[bool],
+    tower: Any = None,
 ) -> Callable[[Any], dict[str, Any]]:
-    """The pure function of one tower: (copies, shard) to a nest of tensors."""
+    """The pure function of one tower: (copies, shard) to a nest of tensors.
+
+    A `tower_fn` that has a parameter named `tower`, after the model and its shard,
+    gets `tower`.
+    """
     tower_fn = request.tower_fn
     if request.users_fn is not None:
+        asks = _asks_for_tower(request.users_fn)
         tower_fn = tf_autograph.converted(tower_fn)
+        if asks:
+            tower_fn = functools.partial(tower_fn, tower=tower)
 
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
@@ -53,6 +63,14 @@ def pure_tower(
         }
 
     return keras_layers.carried(run)
+
+
+def _asks_for_tower(function: Callable[..., Any]) -> bool:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # of what Python cannot look into
+        return False
+    return "tower" in names[2:]
 
 
 def _stopped(value: tf.Tensor | None) -> tf.Tensor | None:

@@ -67,8 +67,9 @@ class GoingOnTest(absltest.TestCase):
     def test_variables_that_are_lost_come_from_the_last_checkpoint(self):
         told = said("restarting.py", "-", "-", "3", "15")
         self.assertLess(told["weights"], 1e-6, told)
-        self.assertEqual((told["attempts"], told["towers"]), (2, 2))
-        self.assertGreaterEqual(len(told["untouched"]), 4)
+        self.assertEqual((told["attempts"], told["towers"]), (3, 1))
+        self.assertLess(max(told["took"]), 10, told)
+        self.assertGreaterEqual(len(told["untouched"]), 8)
         self.assertTrue(all(told["untouched"]))
 
     def test_a_chief_that_dies_goes_on_with_the_same_workers(self):

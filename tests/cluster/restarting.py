@@ -2,8 +2,9 @@
 
     python restarting.py ADDRESSES FOLDER EPOCHS DIE_AT
 
-With ADDRESSES "-", starts three workers and kills one while `fit` is running, with
-parameters on all of them; goes on from the last checkpoint on the others. Else uses
+With ADDRESSES "-", starts three workers, kills one while `fit` is running, with
+parameters on all of them, goes on from the last checkpoint on the others, one of
+which stops then, and on the last. Else uses
 the workers there, goes on from what FOLDER has, and dies at a step. As JSON: how
 far the weights end from an uninterrupted plain run.
 """
@@ -13,10 +14,11 @@ import os
 import signal
 import sys
 import tempfile
+import time
 
 import cluster_workers
 
-KILLED: list[int] = []
+LOST: list[float] = []
 ADDRESSES, FOLDER, EPOCHS, DIE_AT = sys.argv[1:5]
 if ADDRESSES == "-":
     WORKERS = cluster_workers.Workers(3)
@@ -65,9 +67,11 @@ class At(keras.callbacks.Callback):
 def kill():
     if DIE_AT.startswith("chief"):
         os.kill(os.getpid(), signal.SIGKILL)
-    if len(KILLED) == 0:
-        KILLED.append(2)
+    if not LOST:
         WORKERS.kill(2)
+    elif len(LOST) == 1:
+        WORKERS.stop(1)
+    LOST.append(time.monotonic())
 
 
 def touched(towered, placement, workers):
@@ -89,9 +93,9 @@ def touched(towered, placement, workers):
 
 
 def main():
-    cluster = towers.Cluster(ADDRESSES.split(","))
+    cluster = towers.Cluster(ADDRESSES.split(","), heartbeat=2)
     step = int(DIE_AT.removeprefix("chief"))
-    attempts, untouched = 0, []
+    attempts, untouched, took = 0, [], []
     while True:
         attempts += 1
         devices = cluster.devices("CPU")
@@ -104,7 +108,8 @@ def main():
             fit(towered, [backup, At(step, kill)])
             break
         except towers.WorkerLost as lost:
-            untouched = touched(towered, placement, lost.workers)
+            took.append(time.monotonic() - LOST[-1])
+            untouched += touched(towered, placement, lost.workers)
             cluster.update()
     plain = model()
     fit(plain)
@@ -114,6 +119,7 @@ def main():
         "attempts": attempts,
         "towers": len(towered.placement.devices),
         "untouched": untouched,
+        "took": took,
     }
 
 

@@ -15,7 +15,7 @@ from towers.cluster.lost import WorkerLost, is_sign, tasks_named
 from towers.foreign import keras_compile, keras_layers, keras_optimizer
 from towers.keras_model.layer_graph import variables_of
 from towers.placement.placement import Placement
-from towers.wrapper.repeated_step import RepeatedStep
+from towers.wrapper.repeated_step import BroughtStep, RepeatedStep
 from towers.wrapper.tower_steps import TowerSteps
 
 _FIT = inspect.signature(keras.Model.fit)
@@ -70,8 +70,8 @@ def watching(method: Any) -> Any:
     return call
 
 
-def _watching(name: str) -> Any:
-    """Keras's method of a model, watched."""
+def _watching(name: str, of_weights: bool = False) -> Any:
+    """Keras's method of a model, watched; of weights, if some are on workers."""
     method = getattr(keras.Model, name)
 
     @functools.wraps(method)
@@ -80,6 +80,8 @@ def _watching(name: str) -> Any:
             return method(self, *args, **kwargs)
         if self.lost_workers:
             raise WorkerLost(self.lost_workers)
+        if of_weights and _keeps_variables_here(self.placement):
+            return method(self, *args, **kwargs)
         with watched(self.placement):
             return method(self, *args, **kwargs)
 
@@ -107,11 +109,11 @@ class Recovering(TowerSteps):
     train_on_batch = _watching("train_on_batch")
     test_on_batch = _watching("test_on_batch")
     predict_on_batch = _watching("predict_on_batch")
-    get_weights = _watching("get_weights")
-    set_weights = _watching("set_weights")
-    save = _watching("save")
-    save_weights = _watching("save_weights")
-    load_weights = _watching("load_weights")
+    get_weights = _watching("get_weights", of_weights=True)
+    set_weights = _watching("set_weights", of_weights=True)
+    save = _watching("save", of_weights=True)
+    save_weights = _watching("save_weights", of_weights=True)
+    load_weights = _watching("load_weights", of_weights=True)
     _fit = _watching("fit")
 
     @functools.wraps(keras.Model.fit)
@@ -134,21 +136,21 @@ class Recovering(TowerSteps):
         return self._fit(**given)
 
     def make_train_function(self, force: bool = False) -> Any:
-        if self.on_lost == "raise":
+        if self.on_lost == "raise" and not self._brings():
             return super().make_train_function(force)
         self.check_compiled()
         if force or self.train_function is None:
             self.train_function = self.repeated(self.train_step)
 
     def make_test_function(self, force: bool = False) -> Any:
-        if self.on_lost == "raise":
+        if self.on_lost == "raise" and not self._brings():
             return super().make_test_function(force)
         self.check_compiled()
         if force or self.test_function is None:
             self.test_function = self.repeated(self.test_step)
 
     def make_predict_function(self, force: bool = False) -> Any:
-        if self.on_lost == "raise":
+        if self.on_lost == "raise" and not self._brings():
             return super().make_predict_function(force)
         if force or self.predict_function is None:
             step = self.repeated(self.predict_step)
@@ -188,8 +190,19 @@ class Recovering(TowerSteps):
             )
 
     def repeated(self, step: Callable[..., Any]) -> RepeatedStep:
-        """A step that is taken again when a worker is lost."""
+        """A step that is taken again when a worker is lost, if that is asked."""
+        if self.on_lost == "raise":
+            return BroughtStep(step, self.placed_now, self.go_on)
         return RepeatedStep(step, self.placed_now, self.go_on)
+
+    def _brings(self) -> bool:
+        """Whether what a step says is on a worker, and is to be brought."""
+        return (
+            clusters.connected() is not None
+            and clusters.task_of(str(self.placement.output_device)) is not None
+            and self.steps_per_execution == 1
+            and not self.run_eagerly
+        )
 
     def placed_now(self) -> tuple[str, ...]:
         """The towers' devices, for which a step is made."""
@@ -318,6 +331,15 @@ def check_can_continue(placement: Placement) -> None:
             '`on_lost` is "continue", but `layer_devices` puts layers, and '
             f"their variables, on workers. {towards}"
         )
+
+
+def _keeps_variables_here(placement: Placement) -> bool:
+    pins = tf.nest.flatten(dict(placement.layer_devices))
+    devices = [placement.parameter_device, placement.output_device, *pins]
+    return all(
+        isinstance(device, str) and clusters.task_of(device) is None
+        for device in devices
+    )
 
 
 def _all(placement: Placement) -> Iterator[str]:

@@ -13,6 +13,8 @@ import tensorflow as tf
 from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost
 
+_HERE = "/job:localhost/replica:0/task:0/device:CPU:0"
+
 
 class RepeatedStep:
     """Takes a batch from an iterator, once, and steps with it until that is done.
@@ -72,12 +74,24 @@ class RepeatedStep:
         return self._made[key]
 
 
+class BroughtStep(RepeatedStep):
+    """Takes a step once, and brings what it says to this process.
+
+    Reading a tensor of another process waits for it with Python locked, so that
+    nobody could notice that the worker is lost; calling a function does not.
+    """
+
+    def take(self, batch: Any, spec: Any) -> Any:
+        with tf.device(_HERE):
+            return self._made_for(spec).step(batch)
+
+
 class _Made:
     """A step traced for a placement and a kind of batch."""
 
     def __init__(self, step: Callable[[Any], Any], spec: Any):
         def run(batch: Any) -> Any:
-            return step(
+            said = step(
                 tf.nest.map_structure(
                     lambda x: (
                         None if isinstance(x, tf.experimental.Optional) else x
@@ -85,6 +99,8 @@ class _Made:
                     batch,
                 )
             )
+            with tf.device(_HERE):
+                return tf.nest.map_structure(_here, said)
 
         function = tf.function(run, autograph=False)
         self.step = function.get_concrete_function(spec)
@@ -99,6 +115,10 @@ class _Made:
 
         self.keep = tf.function(keep, autograph=False)
         self.put_back = tf.function(put_back, autograph=False)
+
+
+def _here(leaf: Any) -> Any:
+    return tf.identity(leaf) if isinstance(leaf, tf.Tensor) else leaf
 
 
 def _tensor(leaf: Any) -> Any:

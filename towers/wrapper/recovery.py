@@ -238,6 +238,13 @@ class Recovering(TowerSteps):
             object.__setattr__(self, "placement", placement)
             self.tower_calls.forget()
 
+    def catch_up(self) -> None:
+        """Goes on without workers that were lost since the last step."""
+        cluster = clusters.connected()
+        if self.on_lost == "continue" and cluster is not None:
+            if cluster.lost() or not cluster.has(self.placed_now()):
+                self.go_on()
+
     def take_back(self) -> None:
         """Takes back the workers that have returned."""
         cluster = clusters.connected()

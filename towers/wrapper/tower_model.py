@@ -336,6 +336,7 @@ class TowerModel(Recovering):
         )
 
     def make_train_function(self, force: bool = False) -> None:
+        self.catch_up()
         self._check_devices()
         self._check_steps()
         self.renew_functions()

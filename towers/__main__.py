@@ -86,6 +86,9 @@ def _report_flags() -> None:
     flags.DEFINE_boolean("loops", False, "Whether to count inside loops.")
     flags.DEFINE_string("html", None, "Where to write a page.")
     flags.DEFINE_string("json", None, "Where to write JSON.")
+    flags.DEFINE_string(
+        "picture", None, "Where Graphviz draws the towers: placement.svg"
+    )
 
 
 def _timeline_flags() -> None:
@@ -93,8 +96,10 @@ def _timeline_flags() -> None:
     flags.DEFINE_string("save", None, "Where to write a trace, as JSON.")
 
 
-def _step(command: str, argv: Sequence[str]) -> tuple[Any, ...]:
-    """The step that the flags speak of."""
+def _step(
+    command: str, argv: Sequence[str], picture: str | None = None
+) -> tuple[Any, ...]:
+    """The step that the flags speak of; its towers are drawn to `picture`."""
     given = flags.FLAGS
     if len(argv) != 2:
         _refuse(
@@ -105,8 +110,11 @@ def _step(command: str, argv: Sequence[str]) -> tuple[Any, ...]:
     placement = commands.placement_of(
         given.devices, given.weights, given.parameters
     )
+    model = commands.loaded(argv[1])
+    if picture is not None:
+        towers.plot_placement(model, placement, picture)
     return commands.step_of(
-        commands.loaded(argv[1]),
+        model,
         placement,
         *(given.batch, given.step, given.length, given.optimizer),
     )
@@ -121,7 +129,8 @@ def _report(argv: Sequence[str]) -> None:
             if not path.endswith(ending):
                 _refuse("report", f"--{ending[1:]}={path} must end in {ending}")
             paths.append(path)
-    report = towers.execution_report(*_step("report", argv), loops=given.loops)
+    step = _step("report", argv, given.picture)
+    report = towers.execution_report(*step, loops=given.loops)
     for path in paths:
         report.save(path)
     print(report)

@@ -225,7 +225,7 @@ class AcceptedTest(parameterized.TestCase):
         for _ in range(2):
             graph = towers.build_towers(model, x(6), placement(3), True)
             self.assertLen(graph.losses, 1)
-            self.assertEqual(model.last.shape[0], 2)  # a tower's
+            self.assertIn("of one tower", repr(model.last))
         towers.build_towers(model, x(12), placement(3), training=True)
         self.assertEqual(rows.count(None), 1)
         close([v.numpy() for v in model.variables], before)

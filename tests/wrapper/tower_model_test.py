@@ -249,7 +249,8 @@ class PlacedTest(parameterized.TestCase):
             report = towers.execution_report(actual.train_on_batch, x, y)
             counts.append(len(report.transfers))
             self.assertLessEqual(report.total_bytes, 1.02 * report.least_bytes)
-        self.assertLessEqual(counts[1], 1.1 * counts[0])
+        # The targets, that come from the host.
+        self.assertLessEqual(counts[1], counts[0] + 1)
 
     def test_a_compiled_template_hands_on_its_optimizer(self):
         expected, model = make(cnn), make(cnn)

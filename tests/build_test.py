@@ -85,6 +85,7 @@ class EqualityTest(parameterized.TestCase):
             self.assertLen(executed.sends(), 2 * (3 + 2))
 
     @parameterized.named_parameters(NAMED)
+    @pytest.mark.slow_of("recurrent")
     def test_any_number_of_rows_gives_the_plain_model_s_numbers(self, model):
         model = make(model)
         spec = unknown_rows(inputs(model, 1))

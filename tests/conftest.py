@@ -17,7 +17,7 @@ tf.config.list_logical_devices()  # starts it
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what `slow_after(n)` leaves of a test's parameters."""
+    """Marks as slow the parameters that `slow_after` and `slow_of` tell."""
     seen: collections.Counter[int] = collections.Counter()
     for item in items:
         mark = item.get_closest_marker("slow_after")
@@ -25,3 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             seen[id(mark)] += 1  # one object for all of them
             if seen[id(mark)] > mark.args[0]:
                 item.add_marker(pytest.mark.slow)
+        mark = item.get_closest_marker("slow_of")
+        if mark is not None and item.name.endswith(mark.args):
+            item.add_marker(pytest.mark.slow)

@@ -215,6 +215,7 @@ class LookupTest(parameterized.TestCase):
         signature = loaded.signatures["serving_default"]
         close(signature(inputs=tf.constant(x))["output_0"], expected)
 
+    @pytest.mark.slow
     def test_another_process_finds_the_vocabulary_in_the_folder(self):
         model = from_file()
         root = tempfile.mkdtemp()

@@ -19,6 +19,7 @@ class OwnGradientTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("cnn", models.cnn), ("recurrent", models.recurrent)
     )
+    @pytest.mark.slow_of("recurrent")
     def test_graphs_are_freed(self, model):
         model = models.make(model)
         x = models.inputs(model, 5)

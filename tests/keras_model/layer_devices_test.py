@@ -63,9 +63,9 @@ def leaves(model: keras.Model) -> list[str]:
 
 class EveryLayerTest(parameterized.TestCase):
     @parameterized.parameters(
-        cnn, recurrent, attention, two_by_two, models_in_models
+        recurrent, cnn, attention, two_by_two, models_in_models
     )
-    @pytest.mark.slow_after(2)
+    @pytest.mark.slow_after(1)
     def test_any_layer_can_be_pinned(self, model):
         self.check(model)
 

@@ -7,6 +7,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import cnn, inputs, make, placement, recurrent, targets
@@ -59,6 +60,7 @@ def compiled(model, where, optimizer="adam"):
 
 class CpuTest(parameterized.TestCase):
     @parameterized.parameters(cnn, all_kinds)
+    @pytest.mark.slow_after(1)
     def test_it_agrees_with_what_ran(self, model):
         model = compiled(model, placement(2, parameter_device="/CPU:2"))
         x, y = inputs(model.template, 5), targets(model.template, 5)
@@ -116,6 +118,7 @@ class GpuTest(parameterized.TestCase):
         ("gpu", "/GPU:0"),
         ("balanced", towers.balanced(GPUS)),
     )
+    @pytest.mark.slow_of("_cpu", "_gpu")
     def test_towers_stay_on_their_gpus(self, home):
         where = on_gpus(parameter_device=home, input_device="/GPU:1")
         model = compiled(all_kinds, where)

@@ -161,6 +161,7 @@ def open_rows(x, model):
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
+    @pytest.mark.slow_of("twice_ragged")
     def test_outputs_and_gradients_are_the_plain_model_s(self, model):
         self.check(model, placement(3, [2, 1, 1]), known=model in KNOWN)
 
@@ -193,6 +194,7 @@ class EqualityTest(parameterized.TestCase):
                     close(a, e)
 
     @parameterized.named_parameters(NAMED)
+    @pytest.mark.slow_of("twice_ragged")
     def test_fit_is_the_plain_model_s(self, model):
         self.check_fit(model, [False] + [True] * (model in KNOWN))
 

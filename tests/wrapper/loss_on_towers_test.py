@@ -84,8 +84,8 @@ def assert_same(plain, towered, histories):
 
 
 class EqualityTest(parameterized.TestCase):
-    @parameterized.parameters(cnn, attention, two_by_two)
-    @pytest.mark.slow_after(2)
+    @parameterized.parameters(attention, cnn, two_by_two)
+    @pytest.mark.slow_after(1)
     def test_weights_after_fit_are_the_plain_model_s(self, model):
         self.check_fit(model)
 
@@ -216,6 +216,7 @@ class EqualityTest(parameterized.TestCase):
 
 
 class TransfersTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_no_output_crosses_devices(self):
         model = towers.TowerModel(make(unet), placement(3), loss_on_towers=True)
         model.compile(

@@ -297,7 +297,7 @@ class Graphed(Step):
 
 
 Y = RNG.normal(size=[10, 1]).astype("float32")
-SMALL = [Containers, Losses, Arguments, Masks, Frozen, Graphed]
+SMALL = [Containers, Losses, Arguments, Frozen, Graphed, Masks]
 
 
 def fitted(model, **kwargs):
@@ -308,6 +308,7 @@ def fitted(model, **kwargs):
 
 class OfItsKindTest(parameterized.TestCase):
     @parameterized.parameters(*SMALL)
+    @pytest.mark.slow_after(5)
     def test_weights_are_the_plain_model_s(self, model):
         expected = fitted(make(model))
         actual = towers.TowerModel(make(model), WHERE)

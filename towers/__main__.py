@@ -1,7 +1,7 @@
 """The command line: `python -m towers COMMAND --flag=value`.
 
-It exits with 0 if all went well, with 2 after one line about what was asked
-for wrongly.
+It exits with 0 if all went well, with 1 if a plan is refused, with 2 after one
+line about what was asked for wrongly.
 """
 
 import dataclasses
@@ -81,14 +81,25 @@ def _step_flags() -> None:
     flags.mark_flag_as_required("devices")
 
 
-def _report_flags() -> None:
-    _step_flags()
-    flags.DEFINE_boolean("loops", False, "Whether to count inside loops.")
+def _file_flags() -> None:
     flags.DEFINE_string("html", None, "Where to write a page.")
     flags.DEFINE_string("json", None, "Where to write JSON.")
+
+
+def _report_flags() -> None:
+    _step_flags()
+    _file_flags()
+    flags.DEFINE_boolean("loops", False, "Whether to count inside loops.")
     flags.DEFINE_string(
         "picture", None, "Where Graphviz draws the towers: placement.svg"
     )
+
+
+def _plan_flags() -> None:
+    _step_flags()
+    _file_flags()
+    flags.DEFINE_integer("gpus", None, "By default as many as are named.")
+    flags.DEFINE_boolean("strict", False, "As without soft placement.")
 
 
 def _timeline_flags() -> None:
@@ -97,7 +108,10 @@ def _timeline_flags() -> None:
 
 
 def _step(
-    command: str, argv: Sequence[str], picture: str | None = None
+    command: str,
+    argv: Sequence[str],
+    picture: str | None = None,
+    available: str | None = None,
 ) -> tuple[Any, ...]:
     """The step that the flags speak of; its towers are drawn to `picture`."""
     given = flags.FLAGS
@@ -108,7 +122,7 @@ def _step(
             f"{len(argv) - 1}.",
         )
     placement = commands.placement_of(
-        given.devices, given.weights, given.parameters
+        given.devices, given.weights, given.parameters, available
     )
     model = commands.loaded(argv[1])
     if picture is not None:
@@ -122,18 +136,49 @@ def _step(
 
 def _report(argv: Sequence[str]) -> None:
     given = flags.FLAGS
-    paths = []
-    for path, ending in ((given.html, ".html"), (given.json, ".json")):
-        if path is not None:
-            _writable("report", path)
-            if not path.endswith(ending):
-                _refuse("report", f"--{ending[1:]}={path} must end in {ending}")
-            paths.append(path)
+    paths = _paths("report")
     step = _step("report", argv, given.picture)
     report = towers.execution_report(*step, loops=given.loops)
     for path in paths:
         report.save(path)
     print(report)
+
+
+def _plan(argv: Sequence[str]) -> None:
+    """Ends with 1 if something is refused."""
+    given = flags.FLAGS
+    paths = _paths("plan")
+    named = [*given.devices, *[given.parameters] * (":" in given.parameters)]
+    machine = commands.machine_of(named)
+    if given.gpus is not None:
+        machine["GPU"] = given.gpus
+    function, *args = _step("plan", argv, available="any")
+    try:
+        plan = towers.placement_plan(
+            function.__self__,
+            *args,
+            machine=machine,
+            strict=given.strict,
+            step=given.step,
+        )
+    except RuntimeError as error:  # a TensorFlow without kernels for GPUs
+        _refuse("plan", error)
+    for path in paths:
+        plan.save(path)
+    print(plan)
+    sys.exit(1 if plan.refused else 0)
+
+
+def _paths(command: str) -> list[str]:
+    """The files that are to be written."""
+    given, paths = flags.FLAGS, []
+    for path, ending in ((given.html, ".html"), (given.json, ".json")):
+        if path is not None:
+            _writable(command, path)
+            if not path.endswith(ending):
+                _refuse(command, f"--{ending[1:]}={path} must end in {ending}")
+            paths.append(path)
+    return paths
 
 
 def _timeline(argv: Sequence[str]) -> None:
@@ -180,6 +225,12 @@ COMMANDS = {
         "python -m towers report model.keras --devices=/CPU:0,/CPU:1\n"
         "python -m towers report my.models:make --devices=/GPU:0,/GPU:1 "
         "--batch=128 --parameters=balanced --html=report.html",
+    ),
+    "plan": Command(
+        "Where a step of a model would be on a machine that is not here.",
+        _plan_flags,
+        _plan,
+        "python -m towers plan model.keras --devices=/GPU:0,/GPU:1 --strict",
     ),
     "timeline": Command(
         "What a step of a model runs when, and what it waits for.",

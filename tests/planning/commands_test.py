@@ -102,7 +102,15 @@ class CommandsTest(absltest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("/CPU:1 waited for", done.stdout)
         self.assertTrue(os.path.exists(os.path.join(folder, "step.json")))
+        gpus = "--devices=/GPU:0,/GPU:1"
+        for there, status in ((2, 0), (1, 1)):
+            machine = (gpus, f"--gpus={there}", "--strict")
+            done = called("plan", model, *machine)
+            if "cannot know" in done.stderr:  # no kernels for GPUs
+                status = 2
+            self.assertEqual(done.returncode, status, done.stderr)
         for arguments, said in (
+            (["plan", model, "--devices=/TPU:0"], "/TPU:0"),
             (["report", "nowhere.keras", where], "There is no file"),
             (["report", model, "--devices=/GPU:9"], "TensorFlow sees only"),
             (["report", model, where, "--batch=many"], "--batch=many"),

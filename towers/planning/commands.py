@@ -48,8 +48,13 @@ def placement_of(
     devices: Sequence[str],
     weights: Sequence[str] | None = None,
     parameters: str = "/CPU:0",
+    available: str | None = None,
 ) -> Placement:
     """A placement, on logical CPU devices that are made if they are named.
+
+    Args:
+      devices, weights, available: as for `Placement`.
+      parameters: a device, or the name of a policy.
 
     Raises:
       TypeError, ValueError, RuntimeError: as `Placement` does.
@@ -64,7 +69,26 @@ def placement_of(
         list(devices),
         weights=[float(w) for w in weights] if weights else None,
         parameter_device=policy(list(devices)) if policy else parameters,
+        available=available,
     )
+
+
+def machine_of(devices: Sequence[str]) -> dict[str, int]:
+    """The least machine that has the devices: how many of each type.
+
+    Raises:
+      ValueError: a name has no type, or no number.
+    """
+    least = {"CPU": 1}
+    for name in devices:
+        found = re.search(r"(CPU|GPU):(\d+)$", name, re.I)
+        if found is None:
+            raise ValueError(
+                f"{name!r} is no device of a machine. Expected /CPU:0 or /GPU:3."
+            )
+        kind = found[1].upper()
+        least[kind] = max(least.get(kind, 0), int(found[2]) + 1)
+    return least
 
 
 def loaded(source: str) -> keras.Model:

@@ -54,7 +54,9 @@ class Refusal:
 
     def __str__(self) -> str:
         cure = ""
-        if self.layer:
+        if "but available devices are" in self.message:
+            cure = "\n    `machine` has no such device."
+        elif self.layer:
             cure = (
                 f"\n    The layer {self.layer!r} has no kernel for that: give "
                 f'it layer_devices={{"{self.layer}": "/CPU:0"}}.'

@@ -1,5 +1,8 @@
 """Training a model that is not built yet, in the ways that Keras does it."""
 
+import os
+import tempfile
+
 import keras
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -81,6 +84,20 @@ class UnbuiltTest(parameterized.TestCase):
         called = fitted(model, callbacks=[Move()])["called"]
         self.assertFalse(np.allclose(called[0], called[1]))
         close(called[1], model.template(X))
+
+
+class SavingTest(absltest.TestCase):
+    def test_what_was_built_on_towers_is_saved_as_the_template(self):
+        model = keras.Sequential([keras.layers.Dense(2)])
+        towered = towers.TowerModel(model, placement(3), loss_on_towers=True)
+        towered.compile("sgd", "mse")
+        x = np.ones([4, 3], "float32")
+        towered.fit(x, x[:, :2], verbose=0)
+        path = os.path.join(tempfile.mkdtemp(), "model.weights.h5")
+        towered.save_weights(path)
+        plain = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+        plain.load_weights(path)
+        close(plain(x), model(x))
 
 
 if __name__ == "__main__":

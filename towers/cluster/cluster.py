@@ -450,6 +450,21 @@ def connected() -> Cluster | None:
     return _CONNECTED[0] if _CONNECTED else None
 
 
+def current() -> Cluster:
+    """The cluster of this process, which must have one.
+
+    Raises:
+      RuntimeError: it has none.
+    """
+    cluster = connected()
+    if cluster is None:
+        raise RuntimeError(
+            "This process has no cluster, but a step that goes on without lost "
+            "workers is to be taken. Expected towers.Cluster([...]) before."
+        )
+    return cluster
+
+
 def hold(model: Any) -> None:
     """Has `model.lose(tasks, workers)` called when workers are lost.
 

@@ -71,8 +71,8 @@ def watching(method: Any) -> Any:
 
 
 def _watching(name: str, of_weights: bool = False) -> Any:
-    """Keras's method of a model, watched; of weights, if some are on workers."""
-    method = getattr(keras.Model, name)
+    """The method that there was, watched; of weights, if some are on workers."""
+    method = getattr(TowerSteps, name)
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -214,8 +214,7 @@ class Recovering(TowerSteps):
         Raises:
           WorkerLost: there is none.
         """
-        cluster = clusters.connected()
-        assert cluster is not None
+        cluster = clusters.current()
         cluster.update()
         before: Placement = self.whole_placement
         here = set(cluster.devices())

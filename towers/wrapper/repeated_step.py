@@ -51,8 +51,7 @@ class RepeatedStep:
 
     def take(self, batch: Any, spec: Any) -> Any:
         """What the step says of this batch."""
-        cluster = clusters.connected()
-        assert cluster is not None
+        cluster = clusters.current()
         while True:
             if cluster.lost() or not cluster.has(self._placed_now()):
                 self._go_on()

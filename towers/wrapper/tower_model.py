@@ -102,8 +102,8 @@ class TowerModel(Recovering):
 
     Raises:
       TypeError: `model` is no Keras model, or `placement` no `Placement`.
-      ValueError: a merge rule, or `loss_on_towers`, is unknown.
-      ValueError: a merge rule is unknown, or `on_lost` cannot be met.
+      ValueError: a merge rule, or `loss_on_towers`, is unknown, or `on_lost`
+        cannot be met.
       WorkerLost: a worker that is to have variables is lost.
       RuntimeError: made under a `tf.distribute` strategy.
     """

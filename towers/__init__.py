@@ -26,6 +26,7 @@ from towers.cluster.worker import serve
 from towers.engine.all_towers import all_towers
 from towers.export import export_towers
 from towers.foreign.tf_autograph import keep_as_they_are
+from towers.keras_model.memory import memory_errors
 from towers.keras_model.merge_rules import merge_state_by
 from towers.keras_model.parameters import place_variables
 from towers.placement.placement import Placement
@@ -65,6 +66,7 @@ __all__ = [
     "export_towers",
     "gather_outputs",
     "measure_weights",
+    "memory_errors",
     "merge_state_by",
     "pipeline",
     "place_variables",

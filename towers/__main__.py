@@ -5,16 +5,30 @@ line about what was asked for wrongly.
 """
 
 import dataclasses
+import difflib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import tensorflow as tf
 from absl import app, flags
 
 import towers
 from towers.planning import commands
+
+_HELP = ("--help", "-help", "-h", "help")
+_LONGEST = 600  # characters of a line that says what is wrong
+# What is said in a line; all else is a mistake of ours, and is shown in full.
+_TROUBLES = (
+    ImportError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    tf.errors.OpError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +64,7 @@ def _worker(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         _refuse("worker", f"What is meant by {' '.join(argv[1:])}?")
     given = flags.FLAGS
-    try:
-        towers.serve(
-            given.port, given.host, given.threads, given.heartbeat_port
-        )
-    except (OSError, ValueError) as error:
-        sys.exit(f"towers worker: {error}")
+    towers.serve(given.port, given.host, given.threads, given.heartbeat_port)
 
 
 def _no_flags() -> None:
@@ -92,6 +101,9 @@ def _report_flags() -> None:
     flags.DEFINE_boolean("loops", False, "Whether to count inside loops.")
     flags.DEFINE_string(
         "picture", None, "Where Graphviz draws the towers: placement.svg"
+    )
+    flags.DEFINE_string(
+        "figure", None, "Where matplotlib draws bytes by device: figure.svg"
     )
 
 
@@ -137,10 +149,14 @@ def _step(
 def _report(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     paths = _paths("report")
+    if given.figure is not None:
+        _writable("report", given.figure)
     step = _step("report", argv, given.picture)
     report = towers.execution_report(*step, loops=given.loops)
     for path in paths:
         report.save(path)
+    if given.figure is not None:
+        report.plot().savefig(given.figure)
     print(report)
 
 
@@ -199,9 +215,10 @@ def _writable(command: str, path: str) -> None:
 
 def _refuse(command: str, message: Any) -> NoReturn:
     """One line, and 2."""
-    print(
-        f"towers {command}: {' '.join(str(message).split())}", file=sys.stderr
-    )
+    line = " ".join(str(message).split())
+    if len(line) > _LONGEST:
+        line = f"{line[:_LONGEST]}..."
+    print(f"towers {command}: {line}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -246,16 +263,20 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command that `argv[1]` names."""
     name = argv[1] if len(argv) > 1 else ""
     if name not in COMMANDS:
+        if name and name not in _HELP:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            _refuse(name, f"there is no such command.{hint}")
         print("Usage: python -m towers COMMAND --flag=value\n", file=sys.stderr)
         for known, command in COMMANDS.items():
             print(f"  {known:10} {command.about}", file=sys.stderr)
         print("\nCOMMAND --help lists its flags.", file=sys.stderr)
-        sys.exit(0 if name in ("--help", "-h", "help") else 2)
+        sys.exit(0 if name else 2)
     command = COMMANDS[name]
     command.define()
 
     def parsed(arguments: Sequence[str]) -> Any:
-        if {"--help", "-h", "-help"} & set(arguments):
+        if set(_HELP) & set(arguments):
             about = flags.FLAGS.module_help(_report_flags.__module__)
             examples = "\n".join(
                 f"  {line}" for line in command.examples.splitlines()
@@ -272,7 +293,7 @@ def main(argv: Sequence[str]) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", UserWarning)
                 command.run(arguments)
-        except (ImportError, OSError, TypeError, ValueError) as error:
+        except _TROUBLES as error:
             _refuse(name, error)
 
     program = f"python -m towers {name}"

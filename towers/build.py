@@ -19,6 +19,7 @@ from towers.keras_model import (
     layer_graph,
     shared_state,
 )
+from towers.keras_model.memory import memory_errors
 from towers.keras_model.outputs import gathered_outputs
 from towers.keras_model.parameters import Home, replicated
 from towers.keras_model.request import Request
@@ -342,7 +343,8 @@ def _run_eagerly(model: Any, batch: Batch, request: Request) -> TowerGraph:
         built.append(graph)
         return _tensors(graph)
 
-    values = tf.function(run, autograph=False)(batch.nest)
+    with memory_errors(request.placement):
+        values = tf.function(run, autograph=False)(batch.nest)
     graph = built[-1]
     keras_layers.set_notes(values["outputs"], values["notes"])
     return dataclasses.replace(

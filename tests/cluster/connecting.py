@@ -1,9 +1,13 @@
-"""A chief that connects, and loses workers: run by cluster_test."""
+"""A chief that connects, loses workers, and watches them: run by cluster_test."""
 
+import collections
 import http.server
 import threading
 import time
+from unittest import mock
 
+import keras
+import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
 from cluster_workers import Workers, free_ports, wait_until
@@ -21,6 +25,12 @@ def http_server(port):
     server.RequestHandlerClass.log_message = lambda *_: None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
+
+
+def loopback():
+    with open("/proc/net/dev") as lines:
+        (line,) = (line for line in lines if line.strip().startswith("lo:"))
+    return int(line.split(":")[1].split()[0])
 
 
 def step_on(devices):
@@ -137,6 +147,71 @@ class ConnectingTest(absltest.TestCase):
         with cluster.watch():
             self.assertEqual(float(step_on(cluster.devices())(tf.eye(8))), 8)
         self.assertEqual(float(BEFORE), 3.0)
+
+    def test_7_workers_tell_what_they_ran_and_when(self):
+        cluster = towers.Cluster([WORKERS.addresses[i] for i in (2, 0)])
+        model = towers.TowerModel(
+            keras.Sequential([keras.Input([8]), keras.layers.Dense(4)]),
+            towers.Placement.workers(cluster),
+        )
+        model.compile("sgd", "mse")
+        step = model.train_on_batch, np.ones([6, 8]), np.ones([6, 4])
+        before = time.perf_counter()
+        found = towers.timeline(*step)
+        passed = time.perf_counter() - before
+        self.assertEqual(found.unseen, ())
+        self.assertLen(found.towers, 2)
+        for i, device in enumerate(cluster.devices()):
+            self.assertGreater(found.busy[device], 0)
+            ops = [o for o in found.ops if o.device == device]
+            self.assertIn(f"tower_{i}/dense/BiasAdd", [o.name for o in ops])
+            for op in ops:
+                self.assertBetween(op.start, 0, passed)
+        report = towers.execution_report(*step)
+        self.assertEqual(
+            collections.Counter((c.source, c.target) for c in found.crossings),
+            collections.Counter((t.source, t.target) for t in report.transfers),
+        )
+        for crossing in found.crossings:
+            self.assertIsNotNone(crossing.sent)
+            self.assertBetween(crossing.arrived - crossing.sent, -1e-4, 1)
+        with mock.patch.object(cluster, "pulses", return_value={}):
+            found = towers.timeline(*step)
+        self.assertCountEqual(found.unseen, cluster.devices())
+        self.assertEmpty(set(cluster.devices()) & set(found.busy))
+        self.assertIn(f"not seen  {found.unseen[0]}", str(found))
+
+    def test_8_bytes_of_loops_are_those_on_the_loopback_device(self):
+        cluster = towers.Cluster([WORKERS.addresses[i] for i in (2, 0)])
+        there = cluster.devices()
+        here = "/job:localhost/replica:0/task:0/device:CPU:0"
+        for one, other in ((here, there[0]), tuple(there)):
+
+            @tf.function
+            def loop(x, n, one=one, other=other):
+                def step(i, x):
+                    with tf.device(other):
+                        y = tf.nn.relu(x)
+                    with tf.device(one):
+                        return i + 1, y + 1.0
+
+                with tf.device(one):
+                    x = tf.identity(x)
+                return tf.reduce_sum(
+                    tf.while_loop(lambda i, _: i < n, step, [0, x])[1]
+                )
+
+            x, n = tf.ones([128, 512]), tf.constant(50)
+            loop(x, n)
+            crossed = []
+            for _ in range(3):  # other programs talk on this device, too
+                before = loopback()
+                float(loop(x, n))
+                crossed.append(loopback() - before)
+            report = towers.execution_report(loop, x, n, loops=True)
+            self.assertEmpty(report.unknown)
+            self.assertGreater(report.total_bytes, 2 * 50 * 128 * 512 * 4)
+            self.assertBetween(min(crossed) / report.total_bytes, 1.0, 1.04)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """tf_profiler: what TensorFlow's profiler says, by the names that we know."""
 
+import time
+
 import tensorflow as tf
 from absl.testing import absltest
 from models import DEVICES
@@ -18,11 +20,14 @@ class ProfiledTest(absltest.TestCase):
         with tf.device(DEVICES[0]):
             x = tf.ones([4, 4])
         crossing(x)
-        with tf_profiler.profiled() as events:
+        start = time.time()
+        with tf_profiler.profiled() as heard:
             crossing(x)
+        events = heard.events
         named = {e.name: e for e in events}
         self.assertIn("there:MatMul", named)
         there = named["there:MatMul"]
+        self.assertBetween(heard.began + there.start, start, time.time())
         self.assertGreater(there.seconds, 0)
         process = [e for e in events if e.name == tf_profiler.PROCESS]
         around = [

@@ -15,6 +15,7 @@ from absl.testing import absltest
 from models import DEVICES, cnn, inputs, make, targets
 
 import towers
+from towers.placement.scopes import tower_of
 from towers.planning.timeline import Timeline, Wait
 from towers.planning.trace_events import trace_events
 from towers.report.profile import Crossing, Op
@@ -114,6 +115,12 @@ class TimelineTest(absltest.TestCase):
             crossed,
             collections.Counter((t.source, t.target) for t in report.transfers),
         )
+        in_fit = towers.timeline(
+            lambda: model.fit(x, y, batch_size=3, verbose=0)
+        )
+        names = collections.Counter(tower_of(op.name) for op in in_fit.ops)
+        for _, name in convolutions:  # two steps
+            self.assertEqual(names[tower_of(name)], 2)
         for device in (A, B):
             idle = found.seconds - found.busy[device] - found.waits[device]
             self.assertGreater(idle, -1e-6)

@@ -33,12 +33,12 @@ def loop(x, n):
 def ran(call):
     found = []
 
-    def heard():
-        with profiled() as events:
+    def listen():
+        with profiled() as heard:
             call()
-        found.extend(events)
+        found.extend(heard.events)
 
-    functions = record(heard).functions
+    functions = record(listen).functions
     return [g for f in functions for g in f.partitions], found
 
 

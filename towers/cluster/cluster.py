@@ -204,6 +204,10 @@ class Cluster:
         come back and wait for `update`."""
         return [p.worker.text for p in self._pulses.values() if p.incarnation]
 
+    def pulses(self) -> dict[int, Pulse]:
+        """Those of the workers that are connected, by task."""
+        return {i: self._pulses[i] for i in self._joined if i not in self._lost}
+
     def lost(self) -> list[str]:
         """Addresses of the workers that were lost since the last `update`."""
         return [self._workers[i].text for i in sorted(self._lost)]

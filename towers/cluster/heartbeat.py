@@ -61,8 +61,11 @@ class Line:
             raise Refused(f"something else answers: {line[:40]!r}")
         return words
 
-    def waits(self, seconds: float) -> bool:
-        """Whether the other says something, or hangs up, within that time."""
+    def waits(self, seconds: float | None) -> bool:
+        """Whether the other says something, or hangs up, within that time.
+
+        With None it waits for as long as that takes.
+        """
         before = self._connection.gettimeout()
         self._connection.settimeout(seconds)
         try:
@@ -96,6 +99,7 @@ class Heartbeat(socketserver.ThreadingTCPServer):
       port: the heartbeat's.
       told: what is said of the worker: its port, its devices.
       when_left: called, in a thread, when the chief is gone.
+      profile: tells a chief, on its line, what a profiler hears.
 
     Raises:
       OSError: the port is taken.
@@ -110,11 +114,13 @@ class Heartbeat(socketserver.ThreadingTCPServer):
         port: int,
         told: dict[str, Any],
         when_left: Callable[[str], None],
+        profile: Callable[[Line], None] | None = None,
     ):
         entry = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = entry[0]
         super().__init__(entry[4][:2], _Conversation)  # type: ignore[arg-type]
         self.told = {**told, "incarnation": secrets.token_hex(8)}
+        self.profile = profile
         self._when_left = when_left
         self._lock = threading.Lock()
         self._chief: str | None = None
@@ -195,8 +201,10 @@ class _Conversation(socketserver.BaseRequestHandler):
                 return True
             if "reach" in words:
                 line.say(**_reached(*words["reach"]))
+            elif "profile" in words and self.server.profile:
+                self.server.profile(line)
             else:
-                line.say(pong=True)
+                line.say(pong=True, time=time.time())
         return False
 
 

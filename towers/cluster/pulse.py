@@ -75,6 +75,21 @@ class Pulse:
             return str(error)
         return str(answer.get("trouble", ""))
 
+    def line(self, patience: float) -> Line:
+        """Another line to the worker, as its chief.
+
+        Raises:
+          OSError, Refused: it does not answer as this chief's worker.
+        """
+        line = self._call(patience)
+        try:
+            if "towers" not in line.ask(hello=1, chief=self._chief):
+                raise Refused("it serves another chief")
+        except (OSError, Refused):
+            line.__exit__()
+            raise
+        return line
+
     def _call(self, least: float = 0.0) -> Line:
         patience = max(self._patience, least)
         where = self.worker.host, self.worker.heartbeat

@@ -16,6 +16,7 @@ import tensorflow as tf
 from towers.cluster.address import check_port
 from towers.cluster.address import heartbeat_port as usual_heartbeat_port
 from towers.cluster.heartbeat import Heartbeat
+from towers.cluster.profiling import tell
 
 _FOLDER = pathlib.Path(__file__).parents[2]
 
@@ -63,7 +64,7 @@ def serve(
     ends: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     told: dict[str, Any] = {"towers": 1, "port": port, "devices": []}
     try:
-        heartbeat = Heartbeat(host, heartbeat_port, told, ends.put)
+        heartbeat = Heartbeat(host, heartbeat_port, told, ends.put, tell)
     except OSError as error:
         raise OSError(
             error.errno,

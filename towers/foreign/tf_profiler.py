@@ -12,6 +12,7 @@ import glob
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,9 @@ ARRIVED = "ExecutorState::ProcessAsync::Done"
 RUN, EXECUTOR, NODE = ("id", "step_id"), "_c", "name"
 # What a GPU's kernels say of the op that they are of: "name:type".
 OP_OF_KERNEL = "tf_op"
+STATS = (EXECUTOR, NODE, OP_OF_KERNEL)
 _HOST = "/host:CPU"
+_MARK = "towers: what time is it"
 _GPU = re.compile(r"^/device:(\w+:\d+)")
 
 
@@ -37,9 +40,10 @@ class Event:
       device: "" for what was heard on the host, else a GPU ("/GPU:0").
       thread: where, as a number.
       name: what; ops are "name:type".
-      start: in seconds, on one clock for all.
+      start: in seconds since the profiler started.
       seconds: how long.
       stats: further things that are said of it.
+      process: "" for this one, else the worker's task.
     """
 
     device: str
@@ -48,16 +52,39 @@ class Event:
     start: float
     seconds: float
     stats: dict[str, Any]
+    process: str = ""
+
+
+@dataclasses.dataclass
+class Heard:
+    """What the profiler heard.
+
+    Attributes:
+      events: in no order.
+      began: when it started, on the clock of `time.time()`.
+    """
+
+    events: list[Event] = dataclasses.field(default_factory=list)
+    began: float = 0.0
+
+
+def is_of_executor(event: Event) -> bool:
+    """Whether it is an op's, or of what carries tensors to it."""
+    return (
+        bool(event.device)
+        or event.name in (PROCESS, ISSUED, ARRIVED)
+        or ":" in event.name
+    )
 
 
 @contextlib.contextmanager
-def profiled() -> Iterator[list[Event]]:
-    """While open, TensorFlow's profiler runs; its events are there at the end.
+def profiled() -> Iterator[Heard]:
+    """While open, TensorFlow's profiler runs; what it heard is there at the end.
 
     Raises:
       RuntimeError: it runs already.
     """
-    events: list[Event] = []
+    heard = Heard()
     options = tf.profiler.experimental.ProfilerOptions(
         host_tracer_level=3, python_tracer_level=0, device_tracer_level=1
     )
@@ -69,12 +96,17 @@ def profiled() -> Iterator[list[Event]]:
                 "TensorFlow's profiler runs already, and there is only one. "
                 "Stop it first (a TensorBoard callback starts it, too)."
             ) from error
+        now = time.time()
+        with tf.profiler.experimental.Trace(_MARK):
+            pass
         try:
-            yield events
+            yield heard
         finally:
             tf.profiler.experimental.stop()
         for path in glob.glob(f"{folder}/**/*.xplane.pb", recursive=True):
-            events += _read(path)
+            heard.events += _read(path)
+        marks = [e.start for e in heard.events if e.name == _MARK]
+        heard.began = now - min(marks, default=0.0)
 
 
 def _read(path: str | os.PathLike) -> Iterator[Event]:

@@ -1,6 +1,7 @@
 """device_names: one spelling for each device, checked against those there are."""
 
 import difflib
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,24 +18,31 @@ def same_device(one: str, other: str) -> bool:
     ) and (a.device_index or 0) == (b.device_index or 0)
 
 
+@functools.lru_cache(maxsize=1024)  # graphs ask it for each of their nodes
 def short(device: str) -> str:
     """The spelling that `Placement` uses: "/CPU:0" for one of this process."""
     if not device:
         return ""
     spec = tf.DeviceSpec.from_string(device)
-    if (spec.job or "localhost") == "localhost" and not spec.task:
+    if not process_of(device):
         return f"/{spec.device_type}:{spec.device_index or 0}"
     return spec.to_string()
 
 
+def process_of(device: str) -> str:
+    """The task ("/job:worker/replica:0/task:1") of a device; "" of this process."""
+    spec = tf.DeviceSpec.from_string(device)
+    if (spec.job or "localhost") == "localhost" and not spec.task:
+        return ""
+    return tf.DeviceSpec(
+        job=spec.job, replica=spec.replica or 0, task=spec.task or 0
+    ).to_string()
+
+
 def own(kind: str) -> list[str]:
     """This process's devices of a kind, and not those of a cluster."""
-    found = []
-    for device in tf.config.list_logical_devices(kind):
-        spec = tf.DeviceSpec.from_string(device.name)
-        if (spec.job or "localhost") == "localhost" and not spec.task:
-            found.append(device.name)
-    return found
+    names = [device.name for device in tf.config.list_logical_devices(kind)]
+    return [name for name in names if not process_of(name)]
 
 
 def available(available: Sequence[str] | str | None) -> list[str] | None:

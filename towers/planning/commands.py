@@ -65,12 +65,26 @@ def placement_of(
     if count > 1:
         Placement.cpus(count)
     policy = _POLICIES.get(parameters)
+    if policy is None and ":" not in parameters:
+        raise ValueError(
+            f"--parameters={parameters} is neither a device, such as /CPU:0, nor "
+            f"one of {', '.join(_POLICIES)}."
+        )
     return Placement(
         list(devices),
-        weights=[float(w) for w in weights] if weights else None,
+        weights=[_share(w) for w in weights] if weights else None,
         parameter_device=policy(list(devices)) if policy else parameters,
         available=available,
     )
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"--weights must be numbers, one per device, such as 3,1; got {text}."
+        ) from None
 
 
 def machine_of(devices: Sequence[str]) -> dict[str, int]:
@@ -115,7 +129,7 @@ def loaded(source: str) -> keras.Model:
     sys.path.insert(0, os.getcwd())
     try:
         model = getattr(importlib.import_module(name), function)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{source} gave no model: {type(error).__name__}: {_line(error)}"
         ) from error
@@ -148,8 +162,9 @@ def step_of(
     Raises:
       ValueError: the model is not built, or `rows` is below 1.
     """
-    if rows < 1:
-        raise ValueError(f"--batch must be at least 1; got {rows}.")
+    for flag, value in (("batch", rows), ("length", length)):
+        if value < 1:
+            raise ValueError(f"--{flag} must be at least 1; got {value}.")
     if not model.built:
         raise ValueError(
             "The model is not built, so its inputs are not known. Call it in "
@@ -183,6 +198,6 @@ def _random(spec: Any, length: int) -> np.ndarray:
     return random.integers(0, 2, shape).astype(spec.dtype.as_numpy_dtype)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """The first line of what an error says."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,7 +1,6 @@
 """placement_plan: what would run where, on a machine that is not here."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from towers.foreign import keras_machine, tf_kernels, tf_placer
 from towers.placement.device_names import agrees, short
+from towers.placement.scopes import tower_of
 from towers.planning import plan_graphs
 from towers.planning.crossings import Placed
 from towers.report.report import ExecutionReport
@@ -277,9 +277,9 @@ def _settled(
 
 def _refusal(name: str, nodes: Mapping[str, Any], error: Any) -> Refusal:
     kind = nodes[name].op if name in nodes else ""
-    layer = re.search(r"(?:^|/)tower_\d+(?:_\d+)?/(.+)/", name)
-    path = layer[1].split("/")[0] if layer else ""
-    return Refusal(name, kind, path, _words(error))
+    found = tower_of(name)
+    layer, inside, _ = found[1].partition("/") if found else ("", "", "")
+    return Refusal(name, kind, layer if inside else "", _words(error))
 
 
 def _words(error: tf.errors.OpError) -> str:

@@ -6,14 +6,16 @@ import dataclasses
 import functools
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from towers.cluster.profiling import profiled_everywhere
 from towers.foreign.patches import patched
-from towers.foreign.tf_profiler import Event, profiled
+from towers.foreign.tf_profiler import Event
+from towers.placement.device_names import process_of
+from towers.placement.scopes import tower_of
 from towers.planning.trace_events import trace_events
 from towers.report.profile import (
     Crossing,
@@ -26,7 +28,6 @@ from towers.report.profile import (
 from towers.report.recording import record
 
 _SESSIONS = (tf.compat.v1.Session, tf.compat.v1.InteractiveSession)
-_TOWER = re.compile(r"(?:^|/)(tower_\d+)/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Timeline:
       crossings: tensors that crossed between devices.
       start: when the first op began, on the profiler's clock.
       seconds: from there until the last op ended.
+      unseen: those of the devices whose process told nothing of what it ran.
     """
 
     devices: tuple[str, ...]
@@ -65,11 +67,12 @@ class Timeline:
     crossings: tuple[Crossing, ...]
     start: float
     seconds: float
+    unseen: tuple[str, ...] = ()
 
     @functools.cached_property
     def busy(self) -> dict[str, float]:
-        """By device, the time in which it ran at least one op."""
-        return {d: _length(self._running[d]) for d in self.devices}
+        """By device that is seen, the time in which it ran at least one op."""
+        return {d: _length(self._running[d]) for d in self._seen}
 
     @functools.cached_property
     def towers(self) -> dict[str, float]:
@@ -94,7 +97,7 @@ class Timeline:
     @functools.cached_property
     def waits(self) -> dict[str, float]:
         """By device, the time in which it ran nothing until a tensor came."""
-        found = dict.fromkeys(self.devices, 0.0)
+        found = dict.fromkeys(self._seen, 0.0)
         for wait in self.longest_waits:
             found[wait.device] += wait.seconds
         return found
@@ -132,7 +135,11 @@ class Timeline:
           path: such as "step.json".
         """
         events = trace_events(
-            self.devices, self.ops, self.crossings, self.start
+            self.devices,
+            self.ops,
+            self.crossings,
+            self.start,
+            self.unseen,
         )
         with open(os.fspath(path), "w", encoding="utf-8") as file:
             json.dump(events, file)
@@ -148,7 +155,11 @@ class Timeline:
         lines += [
             f"{ms(self.busy[d])} {share(self.busy[d])}  {d} busy, "
             f"{1e3 * self.waits[d]:.3f} ms waiting"
-            for d in self.devices
+            for d in self._seen
+        ]
+        lines += [
+            f"     not seen  {d}, whose process tells nothing of what it ran"
+            for d in self.unseen
         ]
         lines += [f"{ms(s)} {share(s)}  {t}" for t, s in self.towers.items()]
         if len(self.towers) > 1:
@@ -163,14 +174,18 @@ class Timeline:
         return "\n".join(lines)
 
     @functools.cached_property
+    def _seen(self) -> list[str]:
+        return [d for d in self.devices if d not in self.unseen]
+
+    @functools.cached_property
     def _running(self) -> dict[str, list[Interval]]:
         return _intervals(self.ops, lambda op: op.device)
 
     @functools.cached_property
     def _towers(self) -> dict[str, list[Interval]]:
         def tower(op: Op) -> str:
-            found = _TOWER.search(op.name)
-            return found[1] if found else ""
+            found = tower_of(op.name)
+            return f"tower_{found[0]}" if found else ""
 
         found = _intervals(self.ops, tower)
         found.pop("", None)
@@ -200,8 +215,10 @@ def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
 
     Logical CPU devices share the threads and the cores of a machine: an op of
     one may be late as another's has the core, which shows as neither busy nor
-    waiting. Devices of other processes are not heard of, but what arrives from
-    them is.
+    waiting. Workers of a `Cluster` tell what they ran, on the clock of this
+    process: theirs are compared over their heartbeats, and are right to half of
+    the time that a question takes. Devices of other processes that this one is
+    connected to are `unseen`; what arrives from them is known.
 
     Args:
       fn: what to run: a `tf.function`, a model's `train_on_batch` or `fit`, or
@@ -221,11 +238,13 @@ def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
             "timeline(model.train_on_batch, x, y)."
         )
     events: list[Event] = []
+    processes: set[str] = set()
 
     def heard() -> None:
-        with profiled() as found:
+        with profiled_everywhere() as told:
             call(*args)
-        events.extend(found)
+        events.extend(told.events)
+        processes.update(told.processes)
 
     def twice() -> None:
         call(*args)
@@ -247,12 +266,19 @@ def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
             "Expected a tf.function, a Keras model's step, or a Session's run."
         )
     start = min(op.start for op in found.ops)
+    devices = tuple(partition_devices(graphs))
+    heard_of = {op.device for op in found.ops}
     return Timeline(
-        tuple(partition_devices(graphs)),
+        devices,
         found.ops,
         found.crossings,
         start,
         max(op.start + op.seconds for op in found.ops) - start,
+        tuple(
+            d
+            for d in devices
+            if d not in heard_of and process_of(d) not in processes
+        ),
     )
 
 

@@ -18,13 +18,15 @@ def trace_events(
     ops: Sequence[Op],
     crossings: Sequence[Crossing],
     start: float,
+    unseen: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All of it as one object, fit for JSON; times from `start` on."""
     number = {device: i for i, device in enumerate(devices)}
     found: list[dict[str, Any]] = []
     for device, i in number.items():
+        said = " (not seen)" if device in unseen else ""
         found += [
-            _named("process_name", i, 0, device),
+            _named("process_name", i, 0, device + said),
             _named("thread_name", i, _SENT, "sent"),
             _named("thread_name", i, _ARRIVED, "arrived"),
         ]

@@ -1,11 +1,11 @@
 """html: a report as one page that opens without a network, and its short form."""
 
 import collections
-import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from towers.placement.scopes import is_backward, tower_of
 from towers.report.colours import tint
 from towers.report.html_devices import drawing
 from towers.report.html_page import framed
@@ -13,8 +13,6 @@ from towers.report.html_tables import Cell, count, table
 
 Told = dict[str, Any]  # what ExecutionReport.to_dict() gives
 Nodes = Sequence[tuple[str, str, str]]
-_SCOPE = re.compile(r"(?:^|/)(tower_\d+)/([^/]+)")
-_BACKWARD = re.compile(r"(^|/)gradients(_\d+)?/|_grad(_\d+)?/")
 
 
 def page(told: Told, nodes: Nodes) -> str:
@@ -115,10 +113,10 @@ def _layers(devices: list[str], nodes: Nodes) -> str:
     """A row per layer, a column per tower: where its ops ran, and how many."""
     ran: dict[Any, collections.Counter] = {}
     for device, name, _ in nodes:
-        found = _SCOPE.search(name)
+        found = tower_of(name)
         if found:
-            tower, layer = found.groups()
-            way = "backward" if _BACKWARD.search(name) else "forward"
+            tower, layer = f"tower_{found[0]}", found[1].split("/")[0]
+            way = "backward" if is_backward(name) else "forward"
             counts = ran.setdefault((layer, tower), collections.Counter())
             counts[device, way] += 1
     towers = sorted({t for _, t in ran}, key=lambda t: int(t.split("_")[1]))

@@ -19,7 +19,7 @@ from towers.foreign.tf_profiler import (
     RUN,
     Event,
 )
-from towers.placement.device_names import short
+from towers.placement.device_names import process_of, short
 from towers.report.partitions import ends, key, walked
 from towers.report.tensor_shapes import source
 
@@ -148,7 +148,7 @@ class _Carried:
                         self.takers[key(received)].append(node)
 
     def times(
-        self, events: Iterable[Event], ran: Sequence[tuple[Event, Any]]
+        self, events: Sequence[Event], ran: Sequence[tuple[Event, Any]]
     ) -> dict[tuple[Any, Any], int]:
         """How often a tensor crossed in a run, by (`key`, run).
 
@@ -170,6 +170,7 @@ class _Carried:
         for event in events:
             if event.name == ARRIVED:
                 arrived[event.stats.get(NODE)][_run(event)] += 1
+        told = {event.process for event in events}
         found = {}
         for which in {**self.sends, **self.receives}:
             send, receive = self.sends.get(which), self.receives.get(which)
@@ -177,11 +178,12 @@ class _Carried:
             if not runs and receive:
                 runs = arrived[receive.name]
             made = self.sources.get(which)
-            makers = (
-                [made]
-                if made is not None and made.op in kinds
-                else [node for node in self.takers[which] if node.op in kinds]
-            )
+            sender, receiver = (process_of(end.decode()) for end in which[:2])
+            makers = []
+            if made is not None and made.op in kinds:
+                makers = [made] if sender in told else []
+            elif receiver in told:
+                makers = [n for n in self.takers[which] if n.op in kinds]
             for run, times in runs.items():
                 alive = [heard[node.name][run] for node in makers]
                 found[which, run] = min(times, max(alive, default=times))
@@ -215,13 +217,14 @@ def _by_executor(
 ) -> Iterator[tuple[Event, Any]]:
     """Events on the host, each with the executor whose work it is part of."""
     events = sorted(events, key=lambda e: (e.start, -e.seconds))
-    open_: dict[int, list[tuple[float, Any]]] = collections.defaultdict(list)
+    open_: dict[Any, list[tuple[float, Any]]] = collections.defaultdict(list)
     for event in events:
-        stack = open_[event.thread]
+        stack = open_[event.process, event.thread]
         while stack and stack[-1][0] <= event.start:
             stack.pop()
         if event.name == PROCESS:
-            executor = _run(event), event.stats.get(EXECUTOR)
+            own = event.process, event.stats.get(EXECUTOR)
+            executor = _run(event), own
             stack.append((event.start + event.seconds, executor))
         elif not event.device and ":" in event.name:
             yield event, stack[-1][1] if stack else None

@@ -62,12 +62,14 @@ class Recording:
       batches: what iterators gave.
       variables: those that were read or written.
       eager: (device, op type) of each op that ran outside of functions.
+      peak_bytes: by GPU, the most memory that was in use at once.
     """
 
     functions: list[Ran]
     batches: list[Batches]
     variables: list[tf.Variable]
     eager: list[tuple[str, str]]
+    peak_bytes: dict[str, int]
 
 
 def record(call: Callable[[], Any]) -> Recording:
@@ -121,7 +123,7 @@ def record(call: Callable[[], Any]) -> Recording:
             with _noted_batches() as batches, _instantiated_anew():
                 # What ran before is not ours.
                 _traced(lambda: None, os.path.join(folder, "before"))
-                with tf_calls.heard(hear):
+                with _peaks() as peaks, tf_calls.heard(hear):
                     _traced(noted, os.path.join(folder, "call"))
             metadata = _read(os.path.join(folder, "call"))
         variables = [v for v in eager_variables() if id(v.handle) in touched]
@@ -137,6 +139,7 @@ def record(call: Callable[[], Any]) -> Recording:
         batches,
         variables,
         eager,
+        peaks,
     )
 
 
@@ -207,6 +210,20 @@ def _instantiated_anew() -> Iterator[None]:
     finally:
         before = {"min_graph_nodes": options.get("min_graph_nodes", 0)}
         tf.config.optimizer.set_experimental_options(before)
+
+
+@contextlib.contextmanager
+def _peaks() -> Iterator[dict[str, int]]:
+    """While open, GPUs note the most memory that is in use at once."""
+    config = tf.config.experimental
+    peaks: dict[str, int] = {}
+    gpus = [short(d.name) for d in tf.config.list_logical_devices("GPU")]
+    gpus = [gpu for gpu in gpus if gpu.startswith("/GPU")]  # of this process
+    for gpu in gpus:
+        config.reset_memory_stats(gpu[1:])
+    yield peaks
+    for gpu in gpus:
+        peaks[gpu] = config.get_memory_info(gpu[1:])["peak"]
 
 
 def _traced(call: Callable[[], Any], folder: str) -> None:

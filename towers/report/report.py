@@ -5,25 +5,23 @@ it can tell when they are not where they were put.
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
-from towers.foreign.tf_profiler import Event, profiled
+from towers.cluster.profiling import profiled_everywhere
+from towers.foreign.tf_profiler import Event
 from towers.placement.device_names import short
 from towers.report import figure, html, write_graph
 from towers.report.partitions import Partitions, Transfer
 from towers.report.profile import times_sent
 from towers.report.recording import record
-from towers.report.text import listed, table
+from towers.report.text import listed, printed
 from towers.report.variables import VariableUse, uses
 
 # What towers and verbs do on the host of their device, see `engine/host.py`.
@@ -232,34 +230,7 @@ class ExecutionReport:
         return html.short_form(self.to_dict())
 
     def __str__(self) -> str:
-        ran = collections.Counter(device for device, _, _ in self.nodes)
-        kinds = ("parameter", "slot", "state")
-        held = [self._bytes_of(kind) for kind in kinds]
-        devices = sorted({*ran, *(d for each in held for d in each)})
-        rows = [
-            ("device", "ops", "parameter bytes", "slot bytes", "state bytes")
-        ]
-        rows += [
-            (d, f"{ran[d]:,}", *(f"{each.get(d, 0):,}" for each in held))
-            for d in devices
-        ]
-        crossed = collections.Counter(
-            (t.source, t.target) for t in self.transfers
-        )
-        pairs = [
-            ("from", "to", "transfers", "bytes"),
-            *(
-                (*pair, f"{count:,}", f"{self.bytes_between[pair]:,}")
-                for pair, count in sorted(crossed.items())
-            ),
-        ]
-        excess = self.total_bytes / self.least_bytes if self.least_bytes else 1
-        more = f", and {len(self.unknown)} of unknown size" * bool(self.unknown)
-        return (
-            f"{table(rows)}\n\n{table(pairs)}\n\n{self.total_bytes:,} bytes in "
-            f"{len(self.transfers)} transfers{more}: {excess:.3f} times the "
-            f"least possible, {self.least_bytes:,}\n{listed(self.transfers)}"
-        )
+        return printed(self)
 
     def _bytes_of(self, kind: str) -> dict[str, int]:
         found: collections.Counter = collections.Counter()
@@ -303,7 +274,8 @@ def execution_report(
       fn: what to run, eagerly.
       *args: what it is called with.
       loops: whether TensorFlow's profiler counts how often transfers inside
-        loops happen. It hears of those with an end in this process.
+        loops happen. It hears of those with an end in this process, or in a
+        worker of its `Cluster`.
 
     Returns:
       An `ExecutionReport`. `print(report)` shows tables.
@@ -324,12 +296,11 @@ def execution_report(
         if not loops:
             fn(*args)
             return
-        with profiled() as found:
+        with profiled_everywhere() as heard:
             fn(*args)
-        events.extend(found)
+        events.extend(heard.events)
 
-    with _peaks() as peaks:
-        recording = record(call)
+    recording = record(call)
     graphs = [g for ran in recording.functions for g in ran.partitions]
     counts = times_sent(graphs, events) if loops else {}
     nodes: list[tuple[str, str, str]] = []
@@ -352,7 +323,7 @@ def execution_report(
         uses(recording.variables),
         least,
         collections.Counter(recording.eager),
-        peaks,
+        recording.peak_bytes,
         tuple(graphs),
     )
     collectives = {op for _, op in report.ops if op.startswith(_COLLECTIVES)}
@@ -369,17 +340,3 @@ def execution_report(
             stacklevel=2,
         )
     return report
-
-
-@contextlib.contextmanager
-def _peaks() -> Iterator[dict[str, int]]:
-    """While open, GPUs note the most memory that is in use at once."""
-    config = tf.config.experimental
-    peaks: dict[str, int] = {}
-    gpus = [short(d.name) for d in tf.config.list_logical_devices("GPU")]
-    gpus = [gpu for gpu in gpus if gpu.startswith("/GPU")]  # of this process
-    for gpu in gpus:
-        config.reset_memory_stats(gpu[1:])
-    yield peaks
-    for gpu in gpus:
-        peaks[gpu] = config.get_memory_info(gpu[1:])["peak"]

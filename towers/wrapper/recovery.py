@@ -14,6 +14,7 @@ from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost, is_sign, tasks_named
 from towers.foreign import keras_compile, keras_layers, keras_optimizer
 from towers.keras_model.layer_graph import variables_of
+from towers.keras_model.memory import memory_errors
 from towers.placement.placement import Placement
 from towers.wrapper.repeated_step import BroughtStep, RepeatedStep
 from towers.wrapper.tower_steps import TowerSteps
@@ -76,6 +77,10 @@ def _watching(name: str, of_weights: bool = False) -> Any:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with memory_errors(self.placement):
+            return watched_call(self, *args, **kwargs)
+
+    def watched_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.on_lost == "continue":  # each step is watched
             return method(self, *args, **kwargs)
         if self.lost_workers:

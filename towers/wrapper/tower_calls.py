@@ -11,6 +11,7 @@ from towers.engine.calls import How
 from towers.foreign import keras_layers
 from towers.keras_model import checks
 from towers.keras_model.calls import ModelCall
+from towers.keras_model.memory import memory_errors
 from towers.keras_model.parameters import Placed
 
 
@@ -40,7 +41,8 @@ class TowerCalls:
         if tf.executing_eagerly():
             self._model.renew_functions()
             function, adders = self._function(layer, call)
-            outputs, notes, losses = function(call.batch)
+            with memory_errors(self._model.placement):
+                outputs, notes, losses = function(call.batch)
         else:
             adders = []
             outputs, notes, losses = self._step(layer, call, adders)

@@ -67,6 +67,7 @@ class WorkersTest(absltest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         report = json.loads(done.stdout.splitlines()[-1])
         self.assertLess(report["difference"], 1e-6)
+        self.assertLess(report["difference from generators"], 1e-6)
         self.assertLess(report["bytes over least"], 1.03)
         self.assertBetween(report["bytes over reported"], 1.0, 1.03, report)
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+# This process's memory, where Python is.
+HOST_HERE = "/job:localhost/replica:0/task:0/device:CPU:0"
+
 
 def same_device(one: str, other: str) -> bool:
     """Whether two names of this process's devices mean the same one."""

@@ -12,8 +12,7 @@ import tensorflow as tf
 
 from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost
-
-_HERE = "/job:localhost/replica:0/task:0/device:CPU:0"
+from towers.placement.device_names import HOST_HERE
 
 
 class RepeatedStep:
@@ -81,7 +80,7 @@ class BroughtStep(RepeatedStep):
     """
 
     def take(self, batch: Any, spec: Any) -> Any:
-        with tf.device(_HERE):
+        with tf.device(HOST_HERE):
             return self._made_for(spec).step(batch)
 
 
@@ -98,7 +97,7 @@ class _Made:
                     batch,
                 )
             )
-            with tf.device(_HERE):
+            with tf.device(HOST_HERE):
                 return tf.nest.map_structure(_here, said)
 
         function = tf.function(run, autograph=False)

@@ -24,7 +24,11 @@ from towers.keras_model.calls import (
     signed,
 )
 from towers.keras_model.parameters import move_variable, place_variables
-from towers.placement.device_names import absent
+from towers.placement.device_names import (
+    HOST_HERE,
+    absent,
+    process_of,
+)
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.gather import check_rule
 from towers.wrapper.loss_choice import belongs_on_towers
@@ -300,13 +304,18 @@ class TowerModel(Recovering):
         return started
 
     def _beside_outputs(self, function: Any) -> Any:
-        """The function, with what has no device on the output device."""
+        """The function, with what has no device on the output device.
 
+        Or on this process, if that is of another one: TensorFlow would wait for
+        what a step returns with Python locked, and the step for a generator.
+        """
         function = self._fed(function)
+        outputs = str(self.placement.output_device)
+        device = HOST_HERE if process_of(outputs) else outputs
 
         @functools.wraps(function)
         def placed(*args: Any) -> Any:
-            with tf.device(self.placement.output_device):
+            with tf.device(device):
                 return function(*args)
 
         return placed

@@ -28,6 +28,7 @@ from towers.keras_model.tower import pure_tower
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
 from towers.verbs.batch import Batch, checked_batch
+from towers.verbs.departures import after_departures
 from towers.verbs.gather import check_structures, gather_known, spread
 from towers.verbs.join import joining
 from towers.verbs.split import split_shards
@@ -222,6 +223,7 @@ def assemble(
     alike = own is None and not graph.is_spread
     shards = split_shards(batch, placement)
     values, copies = replicated(graph, homes, placement, shards)
+    fed = after_departures(shards.fed, copies, placement.devices)
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
     devices = [home.device for home in homes]
@@ -240,7 +242,7 @@ def assemble(
                 for i, scope in enumerate(scopes)
             ],
             placement.devices,
-            list(zip(copies, shards.fed)),
+            list(zip(copies, fed)),
             # As the copies come first.
             [
                 graph.elsewhere(i, device)

@@ -35,6 +35,7 @@ TESTED_BY = {
     "engine.all_towers": "engine.meeting",
     "engine.calls": "wrapper.jit",
     "engine.parts": "engine.copies",
+    "foreign.keras_optimizer": "foreign.keras_updates",
     "foreign.tf_calls": "report.recording",
     "foreign.tf_saved_model": "export",
     "keras_model.calls": "wrapper.arguments",

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 _FORM = re.compile(r"(?:grpc://)?(\[[^\]]+\]|[^:\[\]/\s]+):(\d+)(?::(\d+))?")
@@ -111,3 +112,42 @@ def own_address(workers: list[Address]) -> str:
     with socket.socket(family) as probe:
         probe.bind((host.strip("[]"), 0))
         return f"{host}:{probe.getsockname()[1]}"
+
+
+def checked_addresses(
+    addresses: Sequence[str], timeout: float, heartbeat: float
+) -> list[Address]:
+    """Addresses of workers, each once.
+
+    Raises:
+      TypeError, ValueError: as for `Cluster`.
+    """
+    if isinstance(addresses, str) or not isinstance(addresses, Sequence):
+        raise TypeError(
+            "`addresses` must be a list of workers' addresses, such as "
+            f'["10.0.0.2:2222"]; got {addresses!r}.'
+        )
+    if not addresses:
+        raise ValueError(
+            "`addresses` is empty, but a cluster has at least one worker. "
+            "Start one by `python -m towers worker --port=2222`."
+        )
+    for name, value in (("timeout", timeout), ("heartbeat", heartbeat)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"`{name}` must be seconds; got {value!r}.")
+        if not value > 0:
+            raise ValueError(
+                f"`{name}` must be more than 0 seconds; got {value}."
+            )
+    workers = [
+        Address.parse(text, f"addresses[{i}]")
+        for i, text in enumerate(addresses)
+    ]
+    targets = [worker.target for worker in workers]
+    twice = {text for text in targets if targets.count(text) > 1}
+    if twice:
+        raise ValueError(
+            f"`addresses` names {', '.join(sorted(twice))} twice. Expected "
+            "each worker once."
+        )
+    return workers

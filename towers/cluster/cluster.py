@@ -2,20 +2,18 @@
 
 import contextlib
 import itertools
-import json
-import os
-import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from towers.cluster.address import Address, own_address
-from towers.cluster.connections import cut, trouble_with
-from towers.cluster.lost import WorkerLost, is_sign, tasks_named
+from towers.cluster.address import Address, checked_addresses, own_address
+from towers.cluster.environment import named_workers
+from towers.cluster.lost import WorkerLost
+from towers.cluster.members import Members
 from towers.cluster.pulse import Pulse
 from towers.foreign import tf_cluster
 
@@ -60,37 +58,10 @@ class Cluster:
         timeout: float = 60,
         heartbeat: float = 5.0,
     ):
-        if isinstance(addresses, str) or not isinstance(addresses, Sequence):
-            raise TypeError(
-                "`addresses` must be a list of workers' addresses, such as "
-                f'["10.0.0.2:2222"]; got {addresses!r}.'
-            )
-        if not addresses:
-            raise ValueError(
-                "`addresses` is empty, but a cluster has at least one worker. "
-                "Start one by `python -m towers worker --port=2222`."
-            )
-        for name, value in (("timeout", timeout), ("heartbeat", heartbeat)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"`{name}` must be seconds; got {value!r}.")
-            if not value > 0:
-                raise ValueError(
-                    f"`{name}` must be more than 0 seconds; got {value}."
-                )
-        workers = [
-            Address.parse(text, f"addresses[{i}]")
-            for i, text in enumerate(addresses)
-        ]
-        targets = [worker.target for worker in workers]
-        twice = {text for text in targets if targets.count(text) > 1}
-        if twice:
-            raise ValueError(
-                f"`addresses` names {', '.join(sorted(twice))} twice. Expected "
-                "each worker once."
-            )
+        workers = checked_addresses(addresses, timeout, heartbeat)
         # TensorFlow cannot give a task to another worker.
         new = itertools.count(max(_TASKS.values(), default=-1) + 1)
-        self._workers = {
+        tasks = {
             _TASKS[w.target] if w.target in _TASKS else next(new): w
             for w in workers
         }
@@ -104,19 +75,10 @@ class Cluster:
                 )
             own = asked
         self.address = own or own_address(workers)
-        self._joined: dict[int, str] = {}  # incarnations, by task
-        self._lost: set[int] = set()  # of those, until the next update
         self._torn = False
         self._watched = 0
         self._graves: list[Any] = []
-        self._ended = threading.Event()
-        self._to_cut = threading.Event()
-        self._pulses = {
-            i: Pulse(worker, _CHIEF, heartbeat, self._silent(i))
-            for i, worker in self._workers.items()
-        }
-        self._heartbeat = heartbeat
-        threading.Thread(target=self._cut_lost, daemon=True).start()
+        self._members = Members(tasks, _CHIEF, heartbeat)
         try:
             self._connect(time.monotonic() + timeout)
         except BaseException:
@@ -152,31 +114,8 @@ class Cluster:
             this process is one of them.
           TimeoutError: as for `Cluster`.
         """
-        text = os.environ.get("TF_CONFIG", "")
-        try:
-            config = json.loads(text)
-            jobs = dict(config["cluster"])
-            task = dict(config.get("task") or {})
-            workers = jobs.get("worker") or []
-            if isinstance(workers, dict):
-                workers = [workers[key] for key in sorted(workers, key=int)]
-        except (ValueError, TypeError, KeyError):
-            jobs, workers, task = {}, [], {}
-        if not workers:
-            raise ValueError(
-                f"TF_CONFIG names no workers: {text or 'it is not set'}. "
-                'Expected {"cluster": {"worker": ["host:port", ...]}}.'
-            )
-        if task.get("type") == "worker":
-            raise ValueError(
-                "TF_CONFIG says that this process is a worker. Start workers "
-                "by `python -m towers worker --port=...`, and make the Cluster "
-                "in the chief only."
-            )
-        own = jobs.get("chief") or jobs.get("master") or [None]
-        if isinstance(own, dict):
-            own = list(own.values())
-        return cls(workers, own[0], timeout=timeout, heartbeat=heartbeat)
+        workers, own = named_workers()
+        return cls(workers, own, timeout=timeout, heartbeat=heartbeat)
 
     def devices(self, kind: str | None = None) -> list[str]:
         """Names of the workers' devices, by worker.
@@ -193,7 +132,7 @@ class Cluster:
             spec = tf.DeviceSpec.from_string(device.name)
             if (
                 spec.job == "worker"
-                and spec.task in self._joined
+                and spec.task in self._members.joined
                 and not spec.device_type.startswith("XLA_")
             ):
                 found.append((spec.task, device.name))
@@ -202,15 +141,15 @@ class Cluster:
     def alive(self) -> list[str]:
         """Addresses of the workers that answer, those of them too that have
         come back and wait for `update`."""
-        return [p.worker.text for p in self._pulses.values() if p.incarnation]
+        return self._members.texts(self._members.alive())
 
     def pulses(self) -> dict[int, Pulse]:
         """Those of the workers that are connected, by task."""
-        return {i: self._pulses[i] for i in self._joined if i not in self._lost}
+        return self._members.connected()
 
     def lost(self) -> list[str]:
         """Addresses of the workers that were lost since the last `update`."""
-        return [self._workers[i].text for i in sorted(self._lost)]
+        return self._members.texts(self._members.lost)
 
     def update(self) -> bool:
         """Drops the workers that are lost, and takes back those that returned.
@@ -224,19 +163,20 @@ class Cluster:
         Raises:
           WorkerLost: none answers.
         """
-        changed = False
+        members, changed = self._members, False
         for _ in range(_TRIES):
-            now = self._usable()
+            now = members.usable()
             if not now:
                 raise WorkerLost(
-                    [worker.text for worker in self._workers.values()],
+                    members.texts(members.workers),
                     "No worker answers. Start one and call `update()` again.",
                 )
-            changed = changed or now != self._joined or bool(self._lost)
+            changed = changed or now != members.joined or bool(members.lost)
             if not changed and not self._torn:
                 return False
-            gone = {i for i, told in self._joined.items() if now.get(i) != told}
-            self._give_up(gone | self._lost)
+            before = members.joined.items()
+            gone = {i for i, told in before if now.get(i) != told}
+            self._give_up(gone | members.lost)
             try:
                 self._apply(now)
             except tf.errors.OpError:  # another one dies
@@ -251,22 +191,19 @@ class Cluster:
     def has(self, devices: Sequence[str]) -> bool:
         """Whether all those devices that are of workers are of these."""
         tasks = [task_of(device) for device in devices]
-        return all(i is None or i in self._joined for i in tasks)
+        return all(i is None or i in self._members.joined for i in tasks)
 
     def check(self, tasks: set[int]) -> None:
         """Raises a `WorkerLost` if one of these workers has been dropped."""
-        gone = sorted(
-            i for i in tasks - set(self._joined) if i in self._workers
-        )
+        members = self._members
+        gone = (tasks - set(members.joined)) & set(members.workers)
         if gone:
-            raise WorkerLost(self._workers[i].text for i in gone)
+            raise WorkerLost(members.texts(gone))
 
     def is_behind(self) -> bool:
         """Whether `update` has something to do."""
-        now = {
-            i: p.incarnation for i, p in self._pulses.items() if p.incarnation
-        }
-        return bool(self._lost) or now != self._joined
+        members = self._members
+        return bool(members.lost) or members.alive() != members.joined
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -287,7 +224,7 @@ class Cluster:
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """As `watch`, inside of that, for those who go on."""
-        if self._lost:  # TensorFlow would wait for it
+        if self._members.lost:  # TensorFlow would wait for it
             raise WorkerLost(self.lost())
         self._watched += 1
         try:
@@ -295,64 +232,23 @@ class Cluster:
         except WorkerLost:
             raise
         except Exception as error:
-            lost = self._whom(error)
+            lost = self._members.whom(error)
             if lost is None:
                 raise
             self._torn = True
-            self._give_up(set(self._lost))
+            self._give_up(set(self._members.lost))
             raise WorkerLost(lost) from error
         finally:
             self._watched -= 1
-
-    def _whom(self, error: Exception) -> list[str] | None:
-        """The workers that an error means; None if it means none."""
-        for i, incarnation in list(self._joined.items()):
-            if i not in self._lost and not self._pulses[i].is_still(
-                incarnation
-            ):
-                self._lost.add(i)
-        if self._lost:
-            return self.lost()
-        if not is_sign(error):
-            return None
-        named = [i for i in tasks_named(error) if i in self._joined]
-        return [self._workers[i].text for i in named]
-
-    def _silent(self, task: int) -> Callable[[], None]:
-        def note() -> None:
-            if task in self._joined:
-                self._lost.add(task)
-                self._to_cut.set()
-
-        return note
-
-    def _cut_lost(self) -> None:
-        """Lets nothing of TensorFlow's wait for a worker that is lost."""
-        while not self._ended.is_set():
-            self._to_cut.wait()
-            for task in list(self._lost):
-                cut(self._workers[task])
-            if not self._lost:
-                self._to_cut.clear()
-            self._ended.wait(0.1)
 
     def _give_up(self, tasks: set[int]) -> None:
         """Has models give up variables of workers, before one is touched.
 
         What they were is kept until TensorFlow has dropped the workers.
         """
-        workers = tuple(self._workers[i].text for i in sorted(tasks))
+        workers = tuple(self._members.texts(tasks))
         for holder in list(_HOLDERS) if tasks else ():
             self._graves += holder.lose(tasks, workers)
-
-    def _usable(self) -> dict[int, str]:
-        """Incarnations of the workers that answer on both ports."""
-        found = {}
-        for i, pulse in self._pulses.items():
-            incarnation = pulse.incarnation
-            if incarnation and not trouble_with(pulse.worker, self._heartbeat):
-                found[i] = incarnation
-        return found
 
     def _apply(self, incarnations: dict[int, str]) -> None:
         """Connects TensorFlow to these workers.
@@ -360,10 +256,12 @@ class Cluster:
         Raises:
           tf.errors.OpError: one has died since it was asked.
         """
-        tasks = {i: self._workers[i].target for i in incarnations}
+        members = self._members
+        tasks = {i: members.workers[i].target for i in incarnations}
         _TASKS.update((target, i) for i, target in tasks.items())
-        self._joined = {**self._joined, **incarnations}  # may be lost from now
-        self._lost -= set(incarnations)
+        # They may be lost from now on.
+        members.joined = {**members.joined, **incarnations}
+        members.lost -= set(incarnations)
         if tf_cluster.own_address() is None:
             tf.config.experimental_connect_to_cluster(
                 tf.train.ClusterSpec(
@@ -373,12 +271,7 @@ class Cluster:
             tf.config.list_logical_devices()  # now, not at the first op
         else:
             tf_cluster.update_tasks("worker", tasks)
-        self._joined = dict(incarnations)
-        self._lost = {
-            i
-            for i, told in incarnations.items()
-            if self._pulses[i].incarnation != told
-        }
+        members.note_joined(incarnations)
         self._torn = False
         self._graves.clear()
 
@@ -388,60 +281,24 @@ class Cluster:
         Raises:
           TimeoutError: after `deadline`.
         """
+        own = Address.parse(self.address, "address")
+        members = self._members
         while True:
-            now = self._usable()
+            now = members.usable()
             apart: list[str] = []
-            if len(now) == len(self._workers):
+            if len(now) == len(members.workers):
                 with contextlib.suppress(tf.errors.OpError):
                     self._apply(now)
-                    apart = self._apart()
-                    if not self._lost and not apart:
+                    apart = members.apart(own)
+                    if not members.lost and not apart:
                         return
             if time.monotonic() > deadline:
-                raise TimeoutError(self._troubles(apart))
+                raise TimeoutError(members.troubles(apart, self.address))
             time.sleep(0.1)
-
-    def _apart(self) -> list[str]:
-        """Which workers cannot call this process, or the next of them.
-
-        TensorFlow fetches tensors from where they are, and would wait.
-        """
-        own = Address.parse(self.address, "address")
-        told = []
-        workers = list(self._workers.values())
-        next_ones = [*workers[1:], workers[0]]
-        for pulse, other_worker in zip(self._pulses.values(), next_ones):
-            for other in (own, other_worker):
-                trouble = pulse.trouble_in_reaching(other)
-                if trouble:
-                    told.append(
-                        f"{pulse.worker.text} (it cannot call {other.target}: "
-                        f"{trouble})"
-                    )
-        return told
-
-    def _troubles(self, apart: Sequence[str]) -> str:
-        told = list(apart)
-        for pulse in self._pulses.values() if not told else ():
-            trouble = pulse.trouble or trouble_with(
-                pulse.worker, min(1.0, self._heartbeat)
-            )
-            if trouble:
-                told.append(f"{pulse.worker.text} ({trouble})")
-        return (
-            f"Of {len(self._workers)} workers, {len(told)} cannot be used: "
-            f"{', '.join(told)}. Expected each to run `python -m towers worker "
-            "--port=PORT --host=ADDRESS`, whose heartbeat is by default on "
-            "PORT + 1000, both ports to be open between these machines, and "
-            f"this process to be called at `address`, {self.address}."
-        )
 
     def _end(self) -> None:
         """Lets the workers go."""
-        self._ended.set()
-        self._to_cut.set()
-        for pulse in self._pulses.values():
-            pulse.end()
+        self._members.end()
 
 
 _CONNECTED: list[Cluster] = []

@@ -1,23 +1,32 @@
-"""Trains towers in two worker processes: `chief.py CLUSTER_JSON`.
+"""Trains towers in worker processes, and counts what all of them send.
 
-Prints, as JSON, the largest difference from the plain model's weights, and the
-bytes a step on the loopback device over the least possible, and over what
-`execution_report` says.
+Prints, as JSON, how far two towers end from the plain model's weights; for two and
+three towers, with parameters on this process and balanced on the workers, the bytes
+of a step over the least possible, and over what `execution_report` says; and those
+of a step whose inputs each tower reads by itself, over the inputs'.
 """
 
 import json
-import sys
+import os
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-import numpy as np
-import tensorflow as tf
+from cluster_workers import Workers
 
-import towers
+WORKERS = Workers(3)
 
-STEPS = 10
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from sent_bytes import sent_bytes  # noqa: E402
+
+import towers  # noqa: E402
+
+STEPS = 5
+HERE = "/job:localhost/replica:0/task:0/device:CPU:0"
+DEVICES = [f"/job:worker/task:{i}/device:CPU:0" for i in range(3)]
 
 
 def model() -> keras.Model:
@@ -34,10 +43,54 @@ def model() -> keras.Model:
     )
 
 
-def loopback() -> int:
-    with open("/proc/net/dev") as lines:
-        (line,) = (line for line in lines if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[0])
+def sent(step) -> float:
+    """Bytes of a step, of this process and all workers together."""
+    pids = [os.getpid(), *WORKERS.pids.values()]
+    step()  # traced
+    before = sent_bytes(pids)
+    for _ in range(STEPS):
+        step()
+    return (sent_bytes(pids) - before) / STEPS
+
+
+def of_parameters(n: int, name: str, data, x, y) -> list:
+    """[towers, where parameters are, bytes over the least, least over reported]."""
+    where = HERE if name == "chief" else towers.balanced(DEVICES[:n])
+    placement = towers.Placement(
+        DEVICES[:n], parameter_device=where, output_device=HERE
+    )
+    made = towers.TowerModel(model(), placement)
+    made.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+    made.make_train_function()
+    batches = iter(data)
+
+    def step():
+        return made.train_function(batches)
+
+    parameters = sum(w.nbytes for w in made.get_weights())
+    # Besides: x down; outputs up, and their gradients down.
+    pairs = n if name == "chief" else n - 1
+    least = 2 * pairs * parameters + x.nbytes + 2 * y.nbytes
+    over_least = sent(step) / least
+    return [
+        n,
+        name,
+        over_least,
+        least / towers.execution_report(step).total_bytes,
+    ]
+
+
+def trained(data) -> float:
+    """How far two towers end from the plain model's weights."""
+    plain, towered = (
+        model(),
+        towers.TowerModel(model(), towers.Placement(DEVICES[:2])),
+    )
+    for m in (plain, towered):
+        m.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+        m.fit(data, steps_per_epoch=3, verbose=0)
+    pairs = zip(plain.get_weights(), towered.get_weights())
+    return float(max(np.abs(a - b).max() for a, b in pairs))
 
 
 def from_generators(x: np.ndarray, y: np.ndarray) -> float:
@@ -45,8 +98,7 @@ def from_generators(x: np.ndarray, y: np.ndarray) -> float:
 
     A step waits for Python's generator; Python must not wait for the step.
     """
-    devices = [f"/job:worker/task:{i}/device:CPU:0" for i in range(2)]
-    placement = towers.Placement(devices, towers.balanced(devices))
+    placement = towers.Placement(DEVICES[:2], towers.balanced(DEVICES[:2]))
 
     def batches() -> Iterator[Any]:
         for _ in range(3):
@@ -67,44 +119,71 @@ def from_generators(x: np.ndarray, y: np.ndarray) -> float:
     )
 
 
+def of_own_inputs() -> list[float]:
+    """Bytes of a step over those of its inputs, and the error of its value.
+
+    Towers read files of their own, which are of unequal length, in batches of
+    unequal rows.
+    """
+    rows, length = [20, 40, 70], 1000
+    files, read = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, count in enumerate(rows):
+            files.append(os.path.join(folder, f"tower_{i}"))
+            read.append(np.random.default_rng(i).normal(size=[count, length]))
+            read[i].astype("float32").tofile(files[i])
+
+        def dataset(tower):
+            data = tf.data.FixedLengthRecordDataset(
+                files[tower.index], 4 * length
+            )
+            data = data.map(lambda x: tf.io.decode_raw(x, tf.float32))
+            return data.batch(rows[tower.index] // 2).repeat(10)
+
+        net = keras.Sequential([keras.Input([length]), keras.layers.Dense(1)])
+        where = towers.Placement(DEVICES)
+
+        @tf.function
+        def step(batch):
+            graph = towers.build_towers(
+                net,
+                batch,
+                where,
+                merge="mean",
+                tower_fn=lambda model, x: tf.reduce_mean(model(x) ** 2),
+            )
+            with tf.device(HERE):
+                return tf.identity(graph.outputs)
+
+        batches = iter(towers.per_tower(dataset).batches(where))
+        value = float(step(next(batches)))
+        first = np.concatenate([x[: len(x) // 2] for x in read])
+        expected = np.mean(np.square(net(first.astype("float32"))))
+        each = sent(lambda: step(next(batches)))
+        return [each / (4 * length * sum(rows) / 2), abs(value - expected)]
+
+
 def main() -> None:
-    cluster = tf.train.ClusterSpec(json.loads(sys.argv[1]))
-    tf.config.experimental_connect_to_cluster(cluster)
-    placement = towers.Placement(
-        [f"/job:worker/task:{i}/device:CPU:0" for i in range(2)]
-    )
+    spec = {"worker": WORKERS.addresses}
+    tf.config.experimental_connect_to_cluster(tf.train.ClusterSpec(spec))
     rng = np.random.default_rng(0)
-    x = rng.normal(size=[64, 32, 32, 3]).astype("float32")
-    y = rng.normal(size=[64, 10]).astype("float32")
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(64).repeat()
-    plain, towered = model(), towers.TowerModel(model(), placement)
-    for m in (plain, towered):
-        m.compile(keras.optimizers.SGD(0.01), "mse")
-        m.fit(data, steps_per_epoch=3, verbose=0)
-    difference = max(
-        np.abs(a - b).max()
-        for a, b in zip(plain.get_weights(), towered.get_weights())
+    x = rng.normal(size=[48, 32, 32, 3]).astype("float32")
+    y = rng.normal(size=[48, 10]).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(48).repeat()
+    print(
+        json.dumps(
+            {
+                "difference": trained(data),
+                "difference from generators": from_generators(x, y),
+                "bytes": [
+                    of_parameters(n, name, data, x, y)
+                    for n in (2, 3)
+                    for name in ("chief", "balanced")
+                ],
+                "own inputs": of_own_inputs(),
+            }
+        )
     )
-    batches = iter(data)
-    measured = []
-    for _ in range(3):  # other programs talk on this device, too
-        before = loopback()
-        for _ in range(STEPS):
-            towered.train_function(batches)
-        measured.append((loopback() - before) / STEPS)
-    told = towers.execution_report(
-        lambda: towered.fit(data, steps_per_epoch=1, verbose=0)
-    )
-    parameters = sum(w.nbytes for w in plain.get_weights())
-    # Per worker: parameters down, gradients up. Once: x, outputs, gradients.
-    least = 2 * 2 * parameters + x.nbytes + 2 * y.nbytes
-    report = {
-        "difference": float(difference),
-        "difference from generators": from_generators(x, y),
-        "bytes over least": min(measured) / least,
-        "bytes over reported": min(measured) / told.total_bytes,
-    }
-    print(json.dumps(report))
 
 
 main()

@@ -9,7 +9,8 @@ The map of the house, from the top down. Each part imports what is below it only
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
   build           split, replicate, forward, gather: the story on one screen
                   (`build_towers`), beside what it hands out (tower_graph), the
-                  same in tf.compat.v1 (v1_graph), and SavedModels (export)
+                  same in tf.compat.v1 (v1_graph), SavedModels (export), and
+                  inputs that towers read themselves (`per_tower`)
   keras_model     a Keras model as a pure function of its variables and inputs
   verbs           split, scatter, replicate, gather, join, average, and the rows
   engine          one tower on its device, there and back; README.md says why
@@ -26,6 +27,7 @@ from towers.cluster.worker import serve
 from towers.engine.all_towers import all_towers
 from towers.export import export_towers
 from towers.foreign.tf_autograph import keep_as_they_are
+from towers.inputs_per_tower import per_tower
 from towers.keras_model.memory import memory_errors
 from towers.keras_model.merge_rules import merge_state_by
 from towers.keras_model.parameters import place_variables
@@ -68,6 +70,7 @@ __all__ = [
     "measure_weights",
     "memory_errors",
     "merge_state_by",
+    "per_tower",
     "pipeline",
     "place_variables",
     "plot_placement",

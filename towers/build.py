@@ -11,6 +11,7 @@ from towers.engine import warned
 from towers.engine.calls import How
 from towers.engine.forward import run_towers
 from towers.foreign import keras_layers
+from towers.inputs_per_tower import PerTower
 from towers.keras_model import (
     batchless,
     calls,
@@ -27,11 +28,16 @@ from towers.keras_model.state import Before, merge_state
 from towers.keras_model.tower import pure_tower
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
-from towers.verbs.batch import Batch, checked_batch
+from towers.verbs.batch import (
+    Batch,
+    BatchPerTower,
+    checked_batch,
+    whole_paths,
+)
 from towers.verbs.departures import after_departures
 from towers.verbs.gather import check_structures, gather_known, spread
 from towers.verbs.join import joining
-from towers.verbs.split import split_shards
+from towers.verbs.split import own_shards, split_shards
 
 
 def build_towers(
@@ -68,7 +74,8 @@ def build_towers(
     Args:
       model: a Keras 3 model. Its variables are read where they are.
       inputs: what `model` is called with: a nest of [rows, ...] tensors,
-        dense, ragged or sparse.
+        dense, ragged or sparse. Or what each tower reads on its own machine,
+        a batch of `per_tower`.
       placement: where everything runs.
       training: as for `model(inputs, training=...)`; in a `tower_fn`, the phase
         of every call that names none.
@@ -116,17 +123,24 @@ def build_towers(
     """
     checks.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
+    if isinstance(inputs, PerTower):
+        inputs = inputs.next_batch(placement)
+    own = inputs.towers if isinstance(inputs, BatchPerTower) else None
     if tower_fn is None:
-        call = calls.model_call(
-            [inputs], arguments or {}, whole, training=training
-        )
+        each = [
+            calls.model_call([nest], arguments or {}, whole, training=training)
+            for nest in ([inputs] if own is None else own)
+        ]
+        if own is not None:
+            _refuse_shared(each[0], own[0], arguments or {}, whole)
         return build_call(
             model,
-            call,
+            each[0],
             placement,
             merge,
             layer_outputs,
             how=_how(jit_compile, quick_start),
+            each=None if own is None else [call.batch for call in each],
         )
     if arguments:
         raise ValueError(
@@ -142,7 +156,14 @@ def build_towers(
         tuple(layer_outputs),
         how=_how(jit_compile, quick_start),
     )
-    return _built(model, checked_batch(inputs, whole=whole), request)
+    if own is None:
+        return _built(model, checked_batch(inputs, whole=whole), request)
+    checked = [
+        checked_batch(nest, f"inputs of tower {i}", whole)
+        for i, nest in enumerate(own)
+    ]
+    nests = [batch.nest for batch in checked]
+    return _built(model, Batch(nests[0], checked[0].whole, nests), request)
 
 
 def build_call(
@@ -153,6 +174,7 @@ def build_call(
     layer_outputs: Sequence[str] = (),
     part_of: Any = None,
     how: How = How.BUILT,
+    each: Sequence[Any] | None = None,
 ) -> TowerGraph:
     """As `build_towers`, for a call of a model, or of a layer.
 
@@ -163,6 +185,7 @@ def build_call(
       part_of: the model of which a layer is called by itself, in which
         `layer_devices` are known.
       how: whether towers are built op by op, or called as functions.
+      each: None, or the tensors that each tower has already, as in `call.batch`.
     """
     request = Request(
         placement,
@@ -174,12 +197,32 @@ def build_call(
         how,
     )
     whole = [i in call.whole for i in range(len(call.batch))]
-    graph = _built(model, Batch(call.batch, whole), request)
-    each = [
+    graph = _built(model, Batch(call.batch, whole, each), request)
+    made = [
         dataclasses.replace(tower, inputs=call.inputs(tower.inputs))
         for tower in graph.towers
     ]
-    return dataclasses.replace(graph, towers=each)
+    return dataclasses.replace(graph, towers=made)
+
+
+def _refuse_shared(
+    call: calls.ModelCall,
+    inputs: Any,
+    arguments: Mapping[str, Any],
+    whole: Sequence[Any],
+) -> None:
+    """Raises if `arguments` are to be split: each tower has its own rows."""
+    of_inputs = [
+        path for path in whole_paths(whole) if path[0] not in arguments
+    ]
+    alone = calls.model_call([inputs], {}, of_inputs, training=call.training)
+    divided = [len(x.batch) - len(x.whole) for x in (call, alone)]
+    if divided[0] != divided[1]:
+        raise ValueError(
+            "`arguments` hold tensors to split by rows, but with inputs of "
+            "towers.per_tower each tower has its own rows. Put them into the "
+            "datasets and use a `tower_fn`, or name them in `whole`."
+        )
 
 
 def _built(model: Any, batch: Batch, request: Request) -> TowerGraph:
@@ -221,7 +264,8 @@ def assemble(
     elif talks or graph.pinned_layers:
         how = How.BUILT
     alike = own is None and not graph.is_spread
-    shards = split_shards(batch, placement)
+    divide = split_shards if batch.each is None else own_shards
+    shards = divide(batch, placement)
     values, copies = replicated(graph, homes, placement, shards)
     fed = after_departures(shards.fed, copies, placement.devices)
     with tf.name_scope(""):
@@ -340,13 +384,15 @@ def _run_eagerly(model: Any, batch: Batch, request: Request) -> TowerGraph:
     """Builds and runs a graph, and hands out its values."""
     built: list[TowerGraph] = []
 
-    def run(nest: Any) -> Any:
-        graph = _in_graph(model, Batch(nest, batch.whole), request)
+    def run(nest: Any, each: Any) -> Any:
+        nest = nest if each is None else each[0]
+        graph = _in_graph(model, Batch(nest, batch.whole, each), request)
         built.append(graph)
         return _tensors(graph)
 
+    split = batch.nest if batch.each is None else None
     with memory_errors(request.placement):
-        values = tf.function(run, autograph=False)(batch.nest)
+        values = tf.function(run, autograph=False)(split, batch.each)
     graph = built[-1]
     keras_layers.set_notes(values["outputs"], values["notes"])
     return dataclasses.replace(

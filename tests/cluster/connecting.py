@@ -66,10 +66,10 @@ class ConnectingTest(absltest.TestCase):
             server.server_close()
 
     def test_2_who_comes_late_is_waited_for(self):
-        threading.Timer(2, WORKERS.start, [2]).start()
+        threading.Timer(10, WORKERS.start, [2]).start()
         start = time.monotonic()
         cluster = towers.Cluster(WORKERS.addresses[:3], timeout=50)
-        self.assertGreater(time.monotonic() - start, 1.5)
+        self.assertGreater(time.monotonic() - start, 9.5)
         self.assertLen(cluster.devices("CPU"), 3)
         self.assertEmpty(cluster.devices("GPU"))
         self.assertEqual(cluster.alive(), WORKERS.addresses[:3])

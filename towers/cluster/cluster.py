@@ -98,6 +98,11 @@ class Cluster:
         TF_CONFIG is JSON: `{"cluster": {"chief": [...], "worker": [...]}, "task":
         {"type": "chief", "index": 0}}`. What follows "worker" are the workers,
         and "chief", or "master", if it is there, is where this process is.
+        Kubeflow's TFJob sets it on Kubernetes; other schedulers tell names of
+        machines, of which it is made in a line or two. Under SLURM these are
+        what `scontrol show hostnames $SLURM_JOB_NODELIST` prints, and
+        `srun python -m towers worker --port=2222 --host=0.0.0.0` starts a worker
+        on each.
 
         >>> os.environ["TF_CONFIG"] = '{"cluster": {}}'
         >>> towers.Cluster.from_environment()

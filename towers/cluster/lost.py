@@ -26,7 +26,23 @@ _TASK = re.compile(r"/job:worker(?:/replica:\d+)?/task:(\d+)")
 class WorkerLost(RuntimeError):
     """A worker died, was started anew, or does not answer any more.
 
-    What was computed on it is gone, and so are variables that lived there.
+    What was computed on it is gone, and so are variables that lived there. A loop
+    that goes on from the last checkpoint, wherever parameters are, and also when it
+    is this process that has died and is started again:
+
+        while True:
+            devices = cluster.devices()
+            placement = towers.Placement(
+                devices, parameter_device=towers.balanced(devices)
+            )
+            model = towers.TowerModel(make_model(), placement)  # a new one
+            model.compile("sgd", "mse")
+            try:
+                backup = keras.callbacks.BackupAndRestore("backup")
+                model.fit(data, epochs=9, callbacks=[backup])
+                break
+            except towers.WorkerLost:
+                cluster.update()  # drop the dead, take back the returned
 
     >>> error = towers.WorkerLost(["10.0.0.2:2222"])
     >>> error.workers

@@ -2,9 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+
+class BatchPerTower(NamedTuple):
+    """A batch of which each tower has its own part, on its own machine.
+
+    Attributes:
+      towers: one nest of tensors [rows, ...] per tower.
+    """
+
+    towers: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +24,13 @@ class Batch:
     Attributes:
       nest: of tensors [rows, ...]; None for an input that is left out.
       whole: for each leaf whether every tower gets it as it is.
+      each: None, or one such nest per tower, which has it already; `nest` is
+        the first.
     """
 
     nest: Any
     whole: Sequence[bool]
+    each: Sequence[Any] | None = None
 
 
 def whole_leaves(batch: Any, whole: Sequence[Any]) -> list[bool]:
@@ -101,6 +114,12 @@ def checked_batch(
             )
         return tensor
 
+    if isinstance(batch, BatchPerTower):
+        raise TypeError(
+            f"`{argument}` is a batch of towers.per_tower, of which each tower "
+            "has its part already. Expected a batch to split; give that one to "
+            "build_towers."
+        )
     nested = tf.nest.is_nested(batch)
     undivided = whole_leaves(batch, whole)
     flat = [

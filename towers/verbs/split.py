@@ -6,10 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine.host import on_host
+from towers.engine.host import host_of, on_host
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.batch import Batch, checked_batch
-from towers.verbs.rows import Ranges, keep_flags, row_ranges
+from towers.verbs.rows import Ranges, keep_flags, row_ranges, total_rows
 from towers.verbs.scatter import copies, first_rows, scatter
 
 
@@ -114,6 +114,71 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
         ranges,
         [not w for w in batch.whole],
     )
+
+
+def own_shards(batch: Batch, placement: Placement) -> Shards:
+    """What each tower has already, with all that towers need to know.
+
+    Only the numbers of rows leave the towers, and these only where they are not
+    known. No tower is without rows.
+    """
+    each = batch.each or []
+    if len(each) != len(placement.devices):
+        raise ValueError(
+            f"`inputs` are of {len(each)} towers, but `placement` has "
+            f"{len(placement.devices)}. Expected the placement that "
+            "`batches` was given."
+        )
+    device = placement.input_device
+    with tf.name_scope("split"):
+        nests, true = zip(
+            *[
+                _own_rows(nest, batch.whole, i, host_of(placement.devices[i]))
+                for i, nest in enumerate(each)
+            ]
+        )
+        with tf.device(device), on_host(device):
+            rows = tf.stack([tf.cast(r, tf.int32) for r in true])
+            here = [
+                r if isinstance(r, int) else rows[i] for i, r in enumerate(true)
+            ]
+            starts = [sum(here[:i]) for i in range(len(here))]
+    ranges = Ranges(starts, here, here, [False] * len(here))
+    own = list(nests)
+    return Shards(own, own, rows, ranges, [not w for w in batch.whole])
+
+
+def _own_rows(
+    nest: Any, whole: Sequence[bool], tower: int, device: str
+) -> tuple[Any, Any]:
+    """A tower's own nest, and how many rows it has, at least one."""
+    flat = tf.nest.flatten(nest)
+    divided = [x for x, w in zip(flat, whole) if x is not None and not w]
+    told = f"`inputs` of tower {tower} on {device}"
+    with tf.device(device):
+        rows = total_rows(
+            divided, device, f"{told} must have the same number of rows."
+        )
+        problem = (
+            f"{told} have no rows. Expected at least one in each batch: leave "
+            "out others, by `filter` of the dataset."
+        )
+        if isinstance(rows, int):
+            if not rows:
+                raise ValueError(problem)
+            return nest, rows
+        check = tf.debugging.assert_positive(rows, message=problem)
+        with tf.control_dependencies([] if check is None else [check]):
+            rows = tf.identity(rows)
+            own = [
+                None
+                if x is None
+                else tf.nest.map_structure(
+                    tf.identity, x, expand_composites=True
+                )
+                for x in flat
+            ]
+    return tf.nest.pack_sequence_as(nest, own), rows
 
 
 def open_spec(leaf: Any, divided: bool = True) -> tf.TypeSpec | None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost, is_sign, tasks_named
 from towers.foreign import keras_compile, keras_layers, keras_optimizer
+from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model.layer_graph import variables_of
 from towers.keras_model.memory import memory_errors
 from towers.placement.placement import Placement
@@ -77,6 +78,7 @@ def _watching(name: str, of_weights: bool = False) -> Any:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse_per_tower([*args, *kwargs.values()], name, self.on_lost)
         with memory_errors(self.placement):
             return watched_call(self, *args, **kwargs)
 

@@ -17,6 +17,7 @@ from towers.foreign import (
     keras_compile,
     keras_layers,
 )
+from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model import checks, layer_graph
 from towers.keras_model.calls import (
     call_signature,
@@ -194,6 +195,7 @@ class TowerModel(Recovering):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The gathered outputs, like the template's."""
+        refuse_per_tower([*args, *kwargs.values()], "call", self.on_lost)
         if len(args) == 1:
             checks.check_given(self.template, args[0])
         signature = call_signature(self.template)

@@ -160,7 +160,8 @@ def of_own_inputs() -> list[float]:
         first = np.concatenate([x[: len(x) // 2] for x in read])
         expected = np.mean(np.square(net(first.astype("float32"))))
         each = sent(lambda: step(next(batches)))
-        return [each / (4 * length * sum(rows) / 2), abs(value - expected)]
+        inputs = 4 * length * sum(rows) / 2
+        return [each / inputs, abs(value - float(expected))]
 
 
 def main() -> None:

@@ -127,12 +127,12 @@ def build_towers(
         inputs = inputs.next_batch(placement)
     own = inputs.towers if isinstance(inputs, BatchPerTower) else None
     if tower_fn is None:
+        if own is not None:
+            _refuse_shared(arguments or {}, whole)
         each = [
             calls.model_call([nest], arguments or {}, whole, training=training)
             for nest in ([inputs] if own is None else own)
         ]
-        if own is not None:
-            _refuse_shared(each[0], own[0], arguments or {}, whole)
         return build_call(
             model,
             each[0],
@@ -205,24 +205,16 @@ def build_call(
     return dataclasses.replace(graph, towers=made)
 
 
-def _refuse_shared(
-    call: calls.ModelCall,
-    inputs: Any,
-    arguments: Mapping[str, Any],
-    whole: Sequence[Any],
-) -> None:
+def _refuse_shared(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
     """Raises if `arguments` are to be split: each tower has its own rows."""
-    of_inputs = [
-        path for path in whole_paths(whole) if path[0] not in arguments
-    ]
-    alone = calls.model_call([inputs], {}, of_inputs, training=call.training)
-    divided = [len(x.batch) - len(x.whole) for x in (call, alone)]
-    if divided[0] != divided[1]:
-        raise ValueError(
-            "`arguments` hold tensors to split by rows, but with inputs of "
-            "towers.per_tower each tower has its own rows. Put them into the "
-            "datasets and use a `tower_fn`, or name them in `whole`."
-        )
+    for name, value in arguments.items():
+        shapes = [getattr(x, "shape", ()) for x in tf.nest.flatten(value)]
+        if (name,) not in whole_paths(whole) and any(map(len, shapes)):
+            raise ValueError(
+                f"`arguments` hold {name!r}, to be split by rows, but with inputs "
+                "of towers.per_tower each tower has its own rows. Put it into "
+                "the datasets and use a `tower_fn`, or name it in `whole`."
+            )
 
 
 def _built(model: Any, batch: Batch, request: Request) -> TowerGraph:
@@ -388,12 +380,19 @@ def _run_eagerly(model: Any, batch: Batch, request: Request) -> TowerGraph:
         nest = nest if each is None else each[0]
         graph = _in_graph(model, Batch(nest, batch.whole, each), request)
         built.append(graph)
-        return _tensors(graph)
+        told = _tensors(graph)
+        if each is not None:  # they stay where they are
+            for tower in told["towers"]:
+                del tower["inputs"]
+        return told
 
     split = batch.nest if batch.each is None else None
     with memory_errors(request.placement):
         values = tf.function(run, autograph=False)(split, batch.each)
     graph = built[-1]
+    if batch.each is not None:
+        for value, own in zip(values["towers"], batch.each):
+            value["inputs"] = own
     keras_layers.set_notes(values["outputs"], values["notes"])
     return dataclasses.replace(
         graph,

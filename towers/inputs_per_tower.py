@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from typing import Any
 
 import tensorflow as tf
@@ -61,7 +62,7 @@ class PerTower:
         """
         read = self._read_for(placement)
         if tf.executing_eagerly():
-            return read.draw(read.iterators)
+            return read.drawn_now(read.iterators)
         return read.drawn(read.iterators)
 
     def _read_for(self, placement: Placement) -> "_Read":
@@ -155,8 +156,7 @@ class Batches:
             iterators = self._read.begun()
         while True:
             try:
-                with _watched():
-                    batch = self._read.draw(iterators)
+                batch = self._read.drawn_now(iterators)
             except tf.errors.OutOfRangeError:
                 return
             yield batch
@@ -191,7 +191,6 @@ class _Read:
       devices: where each is read, the tower's device or its host.
       datasets: one per tower.
       iterators: one per tower, of inputs that are given themselves.
-      draw: from iterators to the batch that they are at.
     """
 
     devices: list[str]
@@ -230,9 +229,20 @@ class _Read:
                 towers.append(next(iterator))
         return BatchPerTower(tuple(towers))
 
+    def drawn_now(self, iterators: list[Any]) -> BatchPerTower:
+        """The next elements, in eager code, which stay where they are."""
+
+        def draw(iterator: Any, device: str) -> Any:
+            # A function's results are taken to the device that it is called on.
+            with tf.device(device):
+                return self._next(iterator)
+
+        with _watched(), futures.ThreadPoolExecutor(len(iterators)) as pool:
+            return BatchPerTower(tuple(pool.map(draw, iterators, self.devices)))
+
     @functools.cached_property
-    def draw(self) -> Callable[[list[Any]], BatchPerTower]:
-        return tf.function(self.drawn, autograph=False)
+    def _next(self) -> Callable[[Any], Any]:
+        return tf.function(lambda iterator: next(iterator), autograph=False)
 
 
 def _watched() -> contextlib.AbstractContextManager[None]:

@@ -42,27 +42,6 @@ def row_ranges(
       shares: one per tower.
       device: where batches are split.
     """
-    total = total_rows(
-        leaves,
-        device,
-        "The inputs' rows disagree: every leaf of `inputs` must have the same "
-        "number of rows, or be named in `whole`.",
-    )
-    with on_host(device):
-        return _ranges(total, shares)
-
-
-def total_rows(leaves: Sequence[Any], device: str, problem: str) -> Any:
-    """How many rows leaves have, on whose number they must agree.
-
-    Args:
-      leaves: the tensors, on `device`; the number is on the host of that.
-      device: where they are.
-      problem: what is said if they disagree.
-
-    Returns:
-      A Python int if it is known, or an int32 scalar.
-    """
     known = next((x.shape[0] for x in leaves if x.shape[0] is not None), None)
     open_ones = [x for x in leaves if x.shape[0] is None]
     counts = [_count(x, device) for x in open_ones if len(leaves) > 1]
@@ -70,17 +49,26 @@ def total_rows(leaves: Sequence[Any], device: str, problem: str) -> Any:
     if total is None:
         total = counts[0] if counts else _count(leaves[0], device)
     with on_host(device):
-        checks = [
-            tf.debugging.assert_equal(count, total, message=problem)
-            for count in counts
-        ]
-        with tf.control_dependencies([c for c in checks if c is not None]):
-            return tf.identity(total) if known is None else total
+        return _ranges(total, counts, shares)
 
 
-def _ranges(total: Any, shares: tuple[float, ...]) -> Ranges:
-    """As `row_ranges`, of `total` rows."""
+def _ranges(
+    total: Any, counts: Sequence[tf.Tensor], shares: tuple[float, ...]
+) -> Ranges:
+    """As `row_ranges`, of `total` rows, with which all `counts` must agree."""
     known = total if isinstance(total, int) else None
+    checks = [
+        tf.debugging.assert_equal(
+            count,
+            total,
+            message="The inputs' rows disagree: every leaf of `inputs` "
+            "must have the same number of rows, or be named in `whole`.",
+        )
+        for count in counts
+    ]
+    with tf.control_dependencies([c for c in checks if c is not None]):
+        if known is None:
+            total = tf.identity(total)
     ends = _ends(total, shares)
     starts = [0, *ends[:-1]]
     rows = [end - start for start, end in zip(starts, ends)]
@@ -104,6 +92,12 @@ def _ranges(total: Any, shares: tuple[float, ...]) -> Ranges:
         rows,
         empty,
     )
+
+
+def row_count(x: Any, device: str) -> Any:
+    """How many rows a tensor has: a Python int, or an int32 scalar."""
+    known = x.shape[0]
+    return _count(x, device) if known is None else known
 
 
 def _count(x: Any, device: str) -> tf.Tensor:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from towers.engine.host import host_of, on_host
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.batch import Batch, checked_batch
-from towers.verbs.rows import Ranges, keep_flags, row_ranges, total_rows
+from towers.verbs.rows import Ranges, keep_flags, row_count, row_ranges
 from towers.verbs.scatter import copies, first_rows, scatter
 
 
@@ -130,55 +130,47 @@ def own_shards(batch: Batch, placement: Placement) -> Shards:
             "`batches` was given."
         )
     device = placement.input_device
+    problem = (
+        "`inputs` of each tower must have at least one row, the same number in "
+        "all leaves. Leave out batches without rows by `filter` of the dataset. "
+        "Rows of each tower, -1 where leaves disagree:"
+    )
     with tf.name_scope("split"):
-        nests, true = zip(
-            *[
-                _own_rows(nest, batch.whole, i, host_of(placement.devices[i]))
-                for i, nest in enumerate(each)
-            ]
-        )
+        true = [
+            _own_rows(nest, batch.whole, host_of(where))
+            for nest, where in zip(each, placement.devices)
+        ]
+        if any(isinstance(r, int) and r < 1 for r in true):
+            raise ValueError(f"{problem} {true}.")
         with tf.device(device), on_host(device):
             rows = tf.stack([tf.cast(r, tf.int32) for r in true])
+            # One for all: TensorFlow has each assertion wait for the last.
+            check = tf.debugging.Assert(
+                tf.reduce_all(rows > 0), [problem, rows], summarize=len(true)
+            )
+            with tf.control_dependencies([] if check is None else [check]):
+                rows = tf.identity(rows)
             here = [
                 r if isinstance(r, int) else rows[i] for i, r in enumerate(true)
             ]
             starts = [sum(here[:i]) for i in range(len(here))]
     ranges = Ranges(starts, here, here, [False] * len(here))
-    own = list(nests)
+    own = list(each)
     return Shards(own, own, rows, ranges, [not w for w in batch.whole])
 
 
-def _own_rows(
-    nest: Any, whole: Sequence[bool], tower: int, device: str
-) -> tuple[Any, Any]:
-    """A tower's own nest, and how many rows it has, at least one."""
+def _own_rows(nest: Any, whole: Sequence[bool], device: str) -> Any:
+    """How many rows a tower's own nest has; -1 if its leaves disagree."""
     flat = tf.nest.flatten(nest)
     divided = [x for x, w in zip(flat, whole) if x is not None and not w]
-    told = f"`inputs` of tower {tower} on {device}"
     with tf.device(device):
-        rows = total_rows(
-            divided, device, f"{told} must have the same number of rows."
-        )
-        problem = (
-            f"{told} have no rows. Expected at least one in each batch: leave "
-            "out others, by `filter` of the dataset."
-        )
-        if isinstance(rows, int):
-            if not rows:
-                raise ValueError(problem)
-            return nest, rows
-        check = tf.debugging.assert_positive(rows, message=problem)
-        with tf.control_dependencies([] if check is None else [check]):
-            rows = tf.identity(rows)
-            own = [
-                None
-                if x is None
-                else tf.nest.map_structure(
-                    tf.identity, x, expand_composites=True
-                )
-                for x in flat
-            ]
-    return tf.nest.pack_sequence_as(nest, own), rows
+        counts = [row_count(x, device) for x in divided]
+        if all(isinstance(count, int) for count in counts):
+            return counts[0]  # as all are, see `checked_batch`
+        if len(counts) == 1:
+            return counts[0]
+        alike = tf.reduce_all(tf.equal(tf.stack(counts), counts[0]))
+        return tf.where(alike, counts[0], -1)
 
 
 def open_spec(leaf: Any, divided: bool = True) -> tf.TypeSpec | None:

@@ -126,11 +126,11 @@ def record(call: Callable[[], Any]) -> Recording:
                 with _peaks() as peaks, tf_calls.heard(hear):
                     _traced(noted, os.path.join(folder, "call"))
             metadata = _read(os.path.join(folder, "call"))
-        variables = [v for v in eager_variables() if id(v.handle) in touched]
     finally:
-        for variable in eager_variables():
+        variables = [v for v in eager_variables() if id(v.handle) in touched]
+        for variable in variables:
             key = id(variable.handle)
-            if key in touched and key in before:
+            if key in before:
                 variable.assign(before[key][1])
             elif key in born:
                 variable.assign(born[key])
@@ -181,17 +181,11 @@ def eager_variables() -> list[tf.Variable]:
 
 def alive(kind: type) -> list[Any]:
     """All objects of a class that the garbage collector knows of."""
-    known: dict[type, bool] = {}
-    found = []
-    for thing in gc.get_objects():
-        # Not `isinstance`, which asks proxies what they stand for; and once
-        # per type, since there are a million objects.
-        own = type(thing)
-        if own not in known:
-            known[own] = issubclass(own, kind)
-        if known[own]:
-            found.append(thing)
-    return found
+    things = gc.get_objects()
+    # Not `isinstance`, which asks proxies what they stand for; and once per
+    # type, since there are a million objects.
+    own = {t for t in set(map(type, things)) if issubclass(t, kind)}
+    return [thing for thing in things if type(thing) in own]
 
 
 @contextlib.contextmanager

@@ -248,7 +248,9 @@ def execution_report(
     It is read from the graphs that TensorFlow executed, of all functions that
     `fn` calls: a `tf.function`, or anything that uses some, such as a model's
     `fit`. They are optimised and placed anew for it, so `fn` may have been
-    called before. Variables that changed are put back; what else it does
+    called before. TensorFlow tells of its graphs only while it makes them, and
+    that is most of what a report takes: of a MobileNetV2's step in two towers 5.3
+    of 7.8 CPU seconds, and the step itself 0.5. Variables that changed are put back; what else it does
     (training logs, draws from an iterator) is done. Ops that run eagerly,
     outside of functions, are in `eager`; those of data pipelines are not told.
 

@@ -54,11 +54,13 @@ def _shapes(
     original: Any, call: Values, element: Values | None, names: set[str]
 ) -> dict[str, tuple[int, ...]]:
     """Shapes in one call, of tensors outside loops."""
+    looping = in_loops(original.node)
     graph, feeds = _with_arguments(original, call, element, static=True)
+    if not looping:
+        _leave(graph, names)
     with tf.Graph().as_default() as inferred:
         tf.compat.v1.import_graph_def(graph, name="")
     known = {}
-    looping = in_loops(original.node)
     told = _are_steady(original, inferred)
     for name in names:
         shape = inferred.get_tensor_by_name(name).shape
@@ -69,6 +71,20 @@ def _shapes(
         graph, feeds = _with_arguments(original, call, element, static=False)
         known.update(zip(rest, _computed(graph, feeds, rest)))
     return known
+
+
+def _leave(graph: Any, names: Iterable[str]) -> None:
+    """Takes away what has no part in some tensors: Python makes ops slowly."""
+    nodes = {node.name: node for node in graph.node}
+    ahead = list(map(source, names))
+    kept: set[str] = set()
+    while ahead:
+        name = ahead.pop()
+        if name not in kept:
+            kept.add(name)
+            ahead += map(source, nodes[name].input)
+    del graph.node[:]
+    graph.node.extend(node for name, node in nodes.items() if name in kept)
 
 
 def _are_steady(original: Any, inferred: tf.Graph) -> bool:

@@ -46,7 +46,7 @@ def checked(told):
         assert {"ph", "name", "pid", "tid"} <= set(event), event
         assert event["ph"] in "MXsf", event
         if event["ph"] == "M":
-            assert event["args"]["name"]
+            assert event["args"].keys() <= {"name", "sort_index"}
             continue
         assert event["ts"] >= 0
         if event["ph"] == "X":
@@ -54,10 +54,9 @@ def checked(told):
             lanes[event["pid"], event["tid"]].append(span)
         else:
             arrows[event["id"]].append(event)
-    for lane, spans in lanes.items():
-        if lane[1] < 1000:  # ops stand one after another, to a nanosecond
-            for one, other in zip(sorted(spans), sorted(spans)[1:]):
-                assert one[1] <= other[0] + 2e-3, (lane, one, other)
+    for lane, spans in lanes.items():  # Perfetto drops what overlaps
+        for one, other in zip(sorted(spans), sorted(spans)[1:]):
+            assert one[1] < other[0], (lane, one, other)
     for start, end in arrows.values():
         assert (start["ph"], end["ph"]) == ("s", "f")
         assert start["ts"] <= end["ts"]

@@ -9,8 +9,10 @@ from typing import Any
 
 from towers.report.profile import Crossing, Op
 
-_SENT, _ARRIVED = 1000, 1001  # lanes of their own, below all others
-_MOMENT = 1.0  # microseconds, for what has a time and no length
+_SENT, _ARRIVED = 1000, 2000  # the first lanes of their own, below all others
+_MOMENT = 1000  # nanoseconds, for what has a time and no length
+# Viewers drop what overlaps in a lane, and some read times as floating point.
+_APART = 2
 
 
 def trace_events(
@@ -22,52 +24,93 @@ def trace_events(
 ) -> dict[str, Any]:
     """All of it as one object, fit for JSON; times from `start` on."""
     number = {device: i for i, device in enumerate(devices)}
+    lanes = _Lanes()
     found: list[dict[str, Any]] = []
     for device, i in number.items():
         said = " (not seen)" if device in unseen else ""
-        found += [
-            _named("process_name", i, 0, device + said),
-            _named("thread_name", i, _SENT, "sent"),
-            _named("thread_name", i, _ARRIVED, "arrived"),
-        ]
-    free: dict[str, list[float]] = {device: [] for device in devices}
+        found.append(_named("process_name", i, 0, device + said))
+        order = _event("M", "process_sort_index", i, 0)
+        found.append({**order, "args": {"sort_index": i}})
     for op in ops:
-        lanes = free.setdefault(op.device, [])
-        lane = next(
-            (k for k, end in enumerate(lanes) if end <= op.start), len(lanes)
-        )
-        lanes[lane : lane + 1] = [op.start + op.seconds]
+        begin = _nanoseconds(op.start - start)
+        end = max(begin, _nanoseconds(op.start + op.seconds - start))
+        process = number.get(op.device, 0)
         found.append(
             {
-                **_event("X", op.name, number.get(op.device, 0), lane),
+                **_event(
+                    "X", op.name, process, lanes.of(process, 0, begin, end)
+                ),
                 "cat": op.kind,
-                "ts": _microseconds(op.start - start),
-                "dur": _microseconds(op.seconds),
+                **_times(begin, end),
                 "args": {"type": op.kind},
             }
         )
-    for k, crossing in enumerate(crossings):
-        found += _crossing(k, crossing, number, start)
+    found += _crossed(crossings, number, lanes, start)
+    for process, lane in lanes.used():
+        if lane >= _SENT:
+            name = "arrived" if lane >= _ARRIVED else "sent"
+            found.append(_named("thread_name", process, lane, name))
     return {"traceEvents": found, "displayTimeUnit": "ms"}
 
 
-def _crossing(
-    k: int, crossing: Crossing, number: dict[str, int], start: float
+class _Lanes:
+    """Rows of a device in which nothing overlaps: the first that is free."""
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[int, int], list[int]] = {}
+
+    def of(self, process: int, first: int, begin: int, end: int) -> int:
+        """The lane, from `first` on, for what is asked for in order of time."""
+        ends = self._ends.setdefault((process, first), [])
+        lane = next(
+            (k for k, last in enumerate(ends) if last + _APART <= begin),
+            len(ends),
+        )
+        ends[lane : lane + 1] = [end]
+        return first + lane
+
+    def used(self) -> list[tuple[int, int]]:
+        return [
+            (process, first + k)
+            for (process, first), ends in self._ends.items()
+            for k in range(len(ends))
+        ]
+
+
+def _crossed(
+    crossings: Sequence[Crossing],
+    number: dict[str, int],
+    lanes: _Lanes,
+    start: float,
 ) -> list[dict[str, Any]]:
     """A moment at each end, and the arrow from one to the other."""
-    ends = [("f", crossing.target, _ARRIVED, crossing.arrived)]
-    if crossing.sent is not None and crossing.source in number:
-        ends.insert(0, ("s", crossing.source, _SENT, crossing.sent))
+    ends: list[tuple[float, str, str, int, bool]] = []
+    for k, crossing in enumerate(crossings):
+        sent, both = crossing.sent, crossing.source in number
+        if sent is not None and both:
+            ends.append((sent, "s", crossing.source, k, both))
+        both = both and sent is not None
+        ends.append((crossing.arrived, "f", crossing.target, k, both))
     found = []
-    for phase, device, lane, time in ends:
+    for time, phase, device, k, both in sorted(ends, key=lambda end: end[0]):
+        crossing, process = crossings[k], number.get(device, 0)
+        begin = _nanoseconds(time - start)
+        end = begin + _MOMENT
+        first = _SENT if phase == "s" else _ARRIVED
         event = {
-            **_event("X", crossing.tensor, number.get(device, 0), lane),
+            **_event(
+                "X",
+                crossing.tensor,
+                process,
+                lanes.of(process, first, begin, end),
+            ),
             "cat": "transfer",
-            "ts": _microseconds(time - start),
+            **_times(begin, end),
         }
         details = {"from": crossing.source, "to": crossing.target}
-        found.append({**event, "dur": _MOMENT, "args": details})
-        if len(ends) == 2:
+        found.append({**event, "args": details})
+        if both:
+            del event["dur"]
             arrow = {**event, "ph": phase, "id": k}
             found.append({**arrow, "bp": "e"} if phase == "f" else arrow)
     return found
@@ -81,5 +124,10 @@ def _event(phase: str, name: str, process: int, lane: int) -> dict[str, Any]:
     return {"ph": phase, "name": name, "pid": process, "tid": lane}
 
 
-def _microseconds(seconds: float) -> float:
-    return round(max(seconds, 0.0) * 1e6, 3)
+def _times(begin: int, end: int) -> dict[str, float]:
+    """In microseconds, as the format has it."""
+    return {"ts": begin / 1e3, "dur": (end - begin) / 1e3}
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(max(seconds, 0.0) * 1e9)

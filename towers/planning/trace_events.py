@@ -9,7 +9,10 @@ from typing import Any
 
 from towers.report.profile import Crossing, Op
 
-_SENT, _ARRIVED = 1000, 2000  # the first lanes of their own, below all others
+# The first lanes of each kind, and of the next device: Perfetto takes threads of
+# one number for one, and the number 0 for the process's own.
+_KINDS = {"ops": 0, "sent": 1000, "arrived": 2000}
+_DEVICE = 10_000
 _MOMENT = 1000  # nanoseconds, for what has a time and no length
 # Viewers drop what overlaps in a lane, and some read times as floating point.
 _APART = 2
@@ -23,7 +26,7 @@ def trace_events(
     unseen: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All of it as one object, fit for JSON; times from `start` on."""
-    number = {device: i for i, device in enumerate(devices)}
+    number = {device: i for i, device in enumerate(devices, 1)}
     lanes = _Lanes()
     found: list[dict[str, Any]] = []
     for device, i in number.items():
@@ -35,21 +38,20 @@ def trace_events(
         begin = _nanoseconds(op.start - start)
         end = max(begin, _nanoseconds(op.start + op.seconds - start))
         process = number.get(op.device, 0)
+        lane = lanes.of(process, "ops", begin, end)
         found.append(
             {
-                **_event(
-                    "X", op.name, process, lanes.of(process, 0, begin, end)
-                ),
+                **_event("X", op.name, process, lane),
                 "cat": op.kind,
                 **_times(begin, end),
                 "args": {"type": op.kind},
             }
         )
     found += _crossed(crossings, number, lanes, start)
-    for process, lane in lanes.used():
-        if lane >= _SENT:
-            name = "arrived" if lane >= _ARRIVED else "sent"
-            found.append(_named("thread_name", process, lane, name))
+    found += [
+        _named("thread_name", process, lane, kind)
+        for process, lane, kind in lanes.used()
+    ]
     return {"traceEvents": found, "displayTimeUnit": "ms"}
 
 
@@ -57,22 +59,23 @@ class _Lanes:
     """Rows of a device in which nothing overlaps: the first that is free."""
 
     def __init__(self) -> None:
-        self._ends: dict[tuple[int, int], list[int]] = {}
+        self._ends: dict[tuple[int, str], list[int]] = {}
 
-    def of(self, process: int, first: int, begin: int, end: int) -> int:
-        """The lane, from `first` on, for what is asked for in order of time."""
-        ends = self._ends.setdefault((process, first), [])
+    def of(self, process: int, kind: str, begin: int, end: int) -> int:
+        """The number of the lane, for what is asked for in order of time."""
+        ends = self._ends.setdefault((process, kind), [])
         lane = next(
             (k for k, last in enumerate(ends) if last + _APART <= begin),
             len(ends),
         )
         ends[lane : lane + 1] = [end]
-        return first + lane
+        return process * _DEVICE + _KINDS[kind] + lane
 
-    def used(self) -> list[tuple[int, int]]:
+    def used(self) -> list[tuple[int, int, str]]:
+        """Processes, with their lanes and kinds."""
         return [
-            (process, first + k)
-            for (process, first), ends in self._ends.items()
+            (process, process * _DEVICE + _KINDS[kind] + k, kind)
+            for (process, kind), ends in self._ends.items()
             for k in range(len(ends))
         ]
 
@@ -96,14 +99,10 @@ def _crossed(
         crossing, process = crossings[k], number.get(device, 0)
         begin = _nanoseconds(time - start)
         end = begin + _MOMENT
-        first = _SENT if phase == "s" else _ARRIVED
+        kind = "sent" if phase == "s" else "arrived"
+        lane = lanes.of(process, kind, begin, end)
         event = {
-            **_event(
-                "X",
-                crossing.tensor,
-                process,
-                lanes.of(process, first, begin, end),
-            ),
+            **_event("X", crossing.tensor, process, lane),
             "cat": "transfer",
             **_times(begin, end),
         }

@@ -57,7 +57,7 @@ def _worker_flags() -> None:
     flags.DEFINE_integer(
         "heartbeat_port", None, "By default port + 1000, - 1000 above 64535."
     )
-    flags.mark_flag_as_required("port")
+    _needed("port", "such as --port=2222")
 
 
 def _worker(argv: Sequence[str]) -> None:
@@ -65,6 +65,12 @@ def _worker(argv: Sequence[str]) -> None:
         _refuse("worker", f"What is meant by {' '.join(argv[1:])}?")
     given = flags.FLAGS
     towers.serve(given.port, given.host, given.threads, given.heartbeat_port)
+
+
+def _needed(flag: str, example: str) -> None:
+    flags.register_validator(
+        flag, lambda value: value is not None, f"is needed: {example}"
+    )
 
 
 def _no_flags() -> None:
@@ -87,7 +93,7 @@ def _step_flags() -> None:
     flags.DEFINE_integer("length", 16, "For dimensions that are left open.")
     flags.DEFINE_enum("step", "train", ["train", "predict"], "What is run.")
     flags.DEFINE_string("optimizer", "sgd", "Which one trains.")
-    flags.mark_flag_as_required("devices")
+    _needed("devices", "one per tower, such as --devices=/CPU:0,/CPU:1")
 
 
 def _file_flags() -> None:
@@ -103,7 +109,7 @@ def _report_flags() -> None:
         "picture", None, "Where Graphviz draws the towers: placement.svg"
     )
     flags.DEFINE_string(
-        "figure", None, "Where matplotlib draws bytes by device: figure.svg"
+        "figure", None, "Where matplotlib draws bytes by device: figure.png"
     )
 
 
@@ -208,7 +214,9 @@ def _timeline(argv: Sequence[str]) -> None:
 
 
 def _writable(command: str, path: str) -> None:
-    """Refuses a file in a folder that is not there, before anything runs."""
+    """Refuses what is no place for a file, before anything runs."""
+    if os.path.isdir(path):
+        _refuse(command, f"{path} is a folder; expected a file's name")
     if not os.path.isdir(os.path.dirname(path) or "."):
         _refuse(command, f"there is no folder for {path}")
 
@@ -267,10 +275,11 @@ def main(argv: Sequence[str]) -> None:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             _refuse(name, f"there is no such command.{hint}")
-        print("Usage: python -m towers COMMAND --flag=value\n", file=sys.stderr)
+        file = sys.stdout if name else sys.stderr
+        print("Usage: python -m towers COMMAND --flag=value\n", file=file)
         for known, command in COMMANDS.items():
-            print(f"  {known:10} {command.about}", file=sys.stderr)
-        print("\nCOMMAND --help lists its flags.", file=sys.stderr)
+            print(f"  {known:10} {command.about}", file=file)
+        print("\nCOMMAND --help lists its flags.", file=file)
         sys.exit(0 if name else 2)
     command = COMMANDS[name]
     command.define()

@@ -109,7 +109,7 @@ def _source(model: Any, placement: Placement) -> str:
         _node("split", f"split\n{placement.input_device}", devices),
         _node("gather", f"gather\n{gathers}", devices),
     ]
-    for device, count in held.items():
+    for device, count in sorted(held.items()):
         label = f"variables, {size(count)}\n{device}"
         lines.append(_node(f"held {device}", label, devices, "cylinder"))
     for i, (device, share) in enumerate(

@@ -34,7 +34,6 @@ from towers.verbs.batch import (
     checked_batch,
     whole_paths,
 )
-from towers.verbs.departures import after_departures
 from towers.verbs.gather import check_structures, gather_known, spread
 from towers.verbs.join import joining
 from towers.verbs.split import own_shards, split_shards
@@ -259,7 +258,6 @@ def assemble(
     divide = split_shards if batch.each is None else own_shards
     shards = divide(batch, placement)
     values, copies = replicated(graph, homes, placement, shards)
-    fed = after_departures(shards.fed, copies, placement.devices)
     with tf.name_scope(""):
         scopes = [_scope(i) for i in range(len(placement.devices))]
     devices = [home.device for home in homes]
@@ -278,7 +276,7 @@ def assemble(
                 for i, scope in enumerate(scopes)
             ],
             placement.devices,
-            list(zip(copies, fed)),
+            list(zip(copies, shards.fed)),
             # As the copies come first.
             [
                 graph.elsewhere(i, device)

@@ -1,4 +1,4 @@
-"""departures: what others wait for leaves before a tower starts."""
+"""departures: what others wait for leaves before a tower starts here."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from executed import Executed
 from models import make
 
 import towers
-from towers.verbs.departures import after_departures
+from towers.verbs.departures import departing_first
 
 layers = keras.layers
 
@@ -20,8 +20,10 @@ def dense():
 
 
 class DeparturesTest(absltest.TestCase):
-    def test_a_tower_beside_the_parameters_sends_before_it_computes(self):
-        where = towers.Placement(["/CPU:1", "/CPU:2"], "/CPU:1")
+    def test_a_tower_beside_the_batch_starts_when_others_can(self):
+        where = towers.Placement(
+            ["/CPU:1", "/CPU:2"], "/CPU:3", input_device="/CPU:1"
+        )
         model = towers.TowerModel(make(dense), where)
         model.compile("sgd", "mse")
         x, y = np.ones([6, 4], "float32"), np.ones([6, 3], "float32")
@@ -31,37 +33,29 @@ class DeparturesTest(absltest.TestCase):
             for device, name, node in executed.nodes
             if device == "/CPU:1"
         }
-        first = {
+        (first,) = (
+            node
+            for name, node in here.items()
+            if "tower_0/dense/" in name and node.op.endswith("FusedMatMul")
+        )
+        (sent,) = (
             node.input[0].split(":")[0]
             for node in here.values()
             if node.op == "_Send"
             and node.attr["recv_device"].s.endswith(b"CPU:2")
-            and "replicate" in node.attr["tensor_name"].s.decode()
-        }
-        self.assertNotEmpty(first)
-        for name, node in here.items():
-            if "tower_0" in name and "MatMul" in node.op:
-                self.assertContainsSubset(first, before(name, here), name)
+        )
+        # The shard of the other is ready next after the tower's own.
+        (own,) = (x for x in here[sent].input if x.startswith("^"))
+        self.assertIn(own[1:], first.input)
 
-    def test_towers_that_send_nothing_wait_for_nothing(self):
+    def test_where_no_tower_is_nothing_waits(self):
         with tf.Graph().as_default():
             with tf.device("/CPU:0"):
                 shards = [tf.ones([2, 3]), tf.zeros([1, 3])]
-            given = after_departures(shards, [[], []], ["/CPU:1", "/CPU:2"])
+            where = towers.Placement(["/CPU:1", "/CPU:2"])
+            given = departing_first(shards, where)
             self.assertIs(given[0], shards[0])
             self.assertIs(given[1], shards[1])
-
-
-def before(name, nodes):
-    """Names of all that must be done before a node."""
-    found, ahead = set(), [name]
-    while ahead:
-        for x in nodes[ahead.pop()].input:
-            x = x.lstrip("^").split(":")[0]
-            if x in nodes and x not in found:
-                found.add(x)
-                ahead.append(x)
-    return found
 
 
 if __name__ == "__main__":

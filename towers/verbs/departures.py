@@ -1,63 +1,47 @@
-"""departures: what other devices wait for leaves before a tower starts here.
+"""departures: shards leave for other devices before a tower starts here.
 
-TensorFlow runs what is ready in an order of its own. A device that has a tower,
-and parameters or shards of other towers too, may compute first and send then, and
-the others idle: with one thread it does. So its tower waits for what it sends to
-be made, which takes next to no time.
+A device that has a tower, and cuts the batch for others too, may compute first
+and send then, and the others idle: with one thread TensorFlow does, as it goes on
+with what has just become ready, and looks after the rest when that has ended. What
+becomes ready last is sent first: so all shards are cut before one is handed out,
+and those of others are handed out after the device's own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.boundary import leaves
 from towers.placement.device_names import same_device
-
-# What may be between a value and the tensor in which it crossed.
-_CARRIERS = ("Identity", "IdentityN", "Reshape", "SplitV")
+from towers.placement.placement import Placement
 
 
-def after_departures(
-    shards: Sequence[Any], copies: Sequence[Any], devices: Sequence[str]
-) -> list[Any]:
-    """Shards that are there when what leaves their device for others is.
+def departing_first(shards: Sequence[Any], placement: Placement) -> list[Any]:
+    """Shards that leave the input device before the towers there start.
 
     Args:
-      shards: a nest of tensors per tower.
-      copies: further tensors that each tower is given.
-      devices: each tower's.
+      shards: a nest of tensors per tower, on the input device.
+      placement: where they go.
     """
-    waiting = []
-    for shard, device in zip(shards, devices):
-        leaving = {
-            x.name: x
-            for other, *given in zip(devices, shards, copies)
-            if not same_device(other, device)
-            for leaf in tf.nest.flatten(given, expand_composites=True)
-            if leaf is not None
-            for x in _left(leaf, other)
-            if same_device(x.device, device)
-        }
-        if leaving:
-            with tf.control_dependencies(leaving.values()), tf.device(device):
-                shard = tf.nest.map_structure(
-                    lambda x: x if x is None else tf.identity(x),
-                    shard,
-                    expand_composites=True,
-                )
-        waiting.append(shard)
-    return waiting
+    device, devices = placement.input_device, placement.devices
+    stays = [same_device(other, device) for other in devices]
+    if all(stays) or not any(stays):
+        return list(shards)
+    with tf.device(device):
+        cut = [x if stay else _same(x) for x, stay in zip(shards, stays)]
+        others = [x for x, stay in zip(cut, stays) if not stay]
+        with tf.control_dependencies(leaves(others)):
+            cut = [_same(x) if stay else x for x, stay in zip(cut, stays)]
+        own = [x for x, stay in zip(cut, stays) if stay]
+        with tf.control_dependencies(leaves(own)):
+            return [x if stay else _same(x) for x, stay in zip(cut, stays)]
 
 
-def _left(tensor: tf.Tensor, device: str) -> Iterator[tf.Tensor]:
-    """In what a tensor has crossed to a device."""
-    known = {tensor.name}
-    waiting = [tensor]
-    while waiting:
-        one = waiting.pop()
-        if not same_device(one.device, device):
-            yield one
-        elif one.op.type in _CARRIERS:
-            new = [x for x in one.op.inputs if x.name not in known]
-            known.update(x.name for x in new)
-            waiting += new
+def _same(shard: Any) -> Any:
+    """By ops that pass on what they are given; TensorFlow drops identities."""
+    return tf.nest.map_structure(
+        lambda x: x if x is None else tf.ensure_shape(x, x.shape),
+        shard,
+        expand_composites=True,
+    )

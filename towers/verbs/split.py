@@ -9,6 +9,7 @@ import tensorflow as tf
 from towers.engine.host import host_of, on_host
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.batch import Batch, checked_batch
+from towers.verbs.departures import departing_first
 from towers.verbs.rows import Ranges, keep_flags, row_count, row_ranges
 from towers.verbs.scatter import copies, first_rows, scatter
 
@@ -108,7 +109,7 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
         )
 
     return Shards(
-        [tower(0, i) for i in range(n)],
+        departing_first([tower(0, i) for i in range(n)], placement),
         [tower(1, i) for i in range(n)],
         rows,
         ranges,

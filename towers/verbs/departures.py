@@ -4,7 +4,7 @@ A device that has a tower, and cuts the batch for others too, may compute first
 and send then, and the others idle: with one thread TensorFlow does, as it goes on
 with what has just become ready, and looks after the rest when that has ended. What
 becomes ready last is sent first: so all shards are cut before one is handed out,
-and those of others are handed out after the device's own.
+and those of others are handed out after the device's own. A GPU computes and sends side by side.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine.boundary import leaves
+from towers.engine.host import is_host
 from towers.placement.device_names import same_device
 from towers.placement.placement import Placement
 
@@ -26,7 +27,7 @@ def departing_first(shards: Sequence[Any], placement: Placement) -> list[Any]:
     """
     device, devices = placement.input_device, placement.devices
     stays = [same_device(other, device) for other in devices]
-    if all(stays) or not any(stays):
+    if all(stays) or not any(stays) or not is_host(device):
         return list(shards)
     with tf.device(device):
         cut = [x if stay else _same(x) for x, stay in zip(shards, stays)]

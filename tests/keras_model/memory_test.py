@@ -61,7 +61,6 @@ def said(call):
 
 
 class MemoryTest(parameterized.TestCase):
-    @pytest.mark.slow_after(2)
     @parameterized.parameters(
         lambda m: m.fit(X, Y, batch_size=6, shuffle=False, verbose=0),
         lambda m: m(X),
@@ -70,6 +69,7 @@ class MemoryTest(parameterized.TestCase):
         lambda m: m.predict(X, verbose=0),
         lambda m: towers.build_towers(m.template, X, m.placement),
     )
+    @pytest.mark.slow_after(2)
     def test_tower_device_and_layer(self, call):
         told = said(lambda: call(model()))
         self.assertIn(

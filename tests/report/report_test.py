@@ -181,6 +181,20 @@ class MirroredTest(absltest.TestCase):
 
 
 class AssertionsTest(absltest.TestCase):
+    def test_a_tower_is_meant_in_all_calls(self):
+        @tf.function(autograph=False)
+        def run(x):
+            for name, device in (("tower_1", 1), ("tower_1_1", 2)):
+                with tf.device(f"/CPU:{device}"), tf.name_scope(f"{name}/a/"):
+                    x = tf.matmul(x, x, transpose_b=True)
+            return x
+
+        report = towers.execution_report(run, X)
+        report.assert_runs_on("tower_1_1/a", "/CPU:2")
+        for scope in ("tower_1", "tower_1/a"):
+            with self.assertRaisesRegex(AssertionError, "1 of 2.*/CPU:1"):
+                report.assert_runs_on(scope, "/CPU:1")
+
     def test_the_offenders_are_printed(self):
         report = towers.execution_report(there_and_back, X)
         report.assert_runs_on("away", "cpu:1")

@@ -28,6 +28,7 @@ from towers.report.variables import VariableUse, uses
 _HOSTS = re.compile(
     r"(^|/)host/(tower_\d|split|all_towers|replicate|gather|merge)"
 )
+_CALLS = re.compile(r"((?:^|/)tower_\d+)(?=/|$)")
 _COLLECTIVES = ("Collective", "Nccl")
 
 
@@ -98,14 +99,17 @@ class ExecutionReport:
         scope of its own: "host/tower_1".
 
         Args:
-          scope: part of a name between slashes: "tower_1", "tower_1/conv2d".
+          scope: part of a name between slashes: "tower_1", "tower_1/conv2d";
+            a tower is meant in all calls that a step makes of towers.
           device: in any spelling.
 
         Raises:
           AssertionError: prints the ops that ran elsewhere; or no op has this
             scope.
         """
-        part = re.compile(f"(^|/){re.escape(scope.strip('/'))}(/|$)")
+        # Of several calls of towers in one graph, the second is "tower_1_1".
+        named = _CALLS.sub(r"\1(_\\d+)?", re.escape(scope.strip("/")))
+        part = re.compile(f"(^|/){named}(/|$)")
         found = [
             node
             for node in self.nodes

@@ -153,6 +153,24 @@ def of_own_inputs() -> list[float]:
             with tf.device(HERE):
                 return tf.identity(graph.outputs)
 
+        def pid(_):
+            text = tf.data.Dataset.from_tensors("/proc/self/stat")
+            return text.map(lambda file: [tf.io.read_file(file)])
+
+        def generated(_):
+            spec = tf.TensorSpec([1])
+            return tf.data.Dataset.from_generator(list, output_signature=spec)
+
+        told = next(iter(towers.per_tower(pid).batches(where))).towers
+        readers = [int(text[0].numpy().split()[0]) for text in told]
+        assert readers == list(WORKERS.pids.values()), readers
+        try:
+            towers.per_tower(generated).batches(where)
+            raise AssertionError("A generator was taken.")
+        except ValueError as error:
+            assert "calls Python" in str(error), error
+        ends = towers.per_tower(lambda _: tf.data.Dataset.range(4).batch(2))
+        assert [len(list(ends.batches(where))) for _ in "ab"] == [2, 2]
         batches = iter(towers.per_tower(dataset).batches(where))
         value = float(step(next(batches)))
         first = np.concatenate([x[: len(x) // 2] for x in read])

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -14,7 +14,7 @@ from towers import v1_graph
 from towers.cluster import cluster as clusters
 from towers.engine.host import host_of
 from towers.foreign import tf_iterators
-from towers.placement.device_names import absent
+from towers.placement.device_names import HOST_HERE, absent
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower
 from towers.verbs.batch import BatchPerTower
@@ -25,7 +25,8 @@ class PerTower:
 
     def __init__(self, dataset_fn: Callable[[Tower], tf.data.Dataset]):
         self._dataset_fn = dataset_fn
-        self._read: dict[Any, _Read] = {}  # by the towers' devices
+        # By the towers' devices, and the starts of the workers that have them.
+        self._read: dict[Any, _Read] = {}
 
     def batches(self, placement: Placement) -> "Batches":
         """The batches, for a loop, which begins anew each time.
@@ -47,7 +48,9 @@ class PerTower:
 
         Loops over `batches` have their own place, and do so by themselves.
         """
-        for read in self._read.values():
+        for key, read in self._read.items():
+            if key != _key(key[0]):  # what is lost is not touched
+                continue
             for dataset, iterator, device in zip(
                 read.datasets, read.iterators, read.devices
             ):
@@ -80,7 +83,7 @@ class PerTower:
                 f"{', '.join(missing)}, which TensorFlow does not see, so "
                 "nothing can be read there. Expected devices that are here."
             )
-        key = tuple(placement.devices)
+        key = _key(placement.devices)
         if key not in self._read:
             self._read[key] = _Read.by(self._dataset_fn, placement)
         return self._read[key]
@@ -120,8 +123,8 @@ def per_tower(dataset_fn: Callable[[Tower], tf.data.Dataset]) -> PerTower:
     Datasets are built, once for a list of devices, under the device of their
     tower, or its host if that is a GPU. So files are opened where the tower is;
     what `dataset_fn` takes from Python, arrays for instance, goes there when it is
-    built. Another process has nothing of this one's Python: no `from_generator`,
-    no `py_function`.
+    built. For a tower of another process, datasets that call Python are refused
+    (`from_generator`, `py_function`): that is in this process.
 
     Keras's `fit` has no place for them, nor has a graph of `tf.compat.v1`; they
     say so.
@@ -230,19 +233,67 @@ class _Read:
         return BatchPerTower(tuple(towers))
 
     def drawn_now(self, iterators: list[Any]) -> BatchPerTower:
-        """The next elements, in eager code, which stay where they are."""
+        """The next elements, in eager code, which stay where they are.
 
-        def draw(iterator: Any, device: str) -> Any:
+        Raises:
+          tf.errors.OutOfRangeError: a tower has no more.
+        """
+
+        def look(i: int) -> Any:
             # A function's results are taken to the device that it is called on.
-            with tf.device(device):
-                return self._next(iterator)
+            with tf.device(self.devices[i]):
+                return self._functions[i][0](iterators[i])
 
-        with _watched(), futures.ThreadPoolExecutor(len(iterators)) as pool:
-            return BatchPerTower(tuple(pool.map(draw, iterators, self.devices)))
+        n = len(iterators)
+        with _watched():
+            with futures.ThreadPoolExecutor(n) as pool:
+                found, there = zip(*pool.map(look, range(n)))
+            with tf.device(HOST_HERE):
+                has_value = self._waited(there).numpy().tolist()
+            if not all(has_value):
+                tower = has_value.index(False)
+                raise tf.errors.OutOfRangeError(
+                    None, None, f"The inputs of tower {tower} have ended."
+                )
+            elements = []
+            for i, device in enumerate(self.devices):
+                with tf.device(device):
+                    elements.append(self._functions[i][1](found[i]))
+        return BatchPerTower(tuple(elements))
 
     @functools.cached_property
-    def _next(self) -> Callable[[Any], Any]:
-        return tf.function(lambda iterator: next(iterator), autograph=False)
+    def _functions(self) -> list[tuple[Any, Any]]:
+        """From an iterator to what may be its next element, and whether it is;
+        and to that element.
+
+        For each device, as they are traced for it. The end is no error there:
+        those of other processes come when they like.
+        """
+
+        def looked(iterator: Any) -> tuple[Any, tf.Tensor]:
+            found = iterator.get_next_as_optional()
+            return found, found.has_value()
+
+        def taken(found: Any) -> Any:
+            return found.get_value()
+
+        return [
+            (
+                tf.function(functools.partial(looked), autograph=False),
+                tf.function(functools.partial(taken), autograph=False),
+            )
+            for _ in self.devices
+        ]
+
+    @functools.cached_property
+    def _waited(self) -> Callable[[Any], tf.Tensor]:
+        """[towers], what other processes say, which call back at once."""
+        return tf.function(lambda there: tf.stack(there), autograph=False)
+
+
+def _key(devices: Sequence[str]) -> tuple[Any, ...]:
+    cluster = clusters.connected()
+    return tuple(devices), cluster and cluster.starts(devices)
 
 
 def _watched() -> contextlib.AbstractContextManager[None]:
@@ -263,6 +314,14 @@ def _dataset(dataset_fn: Callable[..., Any], tower: Tower) -> tf.data.Dataset:
             f"{whose}, must return a tf.data.Dataset; got a "
             f"{type(dataset).__name__}. For arrays, use "
             "tf.data.Dataset.from_tensor_slices(arrays).batch(rows)."
+        )
+    is_far = clusters.task_of(tower.device) is not None
+    if is_far and tf_iterators.calls_python(dataset):
+        raise ValueError(
+            f"{whose}, returns a dataset that calls Python, by from_generator, "
+            "py_function or numpy_function. That is in this process, so its rows "
+            "would cross. Expected TensorFlow's own ops, such as "
+            "tf.data.TFRecordDataset of files that are there."
         )
     return dataset
 

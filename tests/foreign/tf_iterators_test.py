@@ -17,6 +17,23 @@ class IteratorsTest(absltest.TestCase):
         tf_iterators.restart(iterator, dataset)
         self.assertEqual(int(step()), 0)
 
+    def test_datasets_that_call_python_are_known(self):
+        numbers = tf.data.Dataset.range(3)
+        spec = tf.TensorSpec([])
+
+        def call(x):
+            return tf.py_function(int, [x], tf.int64)
+
+        called = numbers.map(call)
+        generated = tf.data.Dataset.from_generator(
+            lambda: iter([1.0]), output_signature=spec
+        )
+        within = numbers.flat_map(lambda n: tf.data.Dataset.range(n).map(call))
+        for dataset in (called.batch(2), generated.prefetch(1), within):
+            self.assertTrue(tf_iterators.calls_python(dataset))
+        zipped = tf.data.Dataset.zip(numbers, numbers.map(lambda x: x + 1))
+        self.assertFalse(tf_iterators.calls_python(zipped.shuffle(3)))
+
 
 if __name__ == "__main__":
     absltest.main()

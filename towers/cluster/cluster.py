@@ -198,6 +198,12 @@ class Cluster:
         tasks = [task_of(device) for device in devices]
         return all(i is None or i in self._members.joined for i in tasks)
 
+    def starts(self, devices: Sequence[str]) -> tuple[str | None, ...]:
+        """Names the starts of the workers' processes that have these devices."""
+        tasks = [task_of(device) for device in devices]
+        joined = self._members.joined
+        return tuple(None if i is None else joined.get(i) for i in tasks)
+
     def check(self, tasks: set[int]) -> None:
         """Raises a `WorkerLost` if one of these workers has been dropped."""
         members = self._members

@@ -1,13 +1,18 @@
-"""tf_iterators: an iterator of a dataset, begun anew.
+"""tf_iterators: an iterator begun anew, and datasets that call Python.
 
 A function keeps the iterator that it was traced with, and TensorFlow's public way
 to begin anew is to make another one. The op that it is begun with can be run
 again; but the iterator's resource has no public name, `_iterator_resource`.
+
+What a dataset calls is known by its `_inputs` and `_functions`. The public op that
+writes a dataset as a graph would write its arrays, too.
 """
 
 from typing import Any
 
 import tensorflow as tf
+
+_PYTHON = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 
 
 def restart(iterator: Any, dataset: tf.data.Dataset) -> None:
@@ -15,4 +20,21 @@ def restart(iterator: Any, dataset: tf.data.Dataset) -> None:
     tf.raw_ops.MakeIterator(
         dataset=tf.data.experimental.to_variant(dataset),
         iterator=iterator._iterator_resource,
+    )
+
+
+def calls_python(dataset: tf.data.Dataset) -> bool:
+    """Whether it calls Python, which TensorFlow does where that was made."""
+    graphs = [
+        function.function.graph.as_graph_def()
+        for function in dataset._functions()
+    ]
+    nodes = [
+        node
+        for graph in graphs
+        for nodes in (graph.node, *(f.node_def for f in graph.library.function))
+        for node in nodes
+    ]
+    return any(node.op in _PYTHON for node in nodes) or any(
+        calls_python(other) for other in dataset._inputs()
     )

@@ -70,6 +70,7 @@ ONE_BY_ONE = (cnn, recurrent)
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
+    @pytest.mark.slow_of("unrolled", "two_by_two")
     def test_a_step_is_the_plain_model_s_and_on_its_towers(self, model):
         one_by_one, model = model in ONE_BY_ONE, make(model)
         x, said = inputs(model, 7), []
@@ -85,7 +86,7 @@ class EqualityTest(parameterized.TestCase):
             self.assertLen(executed.sends(), 2 * (3 + 2))
 
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_of("recurrent")
+    @pytest.mark.slow_of("recurrent", "unrolled", "attention", "two_by_two")
     def test_any_number_of_rows_gives_the_plain_model_s_numbers(self, model):
         model = make(model)
         spec = unknown_rows(inputs(model, 1))
@@ -377,6 +378,7 @@ class NestingTest(parameterized.TestCase):
         (cnn, of_second_order),
         (nested, of_second_order_through_a_function),
     )
+    @pytest.mark.slow_of("towers2", "towers3", "towers5")
     def test_gradients_are_right_and_on_the_towers(self, model, nesting):
         self.check(model, nesting, 2)
 

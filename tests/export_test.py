@@ -60,6 +60,7 @@ def serve(folder):
 
 
 class ServeTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_another_process_serves_the_towers(self):
         self.check_served([cnn, two_by_two])
 

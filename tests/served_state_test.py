@@ -207,6 +207,7 @@ LOOKUPS = [
 
 class LookupTest(parameterized.TestCase):
     @parameterized.parameters(*LOOKUPS)
+    @pytest.mark.slow_after(1)
     def test_tables_are_saved(self, make, x, where):
         model = make()
         expected = model(tf.constant(x))

@@ -466,6 +466,7 @@ class DerivativeTest(parameterized.TestCase):
         (forwards, False),
         (jacobian, True),
     )
+    @pytest.mark.slow_after(2)
     def test_derivatives_of_any_order(self, way, known):
         keras.utils.set_random_seed(3)
         model = keras.Sequential(

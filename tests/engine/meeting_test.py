@@ -146,7 +146,7 @@ def towered_step(model, where, spec=None):
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_of("resnet")
+    @pytest.mark.slow_of("resnet", "shared", "masked")
     def test_a_step_is_the_plain_model_s(self, model):
         x = batch(make(model), 1)
         spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)

@@ -5,6 +5,7 @@ import re
 import tempfile
 
 import keras
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import make, placement, recurrent
@@ -56,6 +57,7 @@ X = tf.TensorSpec([None, 5, 3])
 
 class MachineTest(parameterized.TestCase):
     @parameterized.parameters(layers.LSTM, layers.GRU)
+    @pytest.mark.slow_after(1)
     def test_recurrent_layers_go_by_their_tower(self, kind):
         model = keras.Sequential([keras.Input([5, 3]), kind(4)])
         both = [

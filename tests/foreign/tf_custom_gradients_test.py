@@ -2,6 +2,7 @@ import executed
 import keras
 import models
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 from tensorflow.python.ops import custom_gradient
@@ -173,6 +174,7 @@ class CustomGradientsTest(parameterized.TestCase):
         self.assert_same(gradients(model, placement), expected)
 
     @parameterized.parameters(False, True)
+    @pytest.mark.slow_after(1)
     def test_of_a_scope_in_fit(self, loss_on_towers):
         """Layers get `training=`, which TensorFlow allows in eager code only."""
         if not hasattr(keras, "RematScope"):

@@ -60,7 +60,7 @@ class OwnGradientTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("eager", "eager"), ("nested", "nested"), ("loop", "loop")
     )
-    @pytest.mark.slow_after(2)
+    @pytest.mark.slow_of("loop")
     def test_gradients_outlive_the_function_that_built_them(self, way):
         model = models.make(models.cnn)
         x = models.inputs(model, 5)

@@ -637,22 +637,32 @@ ON_TOWERS = REFUSED | {
 # Like others, but for what Keras alone has to do with; the optimizer that
 # `keras_model/parameters_test.py` takes on four devices is slow here.
 SLOW = {
-    "optimizer_global_clipnorm",
-    "optimizer_nesterov",
+    "data_class_weights",
     "data_doubles",
     "data_generator",
+    "data_integers",
     "data_one_row",
     "data_tf_data",
     "data_validation_of_another_batch_size",
+    "data_validation_split",
     "model_bfloat16",
     "model_bidirectional",
     "model_frozen",
     "model_inherited_train_step",
     "model_lists",
+    "model_models_in_models",
+    "model_regularizers",
+    "model_rnn_with_initial_state",
     "model_saturated_eagerly",
+    "model_saturated_sigmoid",
     "model_saturated_softmax",
     "model_saturated_softmax_of_channels",
+    "model_tied_weights",
     "model_time_distributed",
+    "optimizer_Lamb",
+    "optimizer_accumulated",
+    "optimizer_global_clipnorm",
+    "optimizer_nesterov",
 }
 
 

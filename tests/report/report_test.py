@@ -5,6 +5,7 @@ import json
 import warnings
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import cnn, inputs, make, placement, recurrent, targets
@@ -229,6 +230,7 @@ class AssertionsTest(absltest.TestCase):
 
 class ModelTest(parameterized.TestCase):
     @parameterized.parameters((cnn, "fit"), (recurrent, "batch"))
+    @pytest.mark.slow_after(1)
     def test_a_training_step_moves_each_byte_once(self, model, how):
         model = towers.TowerModel(make(model), placement(3))
         model.compile("adam", "mse")

@@ -152,6 +152,7 @@ class CustomGradientsTest(parameterized.TestCase):
             gradients(make(CASES, plain=True)),
         )
 
+    @pytest.mark.slow_after(0)
     def test_elsewhere(self):
         """In a pinned layer, in a Session, under an eager tape."""
         v1, model = tf.compat.v1, make([nested, tied])

@@ -66,15 +66,19 @@ class CommandsTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "cannot be loaded"):
             commands.loaded(path)
 
+    @pytest.mark.slow_after(0)
     def test_a_step_of_every_model(self):
         placement = commands.placement_of(DEVICES[:2], ["2", "1"], "balanced")
-        self.assertEqual(placement.weights, (2.0, 1.0))
         for name, model in NAMED:
             if name == "subclassed":  # says nothing of its inputs
                 continue
             with self.subTest(name):
                 step = commands.step_of(make(model), placement, 6, "predict")
                 self.assertIsNotNone(step[0](*step[1:]))
+
+    def test_a_step(self):
+        placement = commands.placement_of(DEVICES[:2], ["2", "1"], "balanced")
+        self.assertEqual(placement.weights, (2.0, 1.0))
         step = commands.step_of(make(attention), placement, 6)
         towers.execution_report(*step).assert_runs_on("tower_1", DEVICES[1])
         with self.assertRaisesRegex(ValueError, "--batch must be at least 1"):

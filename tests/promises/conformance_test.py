@@ -634,8 +634,8 @@ ON_TOWERS = REFUSED | {
 }
 
 
-# Like others, but for what Keras alone has to do with; the optimizer that
-# `keras_model/parameters_test.py` takes on four devices is slow here.
+# Like others, but for what Keras alone has to do with: whose variables move with
+# the parameters is one to towers, however many an optimizer has of them.
 SLOW = {
     "data_class_weights",
     "data_doubles",
@@ -659,7 +659,14 @@ SLOW = {
     "model_saturated_softmax_of_channels",
     "model_tied_weights",
     "model_time_distributed",
+    "optimizer_Adadelta",
+    "optimizer_Adagrad",
+    "optimizer_Adamax",
+    "optimizer_Ftrl",
     "optimizer_Lamb",
+    "optimizer_Lion",
+    "optimizer_Nadam",
+    "optimizer_RMSprop",
     "optimizer_accumulated",
     "optimizer_global_clipnorm",
     "optimizer_nesterov",

@@ -194,7 +194,7 @@ class EqualityTest(parameterized.TestCase):
                     close(a, e)
 
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_of("twice_ragged")
+    @pytest.mark.slow_of("ragged", "strings")
     def test_fit_is_the_plain_model_s(self, model):
         self.check_fit(model, [False] + [True] * (model in KNOWN))
 
@@ -231,7 +231,7 @@ class EqualityTest(parameterized.TestCase):
 
     # The tables of `strings` and `texts` are objects of Keras.
     @parameterized.parameters(ragged, sparse, whole, twice_ragged)
-    @pytest.mark.slow_after(3)
+    @pytest.mark.slow_after(1)
     def test_a_saved_model_answers_as_the_plain_one(self, model):
         made = make(model)
         x = batch(model.__name__, 5)

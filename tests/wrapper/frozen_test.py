@@ -68,7 +68,7 @@ class Judged(layers.Layer):
 
 class FrozenTest(parameterized.TestCase):
     @parameterized.parameters(True, False)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow_after(0)
     def test_a_loss_may_use_one(self, on_towers):
         net = critic()
         models = [make(student), make(student)]

@@ -85,7 +85,7 @@ def assert_same(plain, towered, histories):
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.parameters(attention, cnn, two_by_two)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow_after(0)
     def test_weights_after_fit_are_the_plain_model_s(self, model):
         self.check_fit(model)
 

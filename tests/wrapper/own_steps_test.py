@@ -88,6 +88,7 @@ def trained(example, where, epochs=2):
 
 class KerasIoTest(parameterized.TestCase):
     @parameterized.parameters(vae, gan, wgan, distiller, diffusion)
+    @pytest.mark.slow_after(2)
     def test_weights_are_the_plain_model_s(self, example):
         logs, expected = trained(example, None)
         made = []

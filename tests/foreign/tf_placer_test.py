@@ -22,10 +22,9 @@ class PlacerTest(absltest.TestCase):
 
     def place(self, graph, target, strict, gpus=4):
         machine = {"CPU": 1, "GPU": gpus}
-        whole, parts = tf_placer.placed(
+        parts = tf_placer.placed(
             graph.as_graph_def(), [target], machine, strict
         )
-        self.assertEqual(whole.get_tensor_by_name("y:0").shape, [3, 3])
         return {
             n.name: n.device.split("device:")[-1] for g in parts for n in g.node
         }

@@ -1,6 +1,7 @@
 """placement_plan: what would run where, on a machine that is not here."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -184,8 +185,8 @@ def placement_plan(
     with keras_machine.with_gpus(bool(devices["GPU"])):
         planned = _planned(fn_or_model, args, step, signature)
     asked = {node.name: node for node in planned.graph.node}
-    graph, parts, refused = _settled(planned, devices, strict)
-    placed = Placed(parts, graph)
+    parts, refused = _settled(planned, devices, strict)
+    placed = Placed(parts, planned.shapes)
     return PlacementPlan(
         tuple(node for node in placed.nodes if node[2] not in _STAND_INS),
         tuple(placed.transfers),
@@ -247,18 +248,16 @@ def _planned(
 
 def _settled(
     planned: plan_graphs.Planned, machine: Mapping[str, int], strict: bool
-) -> tuple[tf.Graph, list[Any], list[Refusal]]:
-    """The graph, its parts, and what had to be put on the host for them."""
+) -> tuple[list[Any], list[Refusal]]:
+    """The graph in parts, and what had to be put on the host for them."""
     graph = tf.compat.v1.GraphDef()
     graph.CopyFrom(planned.graph)
     nodes = {node.name: node for node in graph.node}
     refused: list[Refusal] = []
     while True:
         try:
-            whole, parts = tf_placer.placed(
-                graph, planned.targets, machine, strict
-            )
-            return whole, parts, refused
+            parts = tf_placer.placed(graph, planned.targets, machine, strict)
+            return parts, refused
         except tf.errors.InvalidArgumentError as error:
             name = tf_placer.refused(error)
             again = [r for r in refused if r.op == name]
@@ -300,10 +299,16 @@ def _moved(
     found = []
     for device, name, kind in nodes:
         node = asked.get(name)
-        wish = "" if node is None or handles & set(node.input) else node.device
-        if wish and not agrees(_spec(wish), _spec(device)):
-            found.append(Moved(name, kind, short(wish), device))
+        if node is None or not node.device or _agrees(node.device, device):
+            continue
+        if not handles & set(node.input):
+            found.append(Moved(name, kind, short(node.device), device))
     return found
+
+
+@functools.cache
+def _agrees(wish: str, device: str) -> bool:
+    return agrees(_spec(wish), _spec(device))
 
 
 def _spec(device: str) -> tf.DeviceSpec:

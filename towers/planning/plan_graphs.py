@@ -25,12 +25,14 @@ class Planned:
 
     Attributes:
       graph: a `GraphDef`; its variables are ops in it.
+      shapes: a graph with tensors of the same names, which knows shapes.
       targets: names of the nodes for the sake of which it would run.
       variables: those that it reads or writes, if they are known.
       device_of: where such a variable is to be.
     """
 
     graph: Any
+    shapes: tf.Graph
     targets: list[str]
     variables: Sequence[tf.Variable] = ()
     device_of: Callable[[Any], str] = keras_layers.device_of
@@ -45,6 +47,7 @@ def of_graph(graph: tf.Graph, fetches: Sequence[Any]) -> Planned:
     ops = [x if isinstance(x, tf.Operation) else x.op for x in wanted]
     return Planned(
         graph.as_graph_def(),
+        graph,
         [op.name for op in ops or graph.get_operations()],
     )
 
@@ -174,6 +177,7 @@ def of_traced(
             node.device = default
     return Planned(
         pruned,
+        graph,
         list(dict.fromkeys(targets)),
         used,
         device_of,

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -101,22 +101,46 @@ def move_variables(
         for v, device in zip(variables, devices)
         if id(v) not in kept
     ]
-    shared = (
-        placement.output_device
-        if callable(placement.parameter_device)
-        else placement.parameter_device
-    )
-    for optimizer in keras_compile.optimizers(model):
-        keras_optimizer.pin_optimizer(optimizer)
-        pairs += [
-            (v, where.get(id(owner), shared))
-            for v, owner in keras_optimizer.optimizer_variables(optimizer)
-        ]
+    pairs += _of_optimizers(model, placement, where)
     pairs += [
         (v, placement.output_device)
         for v in keras_compile.metric_variables(model)
     ]
     return any([move_variable(v, device) for v, device in pairs])
+
+
+def place_slots(model: Any, placement: Placement) -> None:
+    """Moves what the optimizers of a placed model keep beside its variables.
+
+    What Keras makes for itself, and not like a variable, is on the default device.
+    """
+    for variable, device in _of_optimizers(model, placement, {}):
+        move_variable(variable, device)
+
+
+def _of_optimizers(
+    model: Any, placement: Placement, where: Mapping[int, str]
+) -> list[tuple[Any, str]]:
+    """What a model's optimizers keep, which are pinned, and its devices.
+
+    Args:
+      model, placement: as for `place_variables`.
+      where: by a variable's id its device, if it is to be moved.
+    """
+    shared = (
+        placement.output_device
+        if callable(placement.parameter_device)
+        else placement.parameter_device
+    )
+    pairs = []
+    for optimizer in keras_compile.optimizers(model):
+        keras_optimizer.pin_optimizer(optimizer)
+        for variable, owner in keras_optimizer.optimizer_variables(optimizer):
+            device = str(shared)
+            if owner is not None:
+                device = where.get(id(owner)) or device_of(owner)
+            pairs.append((variable, device))
+    return pairs
 
 
 class Placed:

@@ -24,7 +24,11 @@ from towers.keras_model.calls import (
     model_call,
     signed,
 )
-from towers.keras_model.parameters import move_variable, place_variables
+from towers.keras_model.parameters import (
+    move_variable,
+    place_slots,
+    place_variables,
+)
 from towers.placement.device_names import (
     HOST_HERE,
     absent,
@@ -368,6 +372,7 @@ class TowerModel(Recovering):
             and self.trainable_variables
         ):
             self.optimizer.build(self.trainable_variables)
+            place_slots(self, self.placement)
 
     def make_test_function(self, force: bool = False) -> Any:
         self._check_steps()

@@ -255,6 +255,7 @@ def assemble(
     elif talks or graph.pinned_layers:
         how = How.BUILT
     alike = own is None and not graph.is_spread
+    determined = alike and graph.is_determined  # while no layer is hooked
     divide = split_shards if batch.each is None else own_shards
     shards = divide(batch, placement)
     values, copies = replicated(graph, homes, placement, shards)
@@ -285,6 +286,7 @@ def assemble(
             joining(shards, placement) if talks else None,
             scopes if alike or how is not How.BUILT else (),
             how,
+            determined,
         )
         shared = set.intersection(*(set(x["shared"]) for x in replays))
         if shared and shards.ranges.are_known and len(replays) > 1:

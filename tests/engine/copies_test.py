@@ -302,6 +302,38 @@ class CopyTest(parameterized.TestCase):
                     )
         self.assertEqual([x.copied for x in parts], [False, enough])
 
+    @parameterized.named_parameters(
+        ("keras_s_own", "tanh", models.DEVICES[:3], 1),
+        ("on_one_device", "tanh", ["/CPU:1"] * 3, 1),
+        ("a_function_of_one_s_own", lambda x: tf.tanh(x), models.DEVICES, 2),
+        ("another_device_type", "tanh", ["/CPU:0", "/CPU:1", "/GPU:0"], 2),
+    )
+    def test_of_keras_s_own_layers_one_tower_is_built(
+        self, activation, devices, built
+    ):
+        model = keras.Sequential(
+            [keras.Input([4]), layers.Dense(3, activation=activation)]
+        )
+        where = towers.Placement(devices, available="any")
+
+        def call(x):
+            return towers.build_towers(model, x, where).outputs
+
+        with mock.patch.object(
+            layers.Dense, "call", autospec=True, side_effect=layers.Dense.call
+        ) as calls:
+            call = tf.function(call, autograph=False)
+            made = call.get_concrete_function(tf.TensorSpec([None, 4]))
+        self.assertEqual(calls.call_count, built)
+        for i, device in enumerate(devices):
+            found = {
+                op.device
+                for op in made.graph.get_operations()
+                if op.name.startswith(f"tower_{i}/")
+            }
+            self.assertLen(found, 1)
+            self.assertIn(device[1:], found.pop())
+
     def test_what_differs_from_tower_to_tower_is_built(self):
         model = keras.Sequential([keras.Input([2]), Numbered()])
         Numbered.calls = 0

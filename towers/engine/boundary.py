@@ -5,7 +5,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.host import device_here
 from towers.foreign.tf_gradients import followed
+
+# What has a device, but not that of what it hands out.
+_FROM_ELSEWHERE = ("Placeholder", "ReadVariableOp")
 
 
 def leaves(nest: Any) -> list[tf.Tensor]:
@@ -31,7 +35,7 @@ def brought(
     device: str,
     elsewhere: Mapping[int, str],
 ) -> Any:
-    """`argument`, with identities on `device` for its tensors.
+    """`argument`, with identities on `device` for tensors from elsewhere.
 
     A loop places what it hands from step to step beside where that came from:
     it must come from this device, or every step asks the other.
@@ -43,7 +47,12 @@ def brought(
       elsewhere: other devices, by the tensor's place in the flat nest.
     """
     here = []
+    with tf.device(device):
+        tower = device_here()
     for i, tensor in enumerate(tensors):
+        if i not in elsewhere and _is_made_on(tower, tensor):
+            here.append(tensor)
+            continue
         with tf.device(elsewhere.get(i, device)):
             here.append(tf.identity(tensor))
     given = iter(here)
@@ -51,6 +60,16 @@ def brought(
         lambda x: None if x is None else next(given),
         argument,
         expand_composites=True,
+    )
+
+
+def _is_made_on(device: str, tensor: tf.Tensor) -> bool:
+    """Whether an op on a device made this, in this graph."""
+    op = tensor.op
+    return (
+        op.device == device != ""
+        and op.type not in _FROM_ELSEWHERE
+        and op.graph is tf.compat.v1.get_default_graph()
     )
 
 

@@ -22,7 +22,6 @@ from towers.engine.parts import (
     bare_node,
     fingerprint,
     needed_ops,
-    places_in,
     stands_alone,
 )
 from towers.foreign.tf_gradients import own_gradient, recorded
@@ -33,13 +32,15 @@ class Maker:
 
     There are two policies, by what is known of a kind of part beforehand.
     *Compared*: nothing is. Parts are built until two come out alike; the next
-    ones are copies. *Determined*: what is made depends on the kind and the inputs
-    only. The first that was built of those alone, on its device, is copied.
+    ones are copies. *Determined*: what is made depends on the kind, the type of
+    the device and the inputs only. The first that was built of those alone, on its
+    device, is copied.
     """
 
     def __init__(self) -> None:
         self._last: dict[Any, Part] = {}
         self._originals: dict[Any, Part] = {}  # what the next are copies of
+        self._patterns: dict[Any, _Pattern] = {}  # of those that were copied
         self._alike: list[Part] = []
         self.copied = 0  # so many parts
 
@@ -51,6 +52,7 @@ class Maker:
         scope: str,
         kind: Any = (),
         determined: bool = False,
+        told: int = 0,
     ) -> Part:
         """The part that `function()` builds of `inputs`.
 
@@ -61,78 +63,122 @@ class Maker:
           scope: the name scope of the tower.
           kind: parts of different kinds are never compared.
           determined: the policy; else parts are compared.
+          told: so many of the first inputs have shapes that `kind` tells.
         """
         graph = tf.compat.v1.get_default_graph()
-        kind = (id(graph), kind, *((x.dtype, str(x.shape)) for x in inputs))
+        on = tf.DeviceSpec.from_string(device).device_type
+        given = ((x.dtype, str(x.shape)) for x in inputs[told:])
+        kind = (id(graph), on, kind, *given)
         if kind in self._originals:
             self.copied += 1
-            return _copy(self._originals[kind], inputs, device, scope)
+            original = self._originals[kind]
+            if kind not in self._patterns:
+                self._patterns[kind] = _Pattern(original)
+            return _copy(self._patterns[kind], original, inputs, device, scope)
         before = len(graph.get_operations())
         results = function()
         made = graph.get_operations()[before:]
-        part = Part(inputs, needed_ops(made, results), results, device, scope)
+        ops = needed_ops(made, results)
+        part = Part(inputs, ops, results, device, scope, kind)
         last = self._last.get(kind)
         if last is not None and are_alike(last, part):
             self._originals[kind] = part
             self._alike += [last, part]
         elif determined and stands_alone(part):
             self._originals[kind] = part
+            self._alike.append(part)
         self._last[kind] = part
         return part
 
     def is_proven(self, part: Part) -> bool:
-        """Whether a compared part is known to be as others of its kind."""
+        """Whether a part is known to be as others of its kind."""
         return part.copied or any(part is x for x in self._alike)
 
     def fingerprint(self, part: Part) -> tuple[Any, ...]:
-        """What tells a part from others of its kind: nothing, if proven."""
-        return () if self.is_proven(part) else fingerprint(part)
+        """What tells a part from others: nothing but its kind, if proven."""
+        return part.kind if self.is_proven(part) else fingerprint(part)
+
+
+class _Pattern:
+    """What a part and all copies of it have in common, read once.
+
+    Attributes:
+      origins: by the place of an op, that of the first one which is the same: one
+        is enough.
+    """
+
+    def __init__(self, part: Part):
+        own = re.compile(f"(^|/){re.escape(part.scope)}")
+        first: dict[Any, int] = {}
+        self._part = part
+        self._nodes: list[tuple[Any, ...]] = []
+        self.origins: list[int] = []
+        for k, op in enumerate(part.ops):
+            node, is_host = bare_node(op), op.device != part.device
+            taken = [self._taken(tensor) for tensor in op.inputs]
+            waits = [
+                self.origins[part.places[x.name]] for x in op.control_inputs
+            ]
+            said = node.SerializeToString(deterministic=True)
+            key = said, is_host, *taken, *waits
+            self.origins.append(first.setdefault(key, k))
+            if self.origins[k] == k:
+                name = own.sub("\\1\0", op.name)  # for the scope of a copy
+                self._nodes.append((k, name, node, is_host, taken, waits))
+
+    def _taken(self, tensor: tf.Tensor) -> tuple[Any, ...]:
+        """What an op takes: an output of one, an input, or what is outside."""
+        kind, *place = self._part.places.get(tensor.name, ("outside",))
+        if kind == "op":
+            return kind, self.origins[place[0]], place[1]
+        return kind, tensor.name, *place
+
+    def copied(
+        self, inputs: Sequence[tf.Tensor], device: str, scope: str
+    ) -> list[tf.Operation]:
+        """The ops of a copy, one for each of the part's."""
+        graph, host = tf.compat.v1.get_default_graph(), host_of(device)
+        copy = tf.compat.v1.GraphDef(versions=graph.graph_def_versions)
+        names: dict[int, str] = {}
+        given: dict[str, tf.Tensor] = {}
+        for k, name, node, is_host, taken, waits in self._nodes:
+            names[k] = name.replace("\0", scope)
+            new = copy.node.add()
+            new.CopyFrom(node)
+            new.name = names[k]
+            if is_host:
+                new.device = host
+            for kind, source, *place in taken:
+                if kind == "op":
+                    source = f"{names[source]}:{place[0]}"
+                elif source not in given:
+                    given[source] = (
+                        inputs[place[0]]
+                        if place
+                        else graph.get_tensor_by_name(source)
+                    )
+                new.input.append(source)
+            new.input.extend(f"^{names[i]}" for i in waits)
+        with tf.device(device):
+            return tf.graph_util.import_graph_def(
+                copy, given, [names[i] for i in self.origins], name=""
+            )
 
 
 def _copy(
-    part: Part, inputs: Sequence[tf.Tensor], device: str, scope: str
+    pattern: _Pattern,
+    part: Part,
+    inputs: Sequence[tf.Tensor],
+    device: str,
+    scope: str,
 ) -> Part:
     """The part for other inputs, on another device."""
-    graph = tf.compat.v1.get_default_graph()
-    own = re.compile(f"(^|/){re.escape(part.scope)}")
-
-    def renamed(name: str) -> str:
-        return own.sub(lambda match: f"{match[1]}{scope}", name)
-
-    places = places_in(part)
-    names: dict[str, str] = {}
-    same: dict[bytes, str] = {}
-    given: dict[str, tf.Tensor] = {}
-    copy = tf.compat.v1.GraphDef(versions=graph.graph_def_versions)
-    for op in part.ops:
-        node = bare_node(op)
-        if op.device != part.device:
-            node.device = host_of(device)
-        for tensor in op.inputs:
-            place = places.get(tensor.name, ("outside",))
-            if place[0] == "op":
-                name = f"{names[tensor.op.name]}:{tensor.value_index}"
-            else:
-                name = tensor.name
-                given[name] = inputs[place[1]] if place[1:] else tensor
-            node.input.append(name)
-        node.input.extend(f"^{names[x.name]}" for x in op.control_inputs)
-        name = renamed(op.name)
-        names[op.name] = same.setdefault(
-            node.SerializeToString(deterministic=True), name
-        )
-        if names[op.name] == name:  # else the same is there, once is enough
-            node.name = name
-            copy.node.append(node)
-    with tf.device(device):
-        ops = tf.graph_util.import_graph_def(
-            copy, given, list(names.values()), name=""
-        )
+    ops = pattern.copied(inputs, device, scope)
 
     def of_copy(tensor: tf.Tensor | None) -> tf.Tensor | None:
         if tensor is None:
             return None
-        place = places.get(tensor.name, ("outside",))
+        place = part.places.get(tensor.name, ("outside",))
         if place[0] != "op":
             return inputs[place[1]] if place[1:] else tensor
         result = ops[place[1]].outputs[place[2]]
@@ -142,24 +188,26 @@ def _copy(
     results = tf.nest.map_structure(
         of_copy, part.results, expand_composites=True
     )
-    return Part(inputs, ops, results, device, scope, True)
+    return Part(inputs, ops, results, device, scope, part.kind, True)
 
 
 def made_alike(
     makers: tuple[Maker, Maker],
     scope: str,
+    determined: bool,
     function: Callable[..., Any],
     argument: Any,
 ) -> tuple[Any, Any]:
     """`function(argument)`, and the function that gives its gradients.
 
     What either makes may be copied from another tower. Forward passes are
-    compared; backward passes are determined by forward passes that are alike,
+    compared, or known to be determined; backward passes are determined by forward passes that are alike,
     and compared where those are not known to be.
 
     Args:
       makers: one for the forward passes of all towers, one for the backward.
       scope: the tower's name scope.
+      determined: the policy for forward passes.
       function: builds the tower.
       argument: a nest of tensors on its device.
     """
@@ -172,7 +220,7 @@ def made_alike(
         if not (x is None or isinstance(x, tf.Tensor))
     )
     forth = makers[0].make(
-        lambda: function(argument), given, device, scope, known
+        lambda: function(argument), given, device, scope, known, determined
     )
 
     def differentiate(
@@ -184,6 +232,8 @@ def made_alike(
             return boundary.differentiated(results, tensors, upstream)
 
         above = boundary.leaves(upstream)
+        if tf.compat.v1.get_default_graph() is not graph:
+            return gradients()  # of a function, which is differentiated by ops
         if recorded():
             # For a gradient of gradients: no tape saw a copy being made.
             return (
@@ -191,9 +241,10 @@ def made_alike(
                 if forth.copied
                 else gradients()
             )
-        if tf.compat.v1.get_default_graph() is not graph:
-            return gradients()
-        seen = [x for op in forth.ops for x in op.outputs]
+        proven = makers[0].is_proven(forth)
+        inner = [x for op in forth.ops for x in op.outputs]
+        # Of what is there twice, the last counts: on the tower, and from above.
+        seen = [*inner, *tensors, *given]
         names = [x.name for x in above]
         kind = (
             known,
@@ -203,11 +254,12 @@ def made_alike(
         )
         back = makers[1].make(
             gradients,
-            [*seen, *given, *tensors, *above],
+            [*seen, *above],
             device,
             scope,
             kind,
-            determined=makers[0].is_proven(forth),
+            determined=proven,
+            told=len(seen) if proven else 0,
         )
         return back.results
 

@@ -21,6 +21,7 @@ def run_towers(
     join: lockstep.Join | None = None,
     scopes: Sequence[str] = (),
     how: How = How.BUILT,
+    determined: bool = False,
 ) -> list[Any]:
     """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
 
@@ -36,9 +37,11 @@ def run_towers(
         flat nest, that are not taken to the tower.
       join: answers the towers' calls of `all_towers`, if they make any.
       scopes: the towers' name scopes, if the functions are all the same, so
-        that towers after the second may be copies, or if towers are called.
+        that they may be copies of each other, or if towers are called.
       how: whether they are built op by op, or called as functions, and which.
         What is called needs no other tower.
+      determined: whether what a tower makes is known to depend on nothing but
+        its arguments and the type of its device; else towers are compared.
 
     Returns:
       One nest of tensors per tower.
@@ -68,7 +71,9 @@ def run_towers(
         for i, function in enumerate(functions):
             make = _built
             if scopes:
-                make = functools.partial(made_alike, makers, scopes[i])
+                make = functools.partial(
+                    made_alike, makers, scopes[i], determined
+                )
             towers.append(
                 pinned(function, devices[i], arguments[i], elsewhere[i], make)
             )

@@ -1,6 +1,7 @@
 """parts: pieces of a graph, and whether two are the same but for their tower."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ class Part:
       results: a nest of tensors, or of None.
       device: in full.
       scope: the name scope of its tower, with its slash.
+      kind: what it was compared with.
       copied: whether it is a copy.
     """
 
@@ -28,7 +30,20 @@ class Part:
     results: Any
     device: str
     scope: str
+    kind: Any = None
     copied: bool = False
+
+    @functools.cached_property
+    def places(self) -> dict[str, Any]:
+        """Tensors and ops by name: where in the part they are."""
+        found: dict[str, Any] = {
+            tensor.name: ("input", i) for i, tensor in enumerate(self.inputs)
+        }
+        for i, op in enumerate(self.ops):
+            found[op.name] = i
+            for k, tensor in enumerate(op.outputs):
+                found[tensor.name] = ("op", i, k)
+        return found
 
 
 def needed_ops(
@@ -50,7 +65,7 @@ def are_alike(one: Part, other: Part) -> bool:
     """Whether two parts differ only in names, devices and inputs."""
     if one.device == other.device or len(one.ops) != len(other.ops):
         return False  # on one device, one that a layer names would not show
-    places, others = places_in(one), places_in(other)
+    places, others = one.places, other.places
     return _leaf_places(one, places) == _leaf_places(other, others) and all(
         can_be_copied(a)
         and _is_own(a, one)
@@ -65,7 +80,7 @@ def are_alike(one: Part, other: Part) -> bool:
 
 def stands_alone(part: Part) -> bool:
     """Whether a part is made of nothing but its inputs, on its device."""
-    places = places_in(part)
+    places = part.places
     return all(
         can_be_copied(op)
         and _is_own(op, part)
@@ -79,7 +94,7 @@ def stands_alone(part: Part) -> bool:
 
 def fingerprint(part: Part) -> tuple[Any, ...]:
     """All of a part but its tower, and the names that are one op's own."""
-    places, told = places_in(part), []
+    places, told = part.places, []
     for op in part.ops:
         node = bare_node(op)
         node.attr.pop(tf_nodes.GRADIENT, None)
@@ -108,18 +123,6 @@ def can_be_copied(op: tf.Operation) -> bool:
 def _is_own(op: tf.Operation, part: Part) -> bool:
     """Whether an op is on the part's device, or on the host of that."""
     return op.device == part.device or op.device == host_of(part.device)
-
-
-def places_in(part: Part) -> dict[str, Any]:
-    """Tensors and ops by name: where in the part they are."""
-    places: dict[str, Any] = {
-        tensor.name: ("input", i) for i, tensor in enumerate(part.inputs)
-    }
-    for i, op in enumerate(part.ops):
-        places[op.name] = i
-        for k, tensor in enumerate(op.outputs):
-            places[tensor.name] = ("op", i, k)
-    return places
 
 
 def _sources(op: tf.Operation, places: dict[str, Any]) -> list[Any]:

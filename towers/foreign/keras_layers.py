@@ -190,6 +190,26 @@ def bare_operations(layer: Any) -> list[Any]:
     ]
 
 
+def is_keras_own(operation: Any) -> bool:
+    """Whether all that a layer, or an operation, computes is written in Keras.
+
+    A function may be among its attributes: an activation, or what a `Lambda` calls.
+    What takes one with its inputs, as `keras.ops.map`, is not.
+    """
+    kind = type(operation).__module__
+    if not kind.startswith("keras.") or kind.endswith(".ops.core"):
+        return False
+    if isinstance(operation, keras.Model):  # calls its layers, which are asked
+        return True
+    parts: list[Any] = []
+    for value in vars(operation).values():
+        parts += value if isinstance(value, (list, tuple)) else [value]
+    modules = [getattr(x, "__module__", None) for x in parts if callable(x)]
+    return all(
+        (m or "").split(".")[0] in ("keras", "tensorflow") for m in modules
+    )
+
+
 def added(layer: keras.Layer, loss: tf.Tensor) -> bool:
     """Whether it is this layer that added a loss, in a `StatelessScope`."""
     return id(loss) in layer._loss_ids

@@ -57,19 +57,20 @@ def own_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
             return list(found) if isinstance(found, (list, tuple)) else [found]
 
         # A tape hears that the results come from the arguments; what goes by
-        # the graph needs one op that has both for inputs.
+        # the graph needs one op that has both for inputs, if they differ.
         graph = tf.compat.v1.get_default_graph()
+        same = [id(x) for x in flat] == [id(x) for x in args]
+        both = flat if same else [*flat, *args]
+        aside = [None] * (len(both) - len(args))
         name = _registered(
             graph,
-            lambda *upstream: (
-                [None] * len(flat) + gradients(*upstream[: len(flat)])
-            ),
+            lambda *upstream: aside + gradients(*upstream[: len(flat)]),
         )
         with (
             graph.gradient_override_map({"IdentityN": name}),
             record.stop_recording(),
         ):
-            passed = tf.identity_n([*flat, *args])[: len(flat)]
+            passed = tf.identity_n(both)[: len(flat)]
         record.record_operation(name, passed, list(args), gradients)
         return tf.nest.pack_sequence_as(results, passed)
 

@@ -105,6 +105,21 @@ class LayerGraph:
         """Whether a layer has one device per tower."""
         return not all(isinstance(pin, str) for pin in self.pins.values())
 
+    @property
+    def is_determined(self) -> bool:
+        """Whether all towers are known to come out alike, on devices of a type.
+
+        What is Keras's own looks at what it is given, and at the device's type. Of
+        a layer or a function of a user's own that is not known, nor would a pinned
+        layer show that was pinned to the device of the tower that is copied.
+        """
+        called = [*self.layers]
+        for layer in self.layers:
+            called += keras_layers.bare_operations(layer)
+        return not self.pinned_layers and all(
+            keras_layers.is_keras_own(x) for x in called
+        )
+
     def device_of(self, layer: Any, tower: int) -> str | None:
         """Where a layer runs, if that is elsewhere than its tower."""
         pin = self.pins.get(id(layer))

@@ -194,7 +194,7 @@ def _opened(
                 if isinstance(upstream, tf.IndexedSlices):
                     return upstream
                 with tf.device(target):
-                    return tf.reshape(upstream, [-1])
+                    return _flat(upstream)
 
             return _shaped(part, values[k]), backward
 
@@ -225,8 +225,12 @@ def _opened_at_once(
 def _joined(
     values: Sequence[tf.Tensor], dtype: tf.DType | None = None
 ) -> tf.Tensor:
-    flat = [tf.reshape(value, [-1]) for value in values]
+    flat = [_flat(value) for value in values]
     return tf.concat(flat, 0) if flat else tf.zeros([0], dtype)
+
+
+def _flat(value: tf.Tensor) -> tf.Tensor:
+    return value if value.shape.rank == 1 else tf.reshape(value, [-1])
 
 
 def _parts(parcel: tf.Tensor, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -309,7 +309,7 @@ def fitted(model, **kwargs):
 
 class OfItsKindTest(parameterized.TestCase):
     @parameterized.parameters(*SMALL)
-    @pytest.mark.slow_after(5)
+    @pytest.mark.slow_after(2)
     def test_weights_are_the_plain_model_s(self, model):
         expected = fitted(make(model))
         actual = towers.TowerModel(make(model), WHERE)

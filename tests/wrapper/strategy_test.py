@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, placement
@@ -40,6 +41,7 @@ class StrategyTest(parameterized.TestCase):
         (tf.distribute.MirroredStrategy, True),
         (tf.distribute.experimental.CentralStorageStrategy, False),
     )
+    @pytest.mark.slow_after(1)
     def test_it_trains_as_the_plain_model_does(self, strategy, trained):
         plain = model()
         if trained:

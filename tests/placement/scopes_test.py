@@ -13,6 +13,7 @@ class ScopesTest(absltest.TestCase):
             ("tower_1_1/dense/MatMul", 1, "dense"),  # a second call
             ("tower_1/lstm/while/body/_9/tower_1/lstm/while/add", 1, "lstm"),
             ("gradients/tower_1/a/MatMul_grad/MatMul_1", 1, "a"),
+            ("tower_1/gru/TensorArrayUnstack/TensorListFromTensor", 1, "gru"),
             ("tower_1/add", 1, ""),
             ("tower_1/PartitionedCall", 1, ""),
             ("gather/concat", None, None),

@@ -98,6 +98,19 @@ class PageTest(absltest.TestCase):
         words = re.search(r'<th scope="row">words</th>(.*?)</tr>', self.text)[1]
         self.assertEqual(words.count(f">{DEVICES[3]} "), 3)
 
+    def test_layers_of_models_in_models(self):
+        inner = keras.Sequential(
+            [keras.Input([4]), layers.Dense(4, name="deep")], name="inner"
+        )
+        model = keras.Sequential([keras.Input([4]), inner])
+        where = towers.Placement(DEVICES[:2])
+        report = towers.execution_report(
+            lambda: towers.build_towers(model, tf.ones([4, 4]), where)
+        )
+        report.save(self.folder / "inner.html")
+        text = (self.folder / "inner.html").read_text()
+        self.assertIn('<th scope="row">inner/deep</th>', text)
+
     def test_nothing_is_fetched(self):
         self.assertNotRegex(self.text, r"https?:|<link|<img|@import|url\(")
         self.assertIn("default-src 'none'", self.text)

@@ -7,7 +7,8 @@ _TOWER = re.compile(r"(?:^|.*/)tower_(\d+)(?:_\d+)?/(.+)")
 _BACKWARD = re.compile(r"(^|/)gradients(_\d+)?/|_grad(_\d+)?/")
 # What a layer's ops are wrapped in, which is no layer.
 _INSIDE = re.compile(
-    r"(while|cond|PartitionedCall|StatefulPartitionedCall|\w+_grad)(_\d+)?"
+    r"(while|cond|TensorArray\w*|ReverseV2|(Stateful)?PartitionedCall|\w+_grad)"
+    r"(_\d+)?"
 )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from towers.placement.scopes import is_backward, tower_of
+from towers.placement.scopes import is_backward, layer_of, tower_of
 from towers.report.colours import tint
 from towers.report.html_devices import drawing
 from towers.report.html_page import framed
@@ -13,6 +13,7 @@ from towers.report.html_tables import Cell, count, table
 
 Told = dict[str, Any]  # what ExecutionReport.to_dict() gives
 Nodes = Sequence[tuple[str, str, str]]
+_DEEP = 2
 
 
 def page(told: Told, nodes: Nodes) -> str:
@@ -115,7 +116,10 @@ def _layers(devices: list[str], nodes: Nodes) -> str:
     for device, name, _ in nodes:
         found = tower_of(name)
         if found:
-            tower, layer = f"tower_{found[0]}", found[1].split("/")[0]
+            tower, inside = f"tower_{found[0]}", found[1]
+            # Those of a model within the model, too, and no deeper.
+            parts = (layer_of(inside) or inside).split("/")[:_DEEP]
+            layer = "/".join(parts)
             way = "backward" if is_backward(name) else "forward"
             counts = ran.setdefault((layer, tower), collections.Counter())
             counts[device, way] += 1

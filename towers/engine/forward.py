@@ -91,6 +91,7 @@ def pinned(
     """`function(argument)`, forward and backward on `device`, in a graph."""
     tensors = boundary.distinct(boundary.leaves(argument))
     made: list[Any] = []
+    heard = _Heard()
 
     @own_gradient
     def run(*tensors: tf.Tensor) -> Any:
@@ -108,13 +109,49 @@ def pinned(
         def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
             boundary.check_nothing_lost(variables, lost)
             with tf.device(device):
-                return differentiate(results, tensors, upstream)
+                return differentiate(results, tensors, heard.of(upstream))
 
         return results, backward
 
     with tf.device(device):
-        results = iter(run(*tensors))
+        results = iter(heard.noted(run(*tensors)))
     return boundary.replaced(made[0], results)
+
+
+class _Heard:
+    """Which results have a gradient: a tape makes zeros of those that have none.
+
+    They would cross to the tower, and be differentiated there. A model that ends
+    in a softmax has such a result: Keras's loss takes what is before it.
+    """
+
+    def __init__(self) -> None:
+        self._places: set[int] = set()
+
+    def noted(self, results: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+        """The results, whose gradients are noted on their way."""
+        if len(results) < 2:
+            return results
+        noted = [self._noted(k, result) for k, result in enumerate(results)]
+        self._places.clear()  # a forward accumulator has asked for gradients
+        return noted
+
+    def of(self, upstream: Sequence[Any]) -> list[Any]:
+        """Gradients, with None for those that a tape has made."""
+        places = self._places or set(range(len(upstream)))
+        self._places = set()
+        return [g if k in places else None for k, g in enumerate(upstream)]
+
+    def _noted(self, k: int, result: tf.Tensor) -> tf.Tensor:
+        @own_gradient
+        def note(result: tf.Tensor) -> Any:
+            def backward(upstream: Any) -> Any:
+                self._places.add(k)
+                return upstream
+
+            return result, backward
+
+        return note(result)
 
 
 def _built(function: Callable[..., Any], argument: Any) -> tuple[Any, Any]:

@@ -43,7 +43,7 @@ class ForwardTest(absltest.TestCase):
         x = tf.constant([0.5, 1.5])
         executed = Executed(lambda: run(x))
         self.assertEmpty(executed.devices("", "TanhGrad"))
-        self.assertLen(executed.sends(), 2)  # no zeros
+        self.assertLen(executed.sends(), 1)  # x, and no zeros
         self.assertLess(abs(run(x) - tf.exp(x)).numpy().max(), 1e-6)
 
     def test_all_results_of_a_function_that_is_differentiated_later(self):

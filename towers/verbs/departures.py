@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from towers.engine.boundary import leaves
 from towers.engine.host import is_host
+from towers.foreign.tf_gradients import own_gradient, unrecorded
 from towers.placement.device_names import same_device
 from towers.placement.placement import Placement
 
@@ -42,7 +43,15 @@ def departing_first(shards: Sequence[Any], placement: Placement) -> list[Any]:
 def _same(shard: Any) -> Any:
     """By ops that pass on what they are given; TensorFlow drops identities."""
     return tf.nest.map_structure(
-        lambda x: x if x is None else tf.ensure_shape(x, x.shape),
-        shard,
-        expand_composites=True,
+        lambda x: x if x is None else _passed(x), shard, expand_composites=True
     )
+
+
+def _passed(tensor: tf.Tensor) -> tf.Tensor:
+    @own_gradient
+    def passed(tensor: tf.Tensor) -> Any:
+        with unrecorded():  # it has no derivative forwards, of open shapes
+            same = tf.ensure_shape(tensor, tensor.shape)
+        return same, lambda upstream: upstream
+
+    return passed(tensor)

@@ -23,6 +23,7 @@ from towers.keras_model import (
 from towers.keras_model.memory import memory_errors
 from towers.keras_model.outputs import gathered_outputs
 from towers.keras_model.parameters import Home, replicated
+from towers.keras_model.refusals import refusals_named
 from towers.keras_model.request import Request
 from towers.keras_model.state import Before, merge_state
 from towers.keras_model.tower import pure_tower
@@ -387,7 +388,7 @@ def _run_eagerly(model: Any, batch: Batch, request: Request) -> TowerGraph:
         return told
 
     split = batch.nest if batch.each is None else None
-    with memory_errors(request.placement):
+    with memory_errors(request.placement), refusals_named():
         values = tf.function(run, autograph=False)(split, batch.each)
     graph = built[-1]
     if batch.each is not None:

@@ -16,6 +16,7 @@ from towers.foreign import keras_compile, keras_layers, keras_optimizer
 from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model.layer_graph import variables_of
 from towers.keras_model.memory import memory_errors
+from towers.keras_model.refusals import refusals_named
 from towers.placement.placement import Placement
 from towers.wrapper.repeated_step import BroughtStep, RepeatedStep
 from towers.wrapper.tower_steps import TowerSteps
@@ -79,7 +80,7 @@ def _watching(name: str, of_weights: bool = False) -> Any:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         refuse_per_tower([*args, *kwargs.values()], name, self.on_lost)
-        with memory_errors(self.placement):
+        with memory_errors(self.placement), refusals_named():
             return watched_call(self, *args, **kwargs)
 
     def watched_call(self: Any, *args: Any, **kwargs: Any) -> Any:

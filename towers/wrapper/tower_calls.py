@@ -13,6 +13,7 @@ from towers.keras_model import checks
 from towers.keras_model.calls import ModelCall
 from towers.keras_model.memory import memory_errors
 from towers.keras_model.parameters import Placed
+from towers.keras_model.refusals import refusals_named
 
 
 class TowerCalls:
@@ -41,7 +42,7 @@ class TowerCalls:
         if tf.executing_eagerly():
             self._model.renew_functions()
             function, adders = self._function(layer, call)
-            with memory_errors(self._model.placement):
+            with memory_errors(self._model.placement), refusals_named():
                 outputs, notes, losses = function(call.batch)
         else:
             adders = []

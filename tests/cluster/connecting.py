@@ -100,10 +100,12 @@ class ConnectingTest(absltest.TestCase):
         x = tf.eye(8)
         with cluster.watch():
             self.assertEqual(float(step(x)), 8)
+        with tf.device(devices[1]):
+            there = tf.function(tf.reduce_sum)(x)
         WORKERS.stop(1)
         start = time.monotonic()
         with self.assertRaises(towers.WorkerLost) as caught, cluster.watch():
-            step(x)
+            there.numpy()  # Python is not locked, so the heartbeat is heard
         self.assertLess(time.monotonic() - start, 3)
         self.assertEqual(caught.exception.workers, (WORKERS.addresses[1],))
         self.assertNotIn(WORKERS.addresses[1], cluster.alive())

@@ -139,6 +139,9 @@ class GpuTest(parameterized.TestCase):
             for op in ("CudnnRNNV3", "CudnnRNNBackpropV3"):
                 self.assertEqual(plan.ops[gpu, op], 3)
         homes = {"/CPU:0": {"/CPU:0"}, "/GPU:0": {"/GPU:0"}}
+        waits = [t for t in plan.transfers if t.tensor.startswith("^")]
+        pairs = {(t.source, t.target) for t in waits}
+        self.assertLen(waits, len(pairs))  # TensorFlow joins them
         known = {v.device for v in plan.variables if v.kind != "state"}
         expected = set(GPUS) if callable(home) else homes[home]
         self.assertEqual(known, expected)

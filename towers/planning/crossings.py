@@ -41,13 +41,18 @@ class Placed:
 
     @functools.cached_property
     def transfers(self) -> list[Transfer]:
-        """Each value once to each device that takes it, as TensorFlow sends."""
-        sent = dict.fromkeys(
-            (tensor, self._where[name])
-            for name, node in self._nodes.items()
-            for tensor in map(_full, node.input)
-            if self._where[source(tensor)] != self._where[name]
-        )
+        """Each value once to each device that takes it, as TensorFlow sends.
+
+        Whatever waits for ops of another device only, waits for all of them at once.
+        """
+        found: dict[tuple[str, str], str] = {}
+        for name, node in self._nodes.items():
+            for tensor in map(_full, node.input):
+                there, here = self._where[source(tensor)], self._where[name]
+                what = f"^{there}" if tensor.startswith("^") else tensor
+                if there != here:
+                    found.setdefault((what, here), tensor)
+        sent = [(tensor, target) for (_, target), tensor in found.items()]
         looping = in_loops(self._nodes.values())
         values = [tensor for tensor, _ in sent if tensor[0] != "^"]
         # What a function that was inlined takes is known outside of it.

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 from models import close, make
 
 import towers
+from towers.foreign.keras_optimizer import optimizer_variables
 
 optimizers = keras.optimizers
 DEVICES = ["/CPU:0", "/CPU:1"]
@@ -64,6 +65,14 @@ class UpdatesTest(parameterized.TestCase):
             "_model_variables_moving_average",
         ):
             self.assertLen(getattr(one, name), 1)
+
+    def test_numbers_are_no_slots(self):
+        one = optimizers.SGD(0.1)
+        one.build([keras.Variable(1.0), keras.Variable(2.0)])
+        self.assertLen(one.variables, 2)  # as many as there are to train
+        self.assertEqual(
+            [owner for _, owner in optimizer_variables(one)], [None, None]
+        )
 
     @pytest.mark.slow_after(1)
     @parameterized.named_parameters((k, *v) for k, v in MADE.items())

@@ -2,6 +2,7 @@
 
 Keras has no public word for its internals that this file touches:
 `_all_reduce_sum_gradients`, `_distribution_strategy`, `_accumulated_gradients`,
+`_variables`,
 `_backend_reset_gradient_accumulators`, `_backend_apply_gradients`,
 `_clip_gradients` and `_stateful_handle_finite_grads`. `keras_optimizer_test.py`
 fails when one of them changes.
@@ -169,8 +170,11 @@ def optimizer_variables(optimizer: Any) -> list[tuple[Any, Any]]:
     own = trained(optimizer)
     owners = {
         id(slot): variable
-        for slots in vars(optimizer).values()
-        if isinstance(slots, list) and len(slots) == len(own)
+        for name, slots in vars(optimizer).items()
+        # All that there are may be as many as there are to train.
+        if name != "_variables"
+        and isinstance(slots, list)
+        and len(slots) == len(own)
         for slot, variable in zip(slots, own)
     }
     done = {id(v) for v, _ in pairs}

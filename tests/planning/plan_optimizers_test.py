@@ -38,11 +38,13 @@ OPTIMIZERS["loss_scale"] = lambda: optimizers.LossScaleOptimizer(
     optimizers.Adam(0.1)
 )
 # With slots and numbers of their own making.
+OWN = ("Adafactor", "Nadam", "loss_scale")
 QUICK = ("Adafactor_cpu", "Adafactor_balanced", "loss_scale_cpu")
 LINES = [
     (f"{name}_{home}", make, where)
     for name, make in OPTIMIZERS.items()
     for home, where in HOMES.items()
+    if home == "balanced" or name in OWN
 ]
 SLOW = [f"_{name}" for name, *_ in LINES if name not in QUICK]
 

@@ -167,6 +167,7 @@ class ServeTest(absltest.TestCase):
         loaded = tf.saved_model.load(path)
         close(loaded.serve(x), model(x))
 
+    @pytest.mark.slow_after(0)
     def test_a_function_per_tower_and_several_models(self):
         models = {"a": make(cnn), "b": make(cnn, seed=8)}
 

@@ -242,6 +242,7 @@ class GraphTest(absltest.TestCase):
                 close(session.run(looped), 3 * expected.sum())
                 close(session.run(function), expected)
 
+    @pytest.mark.slow_after(0)
     def test_per_tower_losses_and_gradients(self):
         model = make(recurrent)
         x, y = inputs(model, 5), targets(model, 5)

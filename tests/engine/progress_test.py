@@ -20,7 +20,7 @@ class ProgressTest(absltest.TestCase):
         ):
             towers.build_towers(model, tf.ones([4, 2]), placement(4))
         self.assertLen(heard.output, 4)
-        self.assertIn("4 of 4 are built, 2 of them as copies", heard.output[-1])
+        self.assertIn("4 of 4 are built, 3 of them as copies", heard.output[-1])
 
 
 if __name__ == "__main__":

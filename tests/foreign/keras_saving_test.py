@@ -132,6 +132,7 @@ class SavingTest(parameterized.TestCase):
 
 
 class CopyTest(absltest.TestCase):
+    @pytest.mark.slow_after(0)
     def test_copies_are_what_the_docstring_says(self):
         towered, x, y = fitted(cnn)
         copied = copy.deepcopy(towered)

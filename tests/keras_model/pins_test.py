@@ -132,7 +132,7 @@ def leaves(model: keras.Model, prefix: str = "") -> list[str]:
 
 class SpanningTest(parameterized.TestCase):
     @parameterized.parameters((cnn, 3, 2, [1, 2, 1]), (models_in_models, 4, 7))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow_after(0)
     def test_any_layer_anywhere(self, model, n, rows, weights=None):
         self.check(model, n, rows, weights)
 

@@ -23,6 +23,7 @@ def trained(callbacks, **compiled):
 
 
 class PlacementReportTest(absltest.TestCase):
+    @pytest.mark.slow_after(0)
     def test_training_is_as_without_it(self):
         folder = tempfile.mkdtemp()
         seen = towers.PlacementReport(folder)

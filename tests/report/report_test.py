@@ -170,6 +170,7 @@ class HandTest(parameterized.TestCase):
 
 
 class MirroredTest(absltest.TestCase):
+    @pytest.mark.slow_after(0)
     def test_bytes_of_collectives_are_said_to_be_missing(self):
         with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
             model = make(cnn)

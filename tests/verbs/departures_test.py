@@ -15,7 +15,11 @@ layers = keras.layers
 
 def dense():
     return keras.Sequential(
-        [keras.Input([4]), layers.Dense(8, "relu"), layers.Dense(3)]
+        [
+            keras.Input([4]),
+            layers.Dense(8, "relu", name="hidden"),
+            layers.Dense(3, name="last"),
+        ]
     )
 
 
@@ -36,7 +40,7 @@ class DeparturesTest(absltest.TestCase):
         (first,) = (
             node
             for name, node in here.items()
-            if "tower_0/dense/" in name and node.op.endswith("FusedMatMul")
+            if "tower_0/hidden/" in name and node.op.endswith("FusedMatMul")
         )
         (sent,) = (
             node.input[0].split(":")[0]

@@ -194,7 +194,7 @@ class EqualityTest(parameterized.TestCase):
                     close(a, e)
 
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_of("ragged", "strings")
+    @pytest.mark.slow_of("ragged", "strings", "sparse")
     def test_fit_is_the_plain_model_s(self, model):
         self.check_fit(model, [False] + [True] * (model in KNOWN))
 

@@ -120,7 +120,7 @@ class FrozenTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(False, True)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow_after(0)
     def test_a_layer_may_use_one(self, meets):
         model = keras.Sequential(
             [*make(student).layers, Judged(critic(), meets)]

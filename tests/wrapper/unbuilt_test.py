@@ -5,6 +5,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from models import Subclassed, close, make, placement
 
@@ -56,6 +57,7 @@ class UnbuiltTest(parameterized.TestCase):
         (Subclassed, on_batches),
         (sequential, fitted, {"run_eagerly": True}),
     )
+    @pytest.mark.slow_after(1)
     def test_it_is_built_on_the_way(self, model, train, options=None):
         where = placement(3, [2, 1, 1], parameter_device="/CPU:3")
         expected = make(model)

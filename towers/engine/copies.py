@@ -201,8 +201,8 @@ def made_alike(
     """`function(argument)`, and the function that gives its gradients.
 
     What either makes may be copied from another tower. Forward passes are
-    compared, or known to be determined; backward passes are determined by forward passes that are alike,
-    and compared where those are not known to be.
+    compared, or known to be determined; backward passes are determined by forward
+    passes that are alike, and compared where those are not known to be.
 
     Args:
       makers: one for the forward passes of all towers, one for the backward.

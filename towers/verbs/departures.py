@@ -4,7 +4,8 @@ A device that has a tower, and cuts the batch for others too, may compute first
 and send then, and the others idle: with one thread TensorFlow does, as it goes on
 with what has just become ready, and looks after the rest when that has ended. What
 becomes ready last is sent first: so all shards are cut before one is handed out,
-and those of others are handed out after the device's own. A GPU computes and sends side by side.
+and those of others are handed out after the device's own. A GPU computes and sends
+side by side.
 """
 
 from collections.abc import Sequence

@@ -215,6 +215,24 @@ class ConnectingTest(absltest.TestCase):
             self.assertGreater(report.total_bytes, 2 * 50 * 128 * 512 * 4)
             self.assertBetween(min(crossed) / report.total_bytes, 1.0, 1.04)
 
+    def test_9_a_first_fit_is_told_whole(self):
+        cluster = towers.Cluster([WORKERS.addresses[i] for i in (2, 0)])
+        there = cluster.devices()
+        model = towers.TowerModel(
+            keras.Sequential([keras.Input([8]), keras.layers.Dense(4)]),
+            towers.Placement(there, parameter_device=there[0]),
+        )
+        model.compile("adam", "mse", metrics=["mae"])
+        x, y = np.ones([6, 8]), np.ones([6, 4])
+        first, second = (
+            towers.execution_report(lambda: model.fit(x, y, verbose=0))
+            for _ in "ab"
+        )
+        self.assertEqual(first.bytes_between, second.bytes_between)
+        # The worker alone made the values of metrics, and in the first only.
+        more = {device for device, _ in first.ops - second.ops}
+        self.assertEqual(more, {there[0]})
+
 
 if __name__ == "__main__":
     absltest.main()

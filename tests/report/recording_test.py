@@ -6,6 +6,7 @@ import tensorflow as tf
 from absl.testing import absltest
 from tensorflow.python.eager import context
 
+from towers.foreign import tf_calls
 from towers.report.recording import record
 
 
@@ -13,6 +14,9 @@ class RecordTest(absltest.TestCase):
     def test_tensorflow_still_has_the_private_names(self):
         self.assertTrue(callable(context.context().has_function))
         self.assertTrue(callable(context.context().get_function_def))
+        self.assertEqual(tf_calls.device(), "")
+        with tf.device("/CPU:1"):
+            self.assertEndsWith(tf_calls.device(), "/device:CPU:1")
         double = tf.function(lambda x: x * 2.0)
         (ran,) = record(lambda: double(tf.ones([3]))).functions
         self.assertIn("__inference", ran.name)

@@ -3,7 +3,8 @@
 TensorFlow hands out the graphs that functions were cut into, but nothing public
 tells which function they belong to, nor what it was called with. So this file
 uses `add_op_callback`, which hears of every op run eagerly, calls of functions
-among them, and the context's `has_function` and `get_function_def`.
+among them, and the context's `has_function`, `get_function_def` and `device_name`.
+`function_def_to_graph_def` knows which output of an op a name in a function means.
 `recording_test.py` fails when one of them changes.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tensorflow.python.eager import context
-from tensorflow.python.framework import op_callbacks
+from tensorflow.python.framework import function_def_to_graph, op_callbacks
 
 
 def definition(name: str) -> Any:
@@ -21,6 +22,22 @@ def definition(name: str) -> Any:
     if not running.has_function(name):
         return None
     return running.get_function_def(name)
+
+
+def body(function: Any) -> Any:
+    """A function's ops as a `GraphDef`, with the functions that those call.
+
+    The first ones are its arguments, as placeholders.
+    """
+    graph, _ = function_def_to_graph.function_def_to_graph_def(
+        function, include_library_functions=True
+    )
+    return graph
+
+
+def device() -> str:
+    """The device under which the program calls; "" if there is none."""
+    return str(context.context().device_name or "")
 
 
 @contextlib.contextmanager

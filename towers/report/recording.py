@@ -19,8 +19,12 @@ import tensorflow as tf
 from towers.foreign import tf_calls, tf_nodes
 from towers.foreign.patches import patched
 from towers.placement.device_names import short
+from towers.report.remote_functions import parts_of, remote
 
 _FRESH = itertools.count(2)
+# A function's name; the device of another process that it ran on whole, or "", and
+# then the device that each argument came from.
+_Call = tuple[str, str, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,8 @@ def record(call: Callable[[], Any]) -> Recording:
             "What ran where is recorded from the outside: expected an eager "
             "call, got one inside a graph. Call it on the tf.function instead."
         )
-    called: dict[str, tuple[Any, list[list[tf.Tensor]]]] = {}
+    called: dict[_Call, tuple[Any, list[list[tf.Tensor]]]] = {}
+    arrived: set[tuple[int, str]] = set()
     touched: dict[int, tf.Tensor] = {}
     born: dict[int, tf.Tensor] = {}
     before = {
@@ -108,15 +113,27 @@ def record(call: Callable[[], Any]) -> Recording:
         touched.update({id(x): x for x in handles})
         if name == "AssignVariableOp" and id(inputs[0]) not in before:
             born.setdefault(id(inputs[0]), inputs[1])
-        if name not in called:  # its definition may go with it
+        device = remote(tf_calls.device())
+        places: tuple[str, ...] = ()
+        if device:
+            # What left this process stays there as long as it lives.
+            places = tuple(
+                device if (id(x), device) in arrived else short(x.device)
+                for x in inputs
+            )
+            arrived.update(
+                (id(x), device) for x in inputs if not remote(x.device)
+            )
+        key = name, device, places
+        if key not in called:  # its definition may go with it
             definition = tf_calls.definition(name)
             if definition is None:
-                places = [x.device for x in (*outputs, *inputs)]
+                ends = [x.device for x in (*outputs, *inputs)]
                 if running:  # and not what records it
-                    eager.append((short(next(iter(places), "")), name))
+                    eager.append((short(next(iter(ends), "")), name))
                 return
-            called[name] = definition, []
-        called[name][1].append(inputs)
+            called[key] = definition, []
+        called[key][1].append(inputs)
 
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -135,12 +152,25 @@ def record(call: Callable[[], Any]) -> Recording:
             elif key in born:
                 variable.assign(born[key])
     return Recording(
-        [_ran(*function, metadata) for function in called.values()],
+        [
+            _ran_there(*function, device, places)
+            if device
+            else _ran(*function, metadata)
+            for (_, device, places), function in called.items()
+        ],
         batches,
         variables,
         eager,
         peaks,
     )
+
+
+def _ran_there(
+    definition: Any, calls: Any, device: str, sources: Sequence[str]
+) -> Ran:
+    """The graphs of a function that another process ran."""
+    graphs = parts_of(definition, device, sources)
+    return Ran(definition.signature.name, *graphs, calls)
 
 
 def _ran(definition: Any, calls: list[Any], metadata: Any) -> Ran:

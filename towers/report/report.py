@@ -254,9 +254,11 @@ def execution_report(
     `fit`. They are optimised and placed anew for it, so `fn` may have been
     called before. TensorFlow tells of its graphs only while it makes them, and
     that is most of what a report takes: of a MobileNetV2's step in two towers 5.3
-    of 7.8 CPU seconds, and the step itself 0.5. Variables that changed are put back; what else it does
-    (training logs, draws from an iterator) is done. Ops that run eagerly,
-    outside of functions, are in `eager`; those of data pipelines are not told.
+    of 7.8 CPU seconds, and the step itself 0.5. Variables that changed are put
+    back; what else it does (training logs, draws from an iterator) is done. Ops
+    that run eagerly, outside of functions, are in `eager`; those of data pipelines
+    are not told. A function called under a device of another process is told as it
+    went there, not as that optimised it.
 
     >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
@@ -288,8 +290,9 @@ def execution_report(
 
     Raises:
       TypeError: `fn` cannot be called.
-      RuntimeError: called inside a graph; or with `loops`, and the profiler
-        runs already.
+      RuntimeError: called inside a graph; with `loops`, and the profiler runs
+        already; or a function was called under a device of another process, and
+        is not all on that.
     """
     if not callable(fn):
         raise TypeError(

@@ -154,22 +154,20 @@ def _step(
 
 def _report(argv: Sequence[str]) -> None:
     given = flags.FLAGS
-    paths = _paths("report")
-    if given.figure is not None:
-        _writable("report", given.figure)
+    paths = _paths("report", "html", "json", "figure", "picture")
     step = _step("report", argv, given.picture)
     report = towers.execution_report(*step, loops=given.loops)
-    for path in paths:
-        report.save(path)
-    if given.figure is not None:
-        report.plot().savefig(given.figure)
+    for flag in {"html", "json"} & set(paths):
+        report.save(paths[flag])
+    if "figure" in paths:
+        report.plot().savefig(paths["figure"])
     print(report)
 
 
 def _plan(argv: Sequence[str]) -> None:
     """Ends with 1 if something is refused."""
     given = flags.FLAGS
-    paths = _paths("plan")
+    paths = _paths("plan", "html", "json")
     named = [*given.devices, *[given.parameters] * (":" in given.parameters)]
     machine = commands.machine_of(named)
     if given.gpus is not None:
@@ -185,36 +183,32 @@ def _plan(argv: Sequence[str]) -> None:
         )
     except RuntimeError as error:  # a TensorFlow without kernels for GPUs
         _refuse("plan", error)
-    for path in paths:
+    for path in paths.values():
         plan.save(path)
     print(plan)
     sys.exit(1 if plan.refused else 0)
 
 
-def _paths(command: str) -> list[str]:
-    """The files that are to be written."""
-    given, paths = flags.FLAGS, []
-    for path, ending in ((given.html, ".html"), (given.json, ".json")):
-        if path is not None:
-            _writable(command, path)
-            if not path.endswith(ending):
-                _refuse(command, f"--{ending[1:]}={path} must end in {ending}")
-            paths.append(path)
+def _paths(command: str, *outputs: str) -> dict[str, str]:
+    """The files that are to be written, by flag: checked before anything runs."""
+    given = {flag: getattr(flags.FLAGS, flag) for flag in outputs}
+    paths = {flag: path for flag, path in given.items() if path is not None}
+    for flag, path in paths.items():
+        _writable(command, path)
+        commands.check_ending(flag, path)
     return paths
 
 
 def _timeline(argv: Sequence[str]) -> None:
-    given = flags.FLAGS
-    if given.save is not None:
-        _writable("timeline", given.save)
+    paths = _paths("timeline", "save")
     found = towers.timeline(*_step("timeline", argv))
-    if given.save is not None:
-        found.save(given.save)
+    for path in paths.values():
+        found.save(path)
     print(found)
 
 
 def _writable(command: str, path: str) -> None:
-    """Refuses what is no place for a file, before anything runs."""
+    """Refuses what is no place for a file."""
     if os.path.isdir(path):
         _refuse(command, f"{path} is a folder; expected a file's name")
     if not os.path.isdir(os.path.dirname(path) or "."):

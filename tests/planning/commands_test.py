@@ -84,6 +84,13 @@ class CommandsTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "--batch must be at least 1"):
             commands.step_of(make(cnn), placement, 0)
 
+    def test_endings(self):
+        for flag, good in (("html", "a.HTML"), ("save", "a.json")):
+            commands.check_ending(flag, good)
+            with self.assertRaisesRegex(ValueError, f"--{flag}.*a.xyz.*end in"):
+                commands.check_ending(flag, "a.xyz")
+        commands.check_ending("picture", "a.dot")
+
     def test_devices(self):
         for device in DEVICES:
             self.assertIn(device, commands.device_table())
@@ -119,6 +126,7 @@ class CommandsTest(absltest.TestCase):
             (["report", model, "--devices=/GPU:9"], "TensorFlow sees only"),
             (["report", model, where, "--batch=many"], "--batch=many"),
             (["report", where], "expected one model"),
+            (["report", "nowhere", where, "--figure=a.xyz"], "end in .*.png"),
         ):
             done = called(*arguments)
             self.assertEqual(done.returncode, 2, done.stderr)
@@ -128,7 +136,7 @@ class CommandsTest(absltest.TestCase):
                 if not line.startswith(("WARNING", "I0000", "W0000"))
             ]
             self.assertLen(lines, 1, done.stderr)
-            self.assertIn(said, lines[0])
+            self.assertRegex(lines[0], said)
         done = called("report", "--help")
         self.assertEqual(done.returncode, 0)
         self.assertIn("python -m towers report model.keras", done.stdout)

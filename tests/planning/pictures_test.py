@@ -70,6 +70,14 @@ class PlacementTest(parameterized.TestCase):
         with self.assertRaisesRegex(TypeError, "keras.Model"):
             towers.plot_placement(3, placement(2))
 
+    @pytest.mark.skipif(
+        not shutil.which("dot"), reason="apt-get install graphviz"
+    )
+    def test_a_format_that_there_is_not_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "to_file.*xyz.* png "):
+            towers.plot_placement(built(cnn), placement(2), "a.xyz")
+        self.assertFalse(os.path.exists("a.xyz"))
+
     @pytest.mark.slow
     @pytest.mark.skipif(
         not shutil.which("dot"), reason="apt-get install graphviz"

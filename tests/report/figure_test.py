@@ -10,6 +10,7 @@ from models import DEVICES
 
 import towers
 from towers.foreign.patches import patched
+from towers.report.figure import check_ending
 
 
 def report():
@@ -42,6 +43,10 @@ class FigureTest(absltest.TestCase):
             ["12.0 kB", "192 B"],
         )
         figure.canvas.draw()
+        check_ending("a.PNG", "--figure")
+        for path in ("a.xyz", "a"):
+            with self.assertRaisesRegex(ValueError, "--figure.*png"):
+                check_ending(path, "--figure")
 
     def test_without_matplotlib(self):
         def import_module(name):

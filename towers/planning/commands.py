@@ -14,10 +14,13 @@ import tensorflow as tf
 from towers.keras_model import signature
 from towers.placement.placement import Placement
 from towers.placement.policies import balanced, round_robin
+from towers.planning import pictures
+from towers.report import figure
 from towers.report.text import table
 from towers.wrapper.tower_model import TowerModel
 
 _POLICIES = {"balanced": balanced, "round_robin": round_robin}
+_ENDINGS = {"html": ".html", "json": ".json", "save": ".json"}
 
 
 def device_table() -> str:
@@ -180,6 +183,23 @@ def step_of(
     )
     towered.compile(optimizer, "mse")
     return towered.train_on_batch, inputs, targets
+
+
+def check_ending(flag: str, path: str) -> None:
+    """Raises unless what a flag asks for can be written to a file so named.
+
+    Raises:
+      ValueError: it ends otherwise.
+      ImportError: what draws such pictures is missing.
+    """
+    if flag == "figure":
+        figure.check_ending(path, "--figure")
+    elif flag == "picture":
+        pictures.check_ending(path, "--picture")
+    elif not path.lower().endswith(_ENDINGS[flag]):
+        raise ValueError(
+            f"`--{flag}` is {path!r}, but must end in {_ENDINGS[flag]}."
+        )
 
 
 def _random(spec: Any, length: int) -> np.ndarray:

@@ -51,28 +51,16 @@ def plot_placement(
             "`model` is not built, so there are no layers to draw. Call it on "
             "some data first."
         )
+    program = check_ending(to_file, "to_file") if to_file else None
     text = _source(model, placement)
-    ending = os.path.splitext(to_file)[1].lower().removeprefix(".")
     if not to_file:
         return text
-    if not ending:
-        raise ValueError(
-            f"`to_file` is {to_file!r}, without an ending that says the format. "
-            "Expected one such as 'placement.png'."
-        )
-    if ending == "dot":
+    if program is None:
         with open(to_file, "w", encoding="utf-8") as file:
             file.write(text)
         return text
-    program = shutil.which("dot")
-    if program is None:
-        raise ImportError(
-            "plot_placement draws with Graphviz, and there is no program `dot`. "
-            "Install it, on Debian by `apt-get install graphviz`, or give "
-            "`to_file` the ending .dot."
-        )
     done = subprocess.run(
-        [program, f"-T{ending}", "-o", to_file],
+        [program, f"-T{_ending(to_file)}", "-o", to_file],
         input=text,
         capture_output=True,
         text=True,
@@ -80,10 +68,46 @@ def plot_placement(
     if done.returncode:
         raise ValueError(
             f"`to_file` is {to_file!r}, which Graphviz did not write: "
-            f"{done.stderr.strip()} Expected a path that can be written, and "
-            "an ending such as .png, .svg or .pdf."
+            f"{done.stderr.strip()} Expected a path that can be written."
         )
     return text
+
+
+def check_ending(path: str, argument: str) -> str | None:
+    """The program that draws a picture of such an ending; None writes its source.
+
+    Raises:
+      ValueError: Graphviz draws no such pictures.
+      ImportError: there is no Graphviz.
+    """
+    ending = _ending(path)
+    if ending == "dot":
+        return None
+    if not ending:
+        raise ValueError(
+            f"`{argument}` is {path!r}, without an ending that says the format. "
+            "Expected one such as 'placement.png'."
+        )
+    program = shutil.which("dot")
+    if program is None:
+        raise ImportError(
+            "plot_placement draws with Graphviz, and there is no program `dot`. "
+            "Install it, on Debian by `apt-get install graphviz`, or give "
+            f"`{argument}` the ending .dot."
+        )
+    tried = subprocess.run(
+        [program, f"-T{ending}"], input=b"graph {}", capture_output=True
+    )
+    if tried.returncode:
+        raise ValueError(
+            f"`{argument}` is {path!r}, which Graphviz cannot draw: "
+            f"{tried.stderr.decode().strip()}"
+        )
+    return program
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower().removeprefix(".")
 
 
 def _source(model: Any, placement: Placement) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import os
 from typing import Any
 
 from towers.report.colours import rgb
@@ -16,20 +17,40 @@ def figure(told: dict[str, Any], devices: list[str]) -> Any:
     Raises:
       ImportError: there is no matplotlib.
     """
-    try:
-        # Not pyplot, which keeps every figure and may want a screen.
-        made = importlib.import_module("matplotlib.figure").Figure(
-            figsize=(10, 1.6 + 0.55 * len(devices)), layout="constrained"
+    # Not pyplot, which keeps every figure and may want a screen.
+    made = _matplotlib("figure").Figure(
+        figsize=(10, 1.6 + 0.55 * len(devices)), layout="constrained"
+    )
+    held, crossed = made.subplots(1, 2)
+    _held(held, told, devices)
+    _crossed(crossed, told, devices)
+    return made
+
+
+def check_ending(path: str, argument: str) -> None:
+    """Raises unless a figure can be written to a file of such an ending.
+
+    Raises:
+      ValueError: matplotlib writes no such files.
+      ImportError: there is no matplotlib.
+    """
+    canvas = _matplotlib("backend_bases").FigureCanvasBase
+    known = sorted(f".{kind}" for kind in canvas.get_supported_filetypes())
+    if os.path.splitext(path)[1].lower() not in known:
+        raise ValueError(
+            f"`{argument}` is {path!r}, but matplotlib writes files that end in "
+            f"{', '.join(known)}."
         )
+
+
+def _matplotlib(module: str) -> Any:
+    try:
+        return importlib.import_module(f"matplotlib.{module}")
     except ImportError as error:
         raise ImportError(
             "report.plot() draws with matplotlib, which is missing. Write: "
             "pip install 'towers[pictures]'"
         ) from error
-    held, crossed = made.subplots(1, 2)
-    _held(held, told, devices)
-    _crossed(crossed, told, devices)
-    return made
 
 
 def _held(axes: Any, told: dict[str, Any], devices: list[str]) -> None:

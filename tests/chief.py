@@ -169,6 +169,18 @@ def of_own_inputs() -> list[float]:
             raise AssertionError("A generator was taken.")
         except ValueError as error:
             assert "calls Python" in str(error), error
+
+        def failing(tower):
+            rows = tf.data.Dataset.range(2 - tower.index, -1, -1).batch(1)
+            return rows.map(lambda i: tf.debugging.check_numerics(1 / i, ""))
+
+        try:
+            list(towers.per_tower(failing).batches(where))
+            raise AssertionError("It did not fail.")
+        except tf.errors.InvalidArgumentError as error:
+            assert "tower 2, on /job:worker/replica:0/task:2" in str(error), (
+                error
+            )
         ends = towers.per_tower(lambda _: tf.data.Dataset.range(4).batch(2))
         assert [len(list(ends.batches(where))) for _ in "ab"] == [2, 2]
         batches = iter(towers.per_tower(dataset).batches(where))

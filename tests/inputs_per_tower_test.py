@@ -235,6 +235,35 @@ class PerTowerTest(parameterized.TestCase):
                 network(), batch, where, tower_fn=lambda _, x: x
             )
 
+    def test_what_a_dataset_raises_is_named(self):
+        where = towers.Placement(DEVICES[:2])
+
+        def failing(tower):
+            rows = tf.data.Dataset.range(9).batch(1)
+            return rows.map(
+                lambda i: tf.debugging.check_numerics(
+                    1.0 / tf.cast(2 - tower.index * i, tf.float32), "divided"
+                )
+            )
+
+        data, read = towers.per_tower(failing), []
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError,
+            "(?s)tower 1, on /CPU:2, raised.*divided",
+        ):
+            read.extend(data.batches(where))
+        model = keras.Sequential([keras.Input([]), keras.layers.Identity()])
+
+        @tf.function
+        def step():
+            return towers.build_towers(model, data, where).outputs
+
+        with self.assertRaisesRegex(
+            tf.errors.InvalidArgumentError, "inputs_of_tower_1"
+        ):
+            for _ in range(3):
+                read.append(step())
+
     def test_where_it_cannot_be_used_says_what_to_do(self):
         where = towers.Placement(DEVICES[:2])
         data = towers.per_tower(read)
@@ -252,8 +281,11 @@ class PerTowerTest(parameterized.TestCase):
                     ValueError, "per_tower.*of your own.*build_towers"
                 ):
                     method(given)
-        with self.assertRaisesRegex(ValueError, "`call`.*build_towers"):
-            model(batch)
+        for given in (data, data.batches(where), batch):
+            with self.assertRaisesRegex(
+                ValueError, "^Inputs.*`call`.*build_tow"
+            ):
+                model(given)
         with self.assertRaisesRegex(TypeError, "per_tower.*build_towers"):
             towers.split_batch(batch, where)
         with self.assertRaisesRegex(ValueError, "of 2 towers.* has 3"):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
@@ -18,6 +19,8 @@ from towers.placement.device_names import HOST_HERE, absent
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower
 from towers.verbs.batch import BatchPerTower
+
+_INPUTS = "inputs_of_tower_"  # scopes and functions, which errors name
 
 
 class PerTower:
@@ -124,7 +127,9 @@ def per_tower(dataset_fn: Callable[[Tower], tf.data.Dataset]) -> PerTower:
     tower, or its host if that is a GPU. So files are opened where the tower is;
     what `dataset_fn` takes from Python, arrays for instance, goes there when it is
     built. For a tower of another process, datasets that call Python are refused
-    (`from_generator`, `py_function`): that is in this process.
+    (`from_generator`, `py_function`): that is in this process. What a dataset
+    raises in a loop over `batches` names its tower and the device; in a graph of
+    yours, TensorFlow names an op below "inputs_of_tower_1".
 
     Keras's `fit` has no place for them, nor has a graph of `tf.compat.v1`; they
     say so.
@@ -227,8 +232,8 @@ class _Read:
     def drawn(self, iterators: list[Any]) -> BatchPerTower:
         """The next elements, in this graph."""
         towers = []
-        for iterator, device in zip(iterators, self.devices):
-            with tf.device(device):
+        for i, (iterator, device) in enumerate(zip(iterators, self.devices)):
+            with tf.device(device), tf.name_scope(f"{_INPUTS}{i}"):
                 towers.append(next(iterator))
         return BatchPerTower(tuple(towers))
 
@@ -245,7 +250,7 @@ class _Read:
                 return self._functions[i][0](iterators[i])
 
         n = len(iterators)
-        with _watched():
+        with _watched(), self._named():
             with futures.ThreadPoolExecutor(n) as pool:
                 found, there = zip(*pool.map(look, range(n)))
             with tf.device(HOST_HERE):
@@ -277,18 +282,41 @@ class _Read:
         def taken(found: Any) -> Any:
             return found.get_value()
 
+        def function(call: Callable[[Any], Any], name: str) -> Any:
+            # TensorFlow counts traces by code, and warns of many.
+            own = functools.partial(call)
+            own.__name__ = name  # type: ignore[attr-defined]
+            return tf.function(own, autograph=False)
+
         return [
-            (
-                tf.function(functools.partial(looked), autograph=False),
-                tf.function(functools.partial(taken), autograph=False),
-            )
-            for _ in self.devices
+            (function(looked, f"{_INPUTS}{i}"), function(taken, "taken"))
+            for i in range(len(self.devices))
         ]
 
     @functools.cached_property
     def _waited(self) -> Callable[[Any], tf.Tensor]:
         """[towers], what other processes say, which call back at once."""
         return tf.function(lambda there: tf.stack(there), autograph=False)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """While open, what a dataset raises says whose it is.
+
+        Not who hears of it first: what other processes raise comes anywhere.
+        """
+        try:
+            yield
+        except tf.errors.OpError as error:
+            found = re.search(rf"{_INPUTS}(\d+)", error.message)
+            if not found or isinstance(error, tf.errors.OutOfRangeError):
+                raise
+            i = int(found[1])
+            raise type(error)(
+                error.node_def,
+                error.op,
+                f"The dataset of tower {i}, on {self.devices[i]}, raised: "
+                f"{error.message}",
+            ).with_traceback(error.__traceback__) from None
 
 
 def _key(devices: Sequence[str]) -> tuple[Any, ...]:

@@ -193,13 +193,17 @@ class TowerModel(Recovering):
             self._use_xla(model.jit_compile and not by_auto)
             self._compile_as_template()
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Keras would take them for what is no input.
+        refuse_per_tower([*args, *kwargs.values()], "call", self.on_lost)
+        return super().__call__(*args, **kwargs)
+
     def build(self, input_shape: Any) -> None:
         """Nothing: the template is built from its first inputs, in `call`."""
         self.built = True
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The gathered outputs, like the template's."""
-        refuse_per_tower([*args, *kwargs.values()], "call", self.on_lost)
         if len(args) == 1:
             checks.check_given(self.template, args[0])
         signature = call_signature(self.template)

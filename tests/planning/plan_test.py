@@ -123,14 +123,18 @@ class GpuTest(parameterized.TestCase):
         where = on_gpus(parameter_device=home, input_device="/GPU:1")
         model = compiled(all_kinds, where)
         x, y = inputs(model.template, 5), targets(model.template, 5)
-        before = [
-            keras_machine.rnn._is_gpu_available,
-            tf.config.list_logical_devices(),
-            tf.Assert,
-            model.train_function,
-            [layer.supports_jit for layer in model.template.layers],
-            model.get_weights(),
-        ]
+
+        def state():
+            return [
+                keras_machine.rnn._is_gpu_available,
+                tf.config.list_logical_devices(),
+                tf.Assert,
+                model.train_function,
+                [layer.supports_jit for layer in model.template.layers],
+                model.get_weights(),
+            ]
+
+        before = state()
         plan = towers.placement_plan(model, x, y, machine=TWO, strict=True)
         self.assertEqual((plan.refused, plan.moved), ((), ()))
         for i, gpu in enumerate(GPUS):
@@ -145,14 +149,7 @@ class GpuTest(parameterized.TestCase):
         known = {v.device for v in plan.variables if v.kind != "state"}
         expected = set(GPUS) if callable(home) else homes[home]
         self.assertEqual(known, expected)
-        after = [
-            keras_machine.rnn._is_gpu_available,
-            tf.config.list_logical_devices(),
-            tf.Assert,
-            model.train_function,
-            [layer.supports_jit for layer in model.template.layers],
-            model.get_weights(),
-        ]
+        after = state()
         self.assertEqual(before[:-1], after[:-1])
         np.testing.assert_equal(before[-1], after[-1])
         self.assertIn("/GPU:1", str(plan))
@@ -223,6 +220,15 @@ class GpuTest(parameterized.TestCase):
             plan.assert_runs_on(f"tower_{i}", gpu)
             self.assertEqual(plan.ops[gpu, "CudnnRNNV3"], 1)
         self.assertEqual({v.device for v in plan.variables}, set(GPUS))
+        towered = towers.TowerModel(make(recurrent), where)
+        x = tf.TensorSpec([None, 5, 3])
+        same = towers.placement_plan(towered, x, machine=TWO, step="predict")
+        self.assertGreater(plan.total_bytes, 0)  # of functions inside it
+        self.assertEqual(plan.bytes_between, same.bytes_between)
+        self.assertLen(plan.unknown, len(same.unknown))  # those of open rows
+        self.assertEqual(
+            [t.dtype for t in plan.unknown], [t.dtype for t in same.unknown]
+        )
         with self.assertRaisesRegex(ValueError, "serving_default"):
             towers.placement_plan(path, signature="other", machine=TWO)
 

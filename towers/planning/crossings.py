@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.foreign import tf_nodes
 from towers.placement.device_names import short
 from towers.report.partitions import COPIES, Transfer, plain, walked
 from towers.report.tensor_shapes import in_loops, known_shapes, source
@@ -27,6 +28,7 @@ class Placed:
         self._graph = graph
         self._nodes: dict[str, Any] = {}
         self._where: dict[str, str] = {}
+        self._parts = parts
         for part in parts:
             library = {f.signature.name: f for f in part.library.function}
             self.nodes += [
@@ -61,6 +63,9 @@ class Placed:
         for tensor, origin in made.items():
             if origin in shapes and not self._is_read(origin):
                 shapes.setdefault(tensor, shapes[origin])
+        inlined = [x for x in values if x not in shapes and not self._knows(x)]
+        if inlined:
+            shapes.update(known_shapes(self._inlined, inlined))
         return [
             Transfer(
                 self._where[source(tensor)],
@@ -106,13 +111,29 @@ class Placed:
     def _dtype(self, tensor: str) -> tf.DType:
         if tensor.startswith("^"):
             return tf.float32
-        try:
-            return self._graph.get_tensor_by_name(tensor).dtype
-        except (KeyError, ValueError):  # of a function that was inlined
-            node = self._nodes[source(self._origin(tensor))]
-            kinds = ("T", "dtype", "DstT", "output_type", "out_type")
-            known = [node.attr[k].type for k in kinds if k in node.attr]
-            return tf.as_dtype(known[0]) if known and known[0] else tf.variant
+        graph = self._graph if self._knows(tensor) else self._inlined
+        return graph.get_tensor_by_name(tensor).dtype
+
+    def _knows(self, tensor: str) -> bool:
+        """Whether the graph has it, and not a function that was inlined."""
+        return source(tensor) in self._names
+
+    @functools.cached_property
+    def _names(self) -> set[str]:
+        return {op.name for op in self._graph.get_operations()}
+
+    @functools.cached_property
+    def _inlined(self) -> tf.Graph:
+        """The placed graph, of which TensorFlow infers dtypes and shapes."""
+        whole = tf.compat.v1.GraphDef()
+        for part in self._parts:
+            whole.MergeFrom(part)
+        for node in whole.node:  # neither says anything of shapes
+            node.device = ""
+            node.attr.pop(tf_nodes.BESIDE, None)
+        with tf.Graph().as_default() as inferred:
+            tf.graph_util.import_graph_def(whole, name="")
+        return inferred
 
 
 def _full(tensor: str) -> str:

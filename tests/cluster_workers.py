@@ -1,8 +1,9 @@
 """Workers for a test's chief: forks of a process that has not started TensorFlow.
 
 Import this first. As a program, `cluster_workers.py N` says, as JSON, the addresses
-and numbers of its workers, which end when it can read no more. Whatever ends the chief ends them: they are killed when the
-process that forks them hears no more, and that when its parent is gone.
+and numbers of its workers, which end when it can read no more. Whatever ends the
+chief ends them: they are killed when the process that forks them hears no more, and
+that when its parent is gone.
 """
 
 import ctypes

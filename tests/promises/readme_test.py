@@ -83,7 +83,12 @@ class ReadTest(parameterized.TestCase):
             "tempfile": tempfile,
         }
         result = unittest.TestResult()
-        doctest.DocTestSuite(module, extraglobs=names).run(result)
+        doctest.DocTestSuite(
+            module,
+            extraglobs=names,
+            # So that long errors may be broken.
+            optionflags=doctest.NORMALIZE_WHITESPACE,
+        ).run(result)
         self.assertEqual([e for _, e in result.failures + result.errors], [])
 
     def test_every_public_name_has_a_docstring_with_an_example(self):

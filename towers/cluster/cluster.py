@@ -108,7 +108,8 @@ class Cluster:
         >>> towers.Cluster.from_environment()
         Traceback (most recent call last):
           ...
-        ValueError: TF_CONFIG names no workers: {"cluster": {}}. Expected {"cluster": {"worker": ["host:port", ...]}}.
+        ValueError: TF_CONFIG names no workers: {"cluster": {}}. Expected
+        {"cluster": {"worker": ["host:port", ...]}}.
         >>> del os.environ["TF_CONFIG"]
 
         Args:

@@ -38,7 +38,8 @@ def serve(
     >>> towers.serve(port=0)
     Traceback (most recent call last):
       ...
-    ValueError: `port` must have a port from 1 to 65535; got 0. Choose a free one, such as 2222.
+    ValueError: `port` must have a port from 1 to 65535; got 0. Choose a free one,
+    such as 2222.
 
     Args:
       port: for TensorFlow.

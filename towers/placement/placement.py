@@ -250,7 +250,8 @@ class Placement:
         >>> towers.Placement.workers(["10.0.0.2:2222"])
         Traceback (most recent call last):
           ...
-        TypeError: `cluster` must be a towers.Cluster; got ['10.0.0.2:2222']. Write towers.Cluster([...]).
+        TypeError: `cluster` must be a towers.Cluster; got ['10.0.0.2:2222']. Write
+        towers.Cluster([...]).
 
         Args:
           cluster: a `Cluster`.

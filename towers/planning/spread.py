@@ -83,12 +83,12 @@ def spread_layers(
     """Puts consecutive layers of a model on each device, balanced by bytes.
 
     What counts is what a device holds: parameters, slots of the optimizer, other
-    state, and what layers compute for a batch if its size is given. Of all ways to cut the order of
-    the graph, those whose largest stage is within 4 % of the least are about as
-    good, and of these the one is taken in which fewest values go from stage to
-    stage: not through a residual block, if it can be helped. No layer is cut.
-    Models inside that are functional or sequential are; layers that hold others
-    are not.
+    state, and what layers compute for a batch if its size is given. Of all ways to
+    cut the order of the graph, those whose largest stage is within 4 % of the least
+    are about as good, and of these the one is taken in which fewest values go from
+    stage to stage: not through a residual block, if it can be helped. No layer is
+    cut. Models inside that are functional or sequential are; layers that hold
+    others are not.
 
     >>> model = keras.Sequential([
     ...     keras.Input([64]), keras.layers.Dense(64, name="a"),

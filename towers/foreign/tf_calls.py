@@ -3,7 +3,8 @@
 TensorFlow hands out the graphs that functions were cut into, but nothing public
 tells which function they belong to, nor what it was called with. So this file
 uses `add_op_callback`, which hears of every op run eagerly, calls of functions
-among them, and the context's `has_function`, `get_function_def` and `device_name`.
+among them, and the context's `has_function`, `get_function_def`, `device_name` and
+`op_callbacks`.
 `function_def_to_graph_def` knows which output of an op a name in a function means.
 `recording_test.py` fails when one of them changes.
 """
@@ -38,6 +39,11 @@ def body(function: Any) -> Any:
 def device() -> str:
     """The device under which the program calls; "" if there is none."""
     return str(context.context().device_name or "")
+
+
+def is_heard() -> bool:
+    """Whether somebody hears of the ops of this thread, and of no other's."""
+    return bool(context.context().op_callbacks)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from towers.engine.host import host_of, on_host
 from towers.placement.placement import Placement, check_placement
+from towers.verbs.arrivals import arrived
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.departures import departing_first
 from towers.verbs.rows import Ranges, keep_flags, row_count, row_ranges
@@ -88,28 +89,32 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
         with on_host(device):
             rows = tf.stack([tf.cast(r, tf.int32) for r in ranges.true])
         kept = keep_flags(rows, ranges.may_be_empty, device)
+        there = [arrived(x, w, placement) for x, w in zip(flat, batch.whole)]
 
-        def parts(leaf: Any, undivided: bool) -> tuple[list[Any], list[Any]]:
+        def parts(
+            leaf: Any, undivided: bool, there: list[Any] | None
+        ) -> tuple[list[Any], list[Any]]:
             if leaf is None:
                 return [None] * n, [None] * n
             if undivided:
-                return (copies(leaf, device, kept),) * 2
-            fed = scatter(leaf, ranges, device)
+                return (there or copies(leaf, device, kept),) * 2
+            fed = there or scatter(leaf, ranges, device)
             true = [
                 first_rows(x, r, device) if empty else x
                 for x, r, empty in zip(fed, ranges.true, ranges.may_be_empty)
             ]
             return fed, true
 
-        columns = [parts(x, w) for x, w in zip(flat, batch.whole)]
+        columns = [parts(*each) for each in zip(flat, batch.whole, there)]
 
     def tower(kind: int, i: int) -> Any:
         return tf.nest.pack_sequence_as(
             batch.nest, [x[kind][i] for x in columns]
         )
 
+    fed = [tower(0, i) for i in range(n)]
     return Shards(
-        departing_first([tower(0, i) for i in range(n)], placement),
+        fed if any(there) else departing_first(fed, placement),
         [tower(1, i) for i in range(n)],
         rows,
         ranges,

@@ -8,7 +8,7 @@ import tensorflow as tf
 from towers.build import build_towers
 from towers.foreign.keras_compile import Compiled
 from towers.keras_model import checks
-from towers.verbs.batch import checked_batch
+from towers.verbs.batch import checked_batch, whole_paths
 from towers.wrapper import loss_parts
 
 
@@ -51,9 +51,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
         training,
         merge="sum",
         tower_fn=on_tower,
-        whole=[
-            (0, *(k if isinstance(k, tuple) else (k,))) for k in model.whole
-        ],
+        whole=whole_of_data(model),
         jit_compile=model.jit_towers,
     )
     graph.apply_updates()
@@ -70,6 +68,11 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
     total = tf.add_n(terms)
     Compiled.of(model).tracker.update_state(total, sample_weight=rows)
     return total
+
+
+def whole_of_data(model: Any) -> list[tuple[Any, ...]]:
+    """The model's `whole` inputs, by their paths in (x, y, weights)."""
+    return [(0, *path) for path in whole_paths(model.whole)]
 
 
 def _built_losses(model: Any, x: Any, y: Any, weights: Any) -> Any:

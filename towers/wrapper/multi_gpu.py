@@ -17,6 +17,7 @@ def to_multi_gpu(
     merge: Any = "concat",
     loss_on_towers: bool | str = False,
     whole: Sequence[Any] = (),
+    prefetch: bool = False,
 ) -> TowerModel:
     """Wraps a model in one tower per GPU, in one line before `compile()`.
 
@@ -49,6 +50,8 @@ def to_multi_gpu(
       loss_on_towers: whether towers compute losses and metrics themselves, or
         "auto".
       whole: inputs that every tower gets whole, see `TowerModel`.
+      prefetch: whether the next batch goes to the GPUs while a step runs, see
+        `TowerModel`.
 
     Returns:
       A `TowerModel`.
@@ -67,4 +70,6 @@ def to_multi_gpu(
     except ValueError as error:
         message = str(error).replace("`n` asks", "`n_gpus` asks")
         raise ValueError(message) from error
-    return TowerModel(model, placement, merge, loss_on_towers, whole)
+    return TowerModel(
+        model, placement, merge, loss_on_towers, whole, prefetch=prefetch
+    )

@@ -187,7 +187,7 @@ class Recovering(TowerSteps):
             problems.append(f"steps_per_execution={self.steps_per_execution}")
         if self.run_eagerly:
             problems.append("run_eagerly=True")
-        if "train_step" in self._own_steps():
+        if "train_step" in self.own_steps():
             problems.append("a `train_step` of the model's own")
         if problems:
             raise ValueError(

@@ -37,6 +37,7 @@ from towers.placement.device_names import (
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.gather import check_rule
 from towers.wrapper.loss_choice import belongs_on_towers
+from towers.wrapper.prefetch import Prefetch, check_prefetch
 from towers.wrapper.recovery import Recovering, watching
 from towers.wrapper.tower_calls import TowerCalls
 from towers.wrapper.tower_steps import at_inputs
@@ -107,12 +108,20 @@ class TowerModel(Recovering):
         `WorkerLost`; or "continue": what the step may have changed is put back,
         and the same batch taken again by those that are left. Those that have
         come back join at the next epoch. Parameters are then on this process.
+      prefetch: whether `fit` and `evaluate`, while a step runs, read the next batch
+        and copy its shards to the towers' devices, which then hold two batches.
+        One batch more is read than there are steps; an error of the dataset comes
+        at the step that needs the batch. Refused with `on_lost="continue"`,
+        `run_eagerly`, `steps_per_execution`, and a `train_step`, `test_step` or
+        `compute_loss` of your own. `predict` and `train_on_batch` are as ever.
+        TensorFlow keeps int32 tensors on the host of a GPU until a step. While a
+        report or a timeline is made, copies and steps take turns.
       **kwargs: as for `keras.Model`: `name`.
 
     Raises:
       TypeError: `model` is no Keras model, or `placement` no `Placement`.
-      ValueError: a merge rule, or `loss_on_towers`, is unknown, or `on_lost`
-        cannot be met.
+      ValueError: a merge rule, or `loss_on_towers`, is unknown, or `on_lost` or
+        `prefetch` cannot be met.
       WorkerLost: a worker that is to have variables is lost.
       RuntimeError: made under a `tf.distribute` strategy.
     """
@@ -131,6 +140,7 @@ class TowerModel(Recovering):
         whole: Sequence[Any] = (),
         quick_start: bool = False,
         on_lost: str = "raise",
+        prefetch: bool = False,
         **kwargs: Any,
     ):
         checks.check_model(model)
@@ -151,6 +161,7 @@ class TowerModel(Recovering):
                 "`loss_on_towers` must be True, False or 'auto'; got "
                 f"{loss_on_towers!r}."
             )
+        check_prefetch(prefetch, on_lost)
         for rule in tf.nest.flatten(merge):
             check_rule(rule)
         kwargs.setdefault("name", model.name)
@@ -166,6 +177,8 @@ class TowerModel(Recovering):
         self.whole = tuple(whole)
         self.quick_start = quick_start
         self.set_on_lost(on_lost)
+        self.prefetch = prefetch
+        self.read_ahead = Prefetch(self)
         self.supports_jit = False  # what compiles is each tower, not the step
         self.jit_towers = False
         self.supports_masking = True
@@ -277,6 +290,7 @@ class TowerModel(Recovering):
     def _make_train_function(self) -> None:
         super().make_train_function(force=True)
         function = self._beside_outputs(self.train_function)
+        function = self._ahead(self.train_step, function)
         self.train_function = self._started(function)
 
     def renew_functions(self) -> None:
@@ -298,8 +312,16 @@ class TowerModel(Recovering):
         """As Keras makes the one of this name, and started as this model is."""
         if force or getattr(self, name) is None:
             getattr(super(), f"make_{name}")(force=True)
-            made = self._started(getattr(self, name))
-            setattr(self, name, self._fed(made))
+            function = self._fed(getattr(self, name))
+            if name == "test_function":
+                function = self._ahead(self.test_step, function)
+            setattr(self, name, self._started(function))
+
+    def _ahead(self, step: Any, function: Any) -> Any:
+        """The function, which reads a batch ahead if that is asked."""
+        if not self.prefetch:
+            return function
+        return self.read_ahead.function(step, function)
 
     def _started(self, function: Any) -> Any:
         """The function, which TensorFlow does not rewrite for a quick start."""
@@ -439,6 +461,7 @@ class TowerModel(Recovering):
             self.whole,
             self.quick_start,
             self.on_lost,
+            self.prefetch,
             name=self.name,
         )
         copied.jit_towers = self.jit_towers

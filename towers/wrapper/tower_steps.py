@@ -51,7 +51,7 @@ class TowerSteps(TemplateProxy):
         return tf_autograph.converted(step)
 
     def _check_steps(self) -> None:
-        own = self._own_steps()
+        own = self.own_steps()
         if self.loss_on_towers is True and own:
             raise ValueError(
                 f"{type(self).__name__} of {type(self.template).__name__} has "
@@ -62,7 +62,7 @@ class TowerSteps(TemplateProxy):
 
     def train_step(self, data: Any) -> Any:
         with self._at_outputs():
-            if not self._loses_on_towers(data):
+            if not self.loses_on_towers(data):
                 return self._stepped("train_step", data)
             with tf.GradientTape() as tape:
                 loss = self._loss_on_towers(data, training=True)
@@ -76,7 +76,7 @@ class TowerSteps(TemplateProxy):
 
     def test_step(self, data: Any) -> Any:
         with self._at_outputs():
-            if not self._loses_on_towers(data):
+            if not self.loses_on_towers(data):
                 return self._stepped("test_step", data)
             self._loss_on_towers(data, training=False)
             return self.get_metrics_result()
@@ -89,13 +89,13 @@ class TowerSteps(TemplateProxy):
     def _at_outputs(self) -> Iterator[None]:
         """Where a step is taken; layers that one of its own calls are towers."""
         with tf.device(self.placement.output_device):
-            if self._own_steps():
+            if self.own_steps():
                 with layers_in_towers(self):
                     yield
             else:
                 yield
 
-    def _own_steps(self) -> list[str]:
+    def own_steps(self) -> list[str]:
         """What the template, or a subclass of this one, does in its own way."""
         return [
             *keras_compile.overridden(self.template, STEPS),
@@ -153,14 +153,14 @@ class TowerSteps(TemplateProxy):
                 outputs = checks.output_spec(self.template, x)
                 keras_compile.Compiled.of(self).build(y, outputs, weights)
 
-    def _loses_on_towers(self, data: Any) -> bool:
+    def loses_on_towers(self, data: Any) -> bool:
         """Whether the loss of a batch is computed on the towers."""
         if self.loss_on_towers != "auto":
             return bool(self.loss_on_towers)
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         if (
             y is None
-            or self._own_steps()
+            or self.own_steps()
             or not keras_layers.is_built(self.template)
             or not self.loss_belongs_there
         ):

@@ -32,6 +32,7 @@ TESTED_BY = {
     "cluster.environment": "cluster.cluster",
     "cluster.members": "cluster.cluster",
     "cluster.pulse": "cluster.heartbeat",
+    "verbs.arrivals": "wrapper.prefetch",
     "wrapper.recovery": "cluster.going_on",
     "wrapper.repeated_step": "cluster.going_on",
     "engine.all_towers": "engine.meeting",

@@ -4,8 +4,9 @@ import threading
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 from models import close, make, placement
 
 import towers
@@ -47,59 +48,75 @@ def compiled(model, **kwargs):
 
 
 def ahead(model, where=None, **kwargs):
-    where = where or placement(3)
+    where = where or placement(2)
     return towers.TowerModel(model, where, prefetch=True, **kwargs)
 
 
-def trained(model, *args, **kwargs):
-    """History, weights and an evaluation after a fit."""
-    history = model.fit(*args, verbose=0, shuffle=False, **kwargs).history
-    told = model.evaluate(X, Y, batch_size=5, verbose=0)
-    return history, model.get_weights(), told
-
-
 class Anew(keras.callbacks.Callback):
-    """Makes Keras's function again, while a batch is read ahead."""
+    """Makes Keras's function again, once, while a batch is read ahead."""
+
+    done = False
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch == 1:
+        if batch == 1 and not self.done:
+            self.done = True
             self.model.make_train_function(force=True)
 
 
-class PrefetchTest(parameterized.TestCase):
-    @parameterized.parameters(False, True)
-    def test_as_the_plain_model(self, on_towers):
-        many = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat()
-        fits = [
-            # The last batch has one row, for three towers.
-            ((X, Y), {"batch_size": 4, "sample_weight": np.arange(13.0)}),
-            ((many,), {"steps_per_epoch": 3, "class_weight": {0: 3.0, 1: 1.0}}),
-        ]
-        plain = compiled(make(dense))
-        model = ahead(
-            make(dense),
-            placement(3, [3, 1, 2], output_device="/CPU:1"),
-            loss_on_towers=on_towers,
-        )
-        compiled(model)
-        for args, kwargs in fits:
-            kwargs = {**kwargs, "epochs": 2, "validation_data": (X[:7], Y[:7])}
-            close(
-                trained(model, *args, **kwargs), trained(plain, *args, **kwargs)
-            )
-        close(model.train_on_batch(X, Y), plain.train_on_batch(X, Y))
-        close(model.predict(X, verbose=0), plain.predict(X, verbose=0))
-
-    def test_what_was_read_ahead_is_for_whichever_function_is_next(self):
+class PrefetchTest(absltest.TestCase):
+    def test_no_batch_is_lost_or_taken_twice(self):
+        # The last of each four batches has one row, for two towers.
         data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat()
+        where = placement(2, [3, 1], output_device="/CPU:1")
+        found = []
+        for model in (
+            make(dense),
+            ahead(make(dense), where, loss_on_towers=True),
+        ):
+            history = compiled(model).fit(
+                data,
+                steps_per_epoch=3,
+                epochs=3,
+                class_weight={0: 3, 1: 1, 2: 0},
+                callbacks=[Anew()] if found else [],
+                verbose=0,
+            )
+            found.append((history.history, model.get_weights()))
+        close(*found)
+
+    @pytest.mark.slow
+    def test_arrays_weights_and_validation(self):
+        found = []
+        for model in (make(dense), ahead(make(dense), placement(3))):
+            history = compiled(model).fit(
+                X,
+                Y,
+                sample_weight=np.arange(13.0),
+                validation_data=(X[:7], Y[:7]),
+                batch_size=4,
+                epochs=2,
+                shuffle=False,
+                verbose=0,
+            )
+            found.append(
+                (
+                    history.history,
+                    model.evaluate(X, Y, batch_size=4, verbose=0),
+                    model.train_on_batch(X, Y),
+                    model.predict(X, verbose=0),
+                    model.get_weights(),
+                )
+            )
+        close(*found)
+
+    @pytest.mark.slow
+    def test_moments(self):
         found = []
         for prefetch in (True, False):
             model = towers.TowerModel(
                 make(normalized), placement(2), prefetch=prefetch
             )
-            compiled(model).fit(
-                data, steps_per_epoch=5, callbacks=[Anew()], verbose=0
-            )
+            compiled(model).fit(X, Y, batch_size=4, shuffle=False, verbose=0)
             found.append(model.get_weights())
         close(*found)
 
@@ -166,22 +183,66 @@ class PrefetchTest(parameterized.TestCase):
         model.fit(data, steps_per_epoch=4, verbose=0)
         self.assertEqual(seen, [["CPU:0", "CPU:1"]] * 6)
 
+    @pytest.mark.slow
     def test_each_byte_crosses_once(self):
-        where = placement(3, weights=[1, 1, 2])  # 16 rows: 4, 4, 8
-        data = tf.data.Dataset.from_tensors((X[:1].repeat(16, 0), Y[[0] * 16]))
-        reports = []
-        for prefetch in (True, False):
-            model = compiled(
-                towers.TowerModel(make(dense), where, prefetch=prefetch)
-            )
-            iterator = iter(data.repeat())
-            model.make_train_function()
-            model.train_function(iterator)  # and one more is there
-            reports.append(
-                [
-                    towers.execution_report(model.train_function, iterator),
-                    towers.execution_report(model.fit, data.repeat(2)),
-                ]
-            )
-        for one, other in zip(*reports):
-            self.assertEqual(one.total_bytes, other.total_bytes)
+        where = placement(3, weights=[1, 1, 2])
+        data = tf.data.Dataset.from_tensors((X, Y))
+        model = compiled(ahead(make(dense), where))
+        iterator = iter(data.repeat())
+        model.make_train_function()
+        model.train_function(iterator)  # and one more is there
+        found = [
+            towers.execution_report(model.train_function, iterator),
+            towers.execution_report(model.fit, data),
+        ]
+        model = compiled(towers.TowerModel(make(dense), where))
+        expected = towers.execution_report(model.fit, data)
+        for report in found:
+            report.assert_bytes(at_most=expected.total_bytes)
+            self.assertLen(report.transfers, len(expected.transfers))
+
+    @pytest.mark.slow
+    def test_sparse_inputs_those_for_all_and_what_is_left_out(self):
+        rows = keras.Input([5], sparse=True, name="rows")
+        table = keras.Input([], name="table")
+        outputs = layers.Dense(3, name="dense")(rows) * keras.ops.mean(table)
+        plain = keras.Model({"rows": rows, "table": table}, outputs)
+        model = keras.models.clone_model(plain)
+        model.set_weights(plain.get_weights())
+        data = tf.data.Dataset.from_tensor_slices(
+            (tf.sparse.from_dense(X), Y, X[:, 0])
+        )
+        data = data.batch(4).map(
+            lambda x, y, w: ({"rows": x, "table": tf.range(7.0)}, y, w)
+        )
+        model = ahead(model, whole=["table"])
+        for each in (compiled(model), compiled(plain)):
+            each.make_train_function()
+            batches = iter(data)
+            for _ in range(4):
+                each.train_function(batches)
+        self.assertLen(model.read_ahead.errands, 1)
+        close(model.get_weights(), plain.get_weights())
+
+    def test_what_cannot_be_sent_ahead(self):
+        with self.assertRaisesRegex(ValueError, "`prefetch` must be True or"):
+            towers.TowerModel(make(dense), placement(2), prefetch=2)
+        with self.assertRaisesRegex(ValueError, '`on_lost` is "continue"'):
+            ahead(make(dense), on_lost="continue")
+
+        class Own(keras.Sequential):
+            def test_step(self, data):
+                return super().test_step(data)
+
+        for model, problem, kwargs in (
+            (make(dense), "run_eagerly=True", {"run_eagerly": True}),
+            (make(dense), "execution=2", {"steps_per_execution": 2}),
+            (Own([keras.Input([5]), layers.Dense(3)]), "test_step", {}),
+        ):
+            with self.assertRaisesRegex(ValueError, f"there is .*{problem}"):
+                compiled(ahead(model), **kwargs).evaluate(X, Y, verbose=0)
+        # What Keras's function says of wrong inputs stands.
+        model = compiled(ahead(make(dense)))
+        with self.assertLogs("absl", "WARNING"):
+            with self.assertRaisesRegex(ValueError, "first axis of rows"):
+                model.fit(tf.data.Dataset.from_tensors((1.0, 1)), verbose=0)

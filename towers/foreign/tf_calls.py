@@ -4,8 +4,8 @@ TensorFlow hands out the graphs that functions were cut into, but nothing public
 tells which function they belong to, nor what it was called with. So this file
 uses `add_op_callback`, which hears of every op run eagerly, calls of functions
 among them, and the context's `has_function`, `get_function_def`, `device_name` and
-`op_callbacks`.
-`function_def_to_graph_def` knows which output of an op a name in a function means.
+`op_callbacks`. `function_def_to_graph_def` knows which output of an op a name in a
+function means.
 `recording_test.py` fails when one of them changes.
 """
 

@@ -72,4 +72,4 @@ def arriving(arrivals: Arrivals) -> Iterator[None]:
 def arrived(leaf: Any, whole: bool, placement: Placement) -> list[Any] | None:
     """Each tower's part of a leaf, on its device, or None if it is not there."""
     arrivals = _now.get()
-    return arrivals and arrivals.take(leaf, whole, placement)
+    return None if arrivals is None else arrivals.take(leaf, whole, placement)

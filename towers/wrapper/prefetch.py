@@ -189,11 +189,15 @@ class _Traced:
 
     def __init__(self, model: Any, spec: Any):
         self._model = model
-        bring = tf.function(
-            lambda iterator: self._sent(iterator.get_next()), autograph=False
-        )
+
+        def brought(iterator: Any) -> Any:
+            return self._sent(iterator.get_next())
+
+        bring = tf.function(brought, autograph=False)
         with tf.device(HOST_HERE):
-            self._bring = bring.get_concrete_function(tf.data.IteratorSpec(spec))
+            self._bring = bring.get_concrete_function(
+                tf.data.IteratorSpec(spec)
+            )
         self._bring_again = tf.function(
             self._sent, autograph=False, reduce_retracing=True
         )

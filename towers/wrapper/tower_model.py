@@ -110,8 +110,9 @@ class TowerModel(Recovering):
         come back join at the next epoch. Parameters are then on this process.
       prefetch: whether `fit` and `evaluate`, while a step runs, read the next batch
         and copy its shards to the towers' devices, which then hold two batches.
-        One batch more is read than there are steps; an error of the dataset comes
-        at the step that needs the batch. Refused with `on_lost="continue"`,
+        As `Dataset.prefetch` does, it reads a batch more than there are steps, and
+        `fit` may wait for that at its end; an error of the dataset comes at the
+        step that needs the batch. Refused with `on_lost="continue"`,
         `run_eagerly`, `steps_per_execution`, and a `train_step`, `test_step` or
         `compute_loss` of your own. `predict` and `train_on_batch` are as ever.
         TensorFlow keeps int32 tensors on the host of a GPU until a step. While a

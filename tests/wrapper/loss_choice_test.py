@@ -66,6 +66,8 @@ class ChoiceTest(parameterized.TestCase):
         for m in (plain, towered):
             m.compile("sgd", "mse", metrics=["mae"], run_eagerly=m is plain)
         report = towers.execution_report(towered.train_on_batch, x, y)
+        # Weights, x and y down; sums of the loss and its metric, gradients up.
+        self.assertLen(report.transfers, 2 * (3 + 2), report.transfers)
         self.assertNotIn(
             (3, 3), {t.shape for t in report.transfers if t.target == "/CPU:0"}
         )

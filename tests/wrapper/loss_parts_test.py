@@ -41,6 +41,9 @@ class PartsTest(parameterized.TestCase):
         ]
         self.assertEqual([x.shape for x in said], [[1], [1]])
         close(loss_parts.merged(model, said, y, y_pred), whole)
+        close(  # targets and weights tell what is divided by
+            loss_parts.merged(model, (said[0], None), y, y_pred, weights), whole
+        )
 
 
 class Own(keras.metrics.Metric):

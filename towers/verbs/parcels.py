@@ -8,7 +8,7 @@ and taken apart where it is used; its gradients come back in the same way.
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -25,6 +25,45 @@ def is_small(value: tf.Tensor) -> bool:
     """Whether a value is better sent together with others."""
     known = value.shape.is_fully_defined() and value.dtype != tf.string
     return known and value.shape.num_elements() * value.dtype.size <= SMALL
+
+
+def packed(values: Sequence[tf.Tensor]) -> dict[tuple[int, ...], tf.Tensor]:
+    """Values in few tensors, by the places of what is in each.
+
+    Small ones of a dtype are joined, flat; others are as they are.
+    """
+    groups: dict[Any, list[int]] = {}
+    for k, value in enumerate(values):
+        groups.setdefault(value.dtype if is_small(value) else k, []).append(k)
+    return {
+        tuple(places): (
+            _joined([values[k] for k in places])
+            if len(places) > 1
+            else values[places[0]]
+        )
+        for places in groups.values()
+    }
+
+
+def unpacked(
+    parcels: Mapping[tuple[int, ...], tf.Tensor],
+    shapes: Sequence[tf.TensorShape],
+) -> list[tf.Tensor]:
+    """What was `packed`.
+
+    Args:
+      parcels: as from there, or sums of such.
+      shapes: of all values.
+    """
+    found: dict[int, tf.Tensor] = {}
+    for places, parcel in parcels.items():
+        if len(places) == 1:
+            found[places[0]] = parcel
+            continue
+        specs = [tf.TensorSpec(shapes[k], parcel.dtype) for k in places]
+        parts = _parts(parcel, specs)
+        found.update(zip(places, map(_shaped, parts, specs)))
+    return [found[k] for k in range(len(shapes))]
 
 
 def parcelled(

@@ -9,6 +9,7 @@ from towers.build import build_towers
 from towers.foreign.keras_compile import Compiled
 from towers.keras_model import checks
 from towers.verbs.batch import checked_batch, whole_paths
+from towers.verbs.parcels import packed, unpacked
 from towers.wrapper import loss_parts
 
 
@@ -29,23 +30,27 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
     x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
     checks.check_given(model.template, x)
     x = checked_batch(x, whole=model.whole).nest
-    structure = _built_losses(model, x, y, weights)
-    metrics = Compiled.of(model).metrics
-    models = {"template": model.template}
-    if metrics is not None:
-        models["metrics"] = metrics
+    outputs = _built_losses(model, x, y, weights)
+    made = Compiled.of(model)
+    losses = len(made.flat_losses)
+    counted = loss_parts.are_counted_by_targets(model, outputs)
+    state = made.metrics.variables if made.metrics is not None else []
 
-    def on_tower(models: Any, shard: Any) -> Any:
+    def on_tower(template: Any, shard: Any) -> Any:
         x, y, weights = shard
-        y_pred = models["template"](x, training=training)
-        if metrics is not None:
-            loss_parts.update_metrics(metrics, y, y_pred, weights)
-        if Compiled.of(model).loss is None:
-            return None
-        return loss_parts.parts(model, y, y_pred, weights)
+        y_pred = template(x, training=training)
+        sums, divisors = [], None
+        if losses:
+            numerators, divisors = loss_parts.parts(
+                model, y, y_pred, weights, counted
+            )
+            sums.append(numerators)
+        if state:
+            sums += loss_parts.metric_sums(made.metrics, y, y_pred, weights)
+        return packed(sums), divisors
 
     graph = build_towers(
-        models,
+        model.template,
         (x, y, weights),
         model.placement,
         training,
@@ -55,18 +60,27 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
         jit_compile=model.jit_towers,
     )
     graph.apply_updates()
+    parcels, divisors = graph.outputs
+    shapes = [tf.TensorShape([losses])] * bool(losses)
+    sums = unpacked(parcels, [*shapes, *[v.shape for v in state]])
+    for variable, added in zip(state, sums[bool(losses) :]):
+        variable.assign_add(added)
     terms = [tf.reduce_sum(loss) for loss in graph.losses]
     rows = tf.reduce_sum(graph.rows)
-    if graph.outputs is not None:
-        like = tf.nest.map_structure(lambda _: tf.zeros([rows]), structure)
-        terms.append(loss_parts.merged(model, graph.outputs, y, like))
+    if losses:
+        like = tf.nest.map_structure(
+            lambda x: tf.zeros([rows, *x.shape[1:]] if counted else [rows]),
+            outputs,
+        )
+        parts = sums[0], divisors
+        terms.append(loss_parts.merged(model, parts, y, like, weights))
     if not terms:
         raise ValueError(
             "There is no loss to compute. Expected a `loss` in compile(), "
             "or a layer that calls `add_loss`."
         )
     total = tf.add_n(terms)
-    Compiled.of(model).tracker.update_state(total, sample_weight=rows)
+    made.tracker.update_state(total, sample_weight=rows)
     return total
 
 

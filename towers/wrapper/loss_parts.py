@@ -55,9 +55,24 @@ def check_mergeable(model: keras.Model) -> None:
             )
 
 
+def are_counted_by_targets(model: keras.Model, outputs: Any) -> bool:
+    """Whether divisors need no predictions, but for the masks of those.
+
+    Args:
+      model: the compiled model.
+      outputs: a nest of `KerasTensor`s or specs, like its predictions.
+    """
+    shapes = [tf.TensorShape(x.shape) for x in tf.nest.flatten(outputs)]
+    return (
+        not tf.executing_eagerly()
+        and all(shape[1:].is_fully_defined() for shape in shapes)
+        and all(_is_keras_s(loss) for loss in Compiled.of(model).flat_losses)
+    )
+
+
 def parts(
-    model: keras.Model, y: Any, y_pred: Any, weights: Any
-) -> tuple[tf.Tensor, tf.Tensor]:
+    model: keras.Model, y: Any, y_pred: Any, weights: Any, counted: bool = False
+) -> tuple[tf.Tensor, tf.Tensor | None]:
     """One tower's numerators and divisors: [n_losses] each.
 
     Two tensors, since all that the backward pass needs of other towers is their
@@ -66,13 +81,17 @@ def parts(
     Args:
       model: the compiled model.
       y, y_pred, weights: the tower's targets, predictions, sample weights.
+      counted: whether the targets of the batch tell the divisors, which are
+        None then, unless predictions have masks.
     """
     made = Compiled.of(model)
     said: list[tuple[tf.Tensor, tf.Tensor]] = []
+    masks: list[Any] = []
 
     def told(loss: keras.losses.Loss) -> Any:
         def say(y: Any, y_pred: Any, weights: Any) -> float:
             said.append(_parts(loss, y, y_pred, weights))
+            masks.append(keras_layers.get_mask(y_pred))
             return 0.0
 
         return say
@@ -80,11 +99,17 @@ def parts(
     with made.replaced([told(loss) for loss in made.flat_losses]):
         made.loss(y, y_pred, weights)
     numerators, divisors = zip(*said)
+    if counted and all(mask is None for mask in masks):
+        return tf.stack(numerators), None
     return tf.stack(numerators), tf.stack(divisors)
 
 
 def merged(
-    model: keras.Model, parts: tuple[tf.Tensor, tf.Tensor], y: Any, like: Any
+    model: keras.Model,
+    parts: tuple[tf.Tensor, tf.Tensor | None],
+    y: Any,
+    like: Any,
+    weights: Any = None,
 ) -> Any:
     """The compiled loss, from the sum of all towers' `parts`.
 
@@ -92,30 +117,48 @@ def merged(
 
     Args:
       model: the compiled model.
-      parts: numerators and divisors, [n_losses] each.
-      y: the targets.
-      like: a nest like the predictions, of tensors with as many rows.
+      parts: numerators and divisors, [n_losses] each, or None for the divisors
+        that targets and weights tell.
+      y, weights: the targets and sample weights of the batch.
+      like: a nest like the predictions, of tensors with as many rows; of their
+        shapes if there are no divisors.
     """
     made = Compiled.of(model)
+    numerators, divisors = parts
 
     def said(i: int, loss: keras.losses.Loss) -> Any:
-        numerator, divisor = parts[0][i], parts[1][i]
-        if loss.reduction == "sum":
-            return lambda *_: numerator
-        return lambda *_: tf.math.divide_no_nan(numerator, divisor)
+        def value(y: Any, like: Any, weights: Any) -> tf.Tensor:
+            if loss.reduction == "sum":
+                return numerators[i]
+            divisor = (
+                _parts(loss, y, like, weights)[1]
+                if divisors is None
+                else divisors[i]
+            )
+            return tf.math.divide_no_nan(numerators[i], divisor)
+
+        return value
 
     values = [said(i, loss) for i, loss in enumerate(made.flat_losses)]
     with made.replaced(values, tracked=True):
-        return made.loss(y, like)
+        return made.loss(y, like, weights)
 
 
-def update_metrics(metrics: Any, y: Any, y_pred: Any, weights: Any) -> None:
-    """Updates compiled metrics, whose functions must speak of each row."""
-    with contextlib.ExitStack() as stack:
+def metric_sums(
+    metrics: Any, y: Any, y_pred: Any, weights: Any
+) -> list[tf.Tensor]:
+    """What a tower adds to each variable of compiled metrics, from its shard.
+
+    Their functions must speak of each row.
+    """
+    zeros = [(v, tf.zeros(v.shape, v.dtype)) for v in metrics.variables]
+    scope = keras.StatelessScope(state_mapping=zeros)
+    with scope, contextlib.ExitStack() as stack:
         for metric in metrics.metrics:
             if isinstance(metric, keras.metrics.MeanMetricWrapper):
                 stack.enter_context(keras_compile.checked(metric, _check_rows))
         metrics.update_state(y, y_pred, weights)
+    return [tf.stop_gradient(scope.get_current_value(v)) for v, _ in zeros]
 
 
 def _parts(
@@ -161,10 +204,8 @@ def _ones(loss: keras.losses.Loss, values: tf.Tensor, y: Any) -> tf.Tensor:
     shape = values.shape
     if shape.is_fully_defined():
         return tf.ones(shape, values.dtype)
-    parts = (type(loss), getattr(loss, "fn", loss))
-    own = all(getattr(x, "__module__", "").startswith("keras.") for x in parts)
     if (
-        own
+        _is_keras_s(loss)
         and isinstance(y, tf.Tensor)
         and y.shape.rank
         and shape[1:].is_fully_defined()
@@ -172,6 +213,12 @@ def _ones(loss: keras.losses.Loss, values: tf.Tensor, y: Any) -> tf.Tensor:
         ones = tf.ones([tf.shape(y)[0], *shape[1:]], values.dtype)
         return tf.ensure_shape(ones, shape)
     return tf.ones_like(values)
+
+
+def _is_keras_s(loss: keras.losses.Loss) -> bool:
+    """Whether a loss, and the function that it is made of, is Keras's own."""
+    parts = (type(loss), getattr(loss, "fn", loss))
+    return all(getattr(x, "__module__", "").startswith("keras.") for x in parts)
 
 
 def _check_rows(name: str, one: Any, values: Any, y: Any, y_pred: Any) -> None:

@@ -9,8 +9,9 @@ The map of the house, from the top down. Each part imports what is below it only
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
   build           split, replicate, forward, gather: the story on one screen
                   (`build_towers`), beside what it hands out (tower_graph), the
-                  same in tf.compat.v1 (v1_graph), SavedModels (export), and
-                  inputs that towers read themselves (`per_tower`)
+                  same at once (eager) and in tf.compat.v1 (v1_graph),
+                  SavedModels (export), and inputs that towers read themselves
+                  (`per_tower`)
   keras_model     a Keras model as a pure function of its variables and inputs
   verbs           split, scatter, replicate, gather, join, average, and the rows
   engine          one tower on its device, there and back; README.md says why

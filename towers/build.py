@@ -7,26 +7,21 @@ from typing import Any
 import tensorflow as tf
 
 from towers import v1_graph
-from towers.engine import warned
+from towers.eager import run_eagerly
 from towers.engine.calls import How
-from towers.engine.forward import run_towers
 from towers.foreign import keras_layers
 from towers.inputs_per_tower import PerTower
-from towers.keras_model import (
-    batchless,
-    calls,
-    checks,
-    hooks,
-    layer_graph,
-    shared_state,
+from towers.keras_model import calls, checks, layer_graph
+from towers.keras_model.outputs import (
+    check_outputs,
+    gathered_losses,
+    gathered_outputs,
 )
-from towers.keras_model.memory import memory_errors
-from towers.keras_model.outputs import gathered_outputs
-from towers.keras_model.parameters import Home, replicated
-from towers.keras_model.refusals import refusals_named
+from towers.keras_model.parameter_copies import replicated
+from towers.keras_model.parameters import Home
 from towers.keras_model.request import Request
 from towers.keras_model.state import Before, merge_state
-from towers.keras_model.tower import pure_tower
+from towers.keras_model.tower import forward
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
 from towers.verbs.batch import (
@@ -35,8 +30,7 @@ from towers.verbs.batch import (
     checked_batch,
     whole_paths,
 )
-from towers.verbs.gather import check_structures, gather_known, spread
-from towers.verbs.join import joining
+from towers.verbs.gather import gather_known
 from towers.verbs.split import own_shards, split_shards
 
 
@@ -219,9 +213,13 @@ def _refuse_shared(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
 
 def _built(model: Any, batch: Batch, request: Request) -> TowerGraph:
     """Towers of a checked batch; in a graph of their own in eager code."""
+
+    def build(batch: Batch) -> TowerGraph:
+        return _in_graph(model, batch, request)
+
     if tf.executing_eagerly():
-        return _run_eagerly(model, batch, request)
-    return _in_graph(model, batch, request)
+        return run_eagerly(build, batch, request.placement)
+    return build(batch)
 
 
 def _in_graph(model: Any, batch: Batch, request: Request) -> TowerGraph:
@@ -249,96 +247,44 @@ def assemble(
     request: Request,
 ) -> TowerGraph:
     """The story: a checked model, with variables at `homes`, as towers."""
-    placement, own = request.placement, request.users_fn
-    talks, how = graph.talks(request.training, own), request.how
-    if how is How.COMPILED:
-        checks.check_compilable(graph, talks)
-    elif talks or graph.pinned_layers:
-        how = How.BUILT
-    alike = own is None and not graph.is_spread
-    determined = alike and graph.is_determined  # while no layer is hooked
+    placement = request.placement
     divide = split_shards if batch.each is None else own_shards
     shards = divide(batch, placement)
     values, copies = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
-        scopes = [_scope(i) for i in range(len(placement.devices))]
-    devices = [home.device for home in homes]
-    with hooks.hooked(graph), warned.once():
-        replays = run_towers(
-            [
-                pure_tower(
-                    graph,
-                    i,
-                    scope,
-                    request,
-                    devices,
-                    shards.divided,
-                    Tower(i, placement.devices[i], scope, shards.true[i]),
-                )
-                for i, scope in enumerate(scopes)
-            ],
-            placement.devices,
-            list(zip(copies, shards.fed)),
-            # As the copies come first.
-            [
-                graph.elsewhere(i, device)
-                for i, device in enumerate(placement.devices)
-            ],
-            joining(shards, placement) if talks else None,
-            scopes if alike or how is not How.BUILT else (),
-            how,
-            determined,
-        )
-        shared = set.intersection(*(set(x["shared"]) for x in replays))
-        if shared and shards.ranges.are_known and len(replays) > 1:
-            shared &= shared_state.of_open_rows(
-                graph, copies[0], shards.fed[0], shards.divided, request
-            )
-    check_structures([replay["outputs"] for replay in replays])
-    if own is None:
-        each = [replay["outputs"] for replay in replays]
-        rules = spread(request.merge, each[0])
-        batchless.check_joined(
-            graph, batch.nest, shards.divided, request, each, rules
-        )
-    rows, empty = shards.rows, shards.may_be_empty
+        begun = [
+            Tower(i, device, _scope(i), shards.true[i])
+            for i, device in enumerate(placement.devices)
+        ]
+    where = [home.device for home in homes]
+    replays, shared = forward(graph, where, shards, copies, begun, request)
+    check_outputs(graph, batch.nest, shards.divided, replays, request)
 
     def gather(each: Any, rule: Any) -> Any:
-        return gather_known(each, placement, rule, rows, empty)
+        rows, spare = shards.rows, shards.may_be_empty
+        return gather_known(each, placement, rule, rows, spare)
 
     outputs = gathered_outputs(replays, request.merge, gather, placement)
-    each = [replay["losses"] for replay in replays]
-    if len({len(losses) for losses in each}) > 1:
-        raise ValueError(
-            "Towers add different numbers of losses: "
-            f"{[len(losses) for losses in each]}. Expected `add_loss` and "
-            "activity regularizers to be the same in all, and not inside a "
-            "function of all_towers; let that return its loss instead."
-        )
-    rules = [{key: key[0] for key in loss} for loss in each[0]]
-    losses = [x for loss in gather(each, rules) for x in loss.values()]
-    adders = [graph.layers[i] for loss in each[0] for _, i in loss]
+    losses, adders = gathered_losses(graph, replays, gather)
     merged = merge_state(
-        Before(graph, values, devices, rows, empty),
+        Before(graph, values, where, shards.rows, shards.may_be_empty),
         [replay["state"] for replay in replays],
-        {i for i, _ in shared},
+        shared,
         [replay["moments"] for replay in replays],
     )
+    towers = [
+        dataclasses.replace(
+            tower,
+            outputs=replay["outputs"],
+            parameters=[own[k] for k in graph.trainable],
+            layer_outputs=replay["layer_outputs"],
+        )
+        for tower, replay, own in zip(begun, replays, copies)
+    ]
     return TowerGraph(
         outputs,
-        [
-            Tower(
-                index=i,
-                device=placement.devices[i],
-                scope=scopes[i],
-                inputs=shards.true[i],
-                outputs=replays[i]["outputs"],
-                parameters=[copies[i][k] for k in graph.trainable],
-                layer_outputs=replays[i]["layer_outputs"],
-            )
-            for i in range(len(replays))
-        ],
-        rows,
+        towers,
+        shards.rows,
         [(homes[k].owner, merged[k]) for k in sorted(merged)],
         losses + penalties,
         adders,
@@ -371,60 +317,3 @@ def _homes(
 def _scope(i: int) -> str:
     with tf.name_scope(f"tower_{i}") as scope:
         return scope
-
-
-def _run_eagerly(model: Any, batch: Batch, request: Request) -> TowerGraph:
-    """Builds and runs a graph, and hands out its values."""
-    built: list[TowerGraph] = []
-
-    def run(nest: Any, each: Any) -> Any:
-        nest = nest if each is None else each[0]
-        graph = _in_graph(model, Batch(nest, batch.whole, each), request)
-        built.append(graph)
-        told = _tensors(graph)
-        if each is not None:  # they stay where they are
-            for tower in told["towers"]:
-                del tower["inputs"]
-        return told
-
-    split = batch.nest if batch.each is None else None
-    with memory_errors(request.placement), refusals_named():
-        values = tf.function(run, autograph=False)(split, batch.each)
-    graph = built[-1]
-    if batch.each is not None:
-        for value, own in zip(values["towers"], batch.each):
-            value["inputs"] = own
-    keras_layers.set_notes(values["outputs"], values["notes"])
-    return dataclasses.replace(
-        graph,
-        outputs=values["outputs"],
-        towers=[
-            dataclasses.replace(tower, **value)
-            for tower, value in zip(graph.towers, values["towers"])
-        ],
-        rows=values["rows"],
-        updates=[
-            (v, value)
-            for (v, _), value in zip(graph.updates, values["updates"])
-        ],
-        losses=values["losses"],
-    )
-
-
-def _tensors(graph: TowerGraph) -> dict[str, Any]:
-    return {
-        "outputs": graph.outputs,
-        "notes": keras_layers.get_notes(graph.outputs),
-        "towers": [
-            {
-                "inputs": tower.inputs,
-                "outputs": tower.outputs,
-                "parameters": tower.parameters,
-                "layer_outputs": tower.layer_outputs,
-            }
-            for tower in graph.towers
-        ],
-        "rows": graph.rows,
-        "updates": [value for _, value in graph.updates],
-        "losses": graph.losses,
-    }

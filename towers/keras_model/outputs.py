@@ -1,15 +1,40 @@
-"""outputs: gathered outputs, with what Keras attaches to them."""
+"""outputs: gathered outputs, with what Keras attaches to them, and losses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from towers.foreign import keras_layers
+from towers.keras_model import batchless, layer_graph
+from towers.keras_model.request import Request
 from towers.placement.placement import Placement
-from towers.verbs.gather import spread
+from towers.verbs.gather import check_structures, spread
 
 ACTIVATIONS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.nn.sigmoid}
+
+
+def check_outputs(
+    graph: layer_graph.LayerGraph,
+    inputs: Any,
+    divided: Sequence[bool],
+    replays: list[Any],
+    request: Request,
+) -> None:
+    """Raises unless outputs are of one structure, and can be joined.
+
+    Args:
+      graph: the model.
+      inputs: the nest that it is called with.
+      divided: for each leaf of that whether it is split.
+      replays: what each tower computed.
+      request: what is asked for.
+    """
+    each = [replay["outputs"] for replay in replays]
+    check_structures(each)
+    if request.users_fn is None:
+        rules = spread(request.merge, each[0])
+        batchless.check_joined(graph, inputs, divided, request, each, rules)
 
 
 def gathered_outputs(
@@ -58,3 +83,22 @@ def gathered_outputs(
     outputs = tf.nest.pack_sequence_as(replays[0]["outputs"], flat)
     keras_layers.set_notes(outputs, merged)
     return outputs
+
+
+def gathered_losses(
+    graph: layer_graph.LayerGraph,
+    replays: list[Any],
+    gather: Callable[[Any, Any], Any],
+) -> tuple[list[tf.Tensor], list[Any]]:
+    """What layers added as losses, and which layers those are."""
+    each = [replay["losses"] for replay in replays]
+    if len({len(losses) for losses in each}) > 1:
+        raise ValueError(
+            "Towers add different numbers of losses: "
+            f"{[len(losses) for losses in each]}. Expected `add_loss` and "
+            "activity regularizers to be the same in all, and not inside a "
+            "function of all_towers; let that return its loss instead."
+        )
+    rules = [{key: key[0] for key in loss} for loss in each[0]]
+    losses = [x for loss in gather(each, rules) for x in loss.values()]
+    return losses, [graph.layers[i] for loss in each[0] for _, i in loss]

@@ -2,13 +2,11 @@
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from towers.engine.host import host_of, on_host
 from towers.foreign import keras_compile, keras_optimizer
 from towers.foreign.keras_layers import (
     device_of,
@@ -18,18 +16,12 @@ from towers.foreign.keras_layers import (
     replace_raw,
 )
 from towers.keras_model import checks, layer_graph
-from towers.keras_model.moments import statistics
 from towers.placement.device_names import same_device
 from towers.placement.placement import (
     Placement,
     check_placement,
     resolve_devices,
 )
-from towers.verbs.parcels import is_small, parcelled, replicate_together
-from towers.verbs.replicate import replicate, replicate_overwritten
-from towers.verbs.rows import keep_flags
-from towers.verbs.scatter import scatter
-from towers.verbs.split import Shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,134 +188,6 @@ def parameter_devices(
     return [where[i] for i in range(len(where))]
 
 
-def replicated(
-    graph: layer_graph.LayerGraph,
-    homes: list[Home],
-    placement: Placement,
-    shards: Shards,
-) -> tuple[list[Any], list[list[Any]]]:
-    """Values of all variables, and copies per tower."""
-    n, values = len(placement.devices), []
-    columns: dict[int, list[Any]] = {}
-    parcels: dict[Any, list[int]] = {}  # of what travels together
-    elsewhere = [
-        graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
-    ]
-    kept = functools.cache(
-        functools.partial(keep_flags, shards.rows, shards.may_be_empty)
-    )
-    with tf.name_scope("replicate"):
-        kinds = _kinds(graph)
-        for k, home in enumerate(homes):
-            device = home.device
-            with tf.device(device):
-                value = home.variable.read_value()
-                if graph.is_seed(k):
-                    with on_host(device):
-                        column = [graph.stream(k, value, i) for i in range(n)]
-                    device = host_of(device)
-                elif k in graph.row_states:
-                    value = of_all_rows(graph.variables[k], value, shards)
-                    column = scatter(value, shards.ranges, device)
-                elif graph.is_overwritten(k):
-                    column = replicate_overwritten(value, device, kept(device))
-                else:
-                    column = [value] * n
-            values.append(value)
-            columns[k] = column
-            if k in graph.row_states or graph.is_overwritten(k):
-                continue
-            places = tuple(
-                there.get(k, tower)
-                for there, tower in zip(elsewhere, placement.devices)
-            )
-            together = is_small(value) and not all(
-                same_device(place, device) for place in places
-            )
-            key = device, places, value.dtype, kinds[k] if together else k
-            parcels.setdefault(key, []).append(k)
-        for (device, places, dtype, _), members in parcels.items():
-            if dtype.is_floating:
-                some = [values[k] for k in members]
-                trained = members[0] in graph.trainable
-                given = copies(some, device, places, kept, trained)
-            elif len(members) > 1:
-                some = [columns[k] for k in members]
-                given = parcelled(some, device, places)
-            else:
-                continue
-            columns.update(zip(members, given))
-    each = [columns[k] for k in range(len(homes))]
-    return values, [list(own) for own in zip(*each)] or [[]] * n
-
-
-def _kinds(graph: layer_graph.LayerGraph) -> list[Any]:
-    """Which variables are used, or have gradients, only with which others.
-
-    What travels together comes as a whole, or not at all: in training no tower
-    asks for moving statistics, and of frozen weights nobody wants gradients.
-    """
-    models = [{id(v) for v in model.variables} for model in graph.models]
-    trainable = set(graph.trainable)
-    norms = {
-        id(v): layer.trainable
-        for layer in graph.batch_norms().values()
-        for v in statistics(layer)
-    }
-    return [
-        (
-            tuple(id(v) in of_model for of_model in models),
-            i in trainable,
-            norms.get(id(v)),
-            graph.is_metric(i),
-            graph.is_seed(i),
-        )
-        for i, v in enumerate(graph.variables)
-    ]
-
-
-def copies(
-    values: Sequence[tf.Tensor],
-    home: str,
-    places: Sequence[str],
-    kept: Callable[[str], Sequence[tf.Tensor | None]],
-    trained: bool,
-) -> list[list[tf.Tensor]]:
-    """One copy per tower of each value; they cross to each device once.
-
-    Where several towers have theirs on one device, their gradients are summed
-    there, and the sum crosses.
-
-    Args:
-      values: floats on `home`, small ones if there are several.
-      home: where the variables live.
-      places: where each tower takes its copies.
-      kept: by device per tower None, or whether it had rows.
-      trained: whether they are trainable.
-    """
-    units: dict[Any, list[int]] = {}  # of towers that share what crosses
-    for i, place in enumerate(places):
-        alone = same_device(place, home)
-        units.setdefault(i if alone else place, []).append(i)
-    flags = [kept(home)[u[0]] if len(u) == 1 else None for u in units.values()]
-    if len(values) == 1:
-        sent = [replicate(values[0], home, flags)]
-    else:
-        targets = [places[unit[0]] for unit in units.values()]
-        sent = replicate_together(values, home, targets, flags, trained)
-    made: list[dict[int, tf.Tensor]] = [{} for _ in values]
-    for column, of_value in zip(sent, made):
-        for unit, copy in zip(units.values(), column):
-            there = [copy]
-            if len(unit) > 1:
-                device = places[unit[0]]
-                with tf.device(device):
-                    copy = tf.identity(copy)
-                there = replicate(copy, device, [kept(device)[i] for i in unit])
-            of_value.update(zip(unit, there))
-    return [[of_value[i] for i in range(len(places))] for of_value in made]
-
-
 def move_variable(variable: Any, device: str) -> bool:
     """Moves a Keras variable's value to `device`; False if it is there.
 
@@ -358,22 +222,3 @@ def move_variable(variable: Any, device: str) -> bool:
 def is_initialized(variable: Any) -> bool:
     """Whether there is a value: not in the first graph of a `tf.function`."""
     return not tf.executing_eagerly() or bool(raw(variable).is_initialized())
-
-
-def of_all_rows(variable: Any, state: tf.Tensor, shards: Shards) -> tf.Tensor:
-    """The state of a stateful RNN, if that is of as many rows as the batch."""
-    count = state.shape[0]
-    problem = (
-        f"{variable.path!r} keeps a state for each of {count} rows, since its "
-        "layer is stateful, but the batch has another number. Expected "
-        f"batches of {count} rows; leave out a last one that is smaller."
-    )
-    rows = shards.ranges.true
-    if all(isinstance(r, int) for r in rows) and sum(rows) != count:
-        raise ValueError(problem)
-    with on_host(state.device):
-        check = tf.debugging.assert_equal(
-            tf.reduce_sum(shards.rows), count, message=problem
-        )
-    with tf.control_dependencies([] if check is None else [check]):
-        return tf.identity(state)

@@ -1,4 +1,4 @@
-"""tower: the pure function that one tower computes."""
+"""tower: the pure function that one tower computes, and all towers forward."""
 
 import functools
 import inspect
@@ -7,11 +7,69 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine import warned
+from towers.engine.calls import How
+from towers.engine.forward import run_towers
 from towers.foreign import keras_layers, tf_autograph
-from towers.keras_model import layer_graph, shared_state
+from towers.keras_model import checks, hooks, layer_graph, shared_state
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
+from towers.verbs.join import joining
+from towers.verbs.split import Shards
+
+
+def forward(
+    graph: layer_graph.LayerGraph,
+    homes: list[str],
+    shards: Shards,
+    copies: list[list[Any]],
+    towers: Sequence[Any],
+    request: Request,
+) -> tuple[list[Any], set[int]]:
+    """What each tower computes, and the state that is all towers' alike.
+
+    Args:
+      graph: the model.
+      homes: the device of each variable.
+      shards: each tower's inputs.
+      copies: each tower's parameters.
+      towers: a `Tower` each, of which index, device, scope and inputs are known.
+      request: what is asked for.
+    """
+    placement, own = request.placement, request.users_fn
+    talks, how = graph.talks(request.training, own), request.how
+    if how is How.COMPILED:
+        checks.check_compilable(graph, talks)
+    elif talks or graph.pinned_layers:
+        how = How.BUILT
+    alike = own is None and not graph.is_spread
+    determined = alike and graph.is_determined  # while no layer is hooked
+    scopes = [tower.scope for tower in towers]
+    with hooks.hooked(graph), warned.once():
+        replays = run_towers(
+            [
+                pure_tower(
+                    *(graph, tower.index, tower.scope, request, homes),
+                    *(shards.divided, tower),
+                )
+                for tower in towers
+            ],
+            placement.devices,
+            list(zip(copies, shards.fed)),
+            # As the copies come first.
+            [graph.elsewhere(tower.index, tower.device) for tower in towers],
+            joining(shards, placement) if talks else None,
+            scopes if alike or how is not How.BUILT else (),
+            how,
+            determined,
+        )
+        shared = set.intersection(*(set(x["shared"]) for x in replays))
+        if shared and shards.ranges.are_known and len(replays) > 1:
+            shared &= shared_state.of_open_rows(
+                graph, copies[0], shards.fed[0], shards.divided, request
+            )
+    return replays, {i for i, _ in shared}
 
 
 def pure_tower(

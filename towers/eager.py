@@ -1,0 +1,79 @@
+"""eager: towers at once, by way of a graph of their own."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign import keras_layers
+from towers.keras_model.memory import memory_errors
+from towers.keras_model.refusals import refusals_named
+from towers.placement.placement import Placement
+from towers.tower_graph import TowerGraph
+from towers.verbs.batch import Batch
+
+
+def run_eagerly(
+    build: Callable[[Batch], TowerGraph], batch: Batch, placement: Placement
+) -> TowerGraph:
+    """Builds towers in a graph, runs it, and hands out its values.
+
+    Args:
+      build: towers of a batch, in the graph that calls it.
+      batch: checked.
+      placement: of the towers, for what errors say.
+    """
+    built: list[TowerGraph] = []
+
+    def run(nest: Any, each: Any) -> Any:
+        nest = nest if each is None else each[0]
+        graph = build(Batch(nest, batch.whole, each))
+        built.append(graph)
+        told = _tensors(graph)
+        if each is not None:  # they stay where they are
+            for tower in told["towers"]:
+                del tower["inputs"]
+        return told
+
+    split = batch.nest if batch.each is None else None
+    with memory_errors(placement), refusals_named():
+        values = tf.function(run, autograph=False)(split, batch.each)
+    graph = built[-1]
+    if batch.each is not None:
+        for value, own in zip(values["towers"], batch.each):
+            value["inputs"] = own
+    keras_layers.set_notes(values["outputs"], values["notes"])
+    return dataclasses.replace(
+        graph,
+        outputs=values["outputs"],
+        towers=[
+            dataclasses.replace(tower, **value)
+            for tower, value in zip(graph.towers, values["towers"])
+        ],
+        rows=values["rows"],
+        updates=[
+            (v, value)
+            for (v, _), value in zip(graph.updates, values["updates"])
+        ],
+        losses=values["losses"],
+    )
+
+
+def _tensors(graph: TowerGraph) -> dict[str, Any]:
+    return {
+        "outputs": graph.outputs,
+        "notes": keras_layers.get_notes(graph.outputs),
+        "towers": [
+            {
+                "inputs": tower.inputs,
+                "outputs": tower.outputs,
+                "parameters": tower.parameters,
+                "layer_outputs": tower.layer_outputs,
+            }
+            for tower in graph.towers
+        ],
+        "rows": graph.rows,
+        "updates": [value for _, value in graph.updates],
+        "losses": graph.losses,
+    }

@@ -52,6 +52,7 @@ TESTED_BY = {
     "keras_model.signature": "keras_model.checks",
     "keras_model.tower": "build",
     "planning.trace_events": "planning.timeline",
+    "readers": "inputs_per_tower",
     "report.colours": "report.html",
     "report.text": "report.report",
     "report.variables": "report.report",

@@ -6,6 +6,7 @@ Two worker processes, pinned to a core each, compute the halves of a batch. Ways
 
 - plain: the model in one process on one core, which all are compared with;
 - chief: this machine's third process has the parameters, both workers a tower;
+- ahead: the same with `prefetch=True`;
 - loss: the same with `loss_on_towers="auto"`;
 - balanced: parameters on the two workers;
 - self, selfloss: the chief is a tower itself, beside one worker;
@@ -30,7 +31,10 @@ import numpy as np
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-WAYS = ["plain", "chief", "loss", "balanced", "self", "selfloss", "mirrored"]
+WAYS = [
+    *("plain", "chief", "ahead", "loss", "balanced"),
+    *("self", "selfloss", "mirrored"),
+]
 flags.DEFINE_string("model", "pooled", "What is trained.")
 flags.DEFINE_list("ways", WAYS, "How; plain comes first.")
 flags.DEFINE_integer("rounds", 7, "Interleaved rounds.", lower_bound=1)
@@ -95,7 +99,9 @@ def fitted(
             devices, policy if way == "balanced" else "/CPU:0"
         )
         auto = "auto" if way.endswith("loss") else False
-        model = towers.TowerModel(model, placement, loss_on_towers=auto)
+        model = towers.TowerModel(
+            model, placement, loss_on_towers=auto, prefetch=way == "ahead"
+        )
     model = benchmark_models.compiled(model)
     model.make_train_function()
     batches = iter(data)

@@ -26,17 +26,6 @@ def dense():
     )
 
 
-def normalized():
-    return keras.Sequential(
-        [
-            keras.Input([5]),
-            layers.Dense(6),
-            layers.BatchNormalization(),
-            layers.Dense(3, activation="softmax"),
-        ]
-    )
-
-
 def compiled(model, **kwargs):
     model.compile(
         keras.optimizers.SGD(0.1, momentum=0.9),
@@ -110,16 +99,6 @@ class PrefetchTest(absltest.TestCase):
         close(*found)
 
     @pytest.mark.slow
-    def test_moments(self):
-        found = []
-        for prefetch in (True, False):
-            model = towers.TowerModel(
-                make(normalized), placement(2), prefetch=prefetch
-            )
-            compiled(model).fit(X, Y, batch_size=4, shuffle=False, verbose=0)
-            found.append(model.get_weights())
-        close(*found)
-
     def test_an_error_comes_at_its_step(self):
         def batches():
             for k in range(4):

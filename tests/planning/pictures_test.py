@@ -89,7 +89,7 @@ class PlacementTest(parameterized.TestCase):
             towers.plot_placement(built(model), placement(3), path)
             with open(path, "rb") as file:
                 self.assertEqual(file.read(4), b"\x89PNG")
-        with self.assertRaisesRegex(ValueError, "did not write.*xyz"):
+        with self.assertRaisesRegex(ValueError, "cannot draw.*xyz"):
             towers.plot_placement(built(cnn), placement(2), "placement.xyz")
 
 

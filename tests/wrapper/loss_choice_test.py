@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 from absl.testing import absltest, parameterized
-from models import close, cnn, inputs, make, placement, targets
+from models import close, cnn, inputs, make, targets
 
 import towers
 
@@ -60,8 +60,7 @@ class ChoiceTest(parameterized.TestCase):
 
     def test_no_output_crosses_and_the_numbers_are_the_plain_model_s(self):
         plain, towered = make(cnn), make(cnn)
-        where = placement(3)
-        towered = towers.TowerModel(towered, where, loss_on_towers="auto")
+        towered = towers.TowerModel(towered, away(), loss_on_towers="auto")
         x, y = inputs(plain, 7), targets(plain, 7)
         for m in (plain, towered):
             m.compile("sgd", "mse", metrics=["mae"], run_eagerly=m is plain)

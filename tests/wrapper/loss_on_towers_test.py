@@ -231,12 +231,12 @@ class TransfersTest(absltest.TestCase):
         for i in range(3):
             self.assertEqual(step.heavy()[f"tower_{i}"], {f"/CPU:{i}"})
         sends = [s for s in step.sends() if s[0] != s[1]]
-        # Per other tower the weights and the shards of x and y go down; what the
-        # loss and the metric sum up comes up, and the gradients. What the loss is
-        # divided by, the targets tell, and so the gradient of its sum is known.
+        # Per other tower the weights, the shards of x and y, and that all towers
+        # have said what the loss is divided by go down; what the loss and the
+        # metric sum up comes up, and the gradients.
         down = [name for source, _, name in sends if source == "/CPU:0"]
         up = [name for source, _, name in sends if source != "/CPU:0"]
-        self.assertLen(down, 2 * (1 + 2))
+        self.assertLen(down, 2 * (1 + 2 + 1))
         self.assertLen(up, 2 * (1 + 1))
         report = towers.execution_report(
             lambda: model.fit(x, y, batch_size=7, verbose=0)

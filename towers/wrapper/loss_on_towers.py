@@ -33,7 +33,12 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
     outputs = _built_losses(model, x, y, weights)
     made = Compiled.of(model)
     losses = len(made.flat_losses)
-    counted = loss_parts.are_counted_by_targets(model, outputs)
+    where = model.placement
+    # Beside a tower the count, and the gradient that waits for it, would come late.
+    counted = (
+        where.output_device not in where.devices
+        and loss_parts.are_counted_by_targets(model, outputs)
+    )
     state = made.metrics.variables if made.metrics is not None else []
 
     def on_tower(template: Any, shard: Any) -> Any:
@@ -52,7 +57,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
     graph = build_towers(
         model.template,
         (x, y, weights),
-        model.placement,
+        where,
         training,
         merge="sum",
         tower_fn=on_tower,

@@ -1,9 +1,9 @@
 """loss_choice: where `loss_on_towers="auto"` computes the loss.
 
-On the towers nothing waits for outputs: what a tower's backward pass needs of the
-others is how many elements they count, which is known before the forward pass. But
-it is the plain model's loss only if that adds up from rows, which is known of
-Keras's own, and of no other's.
+On the towers no output crosses: what a tower's backward pass needs of the others is
+how many elements they count, which targets tell where no tower is beside the outputs
+and predictions have no mask. But it is the plain model's loss only if that adds up
+from rows, which is known of Keras's own, and of no other's.
 """
 
 from typing import Any

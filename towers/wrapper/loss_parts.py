@@ -76,7 +76,7 @@ def parts(
     """One tower's numerators and divisors: [n_losses] each.
 
     Two tensors, since all that the backward pass needs of other towers is their
-    divisors, which they know before the forward pass.
+    divisors. They leave a tower together, when it has computed its outputs.
 
     Args:
       model: the compiled model.

@@ -68,9 +68,13 @@ TESTED_BY = {
     "verbs.join": "engine.meeting",
     "verbs.rows": "verbs.scatter",
     "engine.warned": "wrapper.warned",
+    "wrapper.jit_choice": "wrapper.jit",
+    "wrapper.model_export": "export",
     "wrapper.multi_gpu": "wrapper.tower_model",
     "wrapper.tower_calls": "wrapper.own_steps",
+    "wrapper.tower_functions": "wrapper.devices",
     "wrapper.tower_steps": "wrapper.own_steps",
+    "wrapper.watching": "cluster.going_on",
 }
 
 

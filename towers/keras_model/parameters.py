@@ -110,6 +110,13 @@ def place_slots(model: Any, placement: Placement) -> None:
         move_variable(variable, device)
 
 
+def place_metrics(model: Any, placement: Placement) -> bool:
+    """Moves compiled metrics to the outputs; whether any moved."""
+    device = str(placement.output_device)
+    variables = keras_compile.metric_variables(model)
+    return any([move_variable(v, device) for v in variables])
+
+
 def _of_optimizers(
     model: Any, placement: Placement, where: Mapping[int, str]
 ) -> list[tuple[Any, str]]:

@@ -1,99 +1,25 @@
 """recovery: what a `TowerModel` does when a worker is lost."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from towers.cluster import cluster as clusters
-from towers.cluster.lost import WorkerLost, is_sign, tasks_named
+from towers.cluster.lost import WorkerLost
 from towers.foreign import keras_compile, keras_layers, keras_optimizer
-from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model.layer_graph import variables_of
-from towers.keras_model.memory import memory_errors
-from towers.keras_model.refusals import refusals_named
 from towers.placement.placement import Placement
 from towers.wrapper.repeated_step import BroughtStep, RepeatedStep
 from towers.wrapper.tower_steps import TowerSteps
+from towers.wrapper.watching import watched_method
 
 _FIT = inspect.signature(keras.Model.fit)
 _POLICIES = ("raise", "continue")
-
-
-@contextlib.contextmanager
-def watched(placement: Placement) -> Iterator[None]:
-    """While open, a worker that is lost is a `WorkerLost`, in seconds.
-
-    Raises:
-      WorkerLost: the placement names a worker that was lost before.
-    """
-    found = [clusters.task_of(device) for device in _all(placement)]
-    tasks = {task for task in found if task is not None}
-    cluster = clusters.connected()
-    if not tasks:
-        yield
-        return
-    if cluster is not None:
-        cluster.check(tasks)
-        with cluster.watch():
-            yield
-        return
-    try:  # connected by other means, and without a heartbeat
-        yield
-    except Exception as error:
-        if not is_sign(error):
-            raise
-        named = [f"/job:worker/task:{i}" for i in tasks_named(error)]
-        raise WorkerLost(named) from error
-
-
-def watching(method: Any) -> Any:
-    """A method, watched, whose first or own placement says which devices."""
-
-    @functools.wraps(method)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if "continue" in (self.on_lost, kwargs.get("on_lost")):
-            return method(self, *args, **kwargs)
-        named = [
-            *args[1:2],
-            kwargs.get("placement"),
-            vars(self).get("placement"),
-        ]
-        given = [x for x in named if isinstance(x, Placement)]
-        if not given:
-            return method(self, *args, **kwargs)
-        with watched(given[0]):
-            return method(self, *args, **kwargs)
-
-    return call
-
-
-def _watching(name: str, of_weights: bool = False) -> Any:
-    """The method that there was, watched; of weights, if some are on workers."""
-    method = getattr(TowerSteps, name)
-
-    @functools.wraps(method)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        refuse_per_tower([*args, *kwargs.values()], name, self.on_lost)
-        with memory_errors(self.placement), refusals_named():
-            return watched_call(self, *args, **kwargs)
-
-    def watched_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.on_lost == "continue":  # each step is watched
-            return method(self, *args, **kwargs)
-        if self.lost_workers:
-            raise WorkerLost(self.lost_workers)
-        if of_weights and _keeps_variables_here(self.placement):
-            return method(self, *args, **kwargs)
-        with watched(self.placement):
-            return method(self, *args, **kwargs)
-
-    return call
 
 
 class Recovering(TowerSteps):
@@ -112,17 +38,17 @@ class Recovering(TowerSteps):
     predict_function: Any
     lost_workers: tuple[str, ...] = ()
 
-    evaluate = _watching("evaluate")
-    predict = _watching("predict")
-    train_on_batch = _watching("train_on_batch")
-    test_on_batch = _watching("test_on_batch")
-    predict_on_batch = _watching("predict_on_batch")
-    get_weights = _watching("get_weights", of_weights=True)
-    set_weights = _watching("set_weights", of_weights=True)
-    save = _watching("save", of_weights=True)
-    save_weights = _watching("save_weights", of_weights=True)
-    load_weights = _watching("load_weights", of_weights=True)
-    _fit = _watching("fit")
+    evaluate = watched_method(TowerSteps.evaluate)
+    predict = watched_method(TowerSteps.predict)
+    train_on_batch = watched_method(TowerSteps.train_on_batch)
+    test_on_batch = watched_method(TowerSteps.test_on_batch)
+    predict_on_batch = watched_method(TowerSteps.predict_on_batch)
+    get_weights = watched_method(TowerSteps.get_weights, of_weights=True)
+    set_weights = watched_method(TowerSteps.set_weights, of_weights=True)
+    save = watched_method(TowerSteps.save, of_weights=True)
+    save_weights = watched_method(TowerSteps.save_weights, of_weights=True)
+    load_weights = watched_method(TowerSteps.load_weights, of_weights=True)
+    _fit = watched_method(TowerSteps.fit)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
@@ -345,21 +271,3 @@ def check_can_continue(placement: Placement) -> None:
             '`on_lost` is "continue", but `layer_devices` puts layers, and '
             f"their variables, on workers. {towards}"
         )
-
-
-def _keeps_variables_here(placement: Placement) -> bool:
-    pins = tf.nest.flatten(dict(placement.layer_devices))
-    devices = [placement.parameter_device, placement.output_device, *pins]
-    return all(
-        isinstance(device, str) and clusters.task_of(device) is None
-        for device in devices
-    )
-
-
-def _all(placement: Placement) -> Iterator[str]:
-    """Devices that a placement names."""
-    yield from placement.devices
-    yield str(placement.output_device)
-    yield placement.input_device
-    if isinstance(placement.parameter_device, str):
-        yield placement.parameter_device

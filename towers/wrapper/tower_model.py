@@ -1,49 +1,34 @@
 """TowerModel: towers behind the face of a Keras model."""
 
 import copy
-import functools
 import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import logging
 
-from towers.engine.unoptimized import unoptimized
-from towers.export import export_towers
-from towers.foreign import (
-    keras_compile,
-    keras_layers,
-)
+from towers.foreign import keras_compile, keras_layers
 from towers.inputs_per_tower import refuse_per_tower
-from towers.keras_model import checks, layer_graph
-from towers.keras_model.calls import (
-    call_signature,
-    model_call,
-    signed,
-)
-from towers.keras_model.parameters import (
-    move_variable,
-    place_slots,
-    place_variables,
-)
-from towers.placement.device_names import (
-    HOST_HERE,
-    absent,
-    process_of,
-)
+from towers.keras_model import checks
+from towers.keras_model.calls import call_signature, model_call, signed
+from towers.keras_model.parameters import place_variables
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.gather import check_rule
+from towers.wrapper.jit_choice import (
+    check_jit,
+    jit_of_compile,
+    jit_of_template,
+)
 from towers.wrapper.loss_choice import belongs_on_towers
+from towers.wrapper.model_export import export_model
 from towers.wrapper.prefetch import Prefetch, check_prefetch
-from towers.wrapper.recovery import Recovering, watching
 from towers.wrapper.tower_calls import TowerCalls
-from towers.wrapper.tower_steps import at_inputs
+from towers.wrapper.tower_functions import TowerFunctions
+from towers.wrapper.watching import watching
 
 
-class TowerModel(Recovering):
+class TowerModel(TowerFunctions):
     """A Keras model whose forward and backward pass run in towers.
 
     `compile`, `fit`, `evaluate`, `predict`, `train_on_batch`, callbacks and
@@ -127,10 +112,6 @@ class TowerModel(Recovering):
       RuntimeError: made under a `tf.distribute` strategy.
     """
 
-    train_function: Any
-    test_function: Any
-    predict_function: Any
-
     @watching
     def __init__(
         self,
@@ -194,17 +175,7 @@ class TowerModel(Recovering):
             self.tower_calls.placed.note(self)
         self.tower_calls.placed.place_new(self)
         if model.compiled:
-            by_auto = bool(tf.config.list_physical_devices("GPU"))
-            if model.jit_compile and by_auto:
-                warnings.warn(
-                    f"The template {model.name!r} was compiled to use XLA, by "
-                    'jit_compile=True or, on a machine with GPUs, by "auto". '
-                    "Keras does not tell which, so this model trains without. "
-                    "Compile it with jit_compile=True for an XLA program per "
-                    "tower, or the template with False.",
-                    stacklevel=2,
-                )
-            self._use_xla(model.jit_compile and not by_auto)
+            self._use_xla(jit_of_template(model))
             self._compile_as_template()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -243,22 +214,8 @@ class TowerModel(Recovering):
           ValueError: XLA cannot take each tower by itself; names the layer.
         """
         own = keras_compile.overridden(self.template, ("compile",))
-        keras_s = () if own else args  # an own one takes what it likes
-        eagerly = kwargs.get("run_eagerly", keras_s[5:6] == (True,))
-        jit = kwargs.get("jit_compile", [*keras_s[7:8], "auto"][0])
-        if jit == "auto" and tf.config.list_physical_devices("GPU"):
-            logging.info(
-                "Towers of %r run without XLA, which Keras turns on by itself on "
-                "GPUs: nobody has measured yet that it helps them. Say "
-                "compile(jit_compile=True) to try.",
-                self.name,
-            )
-        self._use_xla(jit is True and not eagerly)
-        if jit is True:  # not of the step, which is on several devices
-            if keras_s[7:]:
-                args = (*args[:7], False, *args[8:])
-            else:
-                kwargs["jit_compile"] = False
+        jit, args, kwargs = jit_of_compile(self.name, args, kwargs, bool(own))
+        self._use_xla(jit)
         if own:
             # It keeps what it is given where the template's methods look.
             self.template.compile(*args, **kwargs)
@@ -271,9 +228,7 @@ class TowerModel(Recovering):
     def _use_xla(self, jit: bool) -> None:
         """Makes each tower an XLA program from now on, or not."""
         if jit:
-            pins = self.placement.layer_devices
-            graph = layer_graph.LayerGraph(self.template, (), pins)
-            checks.check_compilable(graph, graph.talks(True, None))
+            check_jit(self.template, self.placement)
         self.jit_towers = jit
 
     def _compile_as_template(self) -> None:
@@ -287,153 +242,6 @@ class TowerModel(Recovering):
         place_variables(self, self.placement)
         # Now, since Keras replaces what it was given when it is built.
         self.loss_belongs_there = belongs_on_towers(self)
-
-    def _make_train_function(self) -> None:
-        super().make_train_function(force=True)
-        function = self._beside_outputs(self.train_function)
-        function = self._ahead(self.train_step, function)
-        self.train_function = self._started(function)
-
-    def renew_functions(self) -> None:
-        """Makes functions again that read variables which have moved since.
-
-        None that Keras has is dropped: a callback may be the one who asks, and
-        `fit` goes on with what it has.
-        """
-        if not self.tower_calls.any_moved():
-            return
-        if self.train_function is not None:
-            self._make_train_function()
-        if self.test_function is not None:
-            self._make_other_function("test_function", True)
-        if self.predict_function is not None:
-            self._make_other_function("predict_function", True)
-
-    def _make_other_function(self, name: str, force: bool) -> None:
-        """As Keras makes the one of this name, and started as this model is."""
-        if force or getattr(self, name) is None:
-            getattr(super(), f"make_{name}")(force=True)
-            function = self._fed(getattr(self, name))
-            if name == "test_function":
-                function = self._ahead(self.test_step, function)
-            setattr(self, name, self._started(function))
-
-    def _ahead(self, step: Any, function: Any) -> Any:
-        """The function, which reads a batch ahead if that is asked."""
-        if not self.prefetch:
-            return function
-        return self.read_ahead.function(step, function)
-
-    def _started(self, function: Any) -> Any:
-        """The function, which TensorFlow does not rewrite for a quick start."""
-        if not self.quick_start:
-            return function
-
-        @functools.wraps(function)
-        def started(*args: Any) -> Any:
-            with unoptimized():
-                return function(*args)
-
-        return started
-
-    def _beside_outputs(self, function: Any) -> Any:
-        """The function, with what has no device on the output device.
-
-        Or on this process, if that is of another one: TensorFlow would wait for
-        what a step returns with Python locked, and the step for a generator.
-        """
-        function = self._fed(function)
-        outputs = str(self.placement.output_device)
-        device = HOST_HERE if process_of(outputs) else outputs
-
-        @functools.wraps(function)
-        def placed(*args: Any) -> Any:
-            with tf.device(device):
-                return function(*args)
-
-        return placed
-
-    def _fed(self, function: Any) -> Any:
-        """The function, with arrays taken to where batches are split.
-
-        They would become tensors on the device of the step, or the default one.
-        """
-
-        @functools.wraps(function)
-        def fed(data: Any) -> Any:
-            return function(at_inputs(data, self.placement.input_device))
-
-        return fed
-
-    def _gather_metrics(self) -> bool:
-        """Moves compiled metrics to the outputs; whether any moved."""
-        if not self.compiled:
-            return False
-        device = str(self.placement.output_device)
-        return any(
-            [
-                move_variable(v, device)
-                for v in keras_compile.metric_variables(self)
-            ]
-        )
-
-    def make_train_function(self, force: bool = False) -> None:
-        self.catch_up()
-        self._check_devices()
-        self._check_steps()
-        self.renew_functions()
-        self.build_slots()
-        if self._gather_metrics() or force or self.train_function is None:
-            self._make_train_function()
-
-    def build_slots(self) -> None:
-        """Makes slots eagerly, and not while the step is traced.
-
-        Not of one that Keras gave to a template which has others of its own.
-        """
-        if (
-            self.optimizer
-            and not self.optimizer.built
-            and not keras_compile.overridden(self.template, ("compile",))
-            and keras_layers.is_built(self.template)
-            and self.trainable_variables
-        ):
-            self.optimizer.build(self.trainable_variables)
-            place_slots(self, self.placement)
-
-    def make_test_function(self, force: bool = False) -> Any:
-        self._check_steps()
-        self.renew_functions()
-        self._make_other_function(
-            "test_function", self._gather_metrics() or force
-        )
-        return self.test_function
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        self.renew_functions()
-        self._make_other_function("predict_function", force)
-        return self.predict_function
-
-    def _check_devices(self) -> None:
-        """Raises where training would not be on the placement's devices."""
-        where = self.placement
-        missing = absent(
-            [
-                *where.devices,
-                where.input_device,
-                str(where.output_device),
-                *tf.nest.flatten(list(where.layer_devices.values())),
-                *map(keras_layers.device_of, self.template.variables),
-            ]
-        )
-        if missing:
-            raise RuntimeError(
-                f"The model is placed on {', '.join(missing)}, but TensorFlow "
-                'sees no such device here (`available="any"` let it through), '
-                "so it would train somewhere else. Expected devices that are "
-                "here; make a TowerModel of the `template` with those. "
-                "placement_plan, export and predictions work without them."
-            )
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.merge == "concat":
@@ -495,35 +303,12 @@ class TowerModel(Recovering):
           ValueError: `filepath` is a file, the format can hold no placement, or
             an argument is one of another backend.
         """
-        if format != "tf_saved_model":
-            if isinstance(placement, Placement):
-                raise ValueError(
-                    f"A file of format {format!r} can hold no `placement`. "
-                    'Expected format="tf_saved_model"; or leave it out.'
-                )
-            self.template.export(
-                filepath,
-                format=format,
-                verbose=verbose,
-                input_signature=input_signature,
-                **kwargs,
-            )
-            return
-        if kwargs:
-            of_jax = set(kwargs) <= {"is_static", "jax2tf_kwargs"}
-            raise (ValueError if of_jax else TypeError)(  # as Keras has it
-                f"export does not take {', '.join(kwargs)} with format "
-                '"tf_saved_model" of TensorFlow. Leave that out.'
-            )
-        if placement == "own":
-            placement = self.placement
-        export_towers(
-            self.template,
+        export_model(
+            self,
             filepath,
-            placement,
+            format,
+            verbose,
             input_signature,
-            self.merge,
-            whole=self.whole,
+            placement,
+            **kwargs,
         )
-        if verbose:
-            print(f"Saved towers at {filepath!r}: {placement}")

@@ -5,12 +5,10 @@ outputs are gathered.
 """
 
 import contextlib
-import types
 from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from towers.foreign import keras_compile, keras_layers, tf_autograph
@@ -176,26 +174,3 @@ class TowerSteps(TemplateProxy):
         checks.ensure_built(self.template, x, self.whole)
         self.tower_calls.placed.place_new(self)
         return loss_on_towers(self, data, training)
-
-
-def at_inputs(data: Any, device: str) -> Any:
-    """Batches whose arrays are tensors on `device`.
-
-    Args:
-      data: what Keras gives a step: a generator or a list of batches of arrays,
-        or an iterator over a dataset, which stays as it is.
-      device: where batches are split.
-    """
-
-    def tensor(value: Any) -> Any:
-        return tf.constant(value) if isinstance(value, np.ndarray) else value
-
-    def batch(arrays: Any) -> Any:
-        with tf.device(device):
-            return tf.nest.map_structure(tensor, arrays)
-
-    if isinstance(data, list):
-        return [batch(arrays) for arrays in data]
-    if isinstance(data, types.GeneratorType):
-        return (batch(arrays) for arrays in data)
-    return data

@@ -1,0 +1,104 @@
+"""watching: methods of a `TowerModel` that end, in seconds, when a worker is lost."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from towers.cluster import cluster as clusters
+from towers.cluster.lost import WorkerLost, is_sign, tasks_named
+from towers.inputs_per_tower import refuse_per_tower
+from towers.keras_model.memory import memory_errors
+from towers.keras_model.refusals import refusals_named
+from towers.placement.placement import Placement
+
+
+@contextlib.contextmanager
+def watched(placement: Placement) -> Iterator[None]:
+    """While open, a worker that is lost is a `WorkerLost`, in seconds.
+
+    Raises:
+      WorkerLost: the placement names a worker that was lost before.
+    """
+    found = [clusters.task_of(device) for device in _devices_of(placement)]
+    tasks = {task for task in found if task is not None}
+    cluster = clusters.connected()
+    if not tasks:
+        yield
+        return
+    if cluster is not None:
+        cluster.check(tasks)
+        with cluster.watch():
+            yield
+        return
+    try:  # connected by other means, and without a heartbeat
+        yield
+    except Exception as error:
+        if not is_sign(error):
+            raise
+        named = [f"/job:worker/task:{i}" for i in tasks_named(error)]
+        raise WorkerLost(named) from error
+
+
+def watching(method: Any) -> Any:
+    """A method, watched, whose first or own placement says which devices."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "continue" in (self.on_lost, kwargs.get("on_lost")):
+            return method(self, *args, **kwargs)
+        named = [
+            *args[1:2],
+            kwargs.get("placement"),
+            vars(self).get("placement"),
+        ]
+        given = [x for x in named if isinstance(x, Placement)]
+        if not given:
+            return method(self, *args, **kwargs)
+        with watched(given[0]):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def watched_method(method: Any, of_weights: bool = False) -> Any:
+    """A method of Keras's, watched; of weights, if some are on workers."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse_per_tower([*args, *kwargs.values()], name, self.on_lost)
+        with memory_errors(self.placement), refusals_named():
+            return watched_call(self, *args, **kwargs)
+
+    def watched_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.on_lost == "continue":  # each step is watched
+            return method(self, *args, **kwargs)
+        if self.lost_workers:
+            raise WorkerLost(self.lost_workers)
+        if of_weights and _keeps_variables_here(self.placement):
+            return method(self, *args, **kwargs)
+        with watched(self.placement):
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def _keeps_variables_here(placement: Placement) -> bool:
+    pins = tf.nest.flatten(dict(placement.layer_devices))
+    devices = [placement.parameter_device, placement.output_device, *pins]
+    return all(
+        isinstance(device, str) and clusters.task_of(device) is None
+        for device in devices
+    )
+
+
+def _devices_of(placement: Placement) -> Iterator[str]:
+    """Devices that a placement names."""
+    yield from placement.devices
+    yield str(placement.output_device)
+    yield placement.input_device
+    if isinstance(placement.parameter_device, str):
+        yield placement.parameter_device

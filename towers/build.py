@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from towers import v1_graph
@@ -117,6 +118,16 @@ def build_towers(
     """
     checks.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
+    request = Request(
+        placement,
+        training,
+        merge,
+        tower_fn,
+        tuple(layer_outputs),
+        how=_how(jit_compile, quick_start),
+    )
+    if jit_compile and _is_built(model):
+        _layer_graph(model, request)  # refused before arrays become ops
     if isinstance(inputs, PerTower):
         inputs = inputs.next_batch(placement)
     own = inputs.towers if isinstance(inputs, BatchPerTower) else None
@@ -133,7 +144,7 @@ def build_towers(
             placement,
             merge,
             layer_outputs,
-            how=_how(jit_compile, quick_start),
+            how=request.how,
             each=None if own is None else [call.batch for call in each],
         )
     if arguments:
@@ -142,14 +153,6 @@ def build_towers(
             f"itself; got both. Pass {', '.join(arguments)} with the inputs, "
             "in `whole` if it is no batch."
         )
-    request = Request(
-        placement,
-        training,
-        merge,
-        tower_fn,
-        tuple(layer_outputs),
-        how=_how(jit_compile, quick_start),
-    )
     if own is None:
         return _built(model, checked_batch(inputs, whole=whole), request)
     checked = [
@@ -226,6 +229,18 @@ def _in_graph(model: Any, batch: Batch, request: Request) -> TowerGraph:
     """Towers of a model, a layer or several models, in this graph."""
     if isinstance(request.tower_fn, calls.ModelCall):
         checks.ensure_called(model, request.tower_fn)
+    graph = _layer_graph(model, request)
+    homes, penalties = _homes(graph, request.placement)
+    built = assemble(graph, homes, penalties, batch, request)
+    return v1_graph.settled(graph, built) if v1_graph.in_v1_graph() else built
+
+
+def _layer_graph(model: Any, request: Request) -> layer_graph.LayerGraph:
+    """The model as a pure function, which XLA can take if it is to; no op.
+
+    Raises:
+      ValueError: it cannot, or there is no such layer; names the layer.
+    """
     pins = request.placement.layer_devices
     graph = layer_graph.LayerGraph(
         model,
@@ -234,9 +249,16 @@ def _in_graph(model: Any, batch: Batch, request: Request) -> TowerGraph:
         part_of=request.part_of
         and layer_graph.LayerGraph(request.part_of, (), pins),
     )
-    homes, penalties = _homes(graph, request.placement)
-    built = assemble(graph, homes, penalties, batch, request)
-    return v1_graph.settled(graph, built) if v1_graph.in_v1_graph() else built
+    if request.how is How.COMPILED:
+        talks = graph.talks(request.training, request.users_fn)
+        checks.check_compilable(graph, talks)
+    return graph
+
+
+def _is_built(model: Any) -> bool:
+    """Whether all models of a nest have their variables."""
+    models = [x for x in tf.nest.flatten(model) if isinstance(x, keras.Model)]
+    return all(map(keras_layers.is_built, models))
 
 
 def assemble(

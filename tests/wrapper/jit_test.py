@@ -121,6 +121,14 @@ class RefusalTest(parameterized.TestCase):
             layer_devices={"first": "/CPU:3"},
         )
         self.refused("cannot train the loop '.*memory", recurrent, fits=True)
+        built, unbuilt = make(unable), keras.Sequential()
+        unbuilt.add(unable().layers[-1])
+        with tf.Graph().as_default() as graph:  # stays as it is
+            given = tf.compat.v1.placeholder(tf.float32, [None, 4])
+            for one, x in ((built, np.ones([4, 4])), (unbuilt, given)):
+                with self.assertRaisesRegex(ValueError, "supports_jit=False"):
+                    towers.build_towers(one, x, placement(2), jit_compile=True)
+                self.assertLen(graph.get_operations(), 1)
 
     def test_words(self):
         model = keras.Sequential([keras.Input([1], dtype="string")])

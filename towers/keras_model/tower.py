@@ -11,7 +11,7 @@ from towers.engine import warned
 from towers.engine.calls import How
 from towers.engine.forward import run_towers
 from towers.foreign import keras_layers, tf_autograph
-from towers.keras_model import checks, hooks, layer_graph, shared_state
+from towers.keras_model import hooks, layer_graph, shared_state
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
@@ -39,9 +39,7 @@ def forward(
     """
     placement, own = request.placement, request.users_fn
     talks, how = graph.talks(request.training, own), request.how
-    if how is How.COMPILED:
-        checks.check_compilable(graph, talks)
-    elif talks or graph.pinned_layers:
+    if how is not How.COMPILED and (talks or graph.pinned_layers):
         how = How.BUILT
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked

@@ -285,6 +285,8 @@ class WithArguments(keras.Model):
         self.hidden = layers.Dense(units)
         self.drop = layers.Dropout(0.0)
         self.out = layers.Dense(2)
+        self.blocks: list[Any] = [self.hidden, self.out]
+        self.blocks.append(self.blocks)  # as Keras allows
 
     def call(self, x: Any, training: bool = False) -> Any:
         return self.out(self.drop(self.hidden(x), training=training))

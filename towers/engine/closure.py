@@ -7,11 +7,13 @@ towers would share what belongs to one of them.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from towers.foreign.containers import leaves
 
 _PASS = ("Identity", "IdentityN")  # output i is input i
 
@@ -161,12 +163,12 @@ _NUMBERS = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
 
 def tensors(function: Any, shared: Any) -> list[tf.Tensor]:
     """Those that a function closes over, or is given in `shared`."""
-    leaves = [
+    held = [
         leaf
         for name, value in [("shared", shared), *_held(function, set())]
-        for _, leaf in _leaves(value, name)
+        for _, leaf in leaves(value, name)
     ]
-    return [x for x in leaves if isinstance(x, tf.Tensor)]
+    return [x for x in held if isinstance(x, tf.Tensor)]
 
 
 def check_alike(
@@ -190,7 +192,7 @@ def _constants(function: Any, shared: Any) -> dict[str, Any]:
     """The numbers that a function closes over, by what they are called."""
     found: dict[str, Any] = {}
     for name, value in [("shared", shared), *_held(function, set())]:
-        for path, leaf in _leaves(value, name):
+        for path, leaf in leaves(value, name):
             if isinstance(leaf, tf.TensorShape):
                 leaf = str(leaf)
             if isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy"):
@@ -250,15 +252,3 @@ def _held(function: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
             yield from _held(value, seen)
         else:
             yield name, value
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        children: Any = value.items()
-    elif isinstance(value, (list, tuple)):
-        children = enumerate(value)
-    else:
-        yield name, value
-        return
-    for key, child in children:
-        yield from _leaves(child, f"{name}[{key!r}]")

@@ -12,12 +12,13 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from towers.foreign.containers import leaves
 from towers.foreign.patches import patched
 
 
@@ -219,16 +220,7 @@ def axis_of(one: Any) -> Any:
 def optimizers(model: Any) -> list[keras.Optimizer]:
     """Those of a model, or of a wrapper and its template, attributes too."""
 
-    def found(value: Any) -> Iterator[keras.Optimizer]:
-        if isinstance(value, keras.Optimizer):
-            yield value
-        elif isinstance(value, Mapping):
-            for each in value.values():
-                yield from found(each)
-        elif isinstance(value, (list, tuple)):
-            for each in value:
-                yield from found(each)
-
     owners = [model, vars(model).get("template")]
     kept = [dict(vars(owner)) for owner in owners if owner is not None]
-    return list({id(x): x for x in found(kept)}.values())
+    found = [x for _, x in leaves(kept) if isinstance(x, keras.Optimizer)]
+    return list({id(x): x for x in found}.values())

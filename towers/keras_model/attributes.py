@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from towers.engine.all_towers import waiting
+from towers.foreign.containers import leaves
 
 _MISSING = object()  # the value of no attribute
 
@@ -85,12 +86,10 @@ class _Kept:
 
 
 def _has_tensors(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_has_tensors(x) for x in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_has_tensors(x) for x in value)
-    return isinstance(value, tf.RaggedTensor | tf.SparseTensor) or (
-        tf.is_tensor(value) and tf.is_symbolic_tensor(value)
+    return any(
+        isinstance(x, tf.RaggedTensor | tf.SparseTensor)
+        or (tf.is_tensor(x) and tf.is_symbolic_tensor(x))
+        for _, x in leaves(value)
     )
 
 

@@ -55,6 +55,27 @@ class KerasLayersTest(absltest.TestCase):
         keras.config.set_dtype_policy("float32")
         self.assertIn("mixed_bfloat16", str(kept))
 
+    def test_paths_begin_where_a_layer_is_called(self):
+        class Outer(keras.layers.Layer):
+            def call(self, x):
+                with keras_layers.out_of(self):
+                    made.append(keras.Variable(0.0, name="inner"))
+                made.append(keras.Variable(0.0, name="own"))
+                return x
+
+        class Around(keras.layers.Layer):
+            def __init__(self):
+                super().__init__(name="around")
+                self.outer = Outer(name="outer")
+
+            def call(self, x):
+                return self.outer(x)
+
+        made: list[keras.Variable] = []
+        Around()(np.ones([2]))
+        paths = [variable.path for variable in made]
+        self.assertEqual(paths, ["around/inner", "around/outer/own"])
+
     def test_another_backend_is_refused(self):
         done = subprocess.run(
             [sys.executable, "-c", "import towers.foreign"],

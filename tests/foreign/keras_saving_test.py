@@ -113,6 +113,25 @@ class SavingTest(parameterized.TestCase):
             towered.save(file)
             self.assertEqual(keras.saving.load_model(file).loss, loss)
 
+    def test_how_it_was_compiled_is_saved_as_the_plain_model_s(self):
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("mixed_float16")
+        plain = make(cnn)
+        keras.config.set_dtype_policy(before)
+        asked = {"jit_compile": True, "auto_scale_loss": False}
+        plain.compile(ADAM(0.01), "mse", **asked)
+        wrapped = towers.TowerModel(plain, placement(2))
+        self.assertIs(type(wrapped.optimizer), ADAM)
+        towered = towers.TowerModel(
+            keras.models.clone_model(plain), placement(2)
+        )
+        towered.compile(ADAM(0.01), "mse", **asked)
+        lent = [towered.get_compile_config(), plain.get_compile_config()]
+        for config in lent:
+            config["optimizer"]["config"].pop("name")
+        self.assertEqual(*lent)
+        self.assertTrue(lent[0]["jit_compile"])
+
     def test_a_process_without_towers_loads_it(self):
         towered, x, _ = fitted(cnn)
         folder = tempfile.mkdtemp()
@@ -180,6 +199,41 @@ class FaceTest(absltest.TestCase):
         with self.assertRaisesRegex(AttributeError, "decode"):
             model.decode(x)
 
+    def test_what_its_class_does_in_another_way_is_done_in_that(self):
+        class Mine(keras.Sequential):
+            def count_params(self):
+                return 17
+
+            def compute_output_shape(self, shape):
+                return [*shape, 17]
+
+            def quantize(self, mode, **kwargs):
+                self.quantized_as = mode
+
+            def get_quantization_layer_structure(self, mode):
+                return {mode: self.layers}
+
+            def get_compile_config(self):
+                return {"mine": 17}
+
+            def compile_from_config(self, config):
+                self.compile("sgd", "mae")
+                self.compiled_from = config
+
+        plain = Mine([keras.Input([3]), layers.Dense(2)])
+        model = towers.TowerModel(plain, placement(2))
+        for m in (plain, model):
+            self.assertEqual(m.count_params(), 17)
+            self.assertEqual(m.compute_output_shape([3]), [3, 17])
+            structure = m.get_quantization_layer_structure("gptq")
+            self.assertEqual(structure, {"gptq": plain.layers})
+            m.quantize("int8")
+            m.compile_from_config(m.get_compile_config())
+            self.assertEqual(m.quantized_as, "int8")
+            self.assertEqual(m.compiled_from, {"mine": 17})
+            self.assertEqual(m.loss, "mae")
+        self.assertEqual(model.path, plain.path)
+
     def test_freezing_counts_before_and_after_wrapping(self):
         for freeze in (
             lambda template, model: setattr(model, "trainable", False),
@@ -203,10 +257,13 @@ class FaceTest(absltest.TestCase):
     def test_summary_shows_the_placement_and_the_template(self):
         lines = []
         model = towers.TowerModel(make(cnn), placement(2))
+        model.compile(ADAM(0.01), "mse")
+        model.optimizer.build(model.trainable_variables)
         model.summary(print_fn=lines.append)
         text = "\n".join(lines)
         self.assertIn("tower_1 on /CPU:1 (50% of the rows)", text)
         self.assertIn("conv2d", text)
+        self.assertIn("Optimizer params", text)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,24 @@ class UnbuiltTest(parameterized.TestCase):
             said.append(train(m))
         close(said[1], said[0])
         close(actual.get_weights(), expected.get_weights())
+        depths = [
+            [v.path.count("/") for v in m.variables] for m in (actual, expected)
+        ]
+        self.assertEqual(*depths)  # optimizers go by paths
         for variable in (*actual.variables, *actual.optimizer.variables):
+            self.assertEndsWith(variable.value.device, "CPU:3")
+
+    def test_it_is_built_by_its_shape_as_plain_keras_does(self):
+        where = placement(2, parameter_device="/CPU:3")
+        plain = make(sequential)
+        model = towers.TowerModel(make(sequential), where)
+        made = []
+        for m in (plain, model):
+            m.build([None, 4])
+            made.append([(v.shape, v.path.count("/")) for v in m.weights])
+            self.assertLen(m.weights, 4)
+        self.assertEqual(*made)
+        for variable in model.weights:
             self.assertEndsWith(variable.value.device, "CPU:3")
 
     def test_fit_goes_on_with_variables_that_a_callback_moved(self):

@@ -44,7 +44,11 @@ def use_compute_loss(model: keras.Model, function: Callable[..., Any]) -> None:
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:
-    """What `compile` was called with, as live objects."""
+    """What `compile` was called with, as live objects.
+
+    The optimizer is what Keras made of the one that it was given, so a scaled one
+    is not to be scaled again, nor one that was not to be scaled at all.
+    """
     loss, metrics = model._compile_loss, model._compile_metrics
     return {
         "optimizer": model.optimizer,
@@ -54,6 +58,7 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
         "weighted_metrics": metrics and metrics._user_weighted_metrics,
         "run_eagerly": model.run_eagerly,
         "steps_per_execution": model.steps_per_execution,
+        "auto_scale_loss": False,
     }
 
 

@@ -9,7 +9,8 @@ it added itself (`_loss_ids`), and the metrics
 that are attributes, without those of `compile` (`_metrics`); for the variable
 behind a Keras variable (`_value`) and what an optimizer knows it by
 (`_unique_id`); and for what a thread knows of the call that it is in
-(`GLOBAL_STATE_TRACKER`). `keras_layers_test.py` fails when one of them changes.
+(`GLOBAL_STATE_TRACKER`), whose names begin variables' paths (`name_scope_stack`).
+`keras_layers_test.py` fails when one of them changes.
 """
 
 import contextlib
@@ -105,6 +106,19 @@ def keras_context() -> Callable[[], contextlib.AbstractContextManager[None]]:
             current.update(before)
 
     return entered
+
+
+@contextlib.contextmanager
+def out_of(layer: keras.Layer) -> Iterator[None]:
+    """While open, paths of variables begin where this layer is called."""
+    scopes = global_state.get_global_attribute("name_scope_stack") or []
+    kept: list[Any] = []
+    while scopes and scopes[-1].caller is layer:
+        kept.append(scopes.pop())
+    try:
+        yield
+    finally:
+        scopes.extend(reversed(kept))
 
 
 def carried(function: Callable[..., Any]) -> Callable[..., Any]:

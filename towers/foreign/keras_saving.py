@@ -7,6 +7,7 @@ are attributes in `_metrics`. There is no public word for it; `keras_saving_test
 and `own_class_test.py` fail when one changes.
 """
 
+import functools
 from typing import Any
 
 import keras
@@ -33,6 +34,7 @@ class TemplateProxy(keras.Model):
     """
 
     template: keras.Model
+    jit_asked: Any = "auto"  # `compile`'s `jit_compile`, as a file is to say
     _is_lent = False
 
     def __getattr__(self, name: str) -> Any:
@@ -88,7 +90,10 @@ class TemplateProxy(keras.Model):
     def _lent(self) -> keras.Model:
         """The template, compiled as this model is, with its optimizer."""
         if self.compiled and not self._is_lent:
-            self.template.compile(**keras_compile.compile_arguments(self))
+            self.template.compile(
+                **keras_compile.compile_arguments(self),
+                jit_compile=self.jit_asked,
+            )
             self._is_lent = True
         return self.template
 
@@ -98,6 +103,21 @@ class TemplateProxy(keras.Model):
         # Keras 3.7 lets models inside of a compiled one forget their metrics.
         self.template._metrics[:] = kept
         self._is_lent = False
+
+    def get_compile_config(self) -> Any:
+        """The template's, once that is compiled as this model is."""
+        return self._lent().get_compile_config()
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles this model, in the way of the template's class."""
+        type(self.template).compile_from_config(self, config)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Quantizes the template, in the way of its class."""
+        self.template.quantize(*args, **kwargs)
+        self.train_function = None
+        self.test_function = None
+        self.predict_function = None
 
     def get_config(self) -> dict[str, Any]:
         """The template's."""
@@ -124,6 +144,10 @@ class TemplateProxy(keras.Model):
         return self._lent().__reduce__()
 
     @property
+    def path(self) -> Any:
+        return self.template.path
+
+    @property
     def layers(self) -> list[keras.Layer]:
         """The template's layers."""
         return self.template.layers
@@ -146,3 +170,24 @@ class TemplateProxy(keras.Model):
         if keras_compile.overridden(self.template, ("metrics",)):
             return type(self.template).metrics.fget(self)  # type: ignore
         return super().metrics
+
+
+def _asked_of_template(name: str) -> Any:
+    """A method that asks the template, whose class may have one of its own."""
+    method = getattr(keras.Model, name)
+
+    @functools.wraps(method)
+    def ask(self: TemplateProxy, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._lent(), name)(*args, **kwargs)
+
+    return ask
+
+
+for _name in (
+    "count_params",
+    "get_layer",
+    "get_quantization_layer_structure",
+    "to_json",
+):
+    if hasattr(keras.Model, _name):  # the structure is of Keras 3.12
+        setattr(TemplateProxy, _name, _asked_of_template(_name))

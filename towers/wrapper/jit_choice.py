@@ -20,7 +20,7 @@ _RUN_EAGERLY, _JIT_COMPILE = 5, 7
 
 def jit_of_compile(
     name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: bool
-) -> tuple[bool, tuple[Any, ...], dict[str, Any]]:
+) -> tuple[bool | str, tuple[Any, ...], dict[str, Any]]:
     """Whether towers are to be XLA programs, and what is left for the step.
 
     Args:
@@ -30,7 +30,7 @@ def jit_of_compile(
         known.
 
     Returns:
-      The choice, and (args, kwargs) without it.
+      True, False or "auto", and (args, kwargs) without it.
     """
     keras_s = () if own else args
     eagerly = kwargs.get(
@@ -51,7 +51,7 @@ def jit_of_compile(
             args = (*args[:_JIT_COMPILE], False, *args[_JIT_COMPILE + 1 :])
         else:
             rest["jit_compile"] = False
-    return jit is True and not eagerly, args, rest
+    return jit if not eagerly else False, args, rest
 
 
 def jit_of_template(template: keras.Model) -> bool:

@@ -83,7 +83,8 @@ class TowerCalls:
         self, layer: keras.Layer, call: ModelCall, adders: list[keras.Layer]
     ) -> Any:
         model = self._model
-        checks.ensure_called(layer, call)
+        with keras_layers.out_of(model):  # paths are the plain model's
+            checks.ensure_called(layer, call)
         self.placed.place_new(model)
         graph = build_call(
             layer,

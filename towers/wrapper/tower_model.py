@@ -181,10 +181,18 @@ class TowerModel(TowerFunctions):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Keras would take them for what is no input.
         refuse_per_tower([*args, *kwargs.values()], "call", self.on_lost)
+        self.built = True  # or Keras would build it, for this number of rows
         return super().__call__(*args, **kwargs)
 
-    def build(self, input_shape: Any) -> None:
-        """Nothing: the template is built from its first inputs, in `call`."""
+    def build(self, *args: Any, **kwargs: Any) -> None:
+        """Builds the template, as its class does, and places its variables.
+
+        Without, the template is built from its first inputs, in `call`.
+        """
+        if not keras_layers.is_built(self.template):
+            with keras_layers.out_of(self):
+                self.template.build(*args, **kwargs)
+            self.tower_calls.placed.place_new(self)
         self.built = True
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -215,7 +223,8 @@ class TowerModel(TowerFunctions):
         """
         own = keras_compile.overridden(self.template, ("compile",))
         jit, args, kwargs = jit_of_compile(self.name, args, kwargs, bool(own))
-        self._use_xla(jit)
+        self.jit_asked = jit
+        self._use_xla(jit is True)
         if own:
             # It keeps what it is given where the template's methods look.
             self.template.compile(*args, **kwargs)
@@ -243,10 +252,16 @@ class TowerModel(TowerFunctions):
         # Now, since Keras replaces what it was given when it is built.
         self.loss_belongs_there = belongs_on_towers(self)
 
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        if self.merge == "concat":
+            return self.template.compute_output_shape(*args, **kwargs)
+        return super().compute_output_shape(*args, **kwargs)
+
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.merge == "concat":
             if not keras_layers.is_built(self.template):
-                self.template(*args, **kwargs)
+                with keras_layers.out_of(self):
+                    self.template(*args, **kwargs)
                 self.tower_calls.placed.place_new(self)
             if (
                 "training"
@@ -259,7 +274,7 @@ class TowerModel(TowerFunctions):
     def summary(self, *args: Any, **kwargs: Any) -> None:
         """Prints the placement, then the template's summary."""
         (kwargs.get("print_fn") or print)(str(self.placement))
-        self.template.summary(*args, **kwargs)
+        self._lent().summary(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TowerModel":
         copied = TowerModel(

@@ -646,6 +646,7 @@ class RefusalTest(parameterized.TestCase):
     def test_bad_arguments_are_refused(self):
         model, x = make(cnn), np.ones([2, 8, 8, 2], "float32")
         where = placement(2)
+        drop = keras.Sequential([keras.Input([8, 8, 2]), layers.Dropout(0.5)])
         for call, error, message in (
             (lambda: towers.build_towers(1, x, where), TypeError, "keras.Mod"),
             (lambda: towers.build_towers(model, x, 2), TypeError, "Placement"),
@@ -665,6 +666,16 @@ class RefusalTest(parameterized.TestCase):
                 lambda: towers.build_towers([model], x, where),
                 TypeError,
                 "tower_fn",
+            ),
+            (
+                lambda: tf.function(
+                    lambda phase: (
+                        towers.build_towers(drop, x, where, phase).outputs
+                    ),
+                    autograph=False,
+                )(tf.constant(True)),
+                TypeError,
+                "`training` must be True, False or None.*Build towers twice",
             ),
         ):
             with self.assertRaisesRegex(error, message):

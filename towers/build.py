@@ -110,7 +110,8 @@ def build_towers(
       `tf.compat.v1`, run what is in UPDATE_OPS with each step.
 
     Raises:
-      TypeError: the model, the placement or an input is of the wrong kind.
+      TypeError: the model, the placement or an input is of the wrong kind, or
+        `training` a tensor that a layer asks for its value.
       ValueError: inputs, merge rules or layer names do not fit, the model
         cannot be built, or towers return different structures, create
         variables or use some that are not the model's.
@@ -231,7 +232,8 @@ def _in_graph(model: Any, batch: Batch, request: Request) -> TowerGraph:
         checks.ensure_called(model, request.tower_fn)
     graph = _layer_graph(model, request)
     homes, penalties = _homes(graph, request.placement)
-    built = assemble(graph, homes, penalties, batch, request)
+    with checks.phase_known(request.training):
+        built = assemble(graph, homes, penalties, batch, request)
     return v1_graph.settled(graph, built) if v1_graph.in_v1_graph() else built
 
 

@@ -137,6 +137,44 @@ class RefusalTest(parameterized.TestCase):
             close(actual[key], value)
 
 
+class Paired(keras.Model):
+    """[rows, 2, 3], and what a function makes of it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.dense = layers.Dense(3)
+        self.function = function
+
+    def call(self, x):
+        return self.function(self.dense(tf.stack([x, -x], 1)), self.dense)
+
+
+def flat(x):
+    return tf.reshape(x, [-1, 3])
+
+
+class OrderTest(absltest.TestCase):
+    def test_rows_one_batch_after_the_other_are_refused(self):
+        for function in (
+            lambda x, dense: dense(tf.concat([x, -x], 0)),
+            lambda x, _: tf.tile(x, [2, 1, 1]),
+            lambda x, _: flat(tf.transpose(x, [1, 0, 2])),
+        ):
+            model = towers.TowerModel(Paired(function), placement(2))
+            with self.assertRaisesRegex(ValueError, "in another order"):
+                model(x(4))
+
+    def test_rows_in_order_are_not(self):
+        for function in (
+            lambda x, _: flat(x),
+            lambda x, _: tf.concat([flat(x[:1]), flat(x[1:])], 0),
+            lambda x, dense: tf.split(dense(tf.concat([x, -x], 0)), 2)[1],
+        ):
+            model = Paired(function)
+            wrapped = towers.TowerModel(model, placement(2))
+            close(wrapped(x(4)), model(tf.constant(x(4))))
+
+
 class AcceptedTest(parameterized.TestCase):
     @parameterized.product(
         model=[functional, subclassed],

@@ -128,8 +128,13 @@ class ParametersTest(absltest.TestCase):
         for policy, message in (
             (lambda v: ["/CPU:0"], "4 devices, one per variable; got 1"),
             (lambda v: ["/CPU:9"] * len(v), "parameter_device.*CPU:9"),
+            (
+                towers.balanced,
+                r"got <function.*Write towers.balanced\(devices\)",
+            ),
+            (lambda v: "/CPU:0", "a list of 4 devices.*got '/CPU:0'"),
         ):
-            with self.assertRaisesRegex(ValueError, message):
+            with self.assertRaisesRegex((TypeError, ValueError), message):
                 towers.place_variables(
                     make(cnn), placement(2, parameter_device=policy)
                 )

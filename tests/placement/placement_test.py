@@ -107,6 +107,12 @@ class PlacementTest(parameterized.TestCase):
             )
         ),
         (
+            "key",
+            dict(devices=["/CPU:0"], layer_devices={0: "/CPU:0"}),
+            TypeError,
+            "got the key 0",
+        ),
+        (
             "weights_text",
             dict(devices=["/CPU:0"], weights="1"),
             TypeError,

@@ -49,6 +49,7 @@ TESTED_BY = {
     "keras_model.outputs": "foreign.keras_layers",
     "keras_model.replay": "keras_model.hooks",
     "keras_model.request": "build",
+    "keras_model.row_order": "keras_model.batchless",
     "keras_model.signature": "keras_model.checks",
     "keras_model.tower": "build",
     "planning.trace_events": "planning.timeline",

@@ -62,6 +62,14 @@ class GatherTest(parameterized.TestCase):
         ("structure", [[1.0], 1.0], dict(), ValueError, "one structure"),
         ("nest", [[1.0]] * 2, dict(merge={"a": "sum"}), ValueError, "nest"),
         ("rows", [1.0] * 2, dict(merge="sum", rows=[1]), ValueError, "`rows`"),
+        ("columns", [np.ones([2, n]) for n in (1, 2)], {}, ValueError, "after"),
+        (
+            "sizes",
+            [[1.0], np.ones([2])],
+            dict(merge="sum"),
+            ValueError,
+            "one s",
+        ),
         ("ints", [1] * 2, dict(merge="mean", rows=[1, 1]), ValueError, "dtype"),
     )
     def test_bad_arguments_are_refused(self, parts, kwargs, error, message):

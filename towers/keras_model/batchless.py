@@ -2,18 +2,19 @@
 
 Joined, such an output would be there once per tower: a weight [3, 2] as [9, 2].
 From its shape alone it cannot be told: a tower of 3 rows gives [3, 2] too. So
-the model is asked what it makes of an unknown number of rows.
+the model is asked what it makes of an unknown number of rows. Likewise of one
+that puts a batch after another, where the order of rows would be lost.
 """
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from towers.keras_model import checks, layer_graph
+from towers.keras_model import checks, layer_graph, row_order
 from towers.keras_model.calls import ModelCall
 from towers.keras_model.request import Request
 
@@ -30,8 +31,9 @@ def check_joined(
     request: Request,
     tower_outputs: Sequence[Any],
     rules: Sequence[str],
+    unordered: Container[int],
 ) -> None:
-    """Raises if "concat" would repeat an output that is no batch.
+    """Raises if "concat" would repeat an output that is no batch, or mix rows.
 
     A model that has a fixed batch size is left alone, and one that cannot
     say what it makes of an unknown number of rows.
@@ -43,11 +45,17 @@ def check_joined(
       request: tells the phase, and the call if there is more to it.
       tower_outputs: one nest per tower.
       rules: one per flat output.
+      unordered: flat outputs whose rows may come in another order.
 
     Raises:
       ValueError: names the output and the rules that would do.
     """
     undivided = [not mine for mine in divided]
+    mixed = [
+        i for i, rule in enumerate(rules) if rule == "concat" and i in unordered
+    ]
+    if mixed and not _has_fixed_batch(graph, undivided):
+        _check_order(graph, inputs, undivided, request, tower_outputs[0], mixed)
     columns = list(zip(*[tf.nest.flatten(x) for x in tower_outputs]))
     suspects = [
         i
@@ -65,6 +73,31 @@ def check_joined(
         seen = {y.shape[0] for y in columns[i]} - {None}
         if axes[i] is not None and seen <= {axes[i]}:
             raise _refusal(i, columns[i][0])
+
+
+def _check_order(
+    graph: layer_graph.LayerGraph,
+    inputs: Any,
+    undivided: Sequence[bool],
+    request: Request,
+    outputs: Any,
+    mixed: Sequence[int],
+) -> None:
+    """Raises if the model puts one batch after another in an output."""
+    told = _asked(
+        *(graph, inputs, undivided, request.training),
+        *(tf.nest.flatten(outputs), request.tower_fn),
+        *(row_order.MANY, row_order.joined_by),
+    )
+    for i in mixed:
+        if told and told[i] is not None:
+            raise ValueError(
+                f"`merge` is 'concat' for output {i}, but the model puts several "
+                f"times the batch's rows one after the other there, by "
+                f"{told[i]!r}: towers' outputs, joined, would have them in "
+                "another order. Return the parts as outputs of their own, or as "
+                "[rows, parts, ...], and join them outside; or use 'none'."
+            )
 
 
 def _may_be_batchless(column: Sequence[Any], any_whole: bool) -> bool:
@@ -107,19 +140,40 @@ def _first_axes(
             symbols = tf.nest.flatten(_symbols(model, "output"))
             if symbols:
                 return [_first_axis(x) for x in symbols]
-    specs = [_spec(x, alone) for x, alone in zip(flat, undivided)]
-    rest = [None if x[0] is None else str(x[0].shape[1:]) for x in columns]
+    first = [column[0] for column in columns]
+    return _asked(
+        graph, inputs, undivided, training, first, call, None, _first_axis
+    )
+
+
+def _asked(
+    graph: layer_graph.LayerGraph,
+    inputs: Any,
+    undivided: Sequence[bool],
+    training: bool | None,
+    outputs: Sequence[Any],
+    call: Callable[..., Any] | None,
+    rows: int | None,
+    tell: Callable[[Any], Any],
+) -> list[Any]:
+    """What `tell` says of each flat output of `rows`; of none if that fails."""
+    model = graph.models[0]
+    specs = [
+        _spec(x, alone, rows)
+        for x, alone in zip(tf.nest.flatten(inputs), undivided)
+    ]
+    rest = [None if y is None else str(y.shape[1:]) for y in outputs]
     key = (str(tf.nest.pack_sequence_as(inputs, specs)), training, *rest)
     key += (str(call.kind) if isinstance(call, ModelCall) else "",)
     known = _told.setdefault(model, {})
     if key not in known:
         try:
             known[key] = checks.eagerly(
-                lambda: _traced(graph, inputs, specs, training, call)
+                lambda: _traced(graph, inputs, specs, training, call, tell)
             )
         except Exception:  # whatever the user's layers raise
             known[key] = []
-    return known[key]
+    return known[key] if len(known[key]) == len(outputs) else []
 
 
 def _traced(
@@ -128,14 +182,15 @@ def _traced(
     specs: Sequence[Any],
     training: bool | None,
     model_call: Callable[..., Any] | None,
-) -> list[int | None]:
-    """First axes of what a model returns, called once more, on specs.
+    tell: Callable[[Any], Any],
+) -> list[Any]:
+    """What `tell` says of what a model returns, called once more, on specs.
 
     Unlike `compute_output_spec` this calls it as towers do: with the phase,
     and with the casts of mixed precision.
     """
     model = graph.models[0]
-    axes: list[int | None] = []
+    told: list[Any] = []
 
     def call(*leaves: Any) -> None:
         given = iter(leaves)
@@ -148,13 +203,16 @@ def _traced(
                 outputs = model_call(model, nest)
             else:
                 outputs = model(nest, **named)
-        axes[:] = [_first_axis(y) for y in tf.nest.flatten(outputs)]
+        told[:] = [
+            None if y is None else tell(tf.convert_to_tensor(y))
+            for y in tf.nest.flatten(outputs)
+        ]
 
     with _as_before(graph.layers):
         tf.function(call, autograph=False).get_concrete_function(
             *[spec for spec in specs if spec is not None]
         )
-    return axes
+    return told
 
 
 @contextlib.contextmanager
@@ -172,8 +230,8 @@ def _as_before(layers: Sequence[keras.Layer]) -> Iterator[None]:
                     object.__setattr__(layer, name, value)
 
 
-def _spec(value: Any, alone: bool) -> Any:
-    """What a leaf is, of any number of rows; None stays.
+def _spec(value: Any, alone: bool, rows: int | None) -> Any:
+    """What a leaf is, of so many rows, or any number; None stays.
 
     Of a whole one, axes of unknown size are 1: that size shows in an output,
     but not where rows are broadcast against it.
@@ -186,7 +244,9 @@ def _spec(value: Any, alone: bool) -> Any:
     if alone:
         shape = [1 if size is None else size for size in spec.shape]
     else:
-        shape = [None, *spec.shape[1:]]
+        shape = [rows, *spec.shape[1:]]
+        if rows is not None and isinstance(spec, tf.TensorSpec):
+            shape[1:] = [row_order.SOME if n is None else n for n in shape[1:]]
     if isinstance(spec, tf.RaggedTensorSpec):
         if alone:
             return spec

@@ -114,6 +114,7 @@ def model_call(
     names += [f"argument {i}" for i in range(len(names), len(args))]
     if not inside and training is None:
         args, kwargs, training = _phased(args, kwargs, names)
+    training = bool(training) if isinstance(training, np.bool_) else training
     others |= {*names[1:], *kwargs}
     others -= {*names[:1]}  # that is the inputs
     paths = whole_paths(whole)

@@ -1,7 +1,8 @@
 """checks: whether a model can be made towers of: of Keras 3, and built."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -73,6 +74,22 @@ def check_model(
             f"dict of models and metrics; got {type(leaf).__name__}. For a "
             "single layer, write keras.Sequential([layer])."
         )
+
+
+@contextlib.contextmanager
+def phase_known(training: Any) -> Iterator[None]:
+    """Tells of a phase that is a tensor, where a layer asks for its value."""
+    try:
+        yield
+    except tf.errors.OperatorNotAllowedInGraphError as error:
+        if not tf.is_tensor(training):
+            raise
+        raise TypeError(
+            "`training` must be True, False or None while the graph is built, "
+            f"since layers of Keras 3 go by it in Python; got {training}. "
+            "Build towers twice, with training=True and with training=False: "
+            "they share the model's variables, in a Session's graph too."
+        ) from error
 
 
 def ensure_built(model: Any, inputs: Any, whole: Sequence[Any] = ()) -> None:

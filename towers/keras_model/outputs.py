@@ -34,7 +34,10 @@ def check_outputs(
     check_structures(each)
     if request.users_fn is None:
         rules = spread(request.merge, each[0])
-        batchless.check_joined(graph, inputs, divided, request, each, rules)
+        unordered = {i for replay in replays for i in replay["unordered"]}
+        batchless.check_joined(
+            graph, inputs, divided, request, each, rules, unordered
+        )
 
 
 def gathered_outputs(

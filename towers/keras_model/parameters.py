@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -184,7 +184,15 @@ def parameter_devices(
     if not callable(policy):
         names = [policy] * len(rest)
     else:
-        names = list(policy([graph.variables[i] for i in rest]))
+        answer = policy([graph.variables[i] for i in rest])
+        if isinstance(answer, str) or not isinstance(answer, Iterable):
+            raise TypeError(
+                "The policy in `parameter_device` must return a list of "
+                f"{len(rest)} devices, one per variable; got {answer!r}. Write "
+                "towers.balanced(devices), with its devices, or a function "
+                "from a list of variables to the list of theirs."
+            )
+        names = list(answer)
         if len(names) != len(rest):
             raise ValueError(
                 f"The policy in `parameter_device` must return {len(rest)} "

@@ -34,6 +34,11 @@ class Request:
     how: How = How.BUILT
 
     @property
+    def is_split(self) -> bool:
+        """Whether the model's rows are several towers'."""
+        return self.users_fn is None and len(self.placement.devices) > 1
+
+    @property
     def users_fn(self) -> Callable[..., Any] | None:
         """The `tower_fn`, if it is the user's."""
         is_call = isinstance(self.tower_fn, ModelCall)

@@ -11,7 +11,7 @@ from towers.engine import warned
 from towers.engine.calls import How
 from towers.engine.forward import run_towers
 from towers.foreign import keras_layers, tf_autograph
-from towers.keras_model import hooks, layer_graph, shared_state
+from towers.keras_model import hooks, layer_graph, row_order, shared_state
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
@@ -111,6 +111,11 @@ def pure_tower(
             "layer_outputs": replay.layer_outputs,
             # Names without tensors, which are there in copies of a tower too.
             "shared": dict.fromkeys(shared),
+            "unordered": dict.fromkeys(
+                row_order.unordered(replay.outputs, shard, divided, copies)
+                if request.is_split
+                else ()
+            ),
             "activations": [
                 dict.fromkeys([name] if name else ())
                 for name in replay.activations

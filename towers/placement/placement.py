@@ -115,7 +115,13 @@ class Placement:
                 f'got {pins!r}. Write {{"embedding": "/CPU:0"}}.'
             )
 
-        def resolve_pin(name: str, pin: Any) -> str | tuple[str, ...]:
+        def resolve_pin(name: Any, pin: Any) -> str | tuple[str, ...]:
+            if not isinstance(name, str):
+                raise TypeError(
+                    "`layer_devices` must be a dict from layers' names to "
+                    f"devices; got the key {name!r}. Write the layer's name, "
+                    'or its path: "encoder/words".'
+                )
             argument = f"layer_devices[{name!r}]"
             if isinstance(pin, str) or not isinstance(pin, Sequence):
                 return resolve(argument, pin)

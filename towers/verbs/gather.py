@@ -46,7 +46,8 @@ def gather_outputs(
 
     Raises:
       TypeError: `tower_outputs` is no list, or `placement` no `Placement`.
-      ValueError: the number of outputs, a rule or a rank does not fit.
+      ValueError: the number of outputs, a rule, a rank or a shape does not
+        fit.
     """
     check_placement(placement)
     n = len(placement.devices)
@@ -172,6 +173,7 @@ def _check(rule: str, column: Sequence[Any], rows: Any, i: int) -> None:
             "tower and has no rows to join. Use 'mean', 'sum', 'stack' or "
             "'none'."
         )
+    _check_shapes(rule, [x.shape for x in column], i)
     if rule == "mean" and rows is None:
         raise ValueError(
             "`merge` is 'mean', which is weighted by rows, but `rows` is not "
@@ -183,6 +185,24 @@ def _check(rule: str, column: Sequence[Any], rows: Any, i: int) -> None:
             f"{column[0].dtype.name}. Use 'sum', 'stack' or 'none', or cast "
             "it to a float."
         )
+
+
+def _check_shapes(rule: str, shapes: Sequence[Any], i: int) -> None:
+    """Raises where towers' tensors are known not to fit together."""
+    if rule == "none":
+        return
+    joined = rule == "concat"
+    known = [shape[1:] if joined else shape for shape in shapes]
+    for tower, shape in enumerate(known):
+        if not shape.is_compatible_with(known[0]):
+            same = "axes after the first" if joined else "shapes"
+            raise ValueError(
+                f"`merge` is {rule!r} for output {i}, but tower 0 has shape "
+                f"{shapes[0]} there, and tower {tower} {shapes[tower]}. "
+                f"Expected the same {same} in all towers: let no axis but the "
+                "first have a size that depends on the rows of a shard, or "
+                "use 'none'."
+            )
 
 
 def _merged(

@@ -1,0 +1,161 @@
+"""row_order: outputs whose rows a model puts one batch after the other.
+
+Two views of a batch, joined along its rows, come as a a' b b' of two towers
+where the model has a b a' b', and time steps before rows likewise. Nothing shows
+it in the shapes: rows that are reshaped, as [rows, 2, 3] to [2 * rows, 3], are as
+many, and in order.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import boundary
+
+# What takes or chooses rows, and a loop: nothing is known of what is before.
+_ENDS = {
+    "GatherV2",
+    "Slice",
+    "Split",
+    "SplitV",
+    "StatelessWhile",
+    "StridedSlice",
+    "While",
+}
+# What can put one batch after the other, beside a reshaped transposition.
+_JOINS = {"ConcatV2", "Tile"}
+MANY = 1009  # rows that no other axis has: a prime
+SOME = 13  # of another axis whose size is not known
+
+
+def unordered(
+    outputs: Any, shard: Any, divided: Sequence[bool], others: Sequence[Any]
+) -> list[int]:
+    """Which of a tower's flat outputs may have rows in another order.
+
+    Args:
+      outputs, shard: the tower's.
+      divided: for each leaf of `shard` whether it is of the tower's rows.
+      others: what else the tower was given.
+    """
+    batch = [
+        tensor
+        for leaf, mine in zip(tf.nest.flatten(shard), divided)
+        if mine
+        for tensor in boundary.leaves(leaf)
+    ]
+    return [
+        i
+        for i, output in enumerate(tf.nest.flatten(outputs))
+        if output is not None and _may_be_joined(output, batch, others)
+    ]
+
+
+def _may_be_joined(
+    output: Any, batch: Sequence[Any], others: Sequence[Any]
+) -> bool:
+    """Whether a tower joins what it returns along the rows, by its looks.
+
+    Quickly, for `joined_by` to be asked only then.
+
+    Args:
+      output: of a tower, in its graph.
+      batch: what the tower was given of the batch's rows.
+      others: what else it was given.
+    """
+    rows = {None, *(x.shape[0] for x in batch if x.shape.rank)}
+    for tensor in _back(output, [*batch, *others], _may_pass):
+        op = tensor.op
+        if op.type in _JOINS and _first(op):
+            return True
+        if op.type in ("Reshape", "Transpose") and op.inputs[0].shape.rank:
+            before = op.inputs[0].shape
+            same = before[0] == tensor.shape[0]
+            if op.type == "Transpose":
+                if before[0] is None and same and _order(op)[:1] != [0]:
+                    return True
+            elif before[0] is not None and not same and rows & {*before[1:]}:
+                return True
+    return False
+
+
+def joined_by(output: Any) -> str | None:
+    """The op by which MANY rows are joined with others along their axis.
+
+    Args:
+      output: of a model that was given MANY rows, in its graph; of several
+        rows for each of the batch's, or None is returned.
+    """
+    if not _batches(output) > 1:
+        return None
+    for tensor in _back(output, (), _passes):
+        op = tensor.op
+        before = [x for x in op.inputs if x.shape.rank]
+        if op.type in _JOINS and _first(op) and any(map(_batches, before)):
+            return op.name
+        if op.type == "Reshape" and before[0].shape[0] != tensor.shape[0]:
+            later = [n for n in before[0].shape[1:] if n and n % MANY == 0]
+            if later and not _batches(before[0]):
+                return op.name
+    return None
+
+
+def _batches(tensor: Any) -> int:
+    """How often the batch's rows are in the first axis; 0 of another axis."""
+    first = tensor.shape[0] if tensor.shape.rank else None
+    return 0 if not first or first % MANY else first // MANY
+
+
+def _first(op: tf.Operation) -> bool:
+    """Whether an op of `_JOINS` joins along the first axis."""
+    if op.type == "Tile":
+        times = tf.get_static_value(op.inputs[1], partial=True)
+        return times is None or times[0] is None or times[0] > 1
+    axis = tf.get_static_value(op.inputs[-1])
+    rank = op.outputs[0].shape.rank
+    return len(op.inputs) > 2 and axis is not None and axis in (0, -(rank or 0))
+
+
+def _order(op: tf.Operation) -> list[int | None]:
+    """Of the axes that a transposition makes of those before."""
+    order = tf.get_static_value(op.inputs[1])
+    return [None] if order is None else order.tolist()
+
+
+def _back(
+    output: Any, inputs: Sequence[Any], passes: Any
+) -> Iterator[tf.Tensor]:
+    """A tensor, and those before it whose first axis `passes` on to it."""
+    seen = {x.name for x in inputs if isinstance(x, tf.Tensor)}
+    todo = [output]
+    while todo:
+        tensor = todo.pop()
+        if tensor.name in seen or not tensor.shape.rank:
+            continue
+        seen.add(tensor.name)
+        yield tensor
+        op = tensor.op
+        if op.type in _ENDS or "Call" in op.type:
+            continue
+        before = list(op.inputs)
+        if op.type == "IdentityN":
+            before = [op.inputs[tensor.value_index]]
+        elif op.type in ("BroadcastTo", "Reshape", "Tile"):
+            before = before[:1]
+        elif op.type == "Transpose":
+            before = before[:1] if _order(op)[:1] == [0] else []
+        todo += [x for x in before if passes(x, tensor)]
+
+
+def _may_pass(before: Any, after: Any) -> bool:
+    if after.op.type == "Reshape":
+        return bool(before.shape.rank)
+    sizes = {x.shape[0] for x in (before, after) if x.shape.rank}
+    return bool(before.shape.rank) and len(sizes - {None}) < 2
+
+
+def _passes(before: Any, after: Any) -> bool:
+    if after.op.type == "Reshape":  # as a dense layer does, there and back
+        return bool(_batches(before))
+    return bool(before.shape.rank) and before.shape[0] == after.shape[0]

@@ -48,6 +48,8 @@ class CommandsTest(absltest.TestCase):
             good=lambda: make(cnn), other=lambda: 3, bad=lambda: 1 / 0
         )
         self.assertIsInstance(commands.loaded("made_here:good"), keras.Model)
+        sys.modules["made_here"].made = model
+        self.assertIs(commands.loaded("made_here:made"), model)
         for source, said in (
             ("nowhere.keras", "no file nowhere.keras"),
             ("made_here:other", "returned a int"),

@@ -109,7 +109,9 @@ def machine_of(devices: Sequence[str]) -> dict[str, int]:
 
 
 def loaded(source: str) -> keras.Model:
-    """A model from a file, in Keras's safe mode, or from "module:function".
+    """A model from a file, in Keras's safe mode, or of "module:function".
+
+    What is a model already, "module:model", is taken as it is.
 
     Raises:
       ValueError: there is no such file or function, or it is no model.
@@ -131,7 +133,9 @@ def loaded(source: str) -> keras.Model:
         )
     sys.path.insert(0, os.getcwd())
     try:
-        model = getattr(importlib.import_module(name), function)()
+        model = getattr(importlib.import_module(name), function)
+        if not isinstance(model, keras.Model):  # a function or a class
+            model = model()
     except (Exception, SystemExit) as error:
         raise ValueError(
             f"{source} gave no model: {type(error).__name__}: {_line(error)}"

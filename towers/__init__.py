@@ -21,13 +21,16 @@ The map of the house, from the top down. Each part imports what is below it only
   foreign         the one door to private names of Keras and TensorFlow
 """
 
+# First: `foreign` refuses other backends than TensorFlow, with what to do.
+from towers.foreign.tf_autograph import keep_as_they_are
+
+# isort: split
 from towers.build import build_towers
 from towers.cluster.cluster import Cluster
 from towers.cluster.lost import WorkerLost
 from towers.cluster.worker import serve
 from towers.engine.all_towers import all_towers
 from towers.export import export_towers
-from towers.foreign.tf_autograph import keep_as_they_are
 from towers.inputs_per_tower import per_tower
 from towers.keras_model.memory import memory_errors
 from towers.keras_model.merge_rules import merge_state_by

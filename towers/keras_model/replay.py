@@ -258,5 +258,13 @@ def as_tensor(value: Any) -> Any:
             f"{type(value).__name__}. Make it dense in the model."
         )
     tensor = tf.convert_to_tensor(value)
-    keras_layers.set_notes(tensor, [{"mask": keras_layers.get_mask(value)}])
+    mask = keras_layers.get_mask(value)
+    if hasattr(mask, "numpy"):  # made outside of the tower's graph
+        raise ValueError(
+            "An output has a mask that is a constant, of shape "
+            f"{tuple(mask.shape)}, which is not split with the batch. Expected "
+            "one that is computed of the inputs: by a layer's `compute_mask`, "
+            "or a function as a Lambda's `mask`."
+        )
+    keras_layers.set_notes(tensor, [{"mask": mask}])
     return tensor

@@ -8,24 +8,39 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable
 
 _SOCK_DIAG, _BY_FAMILY, _REQUEST_DUMP = 4, 20, 0x301
 _HEADER = struct.Struct("=IHHII")
 _ASK = struct.Struct("=BBBxI48x")
 _ALL_STATES = 0xFFFFFFFF
-_INODE, _MESSAGE, _INFO, _BYTES_ACKED = 68, 72, 2, 120
+_INODE, _MESSAGE, _INFO = 68, 72, 2
+_UNACKED, _BYTES_ACKED, _NOT_SENT = 24, 120, 144
+_PATIENCE = 5.0  # seconds; a receiver may take 0.2 to say that it has received
 
 
 def sent_bytes(pids: Iterable[int]) -> int:
-    """What all open connections of these processes have sent, and was received."""
+    """What all open connections of these processes have sent, and was received.
+
+    Waits until nothing is on its way.
+
+    Raises:
+      TimeoutError: there always is something.
+    """
     ours = {inode for pid in pids for inode in _inodes(pid)}
-    return sum(
-        sent
-        for family in (socket.AF_INET, socket.AF_INET6)
-        for inode, sent in _connections(family)
-        if inode in ours
-    )
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        told = [
+            counts
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for inode, counts in _connections(family)
+            if inode in ours
+        ]
+        if not any(waiting for _, waiting in told):
+            return sum(received for received, _ in told)
+        time.sleep(0.01)
+    raise TimeoutError(f"bytes were on their way for {_PATIENCE} seconds")
 
 
 def _inodes(pid: int) -> Iterable[int]:
@@ -37,8 +52,8 @@ def _inodes(pid: int) -> Iterable[int]:
                 yield int(target[len("socket:[") : -1])
 
 
-def _connections(family: int) -> Iterable[tuple[int, int]]:
-    """(inode, bytes) of each TCP socket of the machine."""
+def _connections(family: int) -> Iterable[tuple[int, tuple[int, int]]]:
+    """(inode, (bytes received, what waits)) of each TCP socket of the machine."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as line:
         ask = _ASK.pack(
             family, socket.IPPROTO_TCP, 1 << (_INFO - 1), _ALL_STATES
@@ -53,14 +68,19 @@ def _connections(family: int) -> Iterable[tuple[int, int]]:
                     return
                 message = data[_HEADER.size : size]
                 (inode,) = struct.unpack_from("=I", message, _INODE)
-                yield inode, _acknowledged(message[_MESSAGE:])
+                yield inode, _counts(message[_MESSAGE:])
                 data = data[(size + 3) & ~3 :]
 
 
-def _acknowledged(attributes: bytes) -> int:
+def _counts(attributes: bytes) -> tuple[int, int]:
+    """(bytes received by the other end, packets and bytes that are not yet)."""
     while len(attributes) >= 4:
         size, kind = struct.unpack_from("=HH", attributes)
-        if kind == _INFO and size >= 4 + _BYTES_ACKED + 8:
-            return struct.unpack_from("=Q", attributes, 4 + _BYTES_ACKED)[0]
+        if kind == _INFO and size >= 4 + _NOT_SENT + 4:
+            info = attributes[4:size]
+            (received,) = struct.unpack_from("=Q", info, _BYTES_ACKED)
+            (unacked,) = struct.unpack_from("=I", info, _UNACKED)
+            (not_sent,) = struct.unpack_from("=I", info, _NOT_SENT)
+            return received, unacked + not_sent
         attributes = attributes[(size + 3) & ~3 :]
-    return 0
+    return 0, 0

@@ -259,9 +259,8 @@ def as_tensor(value: Any) -> Any:
         )
     tensor = tf.convert_to_tensor(value)
     mask = keras_layers.get_mask(value)
-    if mask is not None and hasattr(
-        mask, "numpy"
-    ):  # made outside of the tower's graph
+    # One that was made outside of the tower's graph.
+    if mask is not None and hasattr(mask, "numpy"):
         raise ValueError(
             "An output has a mask that is a constant, of shape "
             f"{tuple(mask.shape)}, which is not split with the batch. Expected "

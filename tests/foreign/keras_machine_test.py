@@ -102,7 +102,7 @@ class MachineTest(parameterized.TestCase):
 
     def test_convolutions_go_by_their_tower(self):
         if not hasattr(keras_machine.nn, "_cpu_only"):
-            self.skipTest("This Keras does not ask.")
+            self.skipTest("This Keras asks no device for its data format.")
         x = tf.TensorSpec([None, 2, 6, 6])
 
         def formats(where):

@@ -222,14 +222,15 @@ class FaceTest(absltest.TestCase):
 
         plain = Mine([keras.Input([3]), layers.Dense(2)])
         model = towers.TowerModel(plain, placement(2))
-        for m in (plain, model):
+        for m, mode in ((plain, "int8"), (model, "float8")):
+            plain.compiled_from = None
             self.assertEqual(m.count_params(), 17)
             self.assertEqual(m.compute_output_shape([3]), [3, 17])
             structure = m.get_quantization_layer_structure("gptq")
             self.assertEqual(structure, {"gptq": plain.layers})
-            m.quantize("int8")
+            m.quantize(mode)
             m.compile_from_config(m.get_compile_config())
-            self.assertEqual(m.quantized_as, "int8")
+            self.assertEqual(m.quantized_as, mode)
             self.assertEqual(m.compiled_from, {"mine": 17})
             self.assertEqual(m.loss, "mae")
         self.assertEqual(model.path, plain.path)

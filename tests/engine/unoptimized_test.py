@@ -23,7 +23,7 @@ def dense():
 
 def fused(executed):
     """Where TensorFlow's optimizer has made one kernel of several ops."""
-    return executed.devices("tower_", "_Fused")
+    return executed.devices("tower_", "^_(Mkl|MklNative)?Fused")
 
 
 class QuickStartTest(absltest.TestCase):

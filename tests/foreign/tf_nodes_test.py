@@ -45,6 +45,42 @@ class TfNodesTest(absltest.TestCase):
             {name for op in made for name in op.node_def.attr},
         )
 
+    def test_a_kernel_of_onednn_is_called_by_its_op(self):
+        for kernel, op in {
+            "_MklMatMul": "MatMul",
+            "_MklNativeFusedConv2D": "_FusedConv2D",
+            "_MklNativeFusedBatchNormV3": "FusedBatchNormV3",
+            "_FusedMatMul": "_FusedMatMul",
+            "FusedBatchNormV3": "FusedBatchNormV3",
+        }.items():
+            self.assertEqual(tf_nodes.op_of_kernel(kernel), op)
+
+    def test_a_fused_convolution_is_taken_apart(self):
+        @tf.function(autograph=False)
+        def step(x):
+            y = tf.nn.conv2d(x, tf.ones([2, 2, 3, 4]), [1, 2, 2, 1], "VALID")
+            return tf.nn.relu(tf.nn.bias_add(y, tf.ones([4])))
+
+        x = tf.ones([2, 7, 5, 3])
+        (fused,) = (
+            node
+            for ran in run_metadata(lambda: step(x)).function_graphs
+            for node in ran.post_optimization_graph.node
+            if node.op.startswith("_Fused")
+        )
+        tf_nodes.take_apart(fused)
+        self.assertEqual(fused.op, "Conv2D")
+        with tf.Graph().as_default():
+            ends = {
+                fused.input[0]: tf.zeros(x.shape),
+                fused.input[1]: tf.zeros([2, 2, 3, 4]),
+            }
+            graph = tf.compat.v1.GraphDef(node=[fused])
+            (y,) = tf.compat.v1.import_graph_def(
+                graph, ends, [f"{fused.name}:0"]
+            )
+        self.assertEqual(y.shape, step(x).shape)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -29,6 +29,14 @@ def added_up(x):
     return tf.boolean_mask(total, total > 0.0)
 
 
+def fused(x):
+    """What oneDNN makes one kernel of, in a type that its op does not list."""
+    images = tf.cast(tf.reshape(x, [1, 5, 3, 1]), tf.bfloat16)
+    kernel = tf.ones([2, 2, 1, 4], tf.bfloat16)
+    y = tf.nn.conv2d(images, kernel, 1, "VALID")
+    return tf.nn.relu(tf.nn.bias_add(y, tf.ones([4], tf.bfloat16)))
+
+
 class ShapesTest(parameterized.TestCase):
     @parameterized.parameters(
         (lambda x: x @ VARIABLE, (5, 4)),
@@ -40,6 +48,7 @@ class ShapesTest(parameterized.TestCase):
         ),
         (looped, (3, 5, 3)),
         (added_up, (2,)),
+        (fused, (1, 4, 2, 4)),
     )
     def test_a_shape_is_the_one_of_the_call(self, function, expected):
         made = tf.function(

@@ -4,6 +4,11 @@ TensorFlow has no public list of these. `tf_nodes_test.py` fails when one of the
 changes.
 """
 
+import re
+from typing import Any
+
+import tensorflow as tf
+
 # Ops by which the parts of a function that is cut talk to each other.
 SENDS = ("_Send", "_HostSend")
 RECEIVES = ("_Recv", "_HostRecv")
@@ -20,3 +25,32 @@ CALLED = "_user_specified_name"
 HANDLE_SHAPES, HANDLE_DTYPES = "_handle_shapes", "_handle_dtypes"
 # An attribute of functions: that calls of one stay calls.
 NOT_INLINED = "_noinline"
+
+_FUSED_CONVOLUTION = "_FusedConv2D"
+# Attributes of the convolution that is fused there with what follows on it.
+_OF_CONVOLUTION = (
+    *("T", "strides", "padding", "explicit_paddings"),
+    *("data_format", "dilations", "use_cudnn_on_gpu"),
+)
+_ONEDNN = re.compile("^_Mkl(Native)?")
+
+
+def op_of_kernel(kernel: str) -> str:
+    """A kernel of oneDNN by the name that its op has without that."""
+    op = _ONEDNN.sub("", kernel)
+    if op.startswith("Fused") and not hasattr(tf.raw_ops, op):
+        return f"_{op}"
+    return op
+
+
+def take_apart(node: Any) -> None:
+    """Makes of a fused convolution the convolution, whose result has its shape.
+
+    With oneDNN it is executed in bfloat16, which its op does not list, so a graph
+    with one cannot be imported.
+    """
+    if node.op == _FUSED_CONVOLUTION:
+        node.op = _FUSED_CONVOLUTION.removeprefix("_Fused")
+        del node.input[2:]  # what is added, and waited for
+        for name in set(node.attr) - set(_OF_CONVOLUTION):
+            del node.attr[name]

@@ -18,6 +18,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.foreign.tf_nodes import op_of_kernel
+
 # What an executor does on a thread, and a receive that is issued and answered.
 PROCESS = "ExecutorState::Process"
 ISSUED = "ExecutorState::ProcessAsync::Start"
@@ -39,7 +41,7 @@ class Event:
     Attributes:
       device: "" for what was heard on the host, else a GPU ("/GPU:0").
       thread: where, as a number.
-      name: what; ops are "name:type".
+      name: what; ops are "name:type", oneDNN's kernels by the op's own type.
       start: in seconds since the profiler started.
       seconds: how long.
       stats: further things that are said of it.
@@ -119,7 +121,7 @@ def _read(path: str | os.PathLike) -> Iterator[Event]:
         gpu = _GPU.match(plane.name)
         if not gpu and plane.name != _HOST:
             continue
-        names = {k: m.name for k, m in plane.event_metadata.items()}
+        names = {k: _named(m.name) for k, m in plane.event_metadata.items()}
         kinds = {k: m.name for k, m in plane.stat_metadata.items()}
         for line in plane.lines:
             for event in line.events:
@@ -135,6 +137,12 @@ def _read(path: str | os.PathLike) -> Iterator[Event]:
                     event.duration_ps / 1e12,
                     stats,
                 )
+
+
+def _named(event: str) -> str:
+    """An event's name, in which an op's kernel is the op."""
+    name, colon, kind = event.rpartition(":")
+    return f"{name}{colon}{op_of_kernel(kind)}"
 
 
 def _value(stat: Any, kinds: dict[int, str]) -> Any:

@@ -7,8 +7,9 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import tf_nodes
+from towers.foreign.tf_nodes import op_of_kernel
 from towers.placement.device_names import short
-from towers.report.partitions import COPIES, Transfer, plain, walked
+from towers.report.partitions import COPIES, Transfer, walked
 from towers.report.tensor_shapes import in_loops, known_shapes, source
 
 
@@ -32,7 +33,7 @@ class Placed:
         for part in parts:
             library = {f.signature.name: f for f in part.library.function}
             self.nodes += [
-                (device, name, plain(node.op))
+                (device, name, op_of_kernel(node.op))
                 for device, name, node in walked(part.node, library)
             ]
             self._nodes.update((node.name, node) for node in part.node)

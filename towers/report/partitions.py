@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from towers.foreign import tf_nodes
+from towers.foreign.tf_nodes import op_of_kernel
 from towers.placement.device_names import short
 from towers.report.recording import Batches, Ran
 from towers.report.tensor_shapes import in_loops, shapes_of, source
@@ -76,7 +76,7 @@ class Partitions:
                     *tf_nodes.RECEIVES,
                     *_ENDS,
                 ) and not self._only_waits(i, node):
-                    self.nodes.append((device, name, plain(node.op)))
+                    self.nodes.append((device, name, op_of_kernel(node.op)))
                 for k, tensor in enumerate(node.input):
                     received = self._parts[i].get(source(tensor))
                     waits = tensor.startswith("^")
@@ -148,7 +148,7 @@ class Partitions:
         """
         name = send.input[0]
         here, there = self._made_by(send), self._whole.get(source(name))
-        if not there or not here or plain(here.op) != there.op:
+        if not there or not here or op_of_kernel(here.op) != there.op:
             taker, k = self._taken.get(key(send), (None, 0))
             known = self._whole.get(taker.name) if taker else None
             if known is None or k >= len(known.input):
@@ -244,12 +244,6 @@ def walked(nodes: Any, library: Any, caller: str = "", device: str = "") -> Any:
             function = library.get(attribute.func.name)
             if function is not None:
                 yield from walked(function.node_def, library, f"{name}/", where)
-
-
-def plain(op: str) -> str:
-    """A kernel of oneDNN by the name that its op has without that."""
-    op = re.sub("^_Mkl(Native)?", "", op)
-    return "_" * op.startswith("Fused") + op
 
 
 def key(node: Any) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from towers.foreign import tf_nodes
+from towers.foreign.tf_nodes import op_of_kernel
 from towers.foreign.tf_profiler import (
     ARRIVED,
     EXECUTOR,
@@ -180,10 +181,12 @@ class _Carried:
             made = self.sources.get(which)
             sender, receiver = (process_of(end.decode()) for end in which[:2])
             makers = []
-            if made is not None and made.op in kinds:
+            if made is not None and op_of_kernel(made.op) in kinds:
                 makers = [made] if sender in told else []
             elif receiver in told:
-                makers = [n for n in self.takers[which] if n.op in kinds]
+                makers = [
+                    n for n in self.takers[which] if op_of_kernel(n.op) in kinds
+                ]
             for run, times in runs.items():
                 alive = [heard[node.name][run] for node in makers]
                 found[which, run] = min(times, max(alive, default=times))

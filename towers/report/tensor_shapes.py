@@ -58,8 +58,9 @@ def _shapes(
     graph, feeds = _with_arguments(original, call, element, static=True)
     if not looping:
         _leave(graph, names)
-    with tf.Graph().as_default() as inferred:
-        tf.compat.v1.import_graph_def(graph, name="")
+    inferred = _imported(graph)
+    if inferred is None:
+        return {}
     known = {}
     told = _are_steady(original, inferred)
     for name in names:
@@ -71,6 +72,16 @@ def _shapes(
         graph, feeds = _with_arguments(original, call, element, static=False)
         known.update(zip(rest, _computed(graph, feeds, rest)))
     return known
+
+
+def _imported(graph: Any) -> tf.Graph | None:
+    """The graph, or none if it has nodes that only executors take."""
+    with tf.Graph().as_default() as imported:
+        try:
+            tf.compat.v1.import_graph_def(graph, name="")
+        except ValueError:
+            return None
+    return imported
 
 
 def _leave(graph: Any, names: Iterable[str]) -> None:
@@ -198,6 +209,7 @@ def _with_arguments(
         node.attr.pop(tf_nodes.BESIDE, None)  # may name what is gone
         if static:  # a device costs time, and says nothing of shapes
             node.device = ""
+            tf_nodes.take_apart(node)
         if static and node.op == "Enter":  # of a shape that it does not tell
             for attribute in set(node.attr) - {"T"}:
                 del node.attr[attribute]
@@ -262,6 +274,6 @@ def _computed(
     signature = [tf.TensorSpec(None, v.dtype) for v in feeds.values()]
     try:
         shapes = tf.compat.v1.wrap_function(run, signature)(*feeds.values())
-    except tf.errors.OpError:
+    except (tf.errors.OpError, ValueError):  # or it cannot be imported
         return []
     return [tuple(shape.numpy().tolist()) for shape in shapes]

@@ -600,6 +600,88 @@ CALLBACKS = {
 }
 
 
+# ---------------------------------------------------------- nests of outputs
+# As outputs are declared; those of one are what Keras 2 code writes.
+NESTS: dict[str, Any] = {
+    "list": [0],
+    "tuple": (0,),
+    "list_in_list": [[0]],
+    "dict_in_list": [{"a": 0}],
+    "list_in_dict": {"a": [0]},
+    "two": [0, 0],
+    "two_in_dict": {"b": 0, "a": 0},
+    "mixed": [0, {"a": 0}],
+}
+FLAT = ("list", "tuple", "two", "two_in_dict")
+NAMES = ("a", "b")
+
+
+def declaring(nest: Any, inside: str = "") -> Callable[[], keras.Model]:
+    """A factory: outputs declared in a nest, maybe of a model inside another."""
+
+    def model() -> keras.Model:
+        x = keras.Input([6])
+        count = len(tf.nest.flatten(nest))
+        outputs = [
+            layers.Dense(2, activity_regularizer="l2", name=name)(x)
+            for name in NAMES[:count]
+        ]
+        graph = keras.Model([x], tf.nest.pack_sequence_as(nest, outputs))
+        if inside == "stack":
+            return keras.Sequential([keras.Input([6]), graph])
+        again = keras.Input([6])
+        return keras.Model(again, graph(again)) if inside else graph
+
+    return model
+
+
+def spelled(nest: Any) -> dict[str, Any]:
+    """Arguments of `compile`, by how losses are given: also for no output."""
+    count = len(tf.nest.flatten(nest))
+    losses = ["mse", "mae"][:count]
+
+    def like(values: list[Any]) -> Any:
+        return tf.nest.pack_sequence_as(nest, values)
+
+    return {
+        "string": {"loss": "mse", "metrics": ["mae"]}
+        if count == 1
+        else {"loss": ["mse"] * count, "metrics": [["mae"]] * count},
+        "nest": {
+            "loss": like(losses),
+            "loss_weights": like([2.0, 0.5][:count]),
+        },
+        "list": {"loss": losses, "metrics": losses[::-1]},
+        "dict": {"loss": dict(zip(NAMES, losses))},
+        "none": {"loss": None if count == 1 else ["mse", None]},
+    }
+
+
+def declared(name: str, how: str, bare: bool = False, inside: str = "") -> Case:
+    nest, count = NESTS[name], len(tf.nest.flatten(NESTS[name]))
+    targets = [Y, Y[::-1]][:count]
+    return Case(
+        declaring(nest, inside),
+        y=Y if bare else tf.nest.pack_sequence_as(nest, targets),
+        compile=lambda: spelled(nest)[how],
+        fit=lambda: {"sample_weight": WEIGHTS} if count == 1 else {},
+    )
+
+
+# Of nests in nests plain Keras takes a bare target, or no loss at all.
+DECLARED = {
+    f"{name}_{how}": declared(name, how)
+    for name in NESTS
+    for how in (spelled(0) if name in FLAT else ["none"])
+} | {
+    f"{name}_{how}_bare_target": declared(name, how, True)
+    for name in ("list", "tuple", "list_in_list", "dict_in_list")
+    for how in ("string", "list")
+}
+DECLARED["list_in_stack"] = declared("list", "string", True, "stack")
+DECLARED["list_in_model"] = declared("list", "string", True, "model")
+
+
 CASES = {
     f"{group}_{name}": case
     for group, cases in {
@@ -608,6 +690,7 @@ CASES = {
         "model": MODELS,
         "compile": COMPILED,
         "callback": CALLBACKS,
+        "declared": DECLARED,
     }.items()
     for name, case in cases.items()
 }
@@ -623,6 +706,7 @@ REFUSED = {
 ON_TOWERS = REFUSED | {
     "compile_metrics",
     "compile_reduction_sum",
+    "declared_list_in_stack",
     "data_class_weights",
     "data_validation_of_another_batch_size",
     "model_dicts",
@@ -674,6 +758,11 @@ SLOW = {
     "optimizer_accumulated",
     "optimizer_global_clipnorm",
     "optimizer_nesterov",
+} | {
+    f"declared_{name}"
+    for name in DECLARED
+    if name not in ("list_none", "two_in_dict_dict", "list_in_stack")
+    and name != "dict_in_list_string_bare_target"
 }
 
 

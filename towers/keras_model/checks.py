@@ -171,9 +171,17 @@ def check_given(model: Any, inputs: Any) -> None:
 
 
 def output_spec(model: Any, inputs: Any) -> Any:
-    """The Keras symbols of what a built model makes of `inputs`."""
+    """The Keras symbols of what a call of a built model with `inputs` returns.
+
+    That may be another nest than the one declared: of a list of one output, a
+    functional model returns the output.
+    """
     exactly = functools.partial(symbol, batched=False)
-    return model.compute_output_spec(tf.nest.map_structure(exactly, inputs))
+    symbols = tf.nest.map_structure(exactly, inputs)
+    declared = model.compute_output_spec(symbols)
+    if isinstance(declared, (list, tuple)) and len(declared) == 1:
+        return keras.Operation.compute_output_spec(model, symbols)
+    return declared
 
 
 @tf.autograph.experimental.do_not_convert

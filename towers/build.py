@@ -13,6 +13,7 @@ from towers.engine.calls import How
 from towers.foreign import keras_layers
 from towers.inputs_per_tower import PerTower
 from towers.keras_model import calls, checks, layer_graph
+from towers.keras_model.given import Given
 from towers.keras_model.outputs import (
     check_outputs,
     gathered_losses,
@@ -59,6 +60,9 @@ def build_towers(
     that graph on the parameter device, once for all towers built there, that
     start at its values and are in the collections that a Session program
     expects. The values are constants in the graph: models up to 2 GB.
+
+    In a `keras.StatelessScope` towers read the values that it has for variables,
+    and differentiate to them; `apply_updates` there changes no variable.
 
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
@@ -234,7 +238,9 @@ def _in_graph(model: Any, batch: Batch, request: Request) -> TowerGraph:
     homes, penalties = _homes(graph, request.placement)
     with checks.phase_known(request.training):
         built = assemble(graph, homes, penalties, batch, request)
-    return v1_graph.settled(graph, built) if v1_graph.in_v1_graph() else built
+    if v1_graph.in_v1_graph() and not Given().is_open:
+        return v1_graph.settled(graph, built)
+    return built
 
 
 def _layer_graph(model: Any, request: Request) -> layer_graph.LayerGraph:
@@ -326,16 +332,23 @@ def _homes(
     graph: layer_graph.LayerGraph, placement: Placement
 ) -> tuple[list[Home], list[tf.Tensor]]:
     """Where each variable lives, and the weight regularisers."""
+    given = Given()
     if v1_graph.in_v1_graph():
-        return v1_graph.enter(graph, placement)
-    homes = [
-        Home(keras_layers.raw(owner), keras_layers.device_of(owner), owner)
-        for owner in graph.variables
-    ]
-    penalties = [
-        graph.regularization_loss(i, homes[i]) for i in graph.trainable
-    ]
-    return homes, [penalty for penalty in penalties if penalty is not None]
+        homes, penalties = v1_graph.enter(graph, placement)
+        if not given.is_open:
+            return homes, penalties
+    else:
+        homes = [
+            Home(keras_layers.raw(v), keras_layers.device_of(v), v)
+            for v in graph.variables
+        ]
+    if given.is_open:  # which hears of what would be assigned, too
+        homes = [
+            dataclasses.replace(home, owner=v, given=given.of(v))
+            for v, home in zip(graph.variables, homes)
+        ]
+    terms = [graph.regularization_loss(i, homes[i]) for i in graph.trainable]
+    return homes, [term for term in terms if term is not None]
 
 
 def _scope(i: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import keras_layers
+from towers.keras_model.given import Given
 from towers.keras_model.memory import memory_errors
 from towers.keras_model.refusals import refusals_named
 from towers.placement.placement import Placement
@@ -25,10 +26,12 @@ def run_eagerly(
       placement: of the towers, for what errors say.
     """
     built: list[TowerGraph] = []
+    given = Given()
 
-    def run(nest: Any, each: Any) -> Any:
+    def run(nest: Any, each: Any, values: Any) -> Any:
         nest = nest if each is None else each[0]
-        graph = build(Batch(nest, batch.whole, each))
+        with given.again(values):
+            graph = build(Batch(nest, batch.whole, each))
         built.append(graph)
         told = _tensors(graph)
         if each is not None:  # they stay where they are
@@ -38,7 +41,9 @@ def run_eagerly(
 
     split = batch.nest if batch.each is None else None
     with memory_errors(placement), refusals_named():
-        values = tf.function(run, autograph=False)(split, batch.each)
+        values = tf.function(run, autograph=False)(
+            split, batch.each, given.values
+        )
     graph = built[-1]
     if batch.each is not None:
         for value, own in zip(values["towers"], batch.each):

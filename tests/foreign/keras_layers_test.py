@@ -55,6 +55,26 @@ class KerasLayersTest(absltest.TestCase):
         keras.config.set_dtype_policy("float32")
         self.assertIn("mixed_bfloat16", str(kept))
 
+    def test_keras_still_has_the_scopes_that_are_open(self):
+        self.assertIsNone(keras_layers.scope_here())
+        variable = keras.Variable([1.0])
+        with keras.StatelessScope([(variable, [2.0])]) as scope:
+            self.assertIs(keras_layers.scope_here(), scope)
+            self.assertEqual(list(scope.state_mapping), [id(variable)])
+            self.assertFalse(keras_layers.in_symbols())
+            with keras_layers.out_of_scope():
+                self.assertEqual(variable.numpy(), [1.0])
+            self.assertEqual(variable.numpy(), [2.0])
+
+        class Asked(keras.layers.Layer):
+            def call(layer, x):
+                self.assertTrue(keras_layers.in_symbols())
+                with keras_layers.out_of_scope():
+                    self.assertIsNotNone(keras_layers.scope_here())
+                return x
+
+        Asked()(keras.Input([3]))
+
     def test_paths_begin_where_a_layer_is_called(self):
         class Outer(keras.layers.Layer):
             def call(self, x):

@@ -9,7 +9,8 @@ it added itself (`_loss_ids`), and the metrics
 that are attributes, without those of `compile` (`_metrics`); for the variable
 behind a Keras variable (`_value`) and what an optimizer knows it by
 (`_unique_id`); and for what a thread knows of the call that it is in
-(`GLOBAL_STATE_TRACKER`), whose names begin variables' paths (`name_scope_stack`).
+(`GLOBAL_STATE_TRACKER`), whose names begin variables' paths (`name_scope_stack`),
+with the `stateless_scope` and the `symbolic_scope` that are open.
 `keras_layers_test.py` fails when one of them changes.
 """
 
@@ -81,9 +82,28 @@ def activation(output: Any) -> str | None:
     return kind if kind in ("Softmax", "Sigmoid") else None
 
 
-def in_scope() -> bool:
-    """Whether Keras's variables are values, or symbols, at the moment."""
-    return global_state.get_global_attribute("stateless_scope") is not None
+def scope_here() -> keras.StatelessScope | None:
+    """What has values, or symbols, in the place of variables at the moment."""
+    return global_state.get_global_attribute("stateless_scope")
+
+
+def in_symbols() -> bool:
+    """Whether Keras is at work to see which shapes a layer makes."""
+    return global_state.get_global_attribute("symbolic_scope") is not None
+
+
+@contextlib.contextmanager
+def out_of_scope() -> Iterator[None]:
+    """While open, variables are variables, unless Keras looks at shapes."""
+    scope = scope_here()
+    if scope is None or in_symbols():
+        yield
+        return
+    global_state.set_global_attribute("stateless_scope", None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("stateless_scope", scope)
 
 
 def keras_context() -> Callable[[], contextlib.AbstractContextManager[None]]:

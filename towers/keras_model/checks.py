@@ -9,7 +9,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.foreign.keras_layers import is_built, keras_context
+from towers.foreign.keras_layers import (
+    is_built,
+    keras_context,
+    out_of_scope,
+)
 from towers.keras_model import calls
 
 
@@ -119,10 +123,10 @@ def ensure_called(model: Any, call: calls.ModelCall) -> None:
         if not tf.compat.v1.executing_eagerly_outside_functions():
             eagerly(lambda: model(*args, **kwargs))
         elif call.inside:  # of which Keras is to know nothing
-            with tf.init_scope(), keras_context()():
+            with tf.init_scope(), keras_context()(), out_of_scope():
                 model(*args, **kwargs)
         else:
-            with tf.init_scope():
+            with tf.init_scope(), out_of_scope():
                 model(*args, **kwargs)
     except Exception as error:  # whatever the user's layer raises
         each = [tuple(x.shape) for x in call.batch]

@@ -173,7 +173,7 @@ class LayerGraph:
         if regularizer is None:
             return None
         with tf.device(home.device):
-            return regularizer(home.variable.read_value())
+            return regularizer(home.read())
 
     def talks(self, training: bool | None, tower_fn: Any) -> bool:
         """Whether a tower needs the others: by declaration, or to train."""

@@ -40,7 +40,7 @@ def replicated(
         for k, home in enumerate(homes):
             device = home.device
             with tf.device(device):
-                value = home.variable.read_value()
+                value = home.read()
                 if graph.is_seed(k):
                     with on_host(device):
                         column = [graph.stream(k, value, i) for i in range(n)]

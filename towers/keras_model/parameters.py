@@ -32,11 +32,19 @@ class Home:
       variable: what the graph reads.
       device: what works on it.
       owner: what is assigned to; the Keras variable if the graph shares it.
+      given: what a `keras.StatelessScope` has in the variable's place.
     """
 
     variable: tf.Variable
     device: str
     owner: Any
+    given: tf.Tensor | None = None
+
+    def read(self) -> tf.Tensor:
+        """The variable's value, in this graph, on the device that is open."""
+        if self.given is None:
+            return self.variable.read_value()
+        return tf.identity(tf.cast(self.given, self.variable.dtype))
 
 
 def place_variables(model: Any, placement: Placement) -> None:

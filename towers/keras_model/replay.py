@@ -110,6 +110,7 @@ class Values(keras.StatelessScope):
         # Set here and not by the parent, which casts to a half dtype when the
         # caller is itself a mixed-precision layer.
         super().__init__(collect_losses=True)
+        self._around = keras_layers.scope_here()
         self._copies = {id(v): c for v, c in zip(variables, values)}
         self.state_mapping.update(self._copies)
         self._graph = tf.compat.v1.get_default_graph()
@@ -119,6 +120,7 @@ class Values(keras.StatelessScope):
         """Another scope, with the values that this one has now."""
         other = Values((), ())
         other._copies = self._copies
+        other._around = self._around
         other.state_mapping.update(self.state_mapping)
         return other
 
@@ -135,6 +137,14 @@ class Values(keras.StatelessScope):
                 self.follower.heard(copy)
         if value is None and not keras_layers.is_made(variable):
             raise created_inside(variable.path)
+        if value is None and self._gives_other(variable):
+            raise ValueError(
+                f"The tower reads {variable.path!r}, a variable of no model that "
+                "it was given, for which a StatelessScope has a value: a "
+                "gradient of that would be lost. Expected all models whose "
+                "variables have values there: pass them as a list or dict, as "
+                "in build_towers([model, other], ..., tower_fn=f)."
+            )
         if value is None and variable.trainable:
             raise ValueError(
                 f"The tower reads {variable.path!r}, a trainable variable of "
@@ -146,6 +156,11 @@ class Values(keras.StatelessScope):
         if value is None and not tf.executing_eagerly():
             value = self._read(variable)
         return value
+
+    def _gives_other(self, variable: Any) -> bool:
+        """Whether the scope around the towers has a value for a variable."""
+        around = self._around
+        return around is not None and id(variable) in around.state_mapping
 
     def _read(self, variable: Any) -> tf.Tensor:
         """The value of a frozen variable of no model that the tower has.

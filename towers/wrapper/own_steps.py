@@ -13,10 +13,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.foreign.keras_layers import all_layers, in_scope, keras_context
+from towers.foreign.keras_layers import (
+    all_layers,
+    in_symbols,
+    keras_context,
+    scope_here,
+)
 from towers.foreign.patches import patched
 from towers.keras_model import checks
 from towers.keras_model.calls import ModelCall, model_call
+from towers.keras_model.replay import Values
 
 
 @contextlib.contextmanager
@@ -45,7 +51,7 @@ def layers_in_towers(model: Any) -> Iterator[None]:
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if in_scope():  # in a tower, or while a layer is built
+            if in_symbols() or isinstance(scope_here(), Values):  # in a tower
                 return original(*args, **kwargs)
             cut = model_call(
                 args,

@@ -11,9 +11,11 @@ from towers.engine.calls import How
 from towers.foreign import keras_layers
 from towers.keras_model import checks
 from towers.keras_model.calls import ModelCall
+from towers.keras_model.given import Given
 from towers.keras_model.memory import memory_errors
 from towers.keras_model.parameters import Placed
 from towers.keras_model.refusals import refusals_named
+from towers.tower_graph import TowerGraph
 
 
 class TowerCalls:
@@ -41,14 +43,22 @@ class TowerCalls:
         self.ran = True
         if tf.executing_eagerly():
             self._model.renew_functions()
-            function, adders = self._function(layer, call)
+            given = Given()
+            function, effects = self._function(layer, call, given)
             with memory_errors(self._model.placement), refusals_named():
-                outputs, notes, losses = function(call.batch)
+                outputs, notes, losses, updates = function(
+                    call.batch, given.values
+                )
+            for variable, value in zip(effects.updated, updates):
+                variable.assign(value)
         else:
-            adders = []
-            outputs, notes, losses = self._step(layer, call, adders)
+            effects = _Effects()
+            graph = self._graph(layer, call, effects)
+            graph.apply_updates()
+            outputs, losses = graph.outputs, graph.losses
+            notes = keras_layers.get_notes(outputs)
         keras_layers.set_notes(outputs, notes)
-        for adder, loss in zip(adders, losses):
+        for adder, loss in zip(effects.adders, losses):
             adder.add_loss(loss)
         return outputs
 
@@ -64,24 +74,36 @@ class TowerCalls:
         """Drops functions that were made for another placement."""
         self._functions.clear()
 
-    def _function(self, layer: keras.Layer, call: ModelCall) -> Any:
-        """Steps of this kind as a `tf.function`, and what adds their losses."""
-        adders: list[keras.Layer] = []
+    def _function(
+        self, layer: keras.Layer, call: ModelCall, given: Given
+    ) -> tuple[Any, "_Effects"]:
+        """Steps of this kind as a `tf.function`, and what it tells of them."""
+        effects = _Effects()
 
-        def step(batch: Any) -> Any:
+        def step(batch: Any, values: Any) -> Any:
             again = dataclasses.replace(call, batch=batch)
-            return self._step(layer, again, adders)
+            with given.again(values):
+                graph = self._graph(layer, again, effects)
+            notes = keras_layers.get_notes(graph.outputs)
+            losses = graph.losses[: graph.n_input_losses]
+            if given.is_open:  # it is to have values of its own graph
+                effects.updated[:] = [variable for variable, _ in graph.updates]
+                updates = [value for _, value in graph.updates]
+            else:
+                graph.apply_updates()
+                updates = []
+            return graph.outputs, notes, losses, updates
 
         function = tf.function(step, autograph=False, reduce_retracing=True)
         try:
-            key = (id(layer), call.kind, self._model.jit_towers)
-            return self._functions.setdefault(key, (function, adders))
+            key = (id(layer), call.kind, self._model.jit_towers, given.key)
+            return self._functions.setdefault(key, (function, effects))
         except TypeError:  # an argument has no hash
-            return function, adders
+            return function, effects
 
-    def _step(
-        self, layer: keras.Layer, call: ModelCall, adders: list[keras.Layer]
-    ) -> Any:
+    def _graph(
+        self, layer: keras.Layer, call: ModelCall, effects: "_Effects"
+    ) -> TowerGraph:
         model = self._model
         with keras_layers.out_of(model):  # paths are the plain model's
             checks.ensure_called(layer, call)
@@ -94,7 +116,18 @@ class TowerCalls:
             part_of=model.template if call.inside else None,
             how=How.COMPILED if model.jit_towers else How.BUILT,
         )
-        graph.apply_updates()
-        notes = keras_layers.get_notes(graph.outputs)
-        adders[:] = graph.adders  # layers cannot come out of a function
-        return graph.outputs, notes, graph.losses[: len(adders)]
+        effects.adders[:] = graph.adders
+        return graph
+
+
+@dataclasses.dataclass(frozen=True)
+class _Effects:
+    """What cannot come out of a function.
+
+    Attributes:
+      adders: the layers that added the losses.
+      updated: the variables that get new values, if those are handed out.
+    """
+
+    adders: list[keras.Layer] = dataclasses.field(default_factory=list)
+    updated: list[Any] = dataclasses.field(default_factory=list)

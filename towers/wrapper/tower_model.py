@@ -54,6 +54,9 @@ class TowerModel(TowerFunctions):
     and methods of a template of your own class are there, and `isinstance`
     knows that class.
 
+    `stateless_call`, and a call in a `keras.StatelessScope`, run in towers too, with
+    the values that are given: gradients are those values', of any order.
+
     A template's own `compile`, `train_step`, `test_step`, `compute_loss` or
     `compute_metrics` is used. What a step calls as `self(x)` runs in towers, and
     so does each layer or model of the template that it calls by itself, as

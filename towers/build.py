@@ -114,8 +114,9 @@ def build_towers(
       `tf.compat.v1`, run what is in UPDATE_OPS with each step.
 
     Raises:
-      TypeError: the model, the placement or an input is of the wrong kind, or
-        `training` a tensor that a layer asks for its value.
+      TypeError: the model, the placement or an input is of the wrong kind, the
+        model is or holds a `TowerModel`, or `training` is a tensor that a layer
+        asks for its value.
       ValueError: inputs, merge rules or layer names do not fit, the model
         cannot be built, or towers return different structures, create
         variables or use some that are not the model's.

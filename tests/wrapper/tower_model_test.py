@@ -360,6 +360,23 @@ class FaceTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "unknown rule 'avg'"):
             towers.TowerModel(make(cnn), placement(2), merge={"a": "avg"})
 
+    def test_towers_within_towers_are_refused_by_name(self):
+        inner = towers.TowerModel(make(cnn), placement(2), name="inner")
+        outer = keras.Sequential([inner, keras.layers.Dense(1)])
+        self.assertEqual(outer(inputs(inner.template, 5)).shape, (5, 1))
+        late = keras.Sequential()
+        late.add(inner)
+        for call in (
+            lambda model: towers.TowerModel(model, placement(2)),
+            lambda model: towers.build_towers(
+                model, inputs(inner.template, 5), placement(2)
+            ),
+            lambda model: towers.export_towers(model, "nowhere", placement(2)),
+        ):
+            for model in (outer, late):
+                with self.assertRaisesRegex(TypeError, "'inner'.* `template`"):
+                    call(model)
+
     def test_no_placement_is_refused(self):
         with self.assertRaisesRegex(TypeError, "towers.Placement"):
             towers.TowerModel(make(cnn), ["/CPU:0"])

@@ -9,6 +9,7 @@ import tensorflow as tf
 from towers.engine.host import host_of
 from towers.foreign import keras_layers
 from towers.foreign.keras_layers import all_layers, unique
+from towers.foreign.keras_saving import TemplateProxy
 from towers.keras_model import merge_rules, pins
 from towers.keras_model.moments import is_pooled
 
@@ -35,6 +36,7 @@ class LayerGraph:
       spread: by a variable's place the device, per tower, of its layer.
 
     Raises:
+      TypeError: a model is a `TowerModel`, or holds one.
       ValueError: there is no such layer.
     """
 
@@ -63,6 +65,7 @@ class LayerGraph:
         self.layers = unique(
             layer for m in self.models for layer in all_layers(m)
         )
+        _refuse_wrapped(self.layers)
         known = {id(v) for v in self.variables}
         states = unique(v for m in self.models for v in _row_states(m))
         # Keras counts them among no layer's variables.
@@ -198,6 +201,18 @@ class LayerGraph:
     def index_of(self, variable: keras.Variable) -> int:
         """The place of a variable in `self.variables`."""
         return next(i for i, v in enumerate(self.variables) if v is variable)
+
+
+def _refuse_wrapped(layers: Sequence[keras.Layer]) -> None:
+    """Raises if one is a `TowerModel`."""
+    for layer in layers:
+        if isinstance(layer, TemplateProxy):
+            raise TypeError(
+                "`model` must be a plain Keras model, of plain layers; got a "
+                f"TowerModel, {layer.name!r}, as the model or a layer of it, "
+                "whose towers would be built anew in each tower. Put its "
+                "`template` in its place."
+            )
 
 
 def variables_of(model: keras.Model) -> list[Any]:

@@ -77,7 +77,7 @@ class TowerCalls:
     def _function(
         self, layer: keras.Layer, call: ModelCall, given: Given
     ) -> tuple[Any, "_Effects"]:
-        """Steps of this kind as a `tf.function`, and what it tells of them."""
+        """Steps of this kind as a `tf.function`, and what else they do."""
         effects = _Effects()
 
         def step(batch: Any, values: Any) -> Any:

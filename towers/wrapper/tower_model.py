@@ -108,7 +108,8 @@ class TowerModel(TowerFunctions):
       **kwargs: as for `keras.Model`: `name`.
 
     Raises:
-      TypeError: `model` is no Keras model, or `placement` no `Placement`.
+      TypeError: `model` is no Keras model, or is or holds a `TowerModel`, or
+        `placement` is no `Placement`.
       ValueError: a merge rule, or `loss_on_towers`, is unknown, or `on_lost` or
         `prefetch` cannot be met.
       WorkerLost: a worker that is to have variables is lost.

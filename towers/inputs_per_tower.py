@@ -6,7 +6,6 @@ from typing import Any
 import tensorflow as tf
 
 from towers import v1_graph
-from towers.foreign import tf_iterators
 from towers.placement.device_names import absent
 from towers.placement.placement import Placement, check_placement
 from towers.readers import Read, key, watched
@@ -45,11 +44,7 @@ class PerTower:
         for known, read in self._read.items():
             if known != key(known[0]):  # what is lost is not touched
                 continue
-            for dataset, iterator, device in zip(
-                read.datasets, read.iterators, read.devices
-            ):
-                with tf.device(device):
-                    tf_iterators.restart(iterator, dataset)
+            read.restart()
 
     def next_batch(self, placement: Placement) -> BatchPerTower:
         """The next batch, in this graph or at once.

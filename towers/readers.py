@@ -52,6 +52,33 @@ class Read:
         with watched():
             return self.begun()
 
+    def restart(self) -> None:
+        """Begins anew with the same iterators, and waits until all have."""
+        with watched(), tf.device(HOST_HERE):
+            self._restarted().numpy()
+
+    @functools.cached_property
+    def _restarted(self) -> Callable[[], tf.Tensor]:
+        """Begins anew, in a function, whose end is that of all it does.
+
+        An op that runs on another process by itself is done when that likes, and
+        may be overtaken by the next function.
+        """
+
+        def restarted() -> tf.Tensor:
+            done = []
+            for iterator, dataset, device in zip(
+                self.iterators, self.datasets, self.devices
+            ):
+                with tf.device(device):
+                    begun = tf_iterators.restart(iterator, dataset)
+                    with tf.control_dependencies([begun]):
+                        done.append(tf.ones([]))
+            with tf.device(HOST_HERE):
+                return tf.stack(done)
+
+        return tf.function(restarted, autograph=False)
+
     def begun(self) -> list[Any]:
         """Iterators, where the datasets are."""
         found = []

@@ -15,9 +15,9 @@ import tensorflow as tf
 _PYTHON = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 
 
-def restart(iterator: Any, dataset: tf.data.Dataset) -> None:
-    """Begins anew, in eager code, on the device of both."""
-    tf.raw_ops.MakeIterator(
+def restart(iterator: Any, dataset: tf.data.Dataset) -> Any:
+    """Begins anew, on the device of both; the op that does, in a graph."""
+    return tf.raw_ops.MakeIterator(
         dataset=tf.data.experimental.to_variant(dataset),
         iterator=iterator._iterator_resource,
     )

@@ -2,6 +2,7 @@
 
 import collections
 import http.server
+import tempfile
 import threading
 import time
 from unittest import mock
@@ -16,6 +17,14 @@ import towers
 
 WORKERS = Workers(4, started=2)
 BEFORE = tf.Variable(3.0)  # starts TensorFlow, after the fork
+
+
+def close(found, expected):
+    tf.nest.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        found,
+        expected,
+    )
 
 
 def http_server(port):
@@ -33,6 +42,24 @@ def loopback():
     return int(line.split(":")[1].split()[0])
 
 
+def taught(model):
+    """What a model's methods give, each of which waits for all processes."""
+    x, y = np.ones([5, 4], "float32"), np.ones([5, 1], "float32")
+    model.compile("sgd", "mse")
+    history = model.fit(x, y, batch_size=3, verbose=0, shuffle=False).history
+    loss = model.evaluate(x, y, verbose=0)
+    with tempfile.TemporaryDirectory() as folder:
+        tf.train.Checkpoint(v=tf.Variable(1.0)).save(f"{folder}/v")
+    return history["loss"], loss, model.predict(x, verbose=0).tolist()
+
+
+def network():
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [keras.Input([4]), keras.layers.Dense(1, name="one")]
+    )
+
+
 def step_on(devices):
     @tf.function
     def step(x):
@@ -42,6 +69,9 @@ def step_on(devices):
         return tf.reduce_sum(x)
 
     return step
+
+
+PLAIN = taught(network())
 
 
 class ConnectingTest(absltest.TestCase):
@@ -111,6 +141,11 @@ class ConnectingTest(absltest.TestCase):
         self.assertNotIn(WORKERS.addresses[1], cluster.alive())
         with self.assertRaises(towers.WorkerLost), cluster.watch():
             step(x)  # at once, and without asking TensorFlow
+        # What is on this process goes on, before `update`, in the same seconds.
+        here = ["/job:localhost/task:0/CPU:0"] * 2
+        model = towers.TowerModel(network(), towers.Placement(here))
+        close(taught(model), PLAIN)
+        close(taught(network()), PLAIN)
         self.assertTrue(cluster.update())
         self.assertEqual(cluster.devices(), [devices[0], devices[2]])
         with cluster.watch():
@@ -129,6 +164,7 @@ class ConnectingTest(absltest.TestCase):
         with cluster.watch():
             step(x)
         WORKERS.kill(2)
+        close(taught(network()), PLAIN)  # nobody has noticed yet
         with self.assertRaises(towers.WorkerLost) as caught, cluster.watch():
             step(x)
         self.assertEqual(caught.exception.workers, (WORKERS.addresses[2],))
@@ -232,6 +268,32 @@ class ConnectingTest(absltest.TestCase):
         # The worker alone made the values of metrics, and in the first only.
         more = {device for device, _ in first.ops - second.ops}
         self.assertEqual(more, {there[0]})
+
+    def test_9_inputs_that_have_ended_begin_anew_when_they_are_asked_to(self):
+        cluster = towers.Cluster([WORKERS.addresses[i] for i in (2, 0)])
+        data = towers.per_tower(
+            lambda tower: tf.data.Dataset.range(9 - tower.index).batch(2)
+        )
+        where = towers.Placement.workers(cluster)
+        model = keras.Sequential([keras.Input([]), keras.layers.Identity()])
+
+        def total(_, shard):
+            return tf.reduce_sum(shard)[tf.newaxis]
+
+        @tf.function
+        def three():
+            sums = tf.zeros([2], tf.int64)
+            for _ in tf.range(3):
+                sums += towers.build_towers(
+                    model, data, where, tower_fn=total
+                ).outputs
+            return sums
+
+        for _ in range(6):
+            self.assertEqual(three().numpy().tolist(), [15, 15])
+            with self.assertRaises(tf.errors.OutOfRangeError):
+                three()
+            data.restart()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What TensorFlow calls its connection; it is used in tests/cluster."""
 
 import inspect
+from unittest import mock
 
+import keras
+import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
 from tensorflow.python.eager import context
@@ -21,6 +24,20 @@ class TfClusterTest(absltest.TestCase):
         source = inspect.getsource(tf.config.experimental_connect_to_cluster)
         self.assertIn("context.set_server_def(server_def)", source)
         self.assertIn("context.update_server_def(server_def)", source)
+
+    def test_what_keras_and_checkpoints_wait_with_can_be_another(self):
+        kind, waits = context.Context, []
+        with mock.patch.object(kind, "sync_executors", kind.sync_executors):
+            for number in range(2):  # the second takes the place of the first
+                tf_cluster.wait_by(
+                    lambda wait, number=number: waits.append((number, wait()))
+                )
+            context.async_wait()
+            self.assertEqual(waits, [(1, None)])
+            model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
+            model.predict(np.ones([2, 1]), verbose=0)
+            # Older Keras does not wait.
+            self.assertIn(waits, ([(1, None)], [(1, None)] * 2))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import itertools
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +15,7 @@ from towers.cluster.environment import named_workers
 from towers.cluster.lost import WorkerLost
 from towers.cluster.members import Members
 from towers.cluster.pulse import Pulse
+from towers.cluster.waiting import ended_before
 from towers.foreign import tf_cluster
 
 # Names this process to workers, which serve one chief at a time.
@@ -86,6 +87,7 @@ class Cluster:
             raise
         before = _CONNECTED[:]
         _CONNECTED[:] = [self]
+        tf_cluster.wait_by(self._wait)
         for cluster in before:
             cluster._end()
 
@@ -252,6 +254,16 @@ class Cluster:
             raise WorkerLost(lost) from error
         finally:
             self._watched -= 1
+
+    def _wait(self, wait: Callable[[], None]) -> None:
+        """Waits for all that was begun, here and on workers that are not lost.
+
+        Raises:
+          WorkerLost: a worker is, and a step that may need it is watched.
+        """
+        ended = ended_before(wait, lambda: bool(self._members.lost))
+        if not ended and self._watched:
+            raise WorkerLost(self.lost())
 
     def _give_up(self, tasks: set[int]) -> None:
         """Has models give up variables of workers, before one is touched.

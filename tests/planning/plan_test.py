@@ -102,6 +102,18 @@ class CpuTest(parameterized.TestCase):
             towers.placement_plan(model, inputs(model, 2), machine=here)
         with self.assertRaisesRegex(ValueError, "`step` is 'fit'"):
             towers.placement_plan(model, machine=here, step="fit")
+        far = towers.Placement(
+            ["/CPU:0", "/job:worker/task:1/CPU:0"], available="any"
+        )
+        shape = tf.TensorSpec([4, *model.input_shape[1:]])
+        with self.assertRaisesRegex(
+            ValueError, "on .*worker.*task:1, but `mac"
+        ):
+            towers.placement_plan(
+                lambda x: towers.build_towers(model, x, far).outputs,
+                shape,
+                machine=here,
+            )
         with mock.patch.object(tf_kernels, "knows_gpus", lambda: False):
             with self.assertRaisesRegex(RuntimeError, "cannot know"):
                 towers.placement_plan(model)

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from towers.foreign import keras_machine, tf_kernels, tf_placer
-from towers.placement.device_names import agrees, short
+from towers.placement.device_names import agrees, process_of, short
 from towers.placement.scopes import tower_of
 from towers.planning import plan_graphs
 from towers.planning.crossings import Placed
@@ -166,7 +166,8 @@ def placement_plan(
 
     Raises:
       TypeError: `fn_or_model` is none of these, or `machine` no dict.
-      ValueError: the machine, the step or the signature cannot be.
+      ValueError: the machine, the step or the signature cannot be, or ops are
+        on workers.
       RuntimeError: called inside a graph, or this TensorFlow was built without
         kernels for GPUs, so that it cannot know.
     """
@@ -184,6 +185,7 @@ def placement_plan(
         )
     with keras_machine.with_gpus(bool(devices["GPU"])):
         planned = _planned(fn_or_model, args, step, signature)
+    _check_processes(planned.graph)
     asked = {node.name: node for node in planned.graph.node}
     parts, refused = _settled(planned, devices, strict)
     placed = Placed(parts, planned.shapes)
@@ -219,6 +221,21 @@ def _checked_machine(machine: Mapping[str, int] | None) -> dict[str, int]:
             "CPU. Leave it out, or say 1."
         )
     return devices
+
+
+def _check_processes(graph: Any) -> None:
+    """Raises if a graph has ops in other processes than this one."""
+    inside = [f.node_def for f in graph.library.function]
+    devices = {node.device for nodes in (graph.node, *inside) for node in nodes}
+    others = sorted({process_of(device) for device in devices} - {""})
+    if others:
+        raise ValueError(
+            f"`fn_or_model` has ops on {', '.join(others)}, but `machine` is one "
+            "machine, and its devices are of this process. Expected a placement "
+            'on that alone, as Placement(["/CPU:0", "/CPU:1"], '
+            'available="any"); for what runs on workers, call '
+            "execution_report(model.train_on_batch, x, y)."
+        )
 
 
 def _planned(

@@ -17,6 +17,14 @@ class IteratorsTest(absltest.TestCase):
         tf_iterators.restart(iterator, dataset)
         self.assertEqual(int(step()), 0)
 
+    def test_what_the_functions_of_datasets_hold(self):
+        variable = tf.Variable(1.0)
+        numbers = tf.data.Dataset.range(3)
+        held = numbers.map(lambda _: variable.assign_add(1.0)).batch(2)
+        (found,) = tf_iterators.captured(held.prefetch(1))
+        self.assertIs(found, variable.handle)
+        self.assertEqual(tf_iterators.captured(numbers), [])
+
     def test_datasets_that_call_python_are_known(self):
         numbers = tf.data.Dataset.range(3)
         spec = tf.TensorSpec([])

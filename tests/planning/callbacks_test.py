@@ -1,15 +1,97 @@
 """callbacks: training goes on as it would have, and TensorBoard reads it all."""
 
+import contextlib
+import glob
 import os
+import sys
 import tempfile
+from unittest import mock
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from models import DEVICES, close, cnn, inputs, make, targets
 
 import towers
+
+X = np.random.default_rng(0).normal(size=[20, 5]).astype("float32")
+Y = np.random.default_rng(1).normal(size=[20, 2]).astype("float32")
+
+
+def unsized():
+    """Four batches, the last of two rows, of a number that Keras cannot know."""
+    return tf.data.Dataset.from_generator(
+        lambda: ((X[i : i + 6], Y[i : i + 6]) for i in range(0, 20, 6)),
+        output_signature=(
+            tf.TensorSpec([None, 5], tf.float32),
+            tf.TensorSpec([None, 2], tf.float32),
+        ),
+    )
+
+
+class Noise(keras.layers.Layer):
+    """Noise that TensorFlow draws, and counts where no variable shows it."""
+
+    def call(self, x, training=None):
+        return x + tf.random.normal(tf.shape(x)) if training else x
+
+
+def everything(callbacks, where, data, compiled, wrapped):
+    """What a `fit` of an unbuilt model leaves, to the last bit."""
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [
+            keras.layers.Dense(4, activation="tanh"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.3),
+            *[Noise()] * (where is None),
+            keras.layers.Dense(2),
+        ]
+    )
+    if where:
+        model = towers.TowerModel(model, where, **wrapped)
+    rate = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    model.compile(
+        keras.optimizers.Adam(rate), "mse", metrics=["mae"], **compiled
+    )
+    given = {"x": data()} if data else {"x": X, "y": Y, "batch_size": 6}
+    history = model.fit(
+        **given,
+        epochs=2,
+        validation_data=(X[:7], Y[:7]),
+        callbacks=callbacks,
+        verbose=0,
+    )
+    variables = [
+        *model.variables,
+        *model.optimizer.variables,
+        *model.metrics_variables,
+    ]
+    values = [np.asarray(keras.ops.convert_to_numpy(v)) for v in variables]
+    return history.history, values
+
+
+@contextlib.contextmanager
+def without_tensorboard():
+    """As in an install that has TensorFlow, and not what it writes for."""
+    gone = {n: None for n in sys.modules if n.split(".")[0] == "tensorboard"}
+    with mock.patch.dict(sys.modules, {"tensorboard": None, **gone}):
+        yield
+
+
+def scalars(folder):
+    """(tag, step, value) of the scalars in a folder, read without TensorBoard."""
+    found = []
+    for path in glob.glob(f"{folder}/*tfevents*"):
+        for record in tf.data.TFRecordDataset(path):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "scalars":
+                    number = float(tf.make_ndarray(value.tensor))
+                    found.append((value.tag, event.step, number))
+    return found
 
 
 def trained(callbacks, **compiled):
@@ -22,7 +104,47 @@ def trained(callbacks, **compiled):
     return model, history.history["loss"]
 
 
-class PlacementReportTest(absltest.TestCase):
+UNEQUAL = towers.Placement(DEVICES[:3], weights=[3, 2, 1])
+
+
+class PlacementReportTest(parameterized.TestCase):
+    @parameterized.parameters(
+        # Metrics and slots are made by that very step.
+        (None, 1),
+        # Another batch is on its way while this one is taken.
+        (UNEQUAL, 2, None, {}, {"prefetch": True}),
+        (UNEQUAL, 1),
+        (UNEQUAL, 3, None, {}, {"prefetch": True, "loss_on_towers": True}),
+        # The last of an epoch; one after an end that Keras does not foresee.
+        (UNEQUAL, 4, None, {}, {"prefetch": True}),
+        (UNEQUAL, 5, unsized, {}, {"prefetch": True}),
+        (None, 5, unsized),
+        # Several at once, and fewer at the end of an epoch.
+        (UNEQUAL, 1, None, {"steps_per_execution": 3}),
+        (towers.Placement(DEVICES[:2]), 2, None, {"steps_per_execution": 3}),
+    )
+    @pytest.mark.slow_after(2)
+    @pytest.mark.filterwarnings("ignore:Of .* transfers the size is not known")
+    @pytest.mark.filterwarnings("ignore:Your input ran out of data")
+    def test_all_is_as_without_it_in_a_plain_install(
+        self, where, batch, data=None, compiled=None, wrapped=None
+    ):
+        given = where, data, compiled or {}, wrapped or {}
+        folder = tempfile.mkdtemp()
+        seen = towers.PlacementReport(
+            folder, batch, timeline=batch == 1 and not where
+        )
+        with without_tensorboard():
+            history, values = everything([seen], *given)
+        expected, others = everything([], *given)
+        self.assertEqual(history, expected)
+        for value, other in zip(values, others, strict=True):
+            np.testing.assert_array_equal(value, other)
+        found = {tag: told for tag, *told in scalars(folder)}
+        self.assertEqual(
+            found["placement/total_bytes"], [batch, seen.report.total_bytes]
+        )
+
     @pytest.mark.slow_after(0)
     def test_training_is_as_without_it(self):
         folder = tempfile.mkdtemp()
@@ -69,6 +191,26 @@ class PlacementReportTest(absltest.TestCase):
             trained(
                 [towers.PlacementReport(tempfile.mkdtemp())], run_eagerly=True
             )
+
+    def test_what_cannot_be_measured_ends_no_fit(self):
+        seen = towers.PlacementReport(tempfile.mkdtemp())
+        late = towers.PlacementReport(tempfile.mkdtemp(), batch=9)
+        model = keras.Sequential([keras.Input([5]), keras.layers.Dense(2)])
+        model.compile("sgd", "mse")
+        tf.profiler.experimental.start(tempfile.mkdtemp())
+        try:
+            with self.assertWarns(UserWarning) as caught:
+                model.fit(X, Y, batch_size=6, verbose=0, callbacks=[seen, late])
+        finally:
+            tf.profiler.experimental.stop()
+        told = [str(w.message) for w in caught.warnings]
+        self.assertRegex(
+            told[0], "not measure .*, and training goes on: .*prof"
+        )
+        self.assertRegex(told[1], "to report step 9, but there were 4")
+        self.assertEqual(model.optimizer.iterations, 4)
+        self.assertIsNotNone(seen.report)
+        self.assertIsNone(seen.timeline)
 
 
 if __name__ == "__main__":

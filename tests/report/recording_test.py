@@ -2,12 +2,21 @@
 
 import functools
 
+import keras
+import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
 from tensorflow.python.eager import context
 
 from towers.foreign import tf_calls
 from towers.report.recording import record
+
+
+def record_all(data):
+    """What a dataset gives while that is recorded."""
+    given: list = []
+    record(lambda: given.extend(data))
+    return given
 
 
 class RecordTest(absltest.TestCase):
@@ -75,7 +84,58 @@ class RecordTest(absltest.TestCase):
         options = tf.config.optimizer.get_experimental_options()
         self.assertEqual(options.get("min_graph_nodes", 0), 0)
 
+    def test_variables_of_a_function_are_put_back_to_their_first_values(self):
+        made: list[tf.Variable] = []
+
+        @tf.function
+        def step(x):
+            if not made:
+                made.append(tf.Variable([2.0, 3.0]))
+                made.append(tf.Variable(tf.constant([4.0, 6.0])))
+            for variable in made:
+                variable.assign_add(x)
+            return made[0] + made[1]
+
+        record(lambda: (step(tf.ones([2])), step(tf.ones([2]))))
+        self.assertEqual(made[0].numpy().tolist(), [2, 3])
+        self.assertEqual(made[1].numpy().tolist(), [4, 6])
+        self.assertEqual(step(tf.ones([2])).numpy().tolist(), [8, 11])
+
+        @tf.function
+        def given(x):
+            if len(made) < 3:
+                made.append(tf.Variable(x, name="first"))
+            made[2].assign_add(x)
+            return made[2] * 1.0
+
+        with self.assertWarnsRegex(UserWarning, "first:0, stay as .*once befo"):
+            record(lambda: given(tf.ones([2])))
+
+    def test_seeds_in_datasets_are_put_back(self):
+        noise = keras.layers.GaussianNoise(1.0, seed=3)
+        data = tf.data.Dataset.from_tensor_slices(tf.zeros([6, 2])).batch(2)
+        data = data.map(lambda x: noise(x, training=True)).prefetch(1)
+        measured = [x.numpy() for x in record_all(data)]
+        np.testing.assert_array_equal(measured, [x.numpy() for x in data])
+
     def test_batches_are_noted_and_passed_on(self):
+        ragged = tf.RaggedTensor.from_row_lengths(tf.range(9), [2, 0, 4, 3, 0])
+        left_out = tf.data.Dataset.from_tensor_slices(tf.range(4)).batch(2)
+        left_out = left_out.map(
+            lambda x: (x, tf.experimental.Optional.empty(None))
+        )
+        for x, nothing in record_all(left_out):
+            self.assertEqual(x.shape, [2])
+            self.assertIsInstance(nothing, tf.experimental.Optional)
+        self.assertEqual(
+            [
+                x.to_list()
+                for x in record_all(
+                    tf.data.Dataset.from_tensor_slices(ragged).ragged_batch(3)
+                )
+            ],
+            [[[0, 1], [], [2, 3, 4, 5]], [[6, 7, 8], []]],
+        )
         for structure in (tf.range(5), (tf.range(5),), {"a": tf.range(5)}):
             data = tf.data.Dataset.from_tensor_slices(structure).batch(3)
             given: list = []

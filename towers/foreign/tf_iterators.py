@@ -1,4 +1,4 @@
-"""tf_iterators: an iterator begun anew, and datasets that call Python.
+"""tf_iterators: an iterator begun anew, and what datasets call.
 
 A function keeps the iterator that it was traced with, and TensorFlow's public way
 to begin anew is to make another one. The op that it is begun with can be run
@@ -21,6 +21,16 @@ def restart(iterator: Any, dataset: tf.data.Dataset) -> Any:
         dataset=tf.data.experimental.to_variant(dataset),
         iterator=iterator._iterator_resource,
     )
+
+
+def captured(dataset: tf.data.Dataset) -> list[tf.Tensor]:
+    """What the functions of a dataset hold, as the handles of variables."""
+    own = [
+        x
+        for function in dataset._functions()
+        for x in function.function.captured_inputs
+    ]
+    return own + [x for d in dataset._inputs() for x in captured(d)]
 
 
 def calls_python(dataset: tf.data.Dataset) -> bool:

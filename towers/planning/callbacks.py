@@ -1,22 +1,28 @@
 """callbacks: report and timeline of one step in the middle of a `fit`."""
 
+import functools
 import itertools
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from towers.planning.timeline import Timeline, timeline
 from towers.report.report import ExecutionReport, execution_report
+from towers.wrapper.tower_model import TowerModel
 
 
 class PlacementReport(keras.callbacks.Callback):
     """Reports once in a `fit` what a step ran where, and when, to TensorBoard.
 
-    The step is repeated for it, and what it changed is put back, so training
-    goes on as it would have. `log_dir` gets the executed graph, bytes,
+    The step is repeated for it, and the variables that it changed are put back,
+    those that it made among them, so training goes on as it would have; what
+    cannot be measured is warned of. What else a step does, such as drawing from an
+    iterator of its own, is done each time. `log_dir` gets the executed graph, bytes,
     transfers and busy shares as scalars, and for a browser `report.html`; with
     `timeline`, `step.json`, which Perfetto opens.
 
@@ -32,7 +38,7 @@ class PlacementReport(keras.callbacks.Callback):
     Args:
       log_dir: the folder that TensorBoard looks at.
       batch: which call of the train function, counted from 1 on over all
-        epochs. The first one includes tracing.
+        epochs.
       timeline: whether to measure when things ran, too.
 
     Attributes:
@@ -55,16 +61,16 @@ class PlacementReport(keras.callbacks.Callback):
         self.report: ExecutionReport | None = None
         self.timeline: Timeline | None = None
         self._timed = timeline
-        self._seen = 0
+        self._done = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._seen = 0
+        self._done = 0
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._seen += 1
-        if self._seen != self.batch:
+        # Keras begins another batch when a dataset of no known size has ended.
+        if self._done + 1 != self.batch:
             return
-        if self.model.run_eagerly:
+        if self.model.run_eagerly or tf.config.functions_run_eagerly():
             warnings.warn(
                 "PlacementReport has nothing to tell of a model that runs "
                 "eagerly: compile it without run_eagerly=True.",
@@ -75,25 +81,56 @@ class PlacementReport(keras.callbacks.Callback):
 
         def step(iterator: Any) -> Any:
             self.model.train_function = original
-            if not isinstance(iterator, tf.data.Iterator):
-                warnings.warn(
-                    "PlacementReport repeats a step on the same batch, which "
-                    f"it cannot take from a {type(iterator).__name__}.",
-                    stacklevel=2,
-                )
-                return original(iterator)
-            count = self.model.steps_per_execution
-            batches = list(itertools.islice(iterator, count))
-            if batches:
-                self._tell(original, batches)
-            return original(_again(batches) if batches else iterator)
+            return self._repeated(original, iterator)
 
         self.model.train_function = step
 
-    def _tell(self, step: Any, batches: list[Any]) -> None:
-        def run() -> None:
-            step(_again(batches))
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._done += 1
 
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._done < self.batch:
+            warnings.warn(
+                f"PlacementReport was to report step {self.batch}, but there "
+                f"were {self._done}: expected a smaller `batch`.",
+                stacklevel=2,
+            )
+
+    def _repeated(self, step: Any, iterator: Any) -> Any:
+        """What a step says, after it was measured with the same batches."""
+        if not isinstance(iterator, tf.data.Iterator):
+            warnings.warn(
+                "PlacementReport repeats a step on the same batch, which "
+                f"it cannot take from a {type(iterator).__name__}.",
+                stacklevel=2,
+            )
+            return step(iterator)
+        batches = self._drawn(iterator)
+        if not batches:
+            return step(iterator)
+        spec = iterator.element_spec
+        try:
+            self._tell(lambda: step(_again(batches, spec)))
+        except Exception as error:  # if it is the step's, that says so below
+            warnings.warn(
+                "PlacementReport could not measure a step, and training goes "
+                f"on: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+        return step(_again(batches, spec))
+
+    def _drawn(self, iterator: Any) -> list[Any]:
+        """The batches of a step, those that were read ahead first."""
+        source = iterator
+        if isinstance(self.model, TowerModel):
+            source = self.model.read_ahead.rest_of(iterator)
+        count = self.model.steps_per_execution
+        try:
+            return list(itertools.islice(source, count))
+        except tf.errors.OutOfRangeError:  # as it was read ahead
+            return []
+
+    def _tell(self, run: Callable[[], Any]) -> None:
         self.report = execution_report(run)
         self.report.save(self._path("report.html"))
         self.report.write_graph(self.log_dir)
@@ -111,20 +148,42 @@ class PlacementReport(keras.callbacks.Callback):
             for name, seconds in parts.items():
                 share = seconds / total if total else 0.0
                 scalars[f"placement/busy/{name.removeprefix('/')}"] = share
-        writer = tf.summary.create_file_writer(self.log_dir)
-        with writer.as_default(step=self.batch):
-            for name, value in scalars.items():
-                tf.summary.scalar(name, float(value))
-        writer.close()
+        _write(scalars, self.log_dir, self.batch)
 
     def _path(self, name: str) -> str:
         os.makedirs(self.log_dir, exist_ok=True)
         return os.path.join(self.log_dir, name)
 
 
-def _again(batches: list[Any]) -> Any:
-    """An iterator over batches that were taken from another one."""
-    data = tf.data.Dataset.from_tensors(batches[0])
-    for batch in batches[1:]:
-        data = data.concatenate(tf.data.Dataset.from_tensors(batch))
-    return iter(data)
+def _again(batches: list[Any], spec: Any) -> Any:
+    """An iterator over batches that were taken from another one.
+
+    Of the same spec, so that the step is not traced for it.
+    """
+    experimental = tf.data.experimental
+    parts = []
+    for batch in batches:
+        part = tf.data.Dataset.from_tensors(
+            tf.nest.map_structure(_left_in, spec, batch)
+        )
+        variant = experimental.to_variant(part)
+        parts.append(experimental.from_variant(variant, spec))
+    return iter(functools.reduce(tf.data.Dataset.concatenate, parts))
+
+
+def _left_in(spec: Any, leaf: Any) -> Any:
+    """What Keras makes of a None in a dataset, where that was left out."""
+    if leaf is None and isinstance(spec, tf.OptionalSpec):
+        return tf.experimental.Optional.empty(None)
+    return leaf
+
+
+def _write(scalars: dict[str, float], folder: str, step: int) -> None:
+    """Writes scalars for TensorBoard, which need not be here."""
+    kind = tf.compat.v1.SummaryMetadata()
+    kind.plugin_data.plugin_name = "scalars"
+    writer = tf.summary.create_file_writer(folder)
+    with writer.as_default(step=step):
+        for name, value in scalars.items():
+            tf.summary.write(name, np.float32(value), metadata=kind)
+    writer.close()

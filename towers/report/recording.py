@@ -11,12 +11,13 @@ import glob
 import itertools
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from towers.foreign import tf_calls, tf_nodes
+from towers.foreign import tf_calls, tf_iterators, tf_nodes
 from towers.foreign.patches import patched
 from towers.placement.device_names import short
 from towers.report.remote_functions import parts_of, remote
@@ -92,6 +93,7 @@ def record(call: Callable[[], Any]) -> Recording:
     arrived: set[tuple[int, str]] = set()
     touched: dict[int, tf.Tensor] = {}
     born: dict[int, tf.Tensor] = {}
+    left: list[str] = []
     before = {
         id(v.handle): (v, v.read_value())
         for v in eager_variables()
@@ -111,8 +113,11 @@ def record(call: Callable[[], Any]) -> Recording:
     def hear(name: str, inputs: list[Any], outputs: list[Any]) -> None:
         handles = [x for x in inputs if x.dtype == tf.resource]
         touched.update({id(x): x for x in handles})
-        if name == "AssignVariableOp" and id(inputs[0]) not in before:
-            born.setdefault(id(inputs[0]), inputs[1])
+        new = {id(x) for x in handles} - before.keys() - born.keys()
+        if name == "AssignVariableOp" and new:
+            born[id(inputs[0])] = inputs[1]
+        elif new and len(handles) == len(inputs) and not outputs:
+            born.update(_first_values(new))  # of those that a function made
         device = remote(tf_calls.device())
         places: tuple[str, ...] = ()
         if device:
@@ -137,7 +142,7 @@ def record(call: Callable[[], Any]) -> Recording:
 
     try:
         with tempfile.TemporaryDirectory() as folder:
-            with _noted_batches() as batches, _instantiated_anew():
+            with _noted_batches(touched) as batches, _instantiated_anew():
                 # What ran before is not ours.
                 _traced(lambda: None, os.path.join(folder, "before"))
                 with _peaks() as peaks, tf_calls.heard(hear):
@@ -151,6 +156,15 @@ def record(call: Callable[[], Any]) -> Recording:
                 variable.assign(before[key][1])
             elif key in born:
                 variable.assign(born[key])
+            elif variable.is_initialized():
+                left.append(variable.name)
+    if left:
+        warnings.warn(
+            f"Variables that were made by what was recorded, {', '.join(left)}, "
+            "stay as that left them, as their first values depend on what it was "
+            "called with. Call it once before.",
+            stacklevel=3,
+        )
     return Recording(
         [
             _ran_there(*function, device, places)
@@ -207,6 +221,15 @@ def eager_variables() -> list[tf.Variable]:
         for v in alive(tf.Variable)
         if hasattr(v, "handle") and hasattr(v.handle, "numpy")
     ]
+
+
+def _first_values(handles: set[int]) -> dict[int, tf.Tensor]:
+    """The values of variables that have just got their first ones."""
+    return {
+        id(v.handle): v.read_value()
+        for v in eager_variables()
+        if id(v.handle) in handles and v.is_initialized()
+    }
 
 
 def alive(kind: type) -> list[Any]:
@@ -275,10 +298,12 @@ def _read(folder: str) -> Any:
 
 
 @contextlib.contextmanager
-def _noted_batches() -> Iterator[list[Batches]]:
+def _noted_batches(held: dict[int, tf.Tensor]) -> Iterator[list[Batches]]:
     """While open, iterators over datasets note what they give.
 
-    A graph that takes batches from an iterator says nothing of their rows.
+    A graph that takes batches from an iterator says nothing of their rows. Handles
+    that a dataset's functions hold, of random layers for instance, come to `held`:
+    what those do with them in threads of TensorFlow's is not heard.
     """
     noted: list[Batches] = []
     original = tf.data.Dataset.__iter__
@@ -286,6 +311,8 @@ def _noted_batches() -> Iterator[list[Batches]]:
     def iterated(dataset: tf.data.Dataset) -> Any:
         if not tf.executing_eagerly():
             return original(dataset)
+        found = tf_iterators.captured(dataset)
+        held.update({id(x): x for x in found if x.dtype == tf.resource})
         spec = dataset.element_spec
         parts = tf.nest.flatten(spec, expand_composites=True)
         if not all(isinstance(part, tf.TensorSpec) for part in parts):
@@ -301,7 +328,7 @@ def _noted_batches() -> Iterator[list[Batches]]:
         def passed(*element: Any) -> Any:
             flat = tf.nest.flatten(element, expand_composites=True)
             tf.py_function(note, flat, [])
-            return tf.nest.pack_sequence_as(spec, flat)
+            return tf.nest.pack_sequence_as(spec, flat, expand_composites=True)
 
         return original(dataset.map(passed))
 

@@ -255,8 +255,8 @@ def execution_report(
     called before. TensorFlow tells of its graphs only while it makes them, and
     that is most of what a report takes: of a MobileNetV2's step in two towers 5.3
     of 7.8 CPU seconds, and the step itself 0.5. Variables that changed are put
-    back; what else it does (training logs, draws from an iterator) is done. Ops
-    that run eagerly, outside of functions, are in `eager`; those of data pipelines
+    back; what else it does (training logs, draws from an iterator, the order in
+    which a dataset that shuffles begins anew) is done. Ops that run eagerly, outside of functions, are in `eager`; those of data pipelines
     are not told. A function called under a device of another process is told as it
     went there, not as that optimised it.
 

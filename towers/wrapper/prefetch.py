@@ -8,7 +8,7 @@ reads them. The step gets both.
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -57,6 +57,12 @@ class Prefetch:
     def errands(self) -> "list[_Errand]":
         """What is read ahead, by iterators that are in use."""
         return list(self._ahead.values())
+
+    def rest_of(self, iterator: Any) -> Iterator[Any]:
+        """Batches that an iterator has still to give, what was read first."""
+        if iterator in self._ahead:
+            yield self._brought(iterator)[0]
+        yield from iterator
 
     def function(
         self, step: Callable[[Any], Any], otherwise: Callable[[Any], Any]

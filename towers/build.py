@@ -291,9 +291,9 @@ def assemble(
     replays, shared = forward(graph, where, shards, copies, begun, request)
     check_outputs(graph, batch.nest, shards.divided, replays, request)
 
-    def gather(each: Any, rule: Any) -> Any:
+    def gather(each: Any, rule: Any, label: str = "output") -> Any:
         rows, spare = shards.rows, shards.may_be_empty
-        return gather_known(each, placement, rule, rows, spare)
+        return gather_known(each, placement, rule, rows, spare, label)
 
     outputs = gathered_outputs(replays, request.merge, gather, placement)
     losses, adders = gathered_losses(graph, replays, gather)

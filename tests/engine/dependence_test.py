@@ -34,6 +34,17 @@ class DependsTest(parameterized.TestCase):
         spec = tf.TensorSpec([None], tf.float32)
         check.get_concrete_function(spec, spec)
 
+    def test_what_ends_the_way_is_no_source(self):
+        @tf.function(autograph=False)
+        def check(x, y):
+            made = WAYS["shape"](x, y)
+            self.assertTrue(dependence.depends(made, [x], (), ["Size"]))
+            self.assertFalse(dependence.depends(made, [x], (), ["Shape"]))
+            self.assertTrue(dependence.depends(made * x, [x], (), ["Shape"]))
+
+        spec = tf.TensorSpec([None], tf.float32)
+        check.get_concrete_function(spec, spec)
+
     def test_results_of_custom_gradients_are_told_apart(self):
         @tf.function(autograph=False)
         def check(x, y):

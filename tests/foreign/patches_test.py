@@ -1,10 +1,11 @@
 """patches: attributes are other ones, and then as they were."""
 
+import contextlib
 import math
 
 from absl.testing import absltest
 
-from towers.foreign.patches import patched
+from towers.foreign.patches import Shared, patched
 
 
 class Tracked:
@@ -43,6 +44,24 @@ class PatchedTest(absltest.TestCase):
             with patched((one, "own", 2), (3, "real", 4)):
                 self.fail("an int has no attributes of its own")
         self.assertEqual(one.own, 1)
+
+    def test_shared_ones_are_made_once_and_undone_by_the_last(self):
+        one, made = Tracked(), []
+
+        def patches(own):
+            made.append(own)
+            return [(one, "own", own)]
+
+        shared = Shared(patches)
+        first, last = shared.opened(2), shared.opened(3)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(first)
+            with last:
+                stack.close()  # in another order than they were opened
+                self.assertEqual((one.own, made), (2, [2]))
+            self.assertEqual(one.own, 1)
+        with shared.opened(4):
+            self.assertEqual((one.own, made), (4, [2, 4]))
 
 
 if __name__ == "__main__":

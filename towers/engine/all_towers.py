@@ -116,6 +116,31 @@ def asked(
     return tower.ask(function, values, split, shared, pure)
 
 
+class NeedsOthers(BaseException):
+    """Ends a tower that is built by itself, as it is to be built in step.
+
+    It passes what a layer catches, and Keras. It says who asks.
+    """
+
+
+def met(
+    function: Callable[..., Any], values: tuple[Any, ...], asker: str
+) -> Any:
+    """As `asked`, with `pure`, though nobody has said that towers meet.
+
+    Raises:
+      NeedsOthers: they do not.
+    """
+    if current.get() is _BY_ITSELF:
+        raise NeedsOthers(asker)
+    return asked(function, values, pure=True)
+
+
+def is_one_of_many() -> bool:
+    """Whether what is built here is one of several towers."""
+    return current.get() is not None
+
+
 class _Only:
     """A tower beside which there is no other."""
 

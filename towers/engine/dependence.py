@@ -1,7 +1,7 @@
 """dependence: what a tensor is made of, by the ops of the graph."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import tensorflow as tf
 
@@ -10,6 +10,7 @@ def depends(
     value: tf.Tensor,
     sources: Sequence[tf.Tensor],
     known: Sequence[tf.Tensor] = (),
+    ends: Container[str] = (),
 ) -> bool:
     """Whether a value is made of one of the sources.
 
@@ -21,9 +22,10 @@ def depends(
       value: a tensor in a graph.
       sources: tensors of the same graph.
       known: tensors that are no sources, whatever they are made of.
+      ends: types of ops whose results are no sources, likewise.
     """
     found = {x.name for source in sources for x in _passed_on(source)}
-    return any(x.name in found for x in _made_of(value, known))
+    return any(x.name in found for x in _made_of(value, known, ends))
 
 
 def constants(value: tf.Tensor, known: Sequence[tf.Tensor] = ()) -> str:
@@ -42,7 +44,9 @@ def constants(value: tf.Tensor, known: Sequence[tf.Tensor] = ()) -> str:
 
 
 def _made_of(
-    value: tf.Tensor, known: Sequence[tf.Tensor]
+    value: tf.Tensor,
+    known: Sequence[tf.Tensor],
+    ends: Container[str] = (),
 ) -> Iterator[tf.Tensor]:
     """A tensor and all that it is made of, but what is known."""
     seen = {x.name for x in known}
@@ -52,7 +56,8 @@ def _made_of(
         if tensor.name not in seen:
             seen.add(tensor.name)
             yield tensor
-            todo += _inputs(tensor)
+            if tensor.op.type not in ends:
+                todo += _inputs(tensor)
 
 
 def _passed_on(tensor: tf.Tensor) -> Iterator[tf.Tensor]:

@@ -133,9 +133,9 @@ def _final(gradient: Any) -> Any:
         def backward(_: Any) -> Any:
             raise RuntimeError(
                 "A gradient of towers that meet (synchronized batch norm, "
-                "all_towers) was differentiated again, which towers do not "
-                "support. Expected one gradient of the gathered outputs; or "
-                "leave out synchronized=True."
+                "all_towers, ragged rows made dense) was differentiated again, "
+                "which towers do not support. Expected one gradient of the "
+                "gathered outputs; or leave out synchronized=True."
             )
 
         return tf.identity(gradient), backward

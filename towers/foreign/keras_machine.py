@@ -12,15 +12,14 @@ changes.
 
 import contextlib
 import importlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 from keras.src.backend.tensorflow import nn, random
 from tensorflow.python.ops import control_flow_assert
 
-from towers.foreign.patches import patched
+from towers.foreign.patches import Shared, patched
 
 # Keras gives the name of this module to a function of it.
 rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
@@ -30,15 +29,10 @@ Context = contextlib.AbstractContextManager
 # Older Keras does not ask.
 _OF_THE_NEW = tuple(name for name in ("_cpu_only",) if hasattr(nn, name))
 
-_lock = threading.Lock()
-_open = 0
-_stack = contextlib.ExitStack()
 
-
-@contextlib.contextmanager
 def asks_device(
     device: Callable[[], str | None], aside: Callable[[str], Context]
-) -> Iterator[None]:
+) -> Context:
     """While open, Keras goes by the device that it is on.
 
     It may be open several times, in several threads: there is one for all.
@@ -47,18 +41,7 @@ def asks_device(
       device: says which device that is; None where Keras goes by the machine.
       aside: the scope of what belongs to the host of a device.
     """
-    global _open
-    with _lock:
-        if not _open:
-            _stack.enter_context(patched(*_patches(device, aside)))
-        _open += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _open -= 1
-            if not _open:
-                _stack.close()
+    return _ASKING.opened(device, aside)
 
 
 def with_gpus(there: bool) -> Context:
@@ -127,6 +110,9 @@ def _patches(
         (owner, name, wrap(getattr(owner, name)))
         for owner, name, wrap in wrapped
     ]
+
+
+_ASKING = Shared(_patches)
 
 
 def _first(x: Any, summarize: int | None) -> Any:

@@ -1,8 +1,9 @@
 """patches: attributes of what is not ours that are other ones for a while."""
 
 import contextlib
+import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 _ABSENT = object()
@@ -31,6 +32,37 @@ def patched(*patches: tuple[Any, str, Any]) -> Iterator[None]:
                 _setter(owner).__delattr__(owner, name)
             else:
                 _setter(owner).__setattr__(owner, name, value)
+
+
+class Shared:
+    """Patches that may be open several times, in several threads.
+
+    They are there once for all, from the first that opens them to the last.
+
+    Args:
+      patches: makes those that `patched` takes.
+    """
+
+    def __init__(self, patches: Callable[..., Sequence[tuple[Any, str, Any]]]):
+        self._patches = patches
+        self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()
+        self._open = 0
+
+    @contextlib.contextmanager
+    def opened(self, *args: Any) -> Iterator[None]:
+        """While open, attributes are those of `patches(*args)`."""
+        with self._lock:
+            if not self._open:
+                self._stack.enter_context(patched(*self._patches(*args)))
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
+                if not self._open:
+                    self._stack.close()
 
 
 def _setter(owner: Any) -> Any:

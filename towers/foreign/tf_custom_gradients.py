@@ -13,7 +13,6 @@ import contextlib
 import contextvars
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,16 +20,13 @@ import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.ops import custom_gradient
 
+from towers.foreign.patches import Shared
+
 Function = Callable[..., Any]
 Opens = Callable[[], contextlib.AbstractContextManager[None]]
 _follower: contextvars.ContextVar["Follower | None"] = contextvars.ContextVar(
     "follower", default=None
 )
-
-
-_lock = threading.Lock()
-_followers = 0  # that are open, in all threads
-_originals: list[tuple[Any, str, Any]] = []  # (owner, name, value)
 
 
 class Follower:
@@ -66,13 +62,12 @@ class Follower:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """While open, follows what the current thread differentiates."""
-        _install()
-        token = _follower.set(self)
-        try:
-            yield
-        finally:
-            _follower.reset(token)
-            _uninstall()
+        with _FOLLOWED.opened():
+            token = _follower.set(self)
+            try:
+                yield
+            finally:
+                _follower.reset(token)
 
 
 def in_custom_gradient() -> bool:
@@ -119,66 +114,52 @@ def _differentiable(nest: Any) -> bool:
     )
 
 
-def _install() -> None:
-    """Takes the place of what TensorFlow calls, unless that is done."""
-    global _followers
-    with _lock:
-        _followers += 1
-        if _followers > 1:
-            return
-        import keras  # here it is known to be Keras 3
+def _patches() -> list[tuple[Any, str, Any]]:
+    """What takes the place of what TensorFlow calls."""
+    import keras  # here it is known to be Keras 3
 
-        decorator = custom_gradient._graph_mode_decorator
-        variables = custom_gradient._get_dependent_variables
-        handle = keras.Variable.handle
-        enter, leave = tf.GradientTape.__enter__, tf.GradientTape.__exit__
+    decorator = custom_gradient._graph_mode_decorator
+    variables = custom_gradient._get_dependent_variables
+    handle = keras.Variable.handle
+    enter, leave = tf.GradientTape.__enter__, tf.GradientTape.__exit__
 
-        def decorated(function: Function, args: Any, kwargs: Any) -> Any:
-            follower = _follower.get()
-            if follower is not None and not _differentiable(kwargs):
-                # TensorFlow refuses `training=True`, as layers get it.
-                function = _followed(function, follower, kwargs)
-                kwargs = {}
-            return decorator(function, args, kwargs)
+    def decorated(function: Function, args: Any, kwargs: Any) -> Any:
+        follower = _follower.get()
+        if follower is not None and not _differentiable(kwargs):
+            # TensorFlow refuses `training=True`, as layers get it.
+            function = _followed(function, follower, kwargs)
+            kwargs = {}
+        return decorator(function, args, kwargs)
 
-        def dependent(*args: Any, **kwargs: Any) -> Any:
-            """In a tower none, as what it reads are copies."""
-            return [] if _follower.get() else variables(*args, **kwargs)
+    def dependent(*args: Any, **kwargs: Any) -> Any:
+        """In a tower none, as what it reads are copies."""
+        return [] if _follower.get() else variables(*args, **kwargs)
 
-        def entered(tape: tf.GradientTape) -> Any:
-            follower = _follower.get()
-            if follower is not None and tape._watch_accessed_variables:
-                follower.tapes.append(tape)
-            return enter(tape)
+    def entered(tape: tf.GradientTape) -> Any:
+        follower = _follower.get()
+        if follower is not None and tape._watch_accessed_variables:
+            follower.tapes.append(tape)
+        return enter(tape)
 
-        def left(tape: tf.GradientTape, *error: Any) -> Any:
-            follower = _follower.get()
-            if follower is not None and tape in follower.tapes:
-                follower.tapes.remove(tape)
-            return leave(tape, *error)
+    def left(tape: tf.GradientTape, *error: Any) -> Any:
+        follower = _follower.get()
+        if follower is not None and tape in follower.tapes:
+            follower.tapes.remove(tape)
+        return leave(tape, *error)
 
-        def handle_of(variable: keras.Variable) -> Any:
-            """What a tape takes gradients for, when it is given a variable."""
-            follower = _follower.get()
-            copy = follower.copy_of(variable) if follower else None
-            return handle.fget(variable) if copy is None else copy
+    def handle_of(variable: keras.Variable) -> Any:
+        """What a tape takes gradients for, when it is given a variable."""
+        follower = _follower.get()
+        copy = follower.copy_of(variable) if follower else None
+        return handle.fget(variable) if copy is None else copy
 
-        for owner, name, value in (
-            (keras.Variable, "handle", property(handle_of)),
-            (custom_gradient, "_graph_mode_decorator", decorated),
-            (custom_gradient, "_get_dependent_variables", dependent),
-            (tf.GradientTape, "__enter__", entered),
-            (tf.GradientTape, "__exit__", left),
-        ):
-            _originals.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, value)
+    return [
+        (keras.Variable, "handle", property(handle_of)),
+        (custom_gradient, "_graph_mode_decorator", decorated),
+        (custom_gradient, "_get_dependent_variables", dependent),
+        (tf.GradientTape, "__enter__", entered),
+        (tf.GradientTape, "__exit__", left),
+    ]
 
 
-def _uninstall() -> None:
-    global _followers
-    with _lock:
-        _followers -= 1
-        if not _followers:
-            for owner, name, value in _originals:
-                setattr(owner, name, value)
-            _originals.clear()
+_FOLLOWED = Shared(_patches)

@@ -15,6 +15,7 @@ from towers.engine import errand, host
 from towers.foreign import keras_layers, keras_machine
 from towers.foreign.keras_layers import has_moments, is_stateful
 from towers.foreign.patches import patched
+from towers.keras_model import widths
 from towers.keras_model.moments import Moments, is_pooled, met
 
 Function = Callable[..., Any]
@@ -36,6 +37,7 @@ class Notes:
       scopes: the name scopes of the calls that it is in, outermost first.
       moments, seen: as `moments` and `layer_outputs` of a `Replay`.
       sums: the losses that are sums over rows.
+      body: the TensorFlow graph that it is in, besides those of its loops.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Notes:
         self.seen: dict[str, list[Any]] = {}
         self.sums: list[tf.Tensor] = []
         self.graph = graph
+        self.body = tf.compat.v1.get_default_graph()
 
     def again(self, stateless: Any, scopes: Sequence[str]) -> "Notes":
         """Other notes of the same tower, in the calls of `scopes`."""
@@ -63,6 +66,11 @@ class Notes:
         notes.scopes = list(scopes)
         notes.home, notes.device = self.home, self.device
         return notes
+
+    @property
+    def path(self) -> str:
+        """Of the layer whose call it is in; "" outside of layers."""
+        return self.scopes[-1][len(self.scopes[0]) : -1]
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -149,6 +157,7 @@ def hooked(graph: Any) -> Iterator[None]:
         with (
             patched(*shadows),
             keras_machine.asks_device(_device, host.on_host),
+            widths.of_batch(_notes.get),
         ):
             yield
     finally:
@@ -185,7 +194,8 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
                         outputs = original(*args, **kwargs)
         finally:
             notes.device = outer
-            path = scopes.pop()[len(scopes[0]) : -1]
+            path = notes.path
+            scopes.pop()
         if path in graph.wanted:
             notes.seen.setdefault(path, []).append(outputs)
         return outputs

@@ -43,7 +43,7 @@ def check_outputs(
 def gathered_outputs(
     replays: list[dict[str, Any]],
     merge: Any,
-    gather: Callable[[Any, Any], Any],
+    gather: Callable[..., Any],
     placement: Placement,
 ) -> Any:
     """Gathered outputs, with what Keras attaches to them.
@@ -77,7 +77,7 @@ def gathered_outputs(
         ]
         for replay in replays
     ]
-    flat, merged = gather(each, rules), gather(notes, "concat")
+    flat, merged = gather(each, rules), gather(notes, "concat", "note")
     with tf.device(placement.output_device):
         for i, activation in enumerate(again):
             if activation is not None:

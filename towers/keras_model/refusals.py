@@ -14,18 +14,29 @@ _REFUSED = re.compile(
     r"|No OpKernel was registered to support Op .* used by \{\{node ([^}]+)\}\}"
 )
 
+# What TensorFlow says of outputs that cannot be joined.
+_UNJOINED = re.compile(
+    r"ConcatOp : Dimension (\d+) in both shapes must be equal: "
+    r"shape\[0\] = (\[[\d,]*\]) vs. shape\[(\d+)\] = (\[[\d,]*\])"
+    r"\s*\[\[\{\{node (?:\S*/)?gather(?:_\d+)?/(?:output_(\d+))?"
+)
+
 
 @contextlib.contextmanager
 def refusals_named() -> Iterator[None]:
     """While open, an op that its device refuses is told by its layer.
 
     Raises:
+      ValueError: towers gave outputs that cannot be joined.
       tf.errors.InvalidArgumentError: as TensorFlow's, with layer and cure in
         front of what that says.
     """
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
+        unjoined = _unjoined(error.message)
+        if unjoined is not None:
+            raise unjoined from None
         told = _told(error.message)
         if told is None:
             raise
@@ -47,4 +58,20 @@ def _told(message: str) -> str | None:
         f'`layer_devices={{"{layer}": "/CPU:0"}}`, or where there is a kernel; '
         "or let TensorFlow move such ops, by "
         "tf.config.set_soft_device_placement(True)."
+    )
+
+
+def _unjoined(message: str) -> ValueError | None:
+    """What is to be said of outputs that cannot be joined; None if they can."""
+    found = _UNJOINED.search(message)
+    if found is None:
+        return None
+    axis, first, tower, other, output = found.groups()
+    which = "an output" if output is None else f"output {output}"
+    return ValueError(
+        f"`merge` is 'concat' for {which}, but tower 0 has shape {first} there, "
+        f"and tower {tower} {other}: the model takes the size of axis {axis} "
+        "from the rows that it is given. Expected the same size in all towers: "
+        "ask all of them for it, as in towers.all_towers(tf.reduce_max, "
+        "lengths), or pad to one that is fixed; or use 'none'."
     )

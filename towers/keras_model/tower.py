@@ -7,11 +7,18 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import warned
+from towers.engine import all_towers, warned
 from towers.engine.calls import How
 from towers.engine.forward import run_towers
 from towers.foreign import keras_layers, tf_autograph
-from towers.keras_model import hooks, layer_graph, row_order, shared_state
+from towers.keras_model import (
+    hooks,
+    layer_graph,
+    row_order,
+    row_widths,
+    shared_state,
+    widths,
+)
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
@@ -44,8 +51,9 @@ def forward(
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
     scopes = [tower.scope for tower in towers]
-    with hooks.hooked(graph), warned.once():
-        replays = run_towers(
+
+    def built(talk: bool, how: How) -> list[Any]:
+        return run_towers(
             [
                 pure_tower(
                     *(graph, tower.index, tower.scope, request, homes),
@@ -57,11 +65,19 @@ def forward(
             list(zip(copies, shards.fed)),
             # As the copies come first.
             [graph.elsewhere(tower.index, tower.device) for tower in towers],
-            joining(shards, placement) if talks else None,
+            joining(shards, placement) if talk else None,
             scopes if alike or how is not How.BUILT else (),
             how,
             determined,
         )
+
+    with hooks.hooked(graph), warned.once():
+        try:
+            replays = built(talks, how)
+        except all_towers.NeedsOthers as needs:
+            if how is How.COMPILED:
+                raise widths.refusal(str(needs)) from None
+            replays = built(True, How.BUILT)
         shared = set.intersection(*(set(x["shared"]) for x in replays))
         if shared and shards.ranges.are_known and len(replays) > 1:
             shared &= shared_state.of_open_rows(
@@ -91,8 +107,12 @@ def pure_tower(
         if asks:
             tower_fn = functools.partial(tower_fn, tower=tower)
 
+    def operations() -> list[tf.Operation]:
+        return tf.compat.v1.get_default_graph().get_operations()
+
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
+        before = len(operations())
         replay = replayed(
             graph, copies, shard, request.training, scope, tower_fn, index
         )
@@ -101,6 +121,14 @@ def pure_tower(
         aside = tf.nest.map_structure(
             _stopped, {"state": told, "moments": moments}
         )
+        if len(request.placement.devices) > 1:
+            row_widths.warn_of_hidden(
+                graph,
+                [replay.outputs, replay.losses, aside],
+                [x for x in operations()[before:] if x.name.startswith(scope)],
+                shard,
+                divided,
+            )
         shared = shared_state.shared_state(
             graph, aside["state"], copies, shard, divided
         )

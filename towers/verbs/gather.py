@@ -1,5 +1,6 @@
 """gather: the towers' outputs into one, on the output device."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,18 +88,27 @@ def gather_known(
     merge: Any,
     rows: Any,
     may_be_empty: Sequence[bool],
+    label: str = "output",
 ) -> Any:
-    """As `gather_outputs`, in a graph, for checked outputs."""
+    """As `gather_outputs`, in a graph, for checked outputs.
+
+    Where it is not known beforehand whether they can be joined, the scope of the
+    op that finds out is of `label`, and says which.
+    """
     rules = spread(merge, towers[0])
     columns = list(zip(*[tf.nest.flatten(tower) for tower in towers]))
     for i, (rule, column) in enumerate(zip(rules, columns)):
         _check(rule, column, rows, i)
 
     def merge_all(argument: dict[str, Any]) -> list[Any]:
-        return [
-            _merged(rule, column, argument["rows"], may_be_empty)
-            for rule, column in zip(rules, argument["columns"])
-        ]
+        merged = []
+        for i, (rule, column) in enumerate(zip(rules, argument["columns"])):
+            scope = f"{label}_{i}" if _is_open(column) else None
+            with tf.name_scope(scope) if scope else contextlib.nullcontext():
+                merged.append(
+                    _merged(rule, column, argument["rows"], may_be_empty)
+                )
+        return merged
 
     with tf.name_scope("gather"):
         merged = pinned(
@@ -203,6 +213,13 @@ def _check_shapes(rule: str, shapes: Sequence[Any], i: int) -> None:
                 "first have a size that depends on the rows of a shard, or "
                 "use 'none'."
             )
+
+
+def _is_open(column: Sequence[Any]) -> bool:
+    """Whether an axis after the first has a size that is not known."""
+    return any(
+        x is not None and not x.shape[1:].is_fully_defined() for x in column
+    )
 
 
 def _merged(

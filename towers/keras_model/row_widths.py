@@ -1,0 +1,161 @@
+"""row_widths: sizes that a tower takes from its rows, where plain has a batch's.
+
+`x[:, :tf.reduce_max(lengths)]` is as wide as the longest of a tower's rows. Where
+an output shows it, joining tells. Where it does not, as under a mean over that
+width, the numbers are others, and nothing else would tell.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import all_towers, boundary, dependence
+from towers.engine.parts import needed_ops
+from towers.keras_model import pins, widths
+from towers.placement.scopes import layer_of, tower_of
+
+# By the type of an op, which inputs tell the sizes of its result, and whether they
+# tell one for each axis, that of rows first.
+_SIZED: dict[str, tuple[tuple[int, ...], bool]] = {
+    "BroadcastTo": ((1,), True),
+    "DenseBincount": ((1,), False),
+    "Fill": ((0,), True),
+    "MirrorPad": ((1,), True),
+    "OneHot": ((1,), False),
+    "Pad": ((1,), True),
+    "PadV2": ((1,), True),
+    "RaggedBincount": ((2,), False),
+    "Range": ((0, 1), False),
+    "Reshape": ((1,), True),
+    "ScatterNd": ((2,), True),
+    "Slice": ((2,), True),
+    "SparseToDense": ((1,), True),
+    "StridedSlice": ((1, 2), True),
+    "TensorListReserve": ((1,), False),
+    "Tile": ((1,), True),
+    "TopKV2": ((1,), False),
+}
+# What tells the shape of rows, and nothing that is in them.
+_SHAPES = ("Rank", "Shape", "ShapeN", "Size")
+
+
+def warn_of_hidden(
+    graph: Any,
+    results: Any,
+    made: Sequence[tf.Operation],
+    shard: Any,
+    divided: Sequence[bool],
+) -> None:
+    """Warns once of each layer that takes a width from rows, if none shows it.
+
+    To be called in the tower.
+
+    Args:
+      graph: the `LayerGraph` of the model.
+      results: a nest of what it computed.
+      made: the ops that it is made of.
+      shard: its inputs.
+      divided: for each leaf of that whether it is of the tower's rows, or whole.
+    """
+    suspects = [op for op in made if op.type in _SIZED and _is_open(op)]
+    if not suspects:
+        return
+    rows = _contents(shard, divided)
+    known = all_towers.shared()
+    needed = {op.name for op in needed_ops(made, results)}
+    closed = [
+        x for x in boundary.leaves(results) if x.shape[1:].is_fully_defined()
+    ]
+    for op in suspects:
+        if (
+            op.name in needed
+            and _takes_from(op, rows, known)
+            and any(dependence.depends(x, op.outputs) for x in closed)
+        ):
+            _warn(graph, op)
+
+
+def _contents(shard: Any, divided: Sequence[bool]) -> list[tf.Tensor]:
+    """What a tower's rows hold; a sparse tensor's shape is the batch's."""
+    found: list[tf.Tensor] = []
+    for leaf, mine in zip(tf.nest.flatten(shard), divided):
+        if mine and isinstance(leaf, tf.SparseTensor):
+            found += [leaf.indices, leaf.values]
+        elif mine:
+            found += boundary.leaves(leaf)
+    return found
+
+
+def _is_open(op: tf.Operation) -> bool:
+    """Whether a size that is not known is not that of rows."""
+    result = op.outputs[0]
+    if op.type == "Range":
+        return any(map(_is_wide, _spread(result)))
+    return op.type == "TensorListReserve" or _is_wide(result)
+
+
+def _is_wide(tensor: tf.Tensor) -> bool:
+    return tensor.shape.rank is None or None in tensor.shape[1:].as_list()
+
+
+def _spread(tensor: tf.Tensor) -> list[tf.Tensor]:
+    """What is made of numbers of places, of places and more."""
+    found: list[tf.Tensor] = []
+    ahead = [tensor]
+    while ahead:
+        for op in ahead.pop().consumers():
+            for x in op.outputs:
+                (ahead if x.shape.rank == 1 else found).append(x)
+    return found
+
+
+def _takes_from(
+    op: tf.Operation, rows: Sequence[tf.Tensor], known: Sequence[tf.Tensor]
+) -> bool:
+    """Whether an op takes a size, but that of rows, from what rows hold."""
+    places, by_axis = _SIZED[op.type]
+    sizes = [
+        size
+        for place in places
+        for size in (_of_axes(op, place) if by_axis else [op.inputs[place]])
+    ]
+    return any(dependence.depends(size, rows, known, _SHAPES) for size in sizes)
+
+
+def _of_axes(op: tf.Operation, place: int) -> list[tf.Tensor]:
+    """What tells the sizes of axes after the first."""
+    vector = op.inputs[place]
+    if vector.op.type != "Pack":
+        return [vector]
+    ignored = 0
+    if op.type == "StridedSlice":
+        mask = ("", "begin_mask", "end_mask")[place]
+        ignored = op.get_attr(mask) | op.get_attr("shrink_axis_mask")
+    return [
+        x for i, x in enumerate(vector.op.inputs) if i and not ignored >> i & 1
+    ]
+
+
+def _layer(graph: Any, op: tf.Operation) -> str:
+    """The path of the layer that an op is of; "" outside of layers."""
+    tower = tower_of(op.name)
+    scope = layer_of(tower[1]) if tower else ""
+    paths = {path for path, _ in pins.layer_paths(graph.models)}
+    while scope and scope not in paths:
+        scope = scope.rpartition("/")[0]
+    return scope
+
+
+def _warn(graph: Any, op: tf.Operation) -> None:
+    layer = _layer(graph, op)
+    widths.warn_once(
+        graph,
+        layer,
+        f"{widths.name_of(graph, layer)!r} takes a width from the rows that it is given, by "
+        f"{op.type} {op.name!r}, which in a tower is that of the tower's rows "
+        "and not of the batch's. What averages over it, or reads it in turn "
+        "without a mask, gives other numbers than the plain model. Ask all "
+        "towers for it, as in towers.all_towers(tf.reduce_max, lengths), or "
+        "take one that is fixed.",
+    )

@@ -1,0 +1,170 @@
+"""widths: ragged rows are made dense as wide as the batch's longest.
+
+A tower's own longest row would make another number of what averages over a
+width, or reads it in turn: so the widest is asked of all towers.
+"""
+
+import contextlib
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import all_towers
+from towers.engine.host import device_here, on_host
+from towers.foreign.patches import Shared
+from towers.foreign.tf_custom_gradients import in_custom_gradient
+
+Function = Callable[..., Any]
+
+_warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
+
+def of_batch(
+    notes: Callable[[], Any],
+) -> contextlib.AbstractContextManager[None]:
+    """While open, ragged tensors of towers are as wide as those of all.
+
+    Args:
+      notes: gives the `Notes` of the tower that is being built, or None.
+    """
+    return _WIDENED.opened(notes)
+
+
+def warn_once(graph: Any, path: str, said: str) -> None:
+    """Tells of a layer once, however often its model is called in towers.
+
+    Args:
+      graph: the `LayerGraph` of the model.
+      path: of the layer, "" outside of layers.
+      said: what is to be said of it.
+    """
+    told: set[str] = set()
+    for model in graph.models[:1]:
+        told = _warned.setdefault(model, told)
+    if path not in told:
+        told.add(path)
+        warnings.warn(said, UserWarning, stacklevel=2)
+
+
+def name_of(graph: Any, path: str) -> str:
+    """A layer's path, or outside of layers the model's name."""
+    return path or next((model.name for model in graph.models), "tower_fn")
+
+
+def refusal(asker: str) -> ValueError:
+    return ValueError(
+        "`jit_compile=True` makes each tower one XLA program, but "
+        f"{asker!r} makes ragged rows dense, as wide as the longest of all "
+        "towers. Expected a `shape` for `to_tensor`; or leave out "
+        "jit_compile=True."
+    )
+
+
+def _patches(notes: Callable[[], Any]) -> list[tuple[Any, str, Any]]:
+    dense, sparse = tf.RaggedTensor.to_tensor, tf.RaggedTensor.to_sparse
+
+    def to_tensor(
+        ragged: tf.RaggedTensor,
+        default_value: Any = None,
+        name: str | None = None,
+        shape: Any = None,
+    ) -> tf.Tensor:
+        sizes = _widened(ragged, shape, notes())
+        result = dense(ragged, default_value, name, sizes or shape)
+        if sizes:
+            known = [
+                x if isinstance(x, int) and x >= 0 else None for x in sizes
+            ]
+            result.set_shape(known)
+        return result
+
+    def to_sparse(
+        ragged: tf.RaggedTensor, name: str | None = None
+    ) -> tf.SparseTensor:
+        result = sparse(ragged, name)
+        sizes = _widened(ragged, None, notes())
+        if not sizes:
+            return result
+        shape = tf.stack([result.dense_shape[0], *sizes[1:]])
+        return tf.SparseTensor(result.indices, result.values, shape)
+
+    return [
+        (tf.RaggedTensor, "to_tensor", to_tensor),
+        (tf.RaggedTensor, "to_sparse", to_sparse),
+    ]
+
+
+_WIDENED = Shared(_patches)
+
+
+def _widened(ragged: tf.RaggedTensor, shape: Any, notes: Any) -> list[Any]:
+    """The sizes of a ragged tensor's axes, with those of the batch's longest.
+
+    Args:
+      ragged: of a tower.
+      shape: those that are asked for.
+      notes: the tower's, if there is one.
+
+    Returns:
+      An int or a scalar for each axis, -1 for rows; [] for those it has.
+    """
+    asked = _sizes(shape, ragged.shape.rank)
+    if notes is None or not all_towers.is_one_of_many() or asked is None:
+        return []
+    known = [
+        size if own is None else own for own, size in zip(asked, ragged.shape)
+    ]
+    wide = [i for i, size in enumerate(known) if i and size is None]
+    splits, here = ragged.nested_row_splits, tf.compat.v1.get_default_graph()
+    if not wide or all(tf.get_static_value(x) is not None for x in splits):
+        return []
+    if in_custom_gradient() or notes.body is not here:
+        _warn(notes)
+        return []
+    with on_host(device_here()):
+        own = tf.gather(ragged.bounding_shape(out_type=tf.int32), wide)
+        asker = name_of(notes.graph, notes.path)
+        widest = all_towers.met(_longest, (own[tf.newaxis],), asker)
+        sizes = tf.unstack(tf.cast(widest, splits[0].dtype), len(wide))
+    for i, size in zip(wide, sizes):
+        known[i] = size
+    return [-1, *known[1:]] if asked[0] is None else known
+
+
+def _longest(widths: tf.Tensor) -> tf.Tensor:  # [n, axes] -> [axes]
+    return tf.reduce_max(widths, 0)
+
+
+def _sizes(shape: Any, rank: int | None) -> list[Any] | None:
+    """What is asked of each axis, None for what it has; None if not known."""
+    if rank is None:
+        return None
+    if shape is None:
+        return [None] * rank
+    if isinstance(shape, tf.Tensor):
+        shape = tf.get_static_value(shape)
+        if shape is None:
+            return None
+        shape = shape.tolist()
+    if isinstance(shape, tf.TensorShape):
+        shape = [None] * rank if shape.rank is None else shape.as_list()
+    if len(shape) != rank:
+        return None  # which TensorFlow refuses
+    return [None if isinstance(x, int) and x < 0 else x for x in shape]
+
+
+def _warn(notes: Any) -> None:
+    graph, path = notes.graph, notes.path
+    warn_once(
+        graph,
+        path,
+        f"{name_of(graph, path)!r} makes ragged rows dense in a loop, a "
+        "tf.cond, a tf.function or a custom gradient, where other towers "
+        "cannot be asked: as wide as the longest of its tower's rows, not of "
+        "the batch. What averages over that width, or reads it in turn without "
+        "a mask, gives other numbers than the plain model. Make them dense "
+        "outside of it; or give `to_tensor` a `shape`.",
+    )

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from towers.foreign.containers import leaves
+from towers.foreign.tf_nodes import OWN
 
 _PASS = ("Identity", "IdentityN")  # output i is input i
 
@@ -89,9 +90,9 @@ def _source(tensor: tf.Tensor) -> tuple[Any, ...]:
 
 def _draws(op: tf.Operation) -> bool:
     """Whether an op is random, with a stream of its own."""
-    return op.op_def.is_stateful and any(
-        attribute.name == "seed" for attribute in op.op_def.attr
-    )
+    if not op.op_def.is_stateful:
+        return op.type.startswith("Stateless") and OWN in op.node_def.attr
+    return any(attribute.name == "seed" for attribute in op.op_def.attr)
 
 
 def applied(

@@ -109,14 +109,14 @@ def fingerprint(part: Part) -> tuple[Any, ...]:
 def can_be_copied(op: tf.Operation) -> bool:
     """Not where a copy would be something else than building it again.
 
-    Random ops have a seed each, a custom gradient speaks of the tensors that it
+    Random ops have a seed each, or numbers of their tower's, a custom gradient speaks of the tensors that it
     was made with, and the gradient of a loop or of a function's call changes the
     op that it is of.
     """
     return not (
         op.op_def.is_stateful
         or any("func" in attribute.type for attribute in op.op_def.attr)
-        or tf_nodes.GRADIENT in op.node_def.attr
+        or {tf_nodes.GRADIENT, tf_nodes.OWN} & {*op.node_def.attr}
     )
 
 

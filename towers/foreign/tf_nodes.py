@@ -25,6 +25,8 @@ CALLED = "_user_specified_name"
 HANDLE_SHAPES, HANDLE_DTYPES = "_handle_shapes", "_handle_dtypes"
 # An attribute of functions: that calls of one stay calls.
 NOT_INLINED = "_noinline"
+# Ours, of nodes: that a tower has made it of where it is among the towers.
+OWN = "_towers_own"
 
 _FUSED_CONVOLUTION = "_FusedConv2D"
 # Attributes of the convolution that is fused there with what follows on it.

@@ -111,3 +111,18 @@ def kept_by(layers: Sequence[keras.Layer]) -> Iterator[None]:
     finally:
         for layer, name, _, before in list(kept.tensors()):
             _put(layer, name, OneTowers(layer, name, before))
+
+
+@contextlib.contextmanager
+def as_before(layers: Sequence[keras.Layer]) -> Iterator[None]:
+    """Takes back what layers note in attributes of their own meanwhile."""
+    before = [dict(vars(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, attributes in zip(layers, before):
+            for name in set(vars(layer)) - set(attributes):
+                object.__delattr__(layer, name)
+            for name, value in attributes.items():
+                if vars(layer).get(name) is not value:
+                    object.__setattr__(layer, name, value)

@@ -6,15 +6,15 @@ the model is asked what it makes of an unknown number of rows. Likewise of one
 that puts a batch after another, where the order of rows would be lost.
 """
 
-import contextlib
 import weakref
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from towers.keras_model import checks, layer_graph, row_order
+from towers.keras_model.attributes import as_before
 from towers.keras_model.calls import ModelCall
 from towers.keras_model.request import Request
 
@@ -159,7 +159,7 @@ def _asked(
     """What `tell` says of each flat output of `rows`; of none if that fails."""
     model = graph.models[0]
     specs = [
-        _spec(x, alone, rows)
+        spec_of(x, alone, rows)
         for x, alone in zip(tf.nest.flatten(inputs), undivided)
     ]
     rest = [None if y is None else str(y.shape[1:]) for y in outputs]
@@ -208,29 +208,14 @@ def _traced(
             for y in tf.nest.flatten(outputs)
         ]
 
-    with _as_before(graph.layers):
+    with as_before(graph.layers):
         tf.function(call, autograph=False).get_concrete_function(
             *[spec for spec in specs if spec is not None]
         )
     return told
 
 
-@contextlib.contextmanager
-def _as_before(layers: Sequence[keras.Layer]) -> Iterator[None]:
-    """Takes back what layers note in attributes of their own meanwhile."""
-    before = [dict(vars(layer)) for layer in layers]
-    try:
-        yield
-    finally:
-        for layer, attributes in zip(layers, before):
-            for name in set(vars(layer)) - set(attributes):
-                object.__delattr__(layer, name)
-            for name, value in attributes.items():
-                if vars(layer).get(name) is not value:
-                    object.__setattr__(layer, name, value)
-
-
-def _spec(value: Any, alone: bool, rows: int | None) -> Any:
+def spec_of(value: Any, alone: bool, rows: int | None) -> Any:
     """What a leaf is, of so many rows, or any number; None stays.
 
     Of a whole one, axes of unknown size are 1: that size shows in an output,

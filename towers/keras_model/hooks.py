@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import errand, host
-from towers.foreign import keras_layers, keras_machine
+from towers.foreign import keras_layers, keras_machine, tf_random
 from towers.foreign.keras_layers import has_moments, is_stateful
 from towers.foreign.patches import patched
 from towers.keras_model import widths
@@ -32,6 +32,7 @@ class Notes:
       training: the phase that layers go by.
       stateless: what holds the values of variables.
       tower: its number.
+      draws: what it draws by seeds, see `draws.Own`; None leaves that alone.
       home: the tower's device.
       device: that of the pinned layer whose call it is in, if it is in one.
       scopes: the name scopes of the calls that it is in, outermost first.
@@ -47,8 +48,10 @@ class Notes:
         training: bool | None,
         stateless: Any,
         tower: int = 0,
+        draws: Any = None,
     ):
         self.tower = tower
+        self.draws = draws
         self.home = host.device_here()
         self.device: str | None = None
         self.training = training
@@ -60,9 +63,18 @@ class Notes:
         self.graph = graph
         self.body = tf.compat.v1.get_default_graph()
 
-    def again(self, stateless: Any, scopes: Sequence[str]) -> "Notes":
+    @property
+    def path(self) -> str:
+        """That of the layer whose call it is in."""
+        return self.scopes[-1][len(self.scopes[0]) : -1]
+
+    def again(
+        self, stateless: Any, scopes: Sequence[str], draws: Any
+    ) -> "Notes":
         """Other notes of the same tower, in the calls of `scopes`."""
-        notes = Notes(self.graph, "", self.training, stateless, self.tower)
+        notes = Notes(
+            self.graph, "", self.training, stateless, self.tower, draws
+        )
         notes.scopes = list(scopes)
         notes.home, notes.device = self.home, self.device
         return notes
@@ -158,6 +170,7 @@ def hooked(graph: Any) -> Iterator[None]:
             patched(*shadows),
             keras_machine.asks_device(_device, host.on_host),
             widths.of_batch(_notes.get),
+            tf_random.asks(_seeds, _drawn),
         ):
             yield
     finally:
@@ -170,6 +183,30 @@ def _device() -> str | None:
     if notes is None or tf.executing_eagerly():
         return None
     return host.device_here() or notes.device or notes.home
+
+
+def _drawing() -> Notes | None:
+    """The notes of a tower that draws here and now, for itself."""
+    notes = _notes.get()
+    if notes is None or notes.draws is None or errand.is_run():
+        return None
+    return notes if tf_random.is_made_in(notes.draws.root) else None
+
+
+def _seeds(get_seed: Function, op_seed: Any) -> Any:
+    """The seeds of a random op; a tower may have others than the batch."""
+    notes = _drawing()
+    if notes is None:
+        return get_seed(op_seed)
+    return notes.draws.seeds(notes.path, get_seed, op_seed)
+
+
+def _drawn(name: str, by: str, original: Function, given: Any) -> Any:
+    """What a stateless function draws; a tower may draw its rows of it."""
+    notes = _drawing()
+    if notes is None:
+        return original(**given)
+    return notes.draws.drawn(notes.path, name, by, original, given)
 
 
 def _placed(graph: Any, layer: Any, original: Function) -> Function:

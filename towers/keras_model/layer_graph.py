@@ -6,16 +6,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.engine.draws import STREAM
 from towers.engine.host import host_of
 from towers.foreign import keras_layers
 from towers.foreign.keras_layers import all_layers, unique
 from towers.foreign.keras_saving import TemplateProxy
 from towers.keras_model import merge_rules, pins
 from towers.keras_model.moments import is_pooled
-
-# Towers draw from streams this far apart, so that neighbouring seeds of two
-# layers do not meet: 2**32 over the golden ratio, below 2**31 after `floormod`.
-_STREAM = 1_640_531_527
 
 
 class LayerGraph:
@@ -168,7 +165,7 @@ class LayerGraph:
 
     def stream(self, index: int, value: tf.Tensor, tower: int) -> tf.Tensor:
         """The seed state [seed, counter] of one tower; tower 0 has the own."""
-        return value + tf.constant([tower * _STREAM, 0], value.dtype)
+        return value + tf.constant([tower * STREAM, 0], value.dtype)
 
     def regularization_loss(self, index: int, home: Any) -> tf.Tensor | None:
         """A variable's weight regulariser, computed where it lives."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ def replayed(
     scope: str,
     tower_fn: Callable[..., Any] | None = None,
     tower: int = 0,
+    draws: Any = None,
 ) -> Replay:
     """Calls a model with `values` for its variables, changing none.
 
@@ -64,9 +66,10 @@ def replayed(
       scope: an absolute name scope, with its slash.
       tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
       tower: which one, for layers with a device in each.
+      draws: what it draws by seeds that other towers have too.
     """
     stateless = Values(graph.variables, values)
-    notes = hooks.Notes(graph, scope, training, stateless, tower)
+    notes = hooks.Notes(graph, scope, training, stateless, tower, draws)
     with tf.name_scope(scope), opened(notes):
         if tower_fn is not None:
             outputs = tower_fn(graph.model, inputs)
@@ -213,11 +216,13 @@ def opened(notes: hooks.Notes) -> Iterator[None]:
             keras_layers.keras_context(),
         )
         scopes = list(notes.scopes)
+        counts = notes.draws and Counter(notes.draws.counts)
 
         @contextlib.contextmanager
         def resumed() -> Iterator[None]:
             # What a backward pass computes again is noted already.
-            again = notes.again(scope.as_it_is(), scopes)
+            draws = notes.draws and notes.draws.again(counts)
+            again = notes.again(scope.as_it_is(), scopes, draws)
             with context(), hooks.hooked(notes.graph), opened(again):
                 yield
 

@@ -9,9 +9,12 @@ import tensorflow as tf
 
 from towers.engine import all_towers, warned
 from towers.engine.calls import How
+from towers.engine.draws import Place
 from towers.engine.forward import run_towers
 from towers.foreign import keras_layers, tf_autograph
 from towers.keras_model import (
+    drawn_shapes,
+    draws,
     hooks,
     layer_graph,
     row_order,
@@ -51,13 +54,21 @@ def forward(
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
     scopes = [tower.scope for tower in towers]
+    fed, divided, phase = shards.fed[0], shards.divided, request.training
+    places = _places(shards)
+
+    def looked(tower_fn: Callable[..., Any] | None) -> Any:
+        return drawn_shapes.of_many_rows(
+            graph, copies[0], fed, divided, phase, tower_fn
+        )
 
     def built(talk: bool, how: How) -> list[Any]:
+        look = draws.Look(looked, how is How.COMPILED)
         return run_towers(
             [
                 pure_tower(
                     *(graph, tower.index, tower.scope, request, homes),
-                    *(shards.divided, tower),
+                    *(divided, tower, places[tower.index], look),
                 )
                 for tower in towers
             ],
@@ -86,6 +97,13 @@ def forward(
     return replays, {i for i, _ in shared}
 
 
+def _places(shards: Shards) -> list[Place]:
+    """Where in the batch each tower's rows are."""
+    ranges = shards.ranges
+    total = sum(ranges.true) if ranges.are_known else shards.rows
+    return [Place(i, start, total) for i, start in enumerate(ranges.starts)]
+
+
 def pure_tower(
     graph: layer_graph.LayerGraph,
     index: int,
@@ -93,7 +111,9 @@ def pure_tower(
     request: Request,
     devices: Sequence[str],
     divided: Sequence[bool],
-    tower: Any = None,
+    tower: Any,
+    place: Place,
+    look: draws.Look,
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors.
 
@@ -113,9 +133,14 @@ def pure_tower(
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
         before = len(operations())
+        drawn = draws.Own(place, look, tower_fn)
+        drawn.set_apart([copies[i] for i in graph.seeds], shard, divided)
         replay = replayed(
-            graph, copies, shard, request.training, scope, tower_fn, index
+            *(graph, copies, shard, request.training, scope),
+            *(tower_fn, index, drawn),
         )
+        if place.index == 0:
+            drawn.check(scope)
         moments = packed(graph, devices, replay.moments, index)
         told = besides_moments(graph, replay.state, replay.moments)
         aside = tf.nest.map_structure(

@@ -1,0 +1,200 @@
+"""drawn_shapes: which axes of what a model draws are rows, by a call of MANY.
+
+As many rows as that no other axis has, so that it shows in the shapes, where a
+tower may take the number of its rows for a constant, which no op shows.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import all_towers
+from towers.foreign import tf_random
+from towers.keras_model import checks, layer_graph, row_order
+from towers.keras_model.attributes import as_before
+from towers.keras_model.batchless import spec_of
+from towers.keras_model.replay import replayed
+from towers.verbs.split import open_spec
+
+# A layer's path, the kind of its draw, and which one of those it is.
+Key = tuple[str, str, int]
+STATEFUL = "op"  # the kind of all ops with a state
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What is drawn of MANY rows.
+
+    Attributes:
+      axes: those with rows; None if that is not known.
+      of_row: so many in the first of them for each row.
+      by_row: whether a loop over rows draws it.
+    """
+
+    axes: tuple[int, ...] | None
+    of_row: int = 1
+    by_row: bool = False
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one for the whole batch."""
+        return self.axes == () and not self.by_row
+
+    @property
+    def is_once(self) -> bool:
+        """Whether it is drawn once, with rows in one of its axes."""
+        return len(self.axes or ()) == 1 and not self.by_row
+
+    @staticmethod
+    def of(tensors: Iterable[tf.Tensor]) -> "Drawn":
+        """What an op has drawn; several, if it was made again in a loop's place."""
+        each = [Drawn._of(x) for x in tensors]
+        with_rows = [x for x in each if x.axes != () or x.by_row]
+        return next(iter([*with_rows, *each]), Drawn(None))
+
+    @staticmethod
+    def _of(tensor: tf.Tensor) -> "Drawn":
+        shape = tensor.shape
+        by_row = any(
+            _counts_rows(op, condition)
+            for op, condition in tf_random.loops_around(tensor.graph)
+        )
+        if shape.rank is None or None in shape:
+            return Drawn(None, 1, by_row)
+        axes = tuple(a for a, n in enumerate(shape) if n and _is_rows(n))
+        of_row = shape[axes[0]] // row_order.MANY if axes else 1
+        return Drawn(axes, of_row, by_row)
+
+
+def _is_rows(n: Any) -> bool:
+    return n > 0 and n % row_order.MANY == 0
+
+
+def _counts_rows(loop: tf.Operation, condition: Any) -> bool:
+    """Whether a loop is one over MANY rows, by the numbers that it goes by."""
+    inside = [x for op in condition.get_operations() for x in op.outputs]
+    return any(
+        _is_rows(number)
+        for x in [*loop.inputs, *inside]
+        for number in _numbers(x)
+    )
+
+
+def _numbers(count: tf.Tensor) -> Iterator[int]:
+    """A whole number that is known, or those that it is made of."""
+    todo, seen = [count], set[int]()
+    while todo:
+        x = todo.pop()
+        if id(x) in seen or not (x.dtype.is_integer and x.shape.rank == 0):
+            continue
+        seen.add(id(x))
+        value = tf.get_static_value(x)
+        if value is None and x.op.type == "StridedSlice":  # of a shape
+            shape, begin = map(tf.get_static_value, x.op.inputs[:2])
+            if shape is not None and begin is not None:
+                value = shape[tuple(begin)]
+        if value is None:
+            todo += tf_random.taken(x)
+        else:
+            yield int(value)
+
+
+class Open:
+    """Notes what a model draws, in a graph that is never run."""
+
+    def __init__(self) -> None:
+        self.root = tf.compat.v1.get_default_graph()
+        self.counts: Counter[Any] = Counter()
+        self._stateless: dict[Key, tf.Tensor] = {}
+        self._stateful: list[tuple[Key, Any]] = []
+
+    def again(self, counts: Counter[Any]) -> "Open":
+        """What notes nothing more: a backward pass, which nobody asks for."""
+        return Open()
+
+    def seeds(self, path: str, get_seed: Any, op_seed: Any) -> tuple[int, int]:
+        graph = tf.compat.v1.get_default_graph()
+        self._stateful.append((key_of(self.counts, path, STATEFUL), graph))
+        return row_order.MANY, len(self._stateful)
+
+    def drawn(
+        self, path: str, name: str, by: str, original: Any, given: Any
+    ) -> tf.Tensor:
+        result = original(**given)
+        self._stateless[key_of(self.counts, path, name)] = result
+        return result
+
+    def shapes(self) -> dict[Key, Drawn]:
+        """By draw; to be asked when all is made."""
+        made: dict[tuple[int, int], list[tf.Tensor]] = {}
+        graphs = {id(graph): graph for _, graph in self._stateful}
+        for k, graph in graphs.items():
+            for op in graph.get_operations():
+                # Of what a sampler returns besides, some is of the rows.
+                if tf_random.is_seeded(op):
+                    number = k, op.get_attr("seed2")
+                    made.setdefault(number, []).append(op.outputs[-1])
+        of_ops = {
+            key: Drawn.of(made.get((id(graph), i + 1), ()))
+            for i, (key, graph) in enumerate(self._stateful)
+        }
+        others = {key: Drawn.of([x]) for key, x in self._stateless.items()}
+        return {**of_ops, **others}
+
+
+def key_of(counts: Counter[Any], path: str, kind: str) -> Key:
+    counts[path, kind] += 1
+    return path, kind, counts[path, kind]
+
+
+def of_many_rows(
+    graph: layer_graph.LayerGraph,
+    copies: Sequence[tf.Tensor],
+    shard: Any,
+    divided: Sequence[bool],
+    training: bool | None,
+    tower_fn: Callable[..., Any] | None,
+) -> dict[Key, Drawn] | None:
+    """What is drawn, by draw; None if the model cannot say.
+
+    The model is called once more, in a graph that is never run.
+
+    Args:
+      graph: names the variables; `hooked`.
+      copies, shard: what a tower is given.
+      divided: for each leaf whether it is of the tower's rows, or whole.
+      training: the phase.
+      tower_fn: what the tower calls.
+    """
+    shapes: dict[Key, Drawn] = {}
+
+    def call(copies: list[tf.Tensor], shard: Any) -> None:
+        drawn = Open()
+        replayed(graph, copies, shard, training, "drawn/", tower_fn, 0, drawn)
+        shapes.update(drawn.shapes())
+
+    leaves = zip(tf.nest.flatten(shard), divided)
+    specs = [spec_of(x, not mine, row_order.MANY) for x, mine in leaves]
+
+    def traced() -> None:
+        with (
+            all_towers.alone(),
+            as_before(graph.layers),
+            tf_random.nothing_drawn(),
+        ):
+            tf.function(call, autograph=False).get_concrete_function(
+                [
+                    open_spec(x, i in graph.row_states)
+                    for i, x in enumerate(copies)
+                ],
+                tf.nest.pack_sequence_as(shard, specs),
+            )
+
+    try:
+        checks.eagerly(traced)  # in a thread, where no layer is being called
+    except Exception:  # whatever the user's layers raise
+        return None
+    return shapes

@@ -3,7 +3,8 @@
 It has no public words for the mask and the logits of a tensor (`_keras_mask`,
 `_keras_logits`); for what a batch norm saw (`_moments`) and how it
 renormalises (`_update_renorm_statistics`), the training phase of a call
-(`_get_call_context`), how many rows a stateful RNN keeps a state for
+and what else layers pass on to those that they call (`_get_call_context`,
+`_call_context_args`, `_register_call_context_args`), how many rows a stateful RNN keeps a state for
 (`_expected_batch_size`), all nested layers (`_flatten_layers`), the losses that
 it added itself (`_loss_ids`), and the metrics
 that are attributes, without those of `compile` (`_metrics`); for the variable
@@ -80,6 +81,29 @@ def activation(output: Any) -> str | None:
         return None  # eager tensors do not know where they come from
     kind = output.op.type
     return kind if kind in ("Softmax", "Sigmoid") else None
+
+
+def context_arguments(layer: keras.Layer) -> set[str]:
+    """Arguments of a call, beside the phase, that reach the layers inside.
+
+    A layer registers them, since Keras 3.12, and need not have them in its `call`.
+    """
+    return getattr(layer, "_call_context_args", set()) - {"training"}
+
+
+def take_context(wrapper: keras.Layer, layer: keras.Layer) -> None:
+    """Registers for the calls of a wrapper what the layer has registered."""
+    names = context_arguments(layer)
+    if names:
+        wrapper._register_call_context_args(*names)
+
+
+def context_values(layer: keras.Layer) -> dict[str, Any]:
+    """What the calls under way pass on to a layer, beside the phase."""
+    values = dict(vars(layer._get_call_context()))
+    for name in ("entry_layer", "training"):
+        values.pop(name, None)
+    return values
 
 
 def scope_here() -> keras.StatelessScope | None:

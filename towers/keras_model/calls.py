@@ -175,18 +175,23 @@ def model_call(
 
 
 def call_signature(model: keras.Model) -> inspect.Signature:
-    """That of a model's `call`, and a phase, which Keras takes of any."""
+    """That of a model's `call`, and what else Keras takes of a call of it.
+
+    That is a phase, of any model, and what the model has registered.
+    """
     signature = inspect.signature(model.call)
     parameters = list(signature.parameters.values())
-    if "training" not in signature.parameters:
-        phase = inspect.Parameter(
-            "training", inspect.Parameter.KEYWORD_ONLY, default=None
-        )
-        last = parameters[-1:]
-        if last and last[0].kind is inspect.Parameter.VAR_KEYWORD:
-            parameters[-1:] = [phase, *last]
-        else:
-            parameters.append(phase)
+    others = ["training", *sorted(keras_layers.context_arguments(model))]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in others
+        if name not in signature.parameters
+    ]
+    last = parameters[-1:]
+    if last and last[0].kind is inspect.Parameter.VAR_KEYWORD:
+        parameters[-1:] = [*more, *last]
+    else:
+        parameters += more
     return signature.replace(parameters=parameters)
 
 

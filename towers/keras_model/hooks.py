@@ -63,11 +63,6 @@ class Notes:
         self.graph = graph
         self.body = tf.compat.v1.get_default_graph()
 
-    @property
-    def path(self) -> str:
-        """That of the layer whose call it is in."""
-        return self.scopes[-1][len(self.scopes[0]) : -1]
-
     def again(
         self, stateless: Any, scopes: Sequence[str], draws: Any
     ) -> "Notes":

@@ -41,6 +41,7 @@ class TowerCalls:
           The gathered outputs.
         """
         self.ran = True
+        _check_context(layer, keras_layers.context_values(layer))
         if tf.executing_eagerly():
             self._model.renew_functions()
             given = Given()
@@ -96,7 +97,9 @@ class TowerCalls:
 
         function = tf.function(step, autograph=False, reduce_retracing=True)
         try:
-            key = (id(layer), call.kind, self._model.jit_towers, given.key)
+            context = tuple(keras_layers.context_values(layer).items())
+            how = (self._model.jit_towers, given.key, context)
+            key = (id(layer), call.kind, how)
             return self._functions.setdefault(key, (function, effects))
         except TypeError:  # an argument has no hash
             return function, effects
@@ -131,3 +134,19 @@ class _Effects:
 
     adders: list[keras.Layer] = dataclasses.field(default_factory=list)
     updated: list[Any] = dataclasses.field(default_factory=list)
+
+
+def _check_context(layer: keras.Layer, context: dict[str, Any]) -> None:
+    """Raises if what the layers around pass on has rows, which no tower gets."""
+    for name, value in context.items():
+        if name in keras_layers.context_arguments(layer):
+            continue  # in the call, too, and shared by rows
+        shapes = [getattr(x, "shape", ()) for x in tf.nest.flatten(value)]
+        if any(tf.TensorShape(shape).rank != 0 for shape in shapes):
+            raise ValueError(
+                f"The layers inside {layer.name!r} would get {name!r} from the "
+                "call that it is in, a tensor that may have rows, but no "
+                "tower gets its rows of that. Expected "
+                f"{layer.name}._register_call_context_args({name!r}), before the "
+                "model is given to towers, or a value without axes."
+            )

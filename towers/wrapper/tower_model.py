@@ -157,6 +157,7 @@ class TowerModel(TowerFunctions):
             object.__setattr__(self, "call", call)
         # The template converts its inputs itself, on the tower.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
+        keras_layers.take_context(self, model)
         self.placement = placement
         self.merge = merge
         self.loss_on_towers = loss_on_towers
@@ -267,11 +268,10 @@ class TowerModel(TowerFunctions):
                 with keras_layers.out_of(self):
                     self.template(*args, **kwargs)
                 self.tower_calls.placed.place_new(self)
-            if (
-                "training"
-                not in inspect.signature(self.template.call).parameters
-            ):
-                kwargs.pop("training", None)
+            taken = inspect.signature(self.template.call).parameters
+            context = keras_layers.context_arguments(self.template)
+            for name in {"training", *context} - {*taken}:
+                kwargs.pop(name, None)
             return self.template.compute_output_spec(*args, **kwargs)
         return super().compute_output_spec(*args, **kwargs)
 

@@ -186,7 +186,7 @@ class EqualityTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             graph.outputs._keras_mask, model(x)._keras_mask
         )
-        constant = layers.Lambda(lambda x: x, mask=tf.ones([2, 3]))
+        constant = layers.Lambda(lambda x: x, mask=tf.ones([5, 3]))
         model = keras.Sequential([keras.Input([3]), constant])
         with self.assertRaisesRegex(ValueError, "is a constant.*compute_mask"):
             towers.build_towers(model, tf.ones([2, 3]), placement(2))

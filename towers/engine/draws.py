@@ -20,11 +20,13 @@ class Place:
     Attributes:
       index: which tower it is.
       start: its first row, a Python int or an int32 scalar.
+      fed: how many rows it has, likewise.
       total: the batch's rows: one int, or int32 [n_towers] of each tower's.
     """
 
     index: int
     start: Any
+    fed: Any
     total: Any
 
 

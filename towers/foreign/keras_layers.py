@@ -39,6 +39,14 @@ def get_mask(tensor: Any) -> tf.Tensor | None:
     return getattr(tensor, "_keras_mask", None)
 
 
+def is_mask_of_argument(layer: keras.Layer, name: str) -> bool:
+    """Whether Keras gives the mask of an argument of `call` by this name."""
+    argument = name.removesuffix("_mask")
+    return argument != name and argument in getattr(
+        layer, "call_signature_parameters", ()
+    )
+
+
 def set_mask(tensor: Any, mask: Any) -> None:
     """Attaches a Keras mask to a tensor."""
     set_notes(tensor, [{"mask": mask}])

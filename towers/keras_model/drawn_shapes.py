@@ -105,6 +105,8 @@ def _numbers(count: tf.Tensor) -> Iterator[int]:
 class Open:
     """Notes what a model draws, in a graph that is never run."""
 
+    place = None  # it is no tower
+
     def __init__(self) -> None:
         self.root = tf.compat.v1.get_default_graph()
         self.counts: Counter[Any] = Counter()

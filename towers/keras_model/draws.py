@@ -70,13 +70,15 @@ class Own:
       tower_fn: what it calls.
 
     Attributes:
+      place: the tower's.
+      root: its graph.
       counts: of the draws so far.
     """
 
     def __init__(
         self, place: Place, look: Look, tower_fn: Callable[..., Any] | None
     ):
-        self._place, self._look, self._tower_fn = place, look, tower_fn
+        self.place, self._look, self._tower_fn = place, look, tower_fn
         self._apart: set[Any] = set()
         self.root = tf.compat.v1.get_default_graph()
         self._before = len(self.root.get_operations())
@@ -117,7 +119,7 @@ class Own:
             return seeds
         seeds = self._look.first.setdefault(key, seeds)
         if not self._at(key).is_one:
-            seeds = own_seed(seeds, tf_random.MOST, self._place)
+            seeds = own_seed(seeds, tf_random.MOST, self.place)
         elif self._look.is_compiled:
             warnings.warn(
                 f"{_layer(path)} draws by an op with a seed what has no rows, one "
@@ -155,10 +157,10 @@ class Own:
             result = rows_of_whole(
                 lambda shape: original(**{**given, "shape": shape}),
                 tf.convert_to_tensor(given["shape"]),
-                *(drawn.axes[0], drawn.of_row, self._place),
+                *(drawn.axes[0], drawn.of_row, self.place),
             )
         else:
-            result = original(**{**given, by: own_key(seed, self._place)})
+            result = original(**{**given, by: own_key(seed, self.place)})
         tf_random.mark(result)  # no copy of this tower has the same
         return result
 

@@ -16,6 +16,7 @@ from towers.foreign import keras_layers, keras_machine, tf_random
 from towers.foreign.keras_layers import has_moments, is_stateful
 from towers.foreign.patches import patched
 from towers.keras_model import widths
+from towers.keras_model.fixed_rows import Masks, noise_of_rows
 from towers.keras_model.moments import Moments, is_pooled, met
 
 Function = Callable[..., Any]
@@ -33,6 +34,7 @@ class Notes:
       stateless: what holds the values of variables.
       tower: its number.
       draws: what it draws by seeds, see `draws.Own`; None leaves that alone.
+      masks: those that are constants, if it is a tower.
       home: the tower's device.
       device: that of the pinned layer whose call it is in, if it is in one.
       scopes: the name scopes of the calls that it is in, outermost first.
@@ -52,6 +54,7 @@ class Notes:
     ):
         self.tower = tower
         self.draws = draws
+        self.masks = Masks(self.place) if self.place else None
         self.home = host.device_here()
         self.device: str | None = None
         self.training = training
@@ -62,6 +65,11 @@ class Notes:
         self.sums: list[tf.Tensor] = []
         self.graph = graph
         self.body = tf.compat.v1.get_default_graph()
+
+    @property
+    def place(self) -> Any:
+        """Where the tower's rows are; None if that is not asked for."""
+        return self.draws and self.draws.place
 
     def again(
         self, stateless: Any, scopes: Sequence[str], draws: Any
@@ -213,10 +221,14 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
         if notes is None:
             return original(*args, **kwargs)
         scopes, outer = notes.scopes, notes.device
+        if notes.masks is not None:
+            kwargs = notes.masks.given(layer, kwargs)
+        phase = kwargs.get("training", notes.training)
+        noised = noise_of_rows(layer, args, phase, notes.place)
         device = graph.device_of(layer, notes.tower)
         scopes.append(f"{scopes[-1]}{layer.name}/")
         try:
-            with tf.name_scope(scopes[-1]):
+            with tf.name_scope(scopes[-1]), noised:
                 if device in (None, outer):
                     outputs = original(*args, **kwargs)
                 else:
@@ -233,6 +245,19 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
         return outputs
 
     return call
+
+
+def _masked(graph: Any, layer: Any, original: Function) -> Function:
+    """A layer's masks, of the tower's rows."""
+
+    @functools.wraps(original)
+    def masks(*args: Any, **kwargs: Any) -> Any:
+        found, notes = original(*args, **kwargs), Notes.of(graph)
+        if notes is None or notes.masks is None:
+            return found
+        return notes.masks.of(layer, found)
+
+    return masks
 
 
 def _phased(graph: Any, layer: Any, original: Function) -> Function:
@@ -307,6 +332,7 @@ def _unchecked(graph: Any, variable: Any, original: Function) -> Function:
 HOOKS: list[tuple[Callable[[Any], bool], str, Callable[..., Any]]] = [
     (lambda layer: True, keras_layers.CALL_CONTEXT, _phased),
     (lambda layer: True, "call", _placed),
+    (lambda layer: True, "compute_mask", _masked),
     (has_moments, keras_layers.MOMENTS, _noted),
     (
         lambda layer: layer.activity_regularizer is not None,

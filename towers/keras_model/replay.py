@@ -283,9 +283,9 @@ def as_tensor(value: Any) -> Any:
     if mask is not None and hasattr(mask, "numpy"):
         raise ValueError(
             "An output has a mask that is a constant, of shape "
-            f"{tuple(mask.shape)}, which is not split with the batch. Expected "
-            "one that is computed of the inputs: by a layer's `compute_mask`, "
-            "or a function as a Lambda's `mask`."
+            f"{tuple(mask.shape)}, but the batch has another number of rows. "
+            "Expected one of its rows, or one that is computed of the inputs: by "
+            "a layer's `compute_mask`, or a function as a Lambda's `mask`."
         )
     keras_layers.set_notes(tensor, [{"mask": mask}])
     return tensor

@@ -101,7 +101,10 @@ def _places(shards: Shards) -> list[Place]:
     """Where in the batch each tower's rows are."""
     ranges = shards.ranges
     total = sum(ranges.true) if ranges.are_known else shards.rows
-    return [Place(i, start, total) for i, start in enumerate(ranges.starts)]
+    return [
+        Place(i, start, fed, total)
+        for i, (start, fed) in enumerate(zip(ranges.starts, ranges.fed))
+    ]
 
 
 def pure_tower(

@@ -170,7 +170,9 @@ class Own:
         Args:
           scope: of the tower, with its slash.
         """
-        ops = self.root.get_operations()[self._before :]
+        made = self.root.get_operations()[self._before :]
+        # Not those that it makes for all towers.
+        ops = [op for op in made if op.name.startswith(scope)]
         given = None if self._look.is_compiled else self._look.given
         for name in tf_random.missed(ops, given):
             path = name.removeprefix(scope).rpartition("/")[0]

@@ -146,7 +146,7 @@ class Batches:
         self._read = read
 
     def __iter__(self) -> Iterator[BatchPerTower]:
-        with watched():
+        with watched(self._read.devices):
             iterators = self._read.begun()
         while True:
             try:

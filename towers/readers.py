@@ -39,7 +39,7 @@ class Read:
     def by(cls, dataset_fn: Callable[..., Any], where: Placement) -> "Read":
         devices = [host_of(device) for device in where.devices]
         datasets = []
-        with watched():
+        with watched(devices):
             for i, device in enumerate(where.devices):
                 tower = Tower(i, device, f"tower_{i}/", None)
                 with tf.init_scope(), tf.device(devices[i]):
@@ -49,12 +49,12 @@ class Read:
 
     @functools.cached_property
     def iterators(self) -> list[Any]:
-        with watched():
+        with watched(self.devices):
             return self.begun()
 
     def restart(self) -> None:
         """Begins anew with the same iterators, and waits until all have."""
-        with watched(), tf.device(HOST_HERE):
+        with watched(self.devices), tf.device(HOST_HERE):
             self._restarted().numpy()
 
     @functools.cached_property
@@ -108,7 +108,7 @@ class Read:
                 return self._functions[i][0](iterators[i])
 
         n = len(iterators)
-        with watched(), self._named():
+        with watched(self.devices), self._named():
             with futures.ThreadPoolExecutor(n) as pool:
                 found, there = zip(*pool.map(look, range(n)))
             with tf.device(HOST_HERE):
@@ -183,10 +183,14 @@ def key(devices: Sequence[str]) -> tuple[Any, ...]:
     return tuple(devices), cluster and cluster.starts(devices)
 
 
-def watched() -> contextlib.AbstractContextManager[None]:
-    """While open, what a lost worker raises is told as such."""
+def watched(
+    devices: Sequence[str],
+) -> contextlib.AbstractContextManager[None]:
+    """While open, what a lost worker raises is told as such, if these need one."""
     cluster = clusters.connected()
-    return contextlib.nullcontext() if cluster is None else cluster.watch()
+    if cluster is None or all(clusters.task_of(d) is None for d in devices):
+        return contextlib.nullcontext()
+    return cluster.watch()
 
 
 def _dataset(dataset_fn: Callable[..., Any], tower: Tower) -> tf.data.Dataset:

@@ -146,6 +146,8 @@ class ConnectingTest(absltest.TestCase):
         model = towers.TowerModel(network(), towers.Placement(here))
         close(taught(model), PLAIN)
         close(taught(network()), PLAIN)
+        read = towers.per_tower(lambda _: tf.data.Dataset.range(4).batch(2))
+        self.assertLen(list(read.batches(towers.Placement(here))), 2)
         self.assertTrue(cluster.update())
         self.assertEqual(cluster.devices(), [devices[0], devices[2]])
         with cluster.watch():

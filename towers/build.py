@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -24,6 +25,7 @@ from towers.keras_model.parameters import Home
 from towers.keras_model.request import Request
 from towers.keras_model.state import Before, merge_state
 from towers.keras_model.tower import forward
+from towers.keras_model.whole_call import refused_as_given
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
 from towers.verbs.batch import (
@@ -237,11 +239,22 @@ def _in_graph(model: Any, batch: Batch, request: Request) -> TowerGraph:
         checks.ensure_called(model, request.tower_fn)
     graph = _layer_graph(model, request)
     homes, penalties = _homes(graph, request.placement)
-    with checks.phase_known(request.training):
+    with checks.phase_known(request.training), _as_given(graph, batch, request):
         built = assemble(graph, homes, penalties, batch, request)
     if v1_graph.in_v1_graph() and not Given().is_open:
         return v1_graph.settled(graph, built)
     return built
+
+
+def _as_given(
+    graph: layer_graph.LayerGraph, batch: Batch, request: Request
+) -> AbstractContextManager[None]:
+    """While open, Keras speaks of the shape that was given, not of a shard's."""
+    if request.users_fn is not None or batch.each is not None:
+        return nullcontext()
+    return refused_as_given(
+        graph.models[0], batch.nest, request.training, request.tower_fn
+    )
 
 
 def _layer_graph(model: Any, request: Request) -> layer_graph.LayerGraph:

@@ -60,6 +60,8 @@ def said(call):
     return ""
 
 
+# What is greedy takes it from the rows, and a test of towers is told so.
+@pytest.mark.filterwarnings("ignore:.*greedy. takes a width:UserWarning")
 class MemoryTest(parameterized.TestCase):
     @parameterized.parameters(
         lambda m: m.fit(X, Y, batch_size=6, shuffle=False, verbose=0),

@@ -13,8 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.keras_model import checks, layer_graph, row_order
-from towers.keras_model.attributes import as_before
+from towers.keras_model import layer_graph, row_order, whole_call
 from towers.keras_model.calls import ModelCall
 from towers.keras_model.request import Request
 
@@ -168,51 +167,12 @@ def _asked(
     known = _told.setdefault(model, {})
     if key not in known:
         try:
-            known[key] = checks.eagerly(
-                lambda: _traced(graph, inputs, specs, training, call, tell)
+            known[key] = whole_call.told(
+                model, inputs, specs, training, call, tell
             )
         except Exception:  # whatever the user's layers raise
             known[key] = []
     return known[key] if len(known[key]) == len(outputs) else []
-
-
-def _traced(
-    graph: layer_graph.LayerGraph,
-    inputs: Any,
-    specs: Sequence[Any],
-    training: bool | None,
-    model_call: Callable[..., Any] | None,
-    tell: Callable[[Any], Any],
-) -> list[Any]:
-    """What `tell` says of what a model returns, called once more, on specs.
-
-    Unlike `compute_output_spec` this calls it as towers do: with the phase,
-    and with the casts of mixed precision.
-    """
-    model = graph.models[0]
-    told: list[Any] = []
-
-    def call(*leaves: Any) -> None:
-        given = iter(leaves)
-        nest = tf.nest.pack_sequence_as(
-            inputs, [None if s is None else next(given) for s in specs]
-        )
-        named = {} if training is None else {"training": training}
-        with keras.StatelessScope():
-            if model_call is not None:
-                outputs = model_call(model, nest)
-            else:
-                outputs = model(nest, **named)
-        told[:] = [
-            None if y is None else tell(tf.convert_to_tensor(y))
-            for y in tf.nest.flatten(outputs)
-        ]
-
-    with as_before(graph.layers):
-        tf.function(call, autograph=False).get_concrete_function(
-            *[spec for spec in specs if spec is not None]
-        )
-    return told
 
 
 def spec_of(value: Any, alone: bool, rows: int | None) -> Any:

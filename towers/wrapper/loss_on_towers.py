@@ -8,6 +8,7 @@ import tensorflow as tf
 from towers.build import build_towers
 from towers.foreign.keras_compile import Compiled
 from towers.keras_model import checks
+from towers.keras_model.whole_call import refused_as_given
 from towers.verbs.batch import checked_batch, whole_paths
 from towers.verbs.parcels import packed, unpacked
 from towers.wrapper import loss_parts
@@ -54,16 +55,17 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
             sums += loss_parts.metric_sums(made.metrics, y, y_pred, weights)
         return packed(sums), divisors
 
-    graph = build_towers(
-        model.template,
-        (x, y, weights),
-        where,
-        training,
-        merge="sum",
-        tower_fn=on_tower,
-        whole=whole_of_data(model),
-        jit_compile=model.jit_towers,
-    )
+    with refused_as_given(model.template, x, training, None):
+        graph = build_towers(
+            model.template,
+            (x, y, weights),
+            where,
+            training,
+            merge="sum",
+            tower_fn=on_tower,
+            whole=whole_of_data(model),
+            jit_compile=model.jit_towers,
+        )
     graph.apply_updates()
     parcels, divisors = graph.outputs
     shapes = [tf.TensorShape([losses])] * bool(losses)

@@ -1,5 +1,6 @@
 """boundary: what a tower takes and hands out, and the gradient in between."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,21 @@ from towers.foreign.tf_gradients import followed
 
 # What has a device, but not that of what it hands out.
 _FROM_ELSEWHERE = ("Placeholder", "ReadVariableOp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A variable of TensorFlow's that a layer reads past the tower's arguments.
+
+    Attributes:
+      variable: it.
+      layer: what holds it.
+      frozen: whether nobody wants its gradient.
+    """
+
+    variable: tf.Variable
+    layer: str
+    frozen: bool
 
 
 def leaves(nest: Any) -> list[tf.Tensor]:
@@ -116,14 +132,18 @@ def differentiated(
 
 
 def lost(
-    ops: Sequence[tf.Operation], given: Sequence[tf.Tensor]
+    ops: Sequence[tf.Operation],
+    given: Sequence[tf.Tensor],
+    held: Sequence[Held] = (),
 ) -> list[tf.Tensor]:
     """What a tower takes past its arguments, though a tape follows it.
 
     Args:
       ops: what the tower made.
       given: its arguments.
+      held: variables, which are not meant.
     """
+    handles = {id(x.variable.handle) for x in held}
     made = {op.name for op in ops}
     known = {x.name for x in given}
     outside = {
@@ -132,7 +152,12 @@ def lost(
         for x in op.inputs
         if x.op.name not in made and x.name not in known and not _stops(op)
     }
-    return [x for x in outside.values() if followed(list(_captured(x)))]
+    taken = [list(_captured(x)) for x in outside.values()]
+    return [
+        one[0]
+        for one in taken
+        if followed(one) and not handles & {id(x) for x in one}
+    ]
 
 
 def _stops(op: tf.Operation) -> bool:
@@ -158,15 +183,33 @@ def _captured(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
 
 
 def check_nothing_lost(
-    variables: Sequence[tf.Variable], tensors: Sequence[tf.Tensor]
+    variables: Sequence[tf.Variable],
+    tensors: Sequence[tf.Tensor],
+    held: Sequence[Held] = (),
 ) -> None:
     """Raises if a gradient would not reach what a tower read by itself."""
+    known = {id(x.variable): x for x in held}
+    variables = [
+        v for v in variables if id(v) not in known or not known[id(v)].frozen
+    ]
+    for v in variables:
+        if id(v) in known:
+            raise ValueError(
+                f"The layer {known[id(v)].layer!r} is trainable and reads the "
+                f"variable {v.name!r} where it is, past the tower, as layers do "
+                "that hold a SavedModel (`TFSMLayer`) or a `tf.Module`, so its "
+                "gradient would be lost. Expected such a layer to be frozen: "
+                "set its `trainable = False`. What is to be trained must be a "
+                "Keras weight, made by `add_weight` and read in `call`."
+            )
     if variables:
         raise ValueError(
             "The tower reads the trainable variables "
             f"{[v.name for v in variables]}, which belong to no model "
             "that it was given, so their gradient would be lost. Make "
-            "them weights of a layer, or pass their model too."
+            "them weights of a layer, or pass their model too; or let a layer "
+            "that is frozen, with `trainable = False`, keep as an attribute what "
+            "has them."
         )
     if tensors:
         raise ValueError(

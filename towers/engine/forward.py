@@ -22,6 +22,7 @@ def run_towers(
     scopes: Sequence[str] = (),
     how: How = How.BUILT,
     determined: bool = False,
+    held: Sequence[boundary.Held] = (),
 ) -> list[Any]:
     """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
 
@@ -42,6 +43,7 @@ def run_towers(
         What is called needs no other tower.
       determined: whether what a tower makes is known to depend on nothing but
         its arguments and the type of its device; else towers are compared.
+      held: variables that towers read besides their arguments.
 
     Returns:
       One nest of tensors per tower.
@@ -56,14 +58,16 @@ def run_towers(
                     arguments[i],
                     elsewhere[i],
                     functools.partial(made_called, how, scopes[i]),
+                    held,
                 )
                 for i, function in enumerate(functions)
             ]
     if len(functions) == 1:
-        return [pinned(functions[0], devices[0], arguments[0], elsewhere[0])]
+        one = functions[0], devices[0], arguments[0], elsewhere[0]
+        return [pinned(*one, held=held)]
     if join is not None:
         return lockstep.run_in_step(
-            functions, devices, arguments, elsewhere, join
+            functions, devices, arguments, elsewhere, join, held
         )
     makers, towers = (Maker(), Maker()), []
     progress = Progress(len(functions))
@@ -75,7 +79,10 @@ def run_towers(
                     made_alike, makers, scopes[i], determined
                 )
             towers.append(
-                pinned(function, devices[i], arguments[i], elsewhere[i], make)
+                pinned(
+                    *(function, devices[i], arguments[i], elsewhere[i]),
+                    *(make, held),
+                )
             )
             progress.tell(i + 1, makers[0].copied)
     return towers
@@ -87,6 +94,7 @@ def pinned(
     argument: Any,
     elsewhere: Mapping[int, str],
     make: Callable[..., Any] | None = None,
+    held: Sequence[boundary.Held] = (),
 ) -> Any:
     """`function(argument)`, forward and backward on `device`, in a graph."""
     tensors = boundary.distinct(boundary.leaves(argument))
@@ -100,14 +108,14 @@ def pinned(
         here = boundary.brought(argument, tensors, device, elsewhere)
         result, differentiate = (make or _built)(function, here)
         made.append(result)
-        lost = boundary.lost(graph.get_operations()[before:], tensors)
+        lost = boundary.lost(graph.get_operations()[before:], tensors, held)
         # What has no gradient need not be asked for one, with zeros.
         results = [
             x for x in boundary.leaves(result) if boundary.has_gradient(x)
         ]
 
         def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
-            boundary.check_nothing_lost(variables, lost)
+            boundary.check_nothing_lost(variables, lost, held)
             with tf.device(device):
                 return differentiate(results, tensors, heard.of(upstream))
 

@@ -18,6 +18,7 @@ def run_in_step(
     arguments: Sequence[Any],
     elsewhere: Sequence[Mapping[int, str]],
     join: Join,
+    held: Sequence[boundary.Held] = (),
 ) -> list[Any]:
     """As `forward.run_towers`, for towers that meet.
 
@@ -38,7 +39,7 @@ def run_in_step(
     def built(i: int, argument: Any) -> Any:
         with tf.GradientTape() as tape:
             result = functions[i](argument)
-        boundary.check_nothing_lost(tape.watched_variables(), ())
+        boundary.check_nothing_lost(tape.watched_variables(), (), held)
         return result
 
     graph = tf.compat.v1.get_default_graph()
@@ -69,7 +70,7 @@ def run_in_step(
         join,
         [closure.Known(names, set(), before) for names in own],
     )
-    lost = boundary.lost(graph.get_operations()[before:], everything)
+    lost = boundary.lost(graph.get_operations()[before:], everything, held)
     results = [
         [x for x in boundary.leaves(m) if boundary.has_gradient(x)]
         for m in made

@@ -15,6 +15,7 @@ from towers.foreign.keras_layers import (
     out_of_scope,
 )
 from towers.keras_model import calls
+from towers.keras_model.held import held_variables
 
 
 def check_compilable(graph: Any, talks: bool) -> None:
@@ -26,15 +27,18 @@ def check_compilable(graph: Any, talks: bool) -> None:
     """
 
     def refuse(layer: Any, why: str) -> ValueError:
+        name = getattr(layer, "name", layer)
         return ValueError(
             f"`jit_compile=True` makes each tower one XLA program, but "
-            f"{layer.name!r} {why}. Expected a model without such layers; or "
+            f"{name!r} {why}. Expected a model without such layers; or "
             "leave out jit_compile=True."
         )
 
     for layer in graph.layers:
         if not getattr(layer, "supports_jit", True):
             raise refuse(layer, "says supports_jit=False")
+    for held in held_variables(graph.layers):
+        raise refuse(held.layer, f"reads {held.variable.name!r} where it is")
     for layer, device in graph.pinned_layers:
         raise refuse(layer, f"runs on {device}, by `layer_devices`")
     if talks:

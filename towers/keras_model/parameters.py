@@ -16,6 +16,7 @@ from towers.foreign.keras_layers import (
     replace_raw,
 )
 from towers.keras_model import checks, layer_graph
+from towers.keras_model.held import held_variables
 from towers.placement.device_names import same_device
 from towers.placement.placement import (
     Placement,
@@ -96,10 +97,11 @@ def move_variables(
     )
     variables, devices = graph.variables, parameter_devices(graph, placement)
     where = {id(v): device for v, device in zip(variables, devices)}
+    held = {id(x.variable) for x in held_variables(graph.layers)}
     pairs = [
         (v, device)
         for v, device in zip(variables, devices)
-        if id(v) not in kept
+        if id(v) not in kept and id(raw(v)) not in held
     ]
     pairs += _of_optimizers(model, placement, where)
     pairs += [

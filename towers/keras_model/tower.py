@@ -22,6 +22,7 @@ from towers.keras_model import (
     shared_state,
     widths,
 )
+from towers.keras_model.held import check_changes_nothing, held_variables
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
@@ -80,6 +81,7 @@ def forward(
             scopes if alike or how is not How.BUILT else (),
             how,
             determined,
+            held_variables(graph.layers),
         )
 
     with hooks.hooked(graph), warned.once():
@@ -142,6 +144,9 @@ def pure_tower(
             *(graph, copies, shard, request.training, scope),
             *(tower_fn, index, drawn),
         )
+        made = operations()[before:]
+        if len(request.placement.devices) > 1:
+            check_changes_nothing(made)
         if place.index == 0:
             drawn.check(scope)
         moments = packed(graph, devices, replay.moments, index)

@@ -137,6 +137,30 @@ class KerasLayersTest(absltest.TestCase):
         )
         self.assertAlmostEqual(float(loss[0]), 400.0, places=3)
 
+    def test_keras_still_passes_on_the_arguments_of_a_call(self):
+        seen = {}
+
+        class Noting(keras.layers.Layer):
+            def call(self, x):
+                seen.update(keras_layers.context_values(self))
+                return x
+
+        layer, wrapper = Noting(), Noting()
+        layer(tf.ones([1]))
+        self.assertEqual(seen, {})
+        if not hasattr(keras.Layer, "_register_call_context_args"):
+            self.skipTest("since Keras 3.12")
+        layer = Noting()
+        layer._register_call_context_args("fast")
+        keras_layers.take_context(wrapper, layer)
+        self.assertEqual(keras_layers.context_arguments(wrapper), {"fast"})
+        wrapper(tf.ones([1]), fast=True)
+        self.assertEqual(seen, {"fast": True})
+        attention = keras.layers.MultiHeadAttention(1, 1)
+        names = ("query_mask", "attention_mask", "mask")
+        known = [keras_layers.is_mask_of_argument(attention, n) for n in names]
+        self.assertEqual(known, [True, False, False])
+
     def test_logits_are_found_in_a_graph(self):
         @tf.function
         def run(x):

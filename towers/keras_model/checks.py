@@ -10,7 +10,9 @@ import keras
 import tensorflow as tf
 
 from towers.foreign.keras_layers import (
+    all_layers,
     is_built,
+    is_recurrent,
     keras_context,
     out_of_scope,
 )
@@ -122,16 +124,15 @@ def ensure_called(model: Any, call: calls.ModelCall) -> None:
     """
     if is_built(model):
         return
-    args, kwargs = symbols(call)
     try:
         if not tf.compat.v1.executing_eagerly_outside_functions():
-            eagerly(lambda: model(*args, **kwargs))
+            eagerly(lambda: _called(model, call))
         elif call.inside:  # of which Keras is to know nothing
             with tf.init_scope(), keras_context()(), out_of_scope():
-                model(*args, **kwargs)
+                _called(model, call)
         else:
             with tf.init_scope(), out_of_scope():
-                model(*args, **kwargs)
+                _called(model, call)
     except Exception as error:  # whatever the user's layer raises
         each = [tuple(x.shape) for x in call.batch]
         shapes = each if len(each) > 1 else each[0]
@@ -140,6 +141,25 @@ def ensure_called(model: Any, call: calls.ModelCall) -> None:
             f"from inputs of shape {shapes}: {error}. Call it once on real "
             "data before it is given to towers."
         ) from error
+
+
+def _called(model: Any, call: calls.ModelCall) -> None:
+    """Calls a model that has no variables, for it to have them."""
+    stateful = [
+        layer
+        for layer in all_layers(model)
+        if is_recurrent(layer) and layer.stateful
+    ]
+    known = all(x.shape.is_fully_defined() for x in call.batch)
+    if not (stateful and known):
+        args, kwargs = symbols(call)
+        model(*args, **kwargs)
+        return
+    # Its states have a number of rows, and are made by no symbol.
+    args, kwargs = call.bound([tf.zeros(x.shape, x.dtype) for x in call.batch])
+    model(*args, **kwargs, **({} if call.inside else {"training": False}))
+    for layer in stateful:
+        layer.reset_state()
 
 
 def symbols(call: calls.ModelCall) -> Any:

@@ -220,6 +220,8 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
         notes = Notes.of(graph)
         if notes is None:
             return original(*args, **kwargs)
+        if is_stateful(layer) and not args[1:]:
+            kwargs = _from_states(layer, kwargs)
         scopes, outer = notes.scopes, notes.device
         if notes.masks is not None:
             kwargs = notes.masks.given(layer, kwargs)
@@ -258,6 +260,19 @@ def _masked(graph: Any, layer: Any, original: Function) -> Function:
         return notes.masks.of(layer, found)
 
     return masks
+
+
+def _from_states(layer: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a stateful RNN, with the tower's rows of its states.
+
+    Keras takes the variables themselves, which have the shape of all rows.
+    """
+    if kwargs.get("initial_state") is not None:
+        return kwargs
+    states = tf.nest.flatten(layer.states)
+    own = [tf.convert_to_tensor(state) for state in states]
+    packed = tf.nest.pack_sequence_as(layer.states, own)
+    return {**kwargs, "initial_state": packed}
 
 
 def _phased(graph: Any, layer: Any, original: Function) -> Function:

@@ -150,10 +150,11 @@ def copies(
 def of_all_rows(variable: Any, state: tf.Tensor, shards: Shards) -> tf.Tensor:
     """The state of a stateful RNN, if that is of as many rows as the batch."""
     count = state.shape[0]
-    problem = (
-        f"{variable.path!r} keeps a state for each of {count} rows, since its "
-        "layer is stateful, but the batch has another number. Expected "
-        f"batches of {count} rows; leave out a last one that is smaller."
+    problem = (  # in Keras's words
+        "If an RNN is stateful, the batch size of the input sequences must be "
+        "the same as the batch size of the initial state. "
+        f"{variable.path}: - Expected batch size: {count}; leave out a last "
+        "batch that is smaller."
     )
     rows = shards.ranges.true
     if all(isinstance(r, int) for r in rows) and sum(rows) != count:

@@ -21,22 +21,28 @@ _UNJOINED = re.compile(
     r"\s*\[\[\{\{node (?:\S*/)?gather(?:_\d+)?/(?:output_(\d+))?"
 )
 
+# And of a stateful RNN, where the number of rows is not known beforehand.
+_STATEFUL = re.compile(
+    r"(If an RNN is stateful,[^\]]*smaller\.)\][^=]*== y[^=]*= ?\] \[(\d+)\]"
+)
+
 
 @contextlib.contextmanager
 def refusals_named() -> Iterator[None]:
     """While open, an op that its device refuses is told by its layer.
 
     Raises:
-      ValueError: towers gave outputs that cannot be joined.
+      ValueError: towers gave outputs that cannot be joined, or a stateful RNN
+        got another number of rows than it keeps states for.
       tf.errors.InvalidArgumentError: as TensorFlow's, with layer and cure in
         front of what that says.
     """
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        unjoined = _unjoined(error.message)
-        if unjoined is not None:
-            raise unjoined from None
+        refused = _unjoined(error.message) or _of_other_rows(error.message)
+        if refused is not None:
+            raise refused from None
         told = _told(error.message)
         if told is None:
             raise
@@ -75,3 +81,11 @@ def _unjoined(message: str) -> ValueError | None:
         "ask all of them for it, as in towers.all_towers(tf.reduce_max, "
         "lengths), or pad to one that is fixed; or use 'none'."
     )
+
+
+def _of_other_rows(message: str) -> ValueError | None:
+    """What is to be said of a stateful RNN and its rows; None if it is not."""
+    found = _STATEFUL.search(message)
+    if found is None:
+        return None
+    return ValueError(f"{found[1]} - Received batch size: {found[2]}")

@@ -194,6 +194,49 @@ class ServeTest(absltest.TestCase):
             for key, value in expected.items():
                 close(actual[key], value)
 
+    def test_a_model_that_is_called_with_several_tensors(self):
+        class Two(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = layers.Dense(2), layers.Dense(2)
+
+            def build(self, more_shape, x_shape):
+                self.a.build(x_shape)
+                self.b.build(more_shape["y"])
+                self.built = True
+
+            def call(self, x, scale=2.0, more=None):
+                return self.a(x) * scale + self.b(more["y"])
+
+        class Unsaid(Two):
+            def build(self, x_shape):
+                pass
+
+        x, y = tf.ones([7, 3]), tf.reshape(tf.range(28.0), [7, 4])
+        specs = [tf.TensorSpec([None, 3]), tf.TensorSpec([None, 4])]
+        for where in (placement(2), placement(3, [3, 2, 1]), None):
+            model = make(Two)
+            outputs = model(x, more={"y": y})
+            towers.export_towers(model, folder := new_folder(), where)
+            loaded = tf.saved_model.load(folder)
+            close(loaded.serve(x, {"y": y}), outputs)
+            served = loaded.signatures["serving_default"](x=x, more_y=y)
+            close(served["output_0"], outputs)
+
+        class Plain(Unsaid):
+            def call(self, x, y):
+                return self.a(x) + self.b(y)
+
+        model = make(Plain)
+        outputs = model(x, y)
+        with self.assertRaisesRegex(ValueError, "`input_signature`.* x, y"):
+            towers.export_towers(model, folder, None)
+        towers.TowerModel(model, placement(2)).export(
+            folder, input_signature=specs
+        )
+        loaded = tf.saved_model.load(folder)
+        close(loaded.serve(x, y), outputs)
+
     def test_a_function_of_one_s_own_is_saved_by_tensorflow(self):
         model = make(cnn)
         module = tf.Module()

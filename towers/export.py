@@ -17,10 +17,17 @@ from towers.build import assemble
 from towers.foreign import keras_layers
 from towers.foreign.tf_saved_model import note_devices
 from towers.keras_model import checks, hooks, layer_graph
+from towers.keras_model.calls import model_call
 from towers.keras_model.parameters import Home, parameter_devices
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
-from towers.keras_model.signature import input_specs, named_outputs, spec_parts
+from towers.keras_model.signature import (
+    input_specs,
+    named_outputs,
+    several_arguments,
+    spec_parts,
+    whole_arguments,
+)
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.batch import Batch, whole_leaves
 
@@ -37,7 +44,8 @@ def export_towers(
     """Writes a model as a SavedModel whose signature holds its towers.
 
     `tf.saved_model.load(path)` gives an object with `serve(inputs)`, and with
-    the signature "serving_default" for servers. Any number of rows may come,
+    the signature "serving_default" for servers; `serve(x, y)` of a model that is
+    called with several tensors. Any number of rows may come,
     but to a stateful RNN as many as it keeps states for. Inference only; seeds
     of noise that is on, and state that the model assigns, move on with each
     call. The placement may name devices that this machine lacks, if it was
@@ -63,8 +71,8 @@ def export_towers(
       placement: where the towers run and their variables live; None writes
         the model with no devices at all.
       input_signature: a nest, like the model's inputs, of `tf.TensorSpec`,
-        [rows, ...]; rows are left open. By default what the model was built
-        for.
+        [rows, ...]; rows are left open. If its call takes several tensors, a list
+        of one for each. By default what the model was built for.
       merge: see `gather_outputs`. As there, a scalar, or an output that is no
         batch, needs another rule than "concat".
       tower_fn: as in `build_towers`. Without devices it is called once.
@@ -97,15 +105,25 @@ def export_towers(
     graph = layer_graph.LayerGraph(model, (), pins)
     states = [graph.variables[i] for i in graph.row_states]
     rows = states[0].shape[0] if states else None
+    several = None
+    if tower_fn is None:
+        several = several_arguments(model, input_signature)
+    if several is not None:
+        input_signature, whole = several, whole_arguments(several, whole)
     specs = input_specs(model, input_signature, whole, rows)
     module = tf.Module()
     module.parameters = [keras_layers.raw(v) for v in graph.variables]
 
     def serve(inputs: Any) -> Any:
+        call, tensors, undivided = tower_fn, inputs, whole_leaves(specs, whole)
+        if several is not None:
+            call = model_call([], inputs, whole, training=False)
+            tensors = call.batch
+            undivided = [i in call.whole for i in range(len(tensors))]
         if placement is None:
             values = [v.read_value() for v in module.parameters]
             with hooks.hooked(graph):
-                replay = replayed(graph, values, inputs, False, "", tower_fn)
+                replay = replayed(graph, values, tensors, False, "", call)
             for i, value in sorted(replay.state.items()):
                 module.parameters[i].assign(value)
             return replay.outputs
@@ -114,8 +132,8 @@ def export_towers(
             Home(variable, device, variable)
             for variable, device in zip(module.parameters, devices)
         ]
-        request = Request(placement, False, merge, tower_fn)
-        batch = Batch(inputs, whole_leaves(specs, whole))
+        request = Request(placement, False, merge, call)
+        batch = Batch(tensors, undivided)
         built = assemble(graph, homes, [], batch, request)
         built.apply_updates()
         return built.outputs
@@ -124,7 +142,14 @@ def export_towers(
         inputs = tf.nest.pack_sequence_as(specs, leaves, expand_composites=True)
         return named_outputs(serve(inputs))
 
-    module.serve = tf.function(serve, input_signature=[specs], autograph=False)
+    def serve_several(*arguments: Any) -> Any:
+        return serve(dict(zip(specs, arguments)))
+
+    module.serve = tf.function(
+        serve if several is None else serve_several,
+        input_signature=[specs] if several is None else [*specs.values()],
+        autograph=False,
+    )
     served = module.serve.get_concrete_function()
     if resources := _resources(graph, served):
         module.resources = resources

@@ -1,6 +1,7 @@
 """signature: what a model is called with, as specs, and what it returns, named."""
 
 import functools
+import inspect
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from towers.foreign.keras_layers import is_built
-from towers.verbs.batch import whole_leaves
+from towers.verbs.batch import whole_leaves, whole_paths
 
 
 def input_specs(
@@ -85,6 +86,60 @@ def input_specs(
     return _map_with_path(named, signature)
 
 
+def several_arguments(model: Any, signature: Any) -> dict[str, Any] | None:
+    """By its name what each argument of a call is, if there are several.
+
+    A list for a model whose call takes several tensors is one for each, as Keras
+    has it; for any other model it is a nest, like the inputs.
+
+    Args:
+      model: the model, or a nest of them.
+      signature: what the caller said of inputs, or None for what the model was
+        called with, if that is known.
+
+    Raises:
+      ValueError: it is not known.
+    """
+    if not isinstance(model, keras.Model) or getattr(model, "inputs", None):
+        return None
+    parameters = inspect.signature(model.call).parameters.values()
+    known = [
+        p
+        for p in parameters
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+        and p.name not in ("training", "mask")
+    ]
+    names = [p.name for p in known]
+    needed = [p.name for p in known if p.default is p.empty]
+    config = model.get_build_config() or {}
+    shapes = config.get("shapes_dict") or {}
+    if signature is None and len(shapes) > 1:
+        built = {key.removesuffix("_shape"): x for key, x in shapes.items()}
+        keys = [n for n in names if n in built]
+        if len(keys) < len(built):  # named otherwise than in the call
+            keys, built = names, dict(zip(names, shapes.values()))
+        return {key: _spec(model, built[key]) for key in keys}
+    several = max(len(needed), len(shapes)) > 1
+    if signature is None and len(needed) > 1:
+        raise ValueError(
+            "`input_signature` must have a spec for each of the arguments "
+            f"{', '.join(needed)}, as the model does not know what it was "
+            "called with. Give a list, such as [tf.TensorSpec([None, 8]), "
+            "tf.TensorSpec([None, 4])]; or a `build` with all their shapes."
+        )
+    listed = isinstance(signature, (list, tuple)) and len(signature) > 1
+    return dict(zip(names, signature)) if several and listed else None
+
+
+def whole_arguments(
+    arguments: dict[str, Any], whole: Sequence[Any]
+) -> list[tuple[Any, ...]]:
+    """`whole` for a dict of arguments: what is none is of the first."""
+    first = next(iter(arguments))
+    paths = whole_paths(whole)
+    return [p if p[0] in arguments else (first, *p) for p in paths]
+
+
 def spec_parts(specs: Any) -> list[tf.TensorSpec]:
     """Specs of tensors; ragged and sparse ones as their parts, by number."""
     parts = tf.nest.flatten(specs, expand_composites=True)
@@ -144,12 +199,14 @@ def input_signature(model: Any) -> Any:
             'tf.TensorSpec([None, 8], "float32").'
         )
 
-    def spec(shape: Any) -> Any:
-        if isinstance(shape, dict):
-            return {key: spec(value) for key, value in shape.items()}
-        if all(isinstance(d, int) or d is None for d in shape):
-            return tf.TensorSpec(shape, model.input_dtype)
-        each = [spec(value) for value in shape]
-        return tuple(each) if isinstance(shape, tuple) else each
+    return _spec(model, shape)
 
-    return spec(shape)
+
+def _spec(model: Any, shape: Any) -> Any:
+    """A nest of shapes, with the dtype that a model takes."""
+    if isinstance(shape, dict):
+        return {key: _spec(model, value) for key, value in shape.items()}
+    if all(isinstance(d, int) or d is None for d in shape):
+        return tf.TensorSpec(shape, model.input_dtype)
+    each = [_spec(model, value) for value in shape]
+    return tuple(each) if isinstance(shape, tuple) else each

@@ -25,6 +25,7 @@ from models import (
 )
 
 import towers
+from towers.foreign import keras_machine
 
 layers = keras.layers
 GPUS = towers.Placement(
@@ -194,6 +195,32 @@ class ServeTest(absltest.TestCase):
             for key, value in expected.items():
                 close(actual[key], value)
 
+    def test_what_is_for_gpus_runs_where_there_are_none(self):
+        where = towers.Placement(["/GPU:0", "/GPU:1"], available="any")
+
+        def of_layer(**kwargs):
+            x = keras.Input([5, 3])
+            return keras.Model(x, layers.LSTM(4, **kwargs)(x))
+
+        def exported(model):
+            towers.export_towers(model, folder := new_folder(), where)
+            return tf.saved_model.load(folder)
+
+        model = make(of_layer)
+        x = tf.constant(
+            np.random.default_rng(0).normal(size=[7, 5, 3]), "float32"
+        )
+        loaded = exported(model)
+        close(loaded.serve(x), model(x))
+        asked = exported(make(lambda: of_layer(use_cudnn=True)))
+        served = asked.serve.concrete_functions[0].graph.as_graph_def()
+        self.assertIn("CudnnRNNV3", str(served))
+        # As does a machine with GPUs, where no device is meant.
+        with keras_machine.with_gpus(True):
+            towers.export_towers(model, folder := new_folder(), None)
+        loaded = tf.saved_model.load(folder)
+        close(loaded.serve(x), model(x))
+
     def test_a_model_that_is_called_with_several_tensors(self):
         class Two(keras.Model):
             def __init__(self):
@@ -214,7 +241,7 @@ class ServeTest(absltest.TestCase):
 
         x, y = tf.ones([7, 3]), tf.reshape(tf.range(28.0), [7, 4])
         specs = [tf.TensorSpec([None, 3]), tf.TensorSpec([None, 4])]
-        for where in (placement(2), placement(3, [3, 2, 1]), None):
+        for where in (placement(3, [3, 2, 1]), None):
             model = make(Two)
             outputs = model(x, more={"y": y})
             towers.export_towers(model, folder := new_folder(), where)

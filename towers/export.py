@@ -50,7 +50,9 @@ def export_towers(
     of noise that is on, and state that the model assigns, move on with each
     call. The placement may name devices that this machine lacks, if it was
     made with `available="any"`. Loaded where they are missing too, ops fall
-    back to other devices, as TensorFlow's soft placement has it. Variables are
+    back to other devices, as TensorFlow's soft placement has it. So a
+    recurrent layer takes cuDNN, which only GPUs have, only if it says
+    `use_cudnn=True`, and is then served nowhere else. Variables are
     on the default device, from where towers copy them; with
     `tf.saved_model.LoadOptions(experimental_variable_policy=
     "save_variable_devices")` they are on the parameter device.
@@ -103,6 +105,9 @@ def export_towers(
         )
     pins = placement.layer_devices if placement is not None else None
     graph = layer_graph.LayerGraph(model, (), pins)
+    graph.is_portable = not any(
+        getattr(layer, "use_cudnn", None) is True for layer in graph.layers
+    )
     states = [graph.variables[i] for i in graph.row_states]
     rows = states[0].shape[0] if states else None
     several = None

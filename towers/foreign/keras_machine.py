@@ -31,7 +31,9 @@ _OF_THE_NEW = tuple(name for name in ("_cpu_only",) if hasattr(nn, name))
 
 
 def asks_device(
-    device: Callable[[], str | None], aside: Callable[[str], Context]
+    device: Callable[[], str | None],
+    aside: Callable[[str], Context],
+    portable: Callable[[], bool] = lambda: False,
 ) -> Context:
     """While open, Keras goes by the device that it is on.
 
@@ -40,8 +42,10 @@ def asks_device(
     Args:
       device: says which device that is; None where Keras goes by the machine.
       aside: the scope of what belongs to the host of a device.
+      portable: says whether what is built is to run where there are no GPUs too,
+        so that Keras takes no kernel that only those have.
     """
-    return _ASKING.opened(device, aside)
+    return _ASKING.opened(device, aside, portable)
 
 
 def with_gpus(there: bool) -> Context:
@@ -53,7 +57,9 @@ def with_gpus(there: bool) -> Context:
 
 
 def _patches(
-    device: Callable[[], str | None], aside: Callable[[str], Context]
+    device: Callable[[], str | None],
+    aside: Callable[[str], Context],
+    portable: Callable[[], bool],
 ) -> list[tuple[Any, str, Any]]:
     def kind() -> str | None:
         here = device()
@@ -62,6 +68,8 @@ def _patches(
     def has_gpu(original: Callable[..., Any]) -> Callable[[], bool]:
         def answer() -> bool:
             here = kind()
+            if portable():
+                return False
             return original() if here is None else here == "GPU"
 
         return answer
@@ -69,6 +77,8 @@ def _patches(
     def is_cpu(original: Callable[..., Any]) -> Callable[[], bool]:
         def answer() -> bool:
             here = kind()
+            if portable():
+                return True
             return original() if here is None else here == "CPU"
 
         return answer

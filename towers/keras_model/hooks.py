@@ -171,7 +171,7 @@ def hooked(graph: Any) -> Iterator[None]:
     try:
         with (
             patched(*shadows),
-            keras_machine.asks_device(_device, host.on_host),
+            keras_machine.asks_device(_device, host.on_host, _portable),
             widths.of_batch(_notes.get),
             tf_random.asks(_seeds, _drawn),
         ):
@@ -210,6 +210,12 @@ def _drawn(name: str, by: str, original: Function, given: Any) -> Any:
     if notes is None:
         return original(**given)
     return notes.draws.drawn(notes.path, name, by, original, given)
+
+
+def _portable() -> bool:
+    """Whether what a tower builds is to run where there are no GPUs, too."""
+    notes = _notes.get()
+    return notes is not None and notes.graph.is_portable
 
 
 def _placed(graph: Any, layer: Any, original: Function) -> Function:

@@ -47,6 +47,7 @@ class LayerGraph:
         self.model = model
         self.is_part = part_of is not None
         self.is_hooked = False  # see `hooks.hooked`
+        self.is_portable = False  # see `keras_machine.asks_device`
         leaves = tf.nest.flatten(model)
         self.models = [m for m in leaves if isinstance(m, keras.Layer)]
         self.wanted = tuple(layer_outputs)

@@ -103,6 +103,22 @@ class Compiling(keras.Model):
         return self.compute_metrics(x, y, y_pred)
 
 
+class Factored(keras.Sequential):
+    """What a file does not say how to compile."""
+
+    def compile(self, optimizer="sgd", factor=2.0):
+        super().compile(optimizer, "mse")
+        self.factor = factor
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.factor * self.compute_loss(x, y, self(x))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
 def logs(model, **kwargs):
     """What fit and evaluate say, in three batches of 2 rows."""
     model.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"], **kwargs)
@@ -245,6 +261,27 @@ class CompileTest(parameterized.TestCase):
         file = tf.train.Checkpoint(model=model).save(file)
         status = tf.train.Checkpoint(model=made[0]).restore(file)
         status.assert_consumed()
+
+    def test_a_loaded_one_is_compiled_in_its_own_way(self):
+        saved = Factored([keras.Input([4]), layers.Dense(2)])
+        saved.compile()
+        file = os.path.join(tempfile.mkdtemp(), "model.keras")
+        saved.save(file)
+        said = []
+        for where in (None, placement(2), placement(3, [3, 2, 1])):
+            with self.assertWarnsRegex(UserWarning, "is custom"):
+                model = keras.saving.load_model(
+                    file, custom_objects={"Factored": Factored}
+                )
+            if where is not None:
+                model = towers.TowerModel(model, where)
+            with self.assertRaisesRegex(AttributeError, "'factor'"):
+                model.fit(X, Y, verbose=0)  # which Keras calls compiled
+            model.compile(keras.optimizers.SGD(0.1), factor=3.0)
+            fitted = model.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
+            said.append([fitted.history, model.get_weights()])
+        for actual in said[1:]:
+            close(actual, said[0])
 
 
 if __name__ == "__main__":

@@ -47,11 +47,12 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
     """What `compile` was called with, as live objects.
 
     The optimizer is what Keras made of the one that it was given, so a scaled one
-    is not to be scaled again, nor one that was not to be scaled at all.
+    is not to be scaled again, nor one that was not to be scaled at all. There is
+    none where Keras calls a loaded model compiled whose `compile` is its own.
     """
     loss, metrics = model._compile_loss, model._compile_metrics
     return {
-        "optimizer": model.optimizer,
+        "optimizer": getattr(model, "optimizer", None),
         "loss": model.loss,
         "loss_weights": loss and loss._user_loss_weights,
         "metrics": metrics and metrics._user_metrics,

@@ -8,21 +8,13 @@ and `own_class_test.py` fail when one changes.
 """
 
 import functools
+import inspect
 from typing import Any
 
 import keras
 
-from towers.foreign import keras_compile
-
-# Attributes that Keras gives a model when it compiles and trains it.
-_OF_TRAINING = {
-    "history",
-    "loss_weights",
-    "optimizer",
-    "stop_evaluating",
-    "stop_predicting",
-    "stop_training",
-}
+from towers.foreign import keras_compile, keras_self
+from towers.foreign.keras_self import TemplateSelf
 
 
 class TemplateProxy(keras.Model):
@@ -30,7 +22,7 @@ class TemplateProxy(keras.Model):
 
     Attributes that the proxy has not, those of a class of yours, are the
     template's, to get and to set. `isinstance` says yes for the template's
-    class, too.
+    class, too. Methods and properties of such a class have a `TemplateSelf`.
     """
 
     template: keras.Model
@@ -43,7 +35,26 @@ class TemplateProxy(keras.Model):
             raise AttributeError(
                 f"{type(self).__name__!r} object has no attribute {name!r}"
             )
-        return getattr(template, name)
+        own = keras_self.own_attribute(template, name)
+        if keras_self.is_absent(own):
+            return getattr(template, name)
+        return self.bound(own)
+
+    def _done(self, name: str) -> Any:
+        """Keras's method or property, or that of the template's class."""
+        template = vars(self).get("template")
+        if template is None or not keras_compile.overridden(template, (name,)):
+            of_keras = inspect.getattr_static(keras.Model, name)
+            return of_keras.__get__(self, type(self))
+        return self.bound(inspect.getattr_static(type(template), name))
+
+    def bound(self, own: Any) -> Any:
+        """A method, or the value of a property, of the template's class."""
+        view = vars(self).get("_template_self")
+        if view is None:
+            view = TemplateSelf(self)
+            object.__setattr__(self, "_template_self", view)
+        return own.__get__(view, type(self.template))
 
     def __setattr__(self, name: str, value: Any) -> None:
         template = vars(self).get("template")
@@ -51,8 +62,7 @@ class TemplateProxy(keras.Model):
         if (
             template is None
             or mine
-            or name.startswith("_")
-            or name in _OF_TRAINING
+            or name in keras_self.kept_by_keras()
             or not hasattr(template, name)
         ):
             super().__setattr__(name, value)
@@ -110,7 +120,7 @@ class TemplateProxy(keras.Model):
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles this model, in the way of the template's class."""
-        type(self.template).compile_from_config(self, config)
+        self.bound(type(self.template).compile_from_config)(config)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Quantizes the template, in the way of its class."""
@@ -168,8 +178,42 @@ class TemplateProxy(keras.Model):
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras's list, or what the template's class says."""
         if keras_compile.overridden(self.template, ("metrics",)):
-            return type(self.template).metrics.fget(self)  # type: ignore
+            return self.bound(type(self.template).metrics)
         return super().metrics
+
+
+def _done_as_its_class_does(name: str) -> Any:
+    """What asks the template's class, which may do it in its own way."""
+    of_keras = inspect.getattr_static(keras.Model, name)
+    if isinstance(of_keras, property):
+        return property(
+            lambda self: self._done(name), of_keras.fset, doc=of_keras.__doc__
+        )
+
+    @functools.wraps(of_keras)
+    def do(self: TemplateProxy, *args: Any, **kwargs: Any) -> Any:
+        return self._done(name)(*args, **kwargs)
+
+    return do
+
+
+for _name in (
+    "evaluate",
+    "fit",
+    "losses",
+    "metrics_names",
+    "non_trainable_variables",
+    "non_trainable_weights",
+    "predict",
+    "predict_on_batch",
+    "test_on_batch",
+    "train_on_batch",
+    "trainable_variables",
+    "trainable_weights",
+    "variables",
+    "weights",
+):
+    setattr(TemplateProxy, _name, _done_as_its_class_does(_name))
 
 
 def _asked_of_template(name: str) -> Any:

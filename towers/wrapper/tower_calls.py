@@ -9,6 +9,7 @@ import tensorflow as tf
 from towers.build import build_call
 from towers.engine.calls import How
 from towers.foreign import keras_layers
+from towers.foreign.keras_self import plain_values
 from towers.keras_model import checks
 from towers.keras_model.calls import ModelCall
 from towers.keras_model.given import Given
@@ -30,6 +31,7 @@ class TowerCalls:
     def __init__(self, model: Any):
         self._model = model
         self._functions: dict[Any, Any] = {}
+        self._read: dict[str, Any] = {}  # what functions were built with
         self.ran = False
         self.keeps_rows: dict[Any, bool] = {}
         self.placed = Placed()
@@ -44,12 +46,15 @@ class TowerCalls:
         _check_context(layer, keras_layers.context_values(layer))
         if tf.executing_eagerly():
             self._model.renew_functions()
+            if self._read != plain_values(self._model.template):
+                self._functions.clear()
             given = Given()
             function, effects = self._function(layer, call, given)
             with memory_errors(self._model.placement), refusals_named():
                 outputs, notes, losses, updates = function(
                     call.batch, given.values
                 )
+            self._read = plain_values(self._model.template)
             for variable, value in zip(effects.updated, updates):
                 variable.assign(value)
         else:

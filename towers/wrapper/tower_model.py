@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from towers.foreign import keras_compile, keras_layers
+from towers.foreign.keras_self import compiled_as
 from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model import checks
 from towers.keras_model.calls import call_signature, model_call, signed
@@ -211,7 +212,8 @@ class TowerModel(TowerFunctions):
         ):
             kwargs.pop("mask")  # of a subclass, whose `call` has one
         call = model_call(args, kwargs, self.whole, signature)
-        return self.tower_calls.run(self.template, call)
+        with compiled_as(self):
+            return self.tower_calls.run(self.template, call)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """None: masks come with the gathered outputs."""

@@ -5,6 +5,8 @@ outputs are gathered.
 """
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,8 @@ import tensorflow as tf
 
 from towers.foreign import keras_compile, keras_layers, tf_autograph
 from towers.foreign.keras_saving import TemplateProxy
+from towers.foreign.keras_self import compiled_as
+from towers.foreign.patches import patched
 from towers.keras_model import checks
 from towers.placement.placement import Placement
 from towers.wrapper import loss_choice
@@ -38,6 +42,7 @@ class TowerSteps(TemplateProxy):
     loss_on_towers: Any
     whole: tuple[Any, ...]
     tower_calls: TowerCalls
+    is_in_step = False
     loss_belongs_there = False  # as "auto" has it, for what was compiled last
 
     def _own(self, name: str) -> Any:
@@ -45,8 +50,21 @@ class TowerSteps(TemplateProxy):
         mine = keras_compile.overridden(self, (name,), TowerSteps)
         if mine or not keras_compile.overridden(self.template, (name,)):
             return None
-        step = getattr(type(self.template), name).__get__(self)
+        step = super().bound(getattr(type(self.template), name))
         return tf_autograph.converted(step)
+
+    def bound(self, own: Any) -> Any:
+        """As above; what a method calls runs in towers, outside of a step too."""
+        method = super().bound(own)
+        if not inspect.ismethod(method) or keras_layers.in_scope():
+            return method
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._at_outputs(own=True):
+                return method(*args, **kwargs)
+
+        return call
 
     def _check_steps(self) -> None:
         own = self.own_steps()
@@ -84,14 +102,19 @@ class TowerSteps(TemplateProxy):
             return self._stepped("predict_step", data)
 
     @contextlib.contextmanager
-    def _at_outputs(self) -> Iterator[None]:
+    def _at_outputs(self, own: bool = False) -> Iterator[None]:
         """Where a step is taken; layers that one of its own calls are towers."""
-        with tf.device(self.placement.output_device):
-            if self.own_steps():
-                with layers_in_towers(self):
-                    yield
-            else:
-                yield
+        if self.is_in_step:
+            yield
+            return
+        opened = contextlib.ExitStack()
+        with opened:
+            opened.enter_context(patched((self, "is_in_step", True)))
+            opened.enter_context(tf.device(self.placement.output_device))
+            opened.enter_context(compiled_as(self))
+            if own or self.own_steps():
+                opened.enter_context(layers_in_towers(self))
+            yield
 
     def own_steps(self) -> list[str]:
         """What the template, or a subclass of this one, does in its own way."""

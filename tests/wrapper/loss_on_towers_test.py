@@ -1,5 +1,7 @@
 """loss_on_towers: fit's numbers without ever gathering an output."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -55,6 +57,22 @@ def unet():
     deep = layers.Conv2D(8, 3, padding="same")(layers.MaxPooling2D()(down))
     up = layers.Concatenate()([down, layers.UpSampling2D()(deep)])
     return keras.Model(x, layers.Conv2D(20, 1)(up))
+
+
+def optional():
+    x, more = keras.Input([4]), keras.Input([4], optional=True)
+
+    class Sum(layers.Layer):
+        def call(self, x, more=None):
+            return x if more is None else x + more
+
+    return keras.Model([x, more], layers.Dense(1)(Sum()(x, more)))
+
+
+def embedding():
+    return keras.Sequential(
+        [keras.Input([4], dtype="int32"), layers.Embedding(9, 2)]
+    )
 
 
 def both(model, where):
@@ -213,6 +231,40 @@ class EqualityTest(parameterized.TestCase):
                 m.run_eagerly = eagerly or m is pair[0]
                 histories.append(m.fit(x, batch_size=5, verbose=0).history)
             assert_same(*pair, histories)
+
+    @pytest.mark.skipif(
+        "optional" not in inspect.signature(keras.Input).parameters,
+        reason="optional inputs are of Keras 3.8",
+    )
+    @parameterized.parameters(([3, 2, 1],), ([1, 1],))
+    @pytest.mark.slow_after(1)
+    def test_an_input_may_be_left_out(self, weights):
+        x, y = RNG.normal(size=[7, 4]), RNG.normal(size=[7, 1])
+        pair = both(optional, placement(len(weights), weights))
+        histories = []
+        for m in pair:
+            options = {"batch_size": 3, "verbose": 0}
+            history = compiled(m, "mse", metrics=["mae"]).fit(
+                [x, None], y, shuffle=False, **options
+            )
+            said = m.evaluate([x, None], y, return_dict=True, **options)
+            histories.append({**history.history, "evaluated": [*said.values()]})
+        assert_same(*pair, histories)
+
+    @parameterized.parameters(False, True)
+    def test_sparse_gradients_stay_sparse(self, run_eagerly):
+        class Spy(keras.optimizers.SGD):
+            def update_step(self, gradient, variable, learning_rate):
+                kinds.add(type(gradient).__name__)
+                super().update_step(gradient, variable, learning_rate)
+
+        pair, kinds = both(embedding, placement(3, [3, 2, 1])), set()
+        for m in pair:
+            kinds.clear()
+            m.compile(Spy(0.1), "mse", run_eagerly=run_eagerly)
+            m.train_on_batch(np.eye(7, 4, dtype="int32"), np.ones([7, 4, 2]))
+            self.assertEqual(kinds, {"IndexedSlices"})
+        close(pair[1].get_weights(), pair[0].get_weights())
 
 
 class TransfersTest(absltest.TestCase):

@@ -206,6 +206,10 @@ def output_spec(model: Any, inputs: Any) -> Any:
     """
     exactly = functools.partial(symbol, batched=False)
     symbols = tf.nest.map_structure(exactly, inputs)
+    given = [x is not None for x in tf.nest.flatten(inputs)]
+    if any(given) and not all(given):
+        # A functional model looks for the shape of an input that is left out.
+        return keras.Operation.compute_output_spec(model, symbols)
     declared = model.compute_output_spec(symbols)
     if isinstance(declared, (list, tuple)) and len(declared) == 1:
         return keras.Operation.compute_output_spec(model, symbols)

@@ -196,4 +196,12 @@ class TowerSteps(TemplateProxy):
         checks.check_given(self.template, x)
         checks.ensure_built(self.template, x, self.whole)
         self.tower_calls.placed.place_new(self)
-        return loss_on_towers(self, data, training)
+
+        def loss(data: Any) -> tf.Tensor:
+            return loss_on_towers(self, data, training)
+
+        if tf.executing_eagerly():
+            # Towers at once hand out parameters, whose gradients, which are zeros,
+            # would make sparse ones dense.
+            return tf.function(loss, autograph=False)(data)
+        return loss(data)

@@ -62,7 +62,7 @@ class TemplateProxy(keras.Model):
         if (
             template is None
             or mine
-            or name in keras_self.kept_by_keras()
+            or keras_self.is_kept_by_keras(name)
             or not hasattr(template, name)
         ):
             super().__setattr__(name, value)

@@ -3,7 +3,8 @@
 They were written for one model, which is two now: what Keras's trainer says and
 does is the wrapper's, all else is the template's. Keras has no public word for the
 class behind `keras.Model(inputs, outputs)`, `Functional`, nor for what `compile`
-leaves in a model, `_OF_COMPILE`. `keras_self_test.py` fails when one changes.
+leaves in a model, `_OF_COMPILE`, nor TensorFlow for what its checkpoints leave
+there, `_self_*`. `keras_self_test.py` fails when one changes.
 """
 
 import contextlib
@@ -110,13 +111,13 @@ def _wrapper(view: TemplateSelf) -> Any:
 
 def _owner(model: Any, name: str) -> Any:
     """Of a wrapper and its template the one which such an attribute is set."""
-    keras_s = hasattr(keras.Model, name) or name in kept_by_keras()
+    keras_s = hasattr(keras.Model, name) or is_kept_by_keras(name)
     return model if keras_s else model.template
 
 
 def _is_model_s(model: Any, name: str) -> bool:
     """Whether a name is one of Keras's that the wrapper answers to."""
-    if name in kept_by_keras():
+    if is_kept_by_keras(name):
         return True
     of_keras = inspect.getattr_static(keras.Model, name, _ABSENT)
     if of_keras is _ABSENT:
@@ -125,9 +126,13 @@ def _is_model_s(model: Any, name: str) -> bool:
     return answered or _of_class(type(model.template), name) is _ABSENT
 
 
+def is_kept_by_keras(name: str) -> bool:
+    """Whether Keras, or TensorFlow's checkpoints, keep something under a name."""
+    return name in _kept_by_keras() or name.startswith("_self_")
+
+
 @functools.cache
-def kept_by_keras() -> frozenset[str]:
-    """The names of what Keras keeps in any model."""
+def _kept_by_keras() -> frozenset[str]:
     return frozenset([*vars(keras.Model()), *_OF_COMPILE, *_OF_TRAINING])
 
 
@@ -158,7 +163,7 @@ def plain_values(template: keras.Model) -> dict[str, Any]:
         name: value
         for name, value in vars(template).items()
         if isinstance(value, (bool, int, float, str))
-        and name not in kept_by_keras()
+        and not is_kept_by_keras(name)
     }
 
 

@@ -56,7 +56,7 @@ class TowerSteps(TemplateProxy):
     def bound(self, own: Any) -> Any:
         """As above; what a method calls runs in towers, outside of a step too."""
         method = super().bound(own)
-        if not inspect.ismethod(method) or keras_layers.in_scope():
+        if not inspect.ismethod(method):
             return method
 
         @functools.wraps(method)

@@ -33,7 +33,7 @@ from towers.engine.all_towers import all_towers
 from towers.export import export_towers
 from towers.inputs_per_tower import per_tower
 from towers.keras_model.memory import memory_errors
-from towers.keras_model.merge_rules import merge_state_by
+from towers.keras_model.merge_rules import merge_losses_by, merge_state_by
 from towers.keras_model.parameters import place_variables
 from towers.placement.placement import Placement
 from towers.placement.policies import balanced, round_robin
@@ -73,6 +73,7 @@ __all__ = [
     "gather_outputs",
     "measure_weights",
     "memory_errors",
+    "merge_losses_by",
     "merge_state_by",
     "per_tower",
     "pipeline",

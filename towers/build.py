@@ -15,11 +15,8 @@ from towers.foreign import keras_layers
 from towers.inputs_per_tower import PerTower
 from towers.keras_model import calls, checks, layer_graph
 from towers.keras_model.given import Given
-from towers.keras_model.outputs import (
-    check_outputs,
-    gathered_losses,
-    gathered_outputs,
-)
+from towers.keras_model.losses import gathered_losses
+from towers.keras_model.outputs import check_outputs, gathered_outputs
 from towers.keras_model.parameter_copies import replicated
 from towers.keras_model.parameters import Home
 from towers.keras_model.request import Request
@@ -301,7 +298,7 @@ def assemble(
             for i, device in enumerate(placement.devices)
         ]
     where = [home.device for home in homes]
-    replays, shared = forward(graph, where, shards, copies, begun, request)
+    replays, verdict = forward(graph, where, shards, copies, begun, request)
     check_outputs(graph, batch.nest, shards.divided, replays, request)
 
     def gather(each: Any, rule: Any, label: str = "output") -> Any:
@@ -309,11 +306,14 @@ def assemble(
         return gather_known(each, placement, rule, rows, spare, label)
 
     outputs = gathered_outputs(replays, request.merge, gather, placement)
-    losses, adders = gathered_losses(graph, replays, gather)
+    losses, adders = gathered_losses(
+        *(graph, replays, gather, str(placement.output_device)),
+        *(shards.rows, shards.may_be_empty),
+    )
     merged = merge_state(
         Before(graph, values, where, shards.rows, shards.may_be_empty),
         [replay["state"] for replay in replays],
-        shared,
+        verdict,
         [replay["moments"] for replay in replays],
     )
     towers = [

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from towers.engine import errand, host
@@ -322,7 +323,6 @@ def _summed(graph: Any, _: Any, original: Function) -> Function:
     """An activity regulariser, whose loss is noted as a sum over rows."""
 
     def term(output: tf.Tensor) -> tf.Tensor:
-        # Keras divides this by the rows, or before 3.14 takes it as it is.
         loss, notes = original(output), Notes.of(graph)
         if notes is not None:
             notes.sums.append(loss)
@@ -349,6 +349,8 @@ def _unchecked(graph: Any, variable: Any, original: Function) -> Function:
     return assign
 
 
+# Regularisers that are sums over rows; of others the graph tells.
+_SUMS = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
 # (which layers, their attribute, what takes its place)
 HOOKS: list[tuple[Callable[[Any], bool], str, Callable[..., Any]]] = [
     (lambda layer: True, keras_layers.CALL_CONTEXT, _phased),
@@ -356,7 +358,7 @@ HOOKS: list[tuple[Callable[[Any], bool], str, Callable[..., Any]]] = [
     (lambda layer: True, "compute_mask", _masked),
     (has_moments, keras_layers.MOMENTS, _noted),
     (
-        lambda layer: layer.activity_regularizer is not None,
+        lambda layer: type(layer.activity_regularizer) in _SUMS,
         "activity_regularizer",
         _summed,
     ),

@@ -1,4 +1,4 @@
-"""merge_rules: how the towers' values of a layer's own state become one."""
+"""merge_rules: how towers' values of a layer's state, or losses, become one."""
 
 from typing import Any
 
@@ -42,7 +42,8 @@ def merge_state_by(variable: keras.Variable, rule: str) -> None:
     whatever the rule. What depends on them and has no rule warns once: floats
     are then means by rows, and others what the last tower with rows says. The
     statistics of a `BatchNormalization`, seeds, and states of a stateful RNN
-    have rules of their own; metrics have "sum" unless told otherwise. What
+    have rules of their own. What is added to a metric merges as the graph
+    tells that made it, a sum over rows or a mean, unless told otherwise. What
     needs the rows of the whole batch at once, `all_towers` computes.
 
     Args:
@@ -82,8 +83,54 @@ def merge_state_by(variable: keras.Variable, rule: str) -> None:
     object.__setattr__(variable, _RULE, rule)
 
 
+def merge_losses_by(layer: keras.Layer, rule: str) -> None:
+    """Declares how towers merge the losses that a layer adds in its `call`.
+
+    What is a sum or a mean over rows, has a value for each row, or is made of
+    weights only, needs no rule: the graph that made it tells. Of a maximum, a
+    product of means or a mean of what a mask leaves, towers cannot know what
+    their shards' become together, and warn. The rule is for all losses that the
+    layer adds itself, but for those that are the same in all towers. Declared
+    where the layer is made, it is there in each copy, clone and loaded model:
+
+    >>> class Peak(keras.layers.Layer):
+    ...     def __init__(self, **kwargs):
+    ...         super().__init__(**kwargs)
+    ...         towers.merge_losses_by(self, "max")
+    ...     def call(self, x):
+    ...         self.add_loss(keras.ops.max(x))
+    ...         return x
+    >>> model = keras.Sequential([keras.Input([1]), Peak()])
+    >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
+    >>> x = tf.constant([[4.0], [1.0], [2.0]])
+    >>> float(towers.build_towers(model, x, placement).losses[0])
+    4.0
+
+    Args:
+      layer: a `keras.Layer`, which may be a model.
+      rule: "sum" adds what the towers say; "max" and "min" take one of them;
+        "mean" is weighted by the towers' rows, and leaves out what is no finite
+        number; "last" is that of the last tower with rows.
+
+    Raises:
+      TypeError: `layer` is no `keras.Layer`.
+      ValueError: the rule is unknown.
+    """
+    if not isinstance(layer, keras.Layer):
+        raise TypeError(
+            "`layer` of merge_losses_by must be a keras.Layer that calls "
+            f"`add_loss`; got {type(layer).__name__}."
+        )
+    if not isinstance(rule, str) or rule not in RULES:
+        raise ValueError(
+            f"`rule` for the losses of {layer.name!r} is {rule!r}. Expected one "
+            f"of {', '.join(map(repr, RULES))}."
+        )
+    object.__setattr__(layer, _RULE, rule)
+
+
 def declared(variable: Any) -> str | None:
-    """The rule that was declared for a variable, if any."""
+    """The rule that was declared for a variable, or a layer's losses."""
     return getattr(variable, _RULE, None)
 
 
@@ -98,7 +145,7 @@ def is_seed(variable: Any) -> bool:
 
 
 def first_warning(variable: Any) -> bool:
-    """Whether nothing has been said of this variable; it is from now on."""
+    """Whether nothing has been said of this; it is from now on."""
     warned = getattr(variable, _WARNED, False)
     object.__setattr__(variable, _WARNED, True)
     return not warned

@@ -1,4 +1,4 @@
-"""outputs: gathered outputs, with what Keras attaches to them, and losses."""
+"""outputs: gathered outputs, with what Keras attaches to them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,22 +86,3 @@ def gathered_outputs(
     outputs = tf.nest.pack_sequence_as(replays[0]["outputs"], flat)
     keras_layers.set_notes(outputs, merged)
     return outputs
-
-
-def gathered_losses(
-    graph: layer_graph.LayerGraph,
-    replays: list[Any],
-    gather: Callable[[Any, Any], Any],
-) -> tuple[list[tf.Tensor], list[Any]]:
-    """What layers added as losses, and which layers those are."""
-    each = [replay["losses"] for replay in replays]
-    if len({len(losses) for losses in each}) > 1:
-        raise ValueError(
-            "Towers add different numbers of losses: "
-            f"{[len(losses) for losses in each]}. Expected `add_loss` and "
-            "activity regularizers to be the same in all, and not inside a "
-            "function of all_towers; let that return its loss instead."
-        )
-    rules = [{key: key[0] for key in loss} for loss in each[0]]
-    losses = [x for loss in gather(each, rules) for x in loss.values()]
-    return losses, [graph.layers[i] for loss in each[0] for _, i in loss]

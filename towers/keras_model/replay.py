@@ -27,9 +27,10 @@ class Replay:
       notes: what Keras attached to each flat output, see `get_notes`.
       activations: for each flat output "Softmax" or "Sigmoid", if its logits
         are among the notes and it is just that of them; else None.
-      losses: scalars from `add_loss` and activity regularisers, each as
-        {(rule, index): scalar} with the rule by which those of all towers
-        merge, and the layer that added it, by its place in `graph.layers`.
+      losses: what `add_loss` and activity regularisers have added.
+      adders: for each the layer that added it, by its place in `graph.layers`.
+      regularized: for each the rule by which those of all towers merge, if it is
+        an activity regulariser of Keras's, else None.
       state: new values by index into `LayerGraph.variables`.
       moments: by batch-norm layer's index, one `Moments` per call.
       layer_outputs: output by layer path, a list if called several times.
@@ -38,7 +39,9 @@ class Replay:
     outputs: Any
     notes: list[dict[str, tf.Tensor | None]]
     activations: list[str | None]
-    losses: list[dict[tuple[str, int], tf.Tensor]]
+    losses: list[tf.Tensor]
+    adders: list[int]
+    regularized: list[str | None]
     state: dict[int, tf.Tensor]
     moments: dict[int, list[Moments]]
     layer_outputs: dict[str, Any]
@@ -79,6 +82,7 @@ def replayed(
             outputs = graph.model(inputs, training=training)
         losses = [loss for m in graph.models for loss in own_losses(m)]
         adders = [_adder(graph.layers, loss) for loss in losses]
+        losses = [tf.convert_to_tensor(loss) for loss in losses]
         # Here, where a variable among them is the tower's copy.
         outputs = tf.nest.map_structure(as_tensor, outputs)
     state = {}
@@ -90,10 +94,9 @@ def replayed(
         outputs,
         keras_layers.get_notes(outputs),
         [keras_layers.activation(x) for x in tf.nest.flatten(outputs)],
-        [
-            {("sum" if any(x is s for s in notes.sums) else "mean", i): x}
-            for i, x in zip(adders, losses)
-        ],
+        losses,
+        adders,
+        [_regularized(loss, notes.sums) for loss in losses],
         state,
         notes.moments,
         {k: v[0] if len(v) == 1 else v for k, v in notes.seen.items()},
@@ -266,6 +269,17 @@ def _adder(layers: Sequence[keras.Layer], loss: tf.Tensor) -> int:
     """The place of the layer that added a loss."""
     added = [keras_layers.added(layer, loss) for layer in layers]
     return added.index(True) if any(added) else 0
+
+
+def _regularized(loss: tf.Tensor, sums: Sequence[tf.Tensor]) -> str | None:
+    """How an activity regulariser's loss merges, if it is one of `sums`.
+
+    Keras divides it by the rows, or before 3.14 takes it as it is.
+    """
+    if any(loss is x for x in sums):
+        return "sum"
+    divided = not hasattr(loss, "numpy") and list(loss.op.inputs)[:1]
+    return "mean" if divided and any(divided[0] is x for x in sums) else None
 
 
 def as_tensor(value: Any) -> Any:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -111,19 +111,21 @@ class Said:
 def merge_state(
     before: Before,
     states: Sequence[dict[int, tf.Tensor]],
-    shared: Collection[int],
+    rules: Mapping[int, str],
     moments: Sequence[dict[Group, tf.Tensor]],
 ) -> dict[int, tf.Tensor]:
     """The new value of each variable that a step changes, on its device.
 
     Batch-norm statistics are those of the whole batch; a seed advances once;
     what a stateful RNN keeps for each row is joined; the rest goes by the rules
-    of `merge_state_by`, unless it is the same in all towers.
+    of `merge_state_by`, unless it is the same in all towers. What is added to a
+    metric goes by the graph that made it.
 
     Args:
       before: what the towers start from.
       states: per tower, new values by variable.
-      shared: variables whose new value depends on no tower's rows.
+      rules: by variable what the towers' graphs say: "same" if a new value
+        depends on no tower's rows; of a metric also "sum" or "mean".
       moments: per tower, what its batch norms saw, `packed`; from one tower
         only, if that speaks for all.
 
@@ -136,10 +138,10 @@ def merge_state(
         said = Said(
             before, i, [state.get(i, before.values[i]) for state in states]
         )
-        if i in shared or graph.is_seed(i) or said.by_one:
+        if rules.get(i) == "same" or graph.is_seed(i) or said.by_one:
             merged[i] = said.values[0]  # tower 0 has the model's own seed
             continue
-        rule = _rule(graph, i)
+        rule = _rule(graph, i, rules.get(i))
         if rule is None:
             rule = merge_rules.usual(said.old.dtype)
             rule_less.append(graph.variables[i])
@@ -149,8 +151,10 @@ def merge_state(
     return merged
 
 
-def _rule(graph: layer_graph.LayerGraph, index: int) -> str | None:
-    """How a variable merges; None if nobody has said."""
+def _rule(
+    graph: layer_graph.LayerGraph, index: int, said: str | None
+) -> str | None:
+    """How a variable merges; None if nobody has said, nor the graph."""
     rule = merge_rules.declared(graph.variables[index])
     if index in graph.row_states:
         if rule is not None:
@@ -160,9 +164,7 @@ def _rule(graph: layer_graph.LayerGraph, index: int) -> str | None:
                 "of which each tower has its own rows. Leave the rule out."
             )
         return "concat"
-    if rule is None and graph.is_metric(index):
-        return "sum"
-    return rule
+    return said if rule is None and said in _BY_RULE else rule
 
 
 def _added(said: Said) -> tf.Tensor:

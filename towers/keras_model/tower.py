@@ -16,7 +16,9 @@ from towers.keras_model import (
     drawn_shapes,
     draws,
     hooks,
+    judged,
     layer_graph,
+    losses,
     row_order,
     row_widths,
     shared_state,
@@ -37,8 +39,10 @@ def forward(
     copies: list[list[Any]],
     towers: Sequence[Any],
     request: Request,
-) -> tuple[list[Any], set[int]]:
-    """What each tower computes, and the state that is all towers' alike.
+) -> tuple[list[Any], dict[int, str]]:
+    """What each tower computes, and how state merges, as its graph says.
+
+    By variable: "same" is all towers' alike; of a metric, "sum" or "mean".
 
     Args:
       graph: the model.
@@ -62,6 +66,7 @@ def forward(
         return drawn_shapes.of_many_rows(
             graph, copies[0], fed, divided, phase, tower_fn
         )
+    judge = judged.OfTowers(graph, divided, request)
 
     def built(talk: bool, how: How) -> list[Any]:
         look = draws.Look(looked, how is How.COMPILED)
@@ -69,7 +74,7 @@ def forward(
             [
                 pure_tower(
                     *(graph, tower.index, tower.scope, request, homes),
-                    *(divided, tower, places[tower.index], look),
+                    *(divided, tower, places[tower.index], look, judge),
                 )
                 for tower in towers
             ],
@@ -93,10 +98,9 @@ def forward(
             replays = built(True, How.BUILT)
         shared = set.intersection(*(set(x["shared"]) for x in replays))
         if shared and shards.ranges.are_known and len(replays) > 1:
-            shared &= shared_state.of_open_rows(
-                graph, copies[0], shards.fed[0], shards.divided, request
-            )
-    return replays, {i for i, _ in shared}
+            shared &= judge.of_open_rows(copies[0], shards.fed[0]).shared
+    agreed = set.intersection(*(set(x["metrics"]) for x in replays))
+    return replays, {**dict(agreed), **{i: "same" for i, _ in shared}}
 
 
 def _places(shards: Shards) -> list[Place]:
@@ -119,6 +123,7 @@ def pure_tower(
     tower: Any,
     place: Place,
     look: draws.Look,
+    judge: judged.OfTowers,
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors.
 
@@ -165,13 +170,15 @@ def pure_tower(
         shared = shared_state.shared_state(
             graph, aside["state"], copies, shard, divided
         )
+        rules, metrics = judge.rules(replay, aside["state"], copies, shard)
         return {
             "outputs": replay.outputs,
             "notes": replay.notes,
-            "losses": replay.losses,
+            "losses": losses.of_tower(graph, replay, rules, argument),
             "layer_outputs": replay.layer_outputs,
             # Names without tensors, which are there in copies of a tower too.
             "shared": dict.fromkeys(shared),
+            "metrics": dict.fromkeys(metrics.items()),
             "unordered": dict.fromkeys(
                 row_order.unordered(replay.outputs, shard, divided, copies)
                 if request.is_split

@@ -1,0 +1,259 @@
+"""row_ops: what ops make of rows, and of sums over rows: a table by type.
+
+Each rule takes (result, kinds of what the op takes) to the kind of the result.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from towers.engine.row_kinds import (
+    COUNT,
+    SAME,
+    Kind,
+    Rows,
+    Total,
+    Vector,
+    agreed,
+    either,
+    product,
+    quotient,
+    vector,
+)
+
+Rule = Callable[[tf.Tensor, Sequence[Kind]], Kind]
+# What hands its first input on.
+PASS = (
+    *("CheckNumerics", "EnsureShape", "Identity", "PreventGradient"),
+    *("Snapshot", "StopGradient"),
+)
+
+
+_CONSTANTS: dict[str, Callable[..., Any]] = {
+    "Add": np.add,
+    "AddV2": np.add,
+    "ConcatV2": lambda *parts: np.concatenate(parts[:-1], parts[-1]),
+    "Mul": np.multiply,
+    "Pack": lambda *parts: np.stack(parts),
+    "Reshape": np.reshape,
+    "Sub": np.subtract,
+}
+
+
+def static(tensor: tf.Tensor) -> Any:
+    """The value of a constant, or of what is computed of some; else None."""
+    value, op = tf.get_static_value(tensor), tensor.op
+    if value is None and op.type == "Slice":
+        return _part_of_shape(op)
+    if value is None and op.type in _CONSTANTS and len(op.inputs) < 9:
+        each = [static(x) for x in op.inputs]
+        if all(x is not None for x in each):
+            return _CONSTANTS[op.type](*each)
+    return value
+
+
+def _part_of_shape(op: tf.Operation) -> Any:
+    """Sizes that a slice of a shape takes, if they are known."""
+    shape, begin, size = op.inputs
+    if shape.op.type != "Shape" or static(begin) is None:
+        return None
+    known, start = shape.op.inputs[0].shape, static(begin)[0]
+    if known.rank is None or static(size) is None:
+        return None
+    sizes = known.as_list()[start : start + static(size)[0]]
+    return None if None in sizes else np.array(sizes)
+
+
+def is_zero(tensor: tf.Tensor) -> bool:
+    value = tf.get_static_value(tensor)
+    return value is not None and not np.any(value)
+
+
+# ------------------------------------------------------------- element by element
+def _passed(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    return given[0]
+
+
+def _cast(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    before, after = tensor.op.inputs[0].dtype, tensor.dtype
+    if isinstance(given[0], Rows):
+        linear = given[0].power == 0 or after.is_floating
+        return given[0] if linear else None
+    return given[0] if after.is_floating or before.is_integer else None
+
+
+def _added(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """Of terms; a zero is one of whatever the others are."""
+    terms = [
+        (x, kind)
+        for x, kind in zip(tensor.op.inputs, given)
+        if not (kind == SAME and is_zero(x))
+    ]
+    if any(isinstance(kind, Rows) for kind in given):
+        # Of what has no rows, only what is the same goes with any of them.
+        powers = {
+            kind.power
+            for _, kind in terms
+            if isinstance(kind, Rows) or kind == SAME
+        }
+        if len(powers) > 1 or not all(map(_goes_with_rows, given)):
+            return None
+        return _aligned(tensor, given, powers.pop())
+    if any(isinstance(kind, Vector) for kind in given):
+        return _by_entry(lambda *kinds: agreed(kinds), given)
+    return agreed([kind for _, kind in terms]) if terms else SAME
+
+
+def _goes_with_rows(kind: Kind) -> bool:
+    return isinstance(kind, Rows) or kind == SAME
+
+
+def _multiplied(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    return _scaled(tensor, given, product, 1)
+
+
+def _divided(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    return _scaled(tensor, given, quotient, -1)
+
+
+def _scaled(
+    tensor: tf.Tensor,
+    given: Sequence[Kind],
+    function: Callable[[Total, Total], Kind],
+    sign: int,
+) -> Kind:
+    one, other = given
+    if isinstance(one, Rows) or isinstance(other, Rows):
+        if not all(isinstance(k, Rows) or _is_count(k) for k in given):
+            return None
+        return _aligned(tensor, given, one.power + sign * other.power)  # type: ignore[union-attr]
+    return _by_entry(function, given)
+
+
+def _by_entry(function: Callable[..., Kind], given: Sequence[Kind]) -> Kind:
+    """Of vectors, entry by entry, and of totals."""
+    sizes = {len(kind.of) for kind in given if isinstance(kind, Vector)}
+    if not sizes:
+        return function(*given)
+    if len(sizes) > 1:
+        return None
+    each = [
+        kind.of if isinstance(kind, Vector) else [kind] * max(sizes)
+        for kind in given
+    ]
+    return vector(function(*kinds) for kinds in zip(*each))
+
+
+def _is_count(kind: Kind) -> bool:
+    """Whether this is a power of the number of rows, times the same."""
+    return isinstance(kind, Total) and not kind.summed
+
+
+def _elementwise(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """What any function makes of rows, one by one."""
+    for kind in given:
+        if kind != SAME and not (isinstance(kind, Rows) and kind.power == 0):
+            return None
+    return _aligned(tensor, given, 0)
+
+
+def _selected(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """Of a condition, and of what is there where it holds or does not."""
+    if given[0] == SAME and not any(isinstance(k, Rows) for k in given):
+        return either(given[1:])
+    if tensor.op.type == "Select" and len(_ranks(tensor)) > 1:
+        return None
+    return _elementwise(tensor, given)
+
+
+def _ranks(tensor: tf.Tensor) -> set[int | None]:
+    return {x.shape.rank for x in tensor.op.inputs}
+
+
+def _larger(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """A number of rows that is not to be zero."""
+    for kind, x in zip(given, tensor.op.inputs[::-1]):
+        floor = tf.get_static_value(x)
+        if kind == COUNT and floor is not None and np.all(floor <= 1):
+            return COUNT
+    return _elementwise(tensor, given)
+
+
+def _aligned(tensor: tf.Tensor, given: Sequence[Kind], power: int) -> Kind:
+    """Rows that meet rows, each its own, or what is the same for all rows."""
+    if tensor.shape.rank is None:
+        return None
+    merged: Rows | None = None
+    for x, kind in zip(tensor.op.inputs, given):
+        if isinstance(kind, Rows):
+            mine = kind.at(kind.axis - (x.shape.rank or 0))
+            merged = mine if merged is None else _merged(merged, mine)
+            if merged is None:
+                return None
+    if merged is None:
+        return None
+    if any(
+        not isinstance(kind, Rows) and not _is_spread(x, merged.axis)
+        for x, kind in zip(tensor.op.inputs, given)
+    ):
+        return None
+    return dataclasses.replace(
+        merged, axis=merged.axis + tensor.shape.rank, power=power
+    )
+
+
+def _merged(one: Rows, other: Rows) -> Rows | None:
+    if (one.axis, one.order) != (other.axis, other.order):
+        return None
+    return dataclasses.replace(
+        one,
+        per=other.per if one.per is None else one.per,
+        counted=one.counted and other.counted,
+        uniform=one.uniform and other.uniform,
+    )
+
+
+def _is_spread(x: tf.Tensor, axis: int) -> bool:
+    """Whether a tensor has no axis, counted from the last, or one of size 1."""
+    rank = x.shape.rank
+    return rank is not None and (rank < -axis or x.shape[axis] == 1)
+
+
+def table(*entries: Any) -> dict[str, Rule]:
+    """Rules by the type of op, of (rule, types in a line, ...)."""
+    return {
+        name: rule
+        for rule, *lines in entries
+        for line in lines
+        for name in line.split()
+    }
+
+
+RULES = table(
+    (_passed, *PASS),
+    (_cast, "Cast"),
+    (_passed, "Neg"),
+    (_added, "Add AddN AddV2 Sub"),
+    (_multiplied, "Mul MulNoNan"),
+    (_divided, "Div DivNoNan RealDiv"),
+    (_larger, "Maximum"),
+    (_selected, "Select SelectV2"),
+    (
+        _elementwise,
+        "Abs Acos Acosh Asin Asinh Atan Atan2 Atanh BesselI0e BesselI1e Betainc",
+        "BitwiseAnd BitwiseOr BitwiseXor Bucketize Ceil ClipByValue Complex",
+        "ComplexAbs Conj Cos Cosh Digamma Elu Equal Erf Erfc Erfinv Exp Expm1",
+        "FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars Floor FloorDiv FloorMod",
+        "Greater GreaterEqual Igamma Igammac Imag Invert IsFinite IsInf IsNan",
+        "LeakyRelu LeftShift Less LessEqual Lgamma Log Log1p LogicalAnd",
+        "LogicalNot LogicalOr LookupTableFind LookupTableFindV2 Minimum Mod Ndtri",
+        "NextAfter NotEqual Pow Real Reciprocal Relu Relu6 RightShift Rint Round",
+        "Rsqrt Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Square",
+        "SquaredDifference StaticRegexReplace RegexReplace StringLower",
+        "StringStrip StringToHashBucketFast StringToHashBucketStrong",
+        "StringToNumber Tan Tanh TruncateDiv TruncateMod Xdivy Xlog1py Xlogy Zeta",
+    ),
+)

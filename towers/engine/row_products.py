@@ -1,0 +1,141 @@
+"""row_products: what products of matrices, and lists in loops, make of rows.
+
+The last part of the table of `row_ops`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine.row_kinds import (
+    SAME,
+    Kind,
+    Rows,
+    Total,
+    agreed,
+    either,
+    product,
+)
+from towers.engine.row_ops import table
+
+Kinds = Sequence[Kind]
+
+
+def _matrices(tensor: tf.Tensor, given: Kinds) -> Kind:
+    op = tensor.op
+    names = ("transpose_a", "transpose_b")
+    if op.type != "MatMul":
+        names = ("adj_x", "adj_y")
+    ranks = [x.shape.rank for x in [*op.inputs, tensor]]
+    if None in ranks:
+        return None
+    labels = [
+        _labels(rank or 0, op.get_attr(n)) for rank, n in zip(ranks, names)
+    ]
+    right = [_RIGHT.get(label, label) for label in labels[1]]
+    result = [*range(-(ranks[2] or 0), -2), "m", "n"]
+    return _contracted(op.inputs, given, [labels[0], right], result)
+
+
+_RIGHT = {"m": "k", "k": "n"}
+
+
+def _labels(rank: int, transposed: bool) -> list[Any]:
+    last = ["k", "m"] if transposed else ["m", "k"]
+    return [*range(-rank, -2), *last]
+
+
+def _einsum(tensor: tf.Tensor, given: Kinds) -> Kind:
+    equation = tensor.op.get_attr("equation").decode()
+    if "." in equation:
+        return None
+    terms, result = equation.split("->")
+    labels = [list(term) for term in terms.split(",")]
+    return _contracted(tensor.op.inputs, given, labels, list(result))
+
+
+def _contracted(
+    inputs: Sequence[tf.Tensor],
+    given: Kinds,
+    labels: Sequence[list[Any]],
+    result: list[Any],
+) -> Kind:
+    """Of products of entries, summed over axes that the result has not."""
+    rows = [kind for kind in given if isinstance(kind, Rows)]
+    totals = [kind for kind in given if not isinstance(kind, Rows)]
+    if not rows:
+        flat = [agreed([kind]) for kind in totals]
+        if len(flat) == 1 or None in flat:
+            return flat[0] if len(flat) == 1 else None
+        return product(*flat) if len(flat) == 2 else None  # type: ignore[arg-type]
+    mine = {
+        names[kind.axis]
+        for kind, names in zip(given, labels)
+        if isinstance(kind, Rows)
+    }
+    if len(mine) > 1 or not all(_counts(kind) for kind in totals):
+        return None
+    if len({kind.order for kind in rows}) > 1:
+        return None
+    (label,) = mine
+    for x, kind, names in zip(inputs, given, labels):
+        if isinstance(kind, Rows):
+            if names.count(label) > 1:
+                return None
+        elif label in names and x.shape[names.index(label)] != 1:
+            return None
+    power = sum(kind.power for kind in given)  # type: ignore[union-attr]
+    if label in result:
+        per = next((kind.per for kind in rows if kind.per is not None), None)
+        counted = all(kind.counted for kind in rows)
+        axis = result.index(label)
+        return Rows(axis, per, power, counted, order=rows[0].order)
+    return Total(True, power)
+
+
+def _counts(kind: Kind) -> bool:
+    return isinstance(kind, Total) and not kind.summed
+
+
+# -------------------------------------------------------------- lists in loops
+def _listed(tensor: tf.Tensor, given: Kinds) -> Kind:
+    """A list of what is in the first axis; it has the axis of each."""
+    kind = given[0]
+    if not isinstance(kind, Rows):
+        return None
+    return kind.at(kind.axis - 1) if kind.axis else None
+
+
+def _reserved(tensor: tf.Tensor, given: Kinds) -> Kind:
+    """An empty list, of elements whose shape may have rows."""
+    return SAME if given[1] == SAME else None
+
+
+def _read(tensor: tf.Tensor, given: Kinds) -> Kind:
+    return given[0] if given[1] == SAME else None
+
+
+def _written(tensor: tf.Tensor, given: Kinds) -> Kind:
+    before, place, item = given
+    if place != SAME:
+        return None
+    if before == SAME:
+        return item
+    return either([before, item])
+
+
+def _stacked(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind = given[0]
+    return kind.at(kind.axis + 1) if isinstance(kind, Rows) else kind
+
+
+RULES = table(
+    (_matrices, "MatMul BatchMatMulV2 BatchMatMulV3"),
+    (_einsum, "Einsum"),
+    (_listed, "TensorListFromTensor"),
+    (_reserved, "TensorListReserve EmptyTensorList"),
+    (_read, "TensorListGetItem"),
+    (_written, "TensorListSetItem"),
+    (_stacked, "TensorListStack"),
+)

@@ -1,0 +1,247 @@
+"""row_reductions: what sums, means, layers of networks and draws make of rows.
+
+Another part of the table of `row_ops`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from towers.engine.row_kinds import (
+    COUNT,
+    SAME,
+    Kind,
+    Rows,
+    Total,
+    Vector,
+    agreed,
+    vector,
+)
+from towers.engine.row_ops import static, table
+
+
+def _axes(tensor: tf.Tensor) -> set[int] | None:
+    """The axes that an op reduces, or looks along."""
+    axes = static(tensor.op.inputs[1])
+    rank = tensor.op.inputs[0].shape.rank
+    if axes is None or rank is None:
+        return None
+    return {int(axis) % max(rank, 1) for axis in np.ravel(axes)}
+
+
+def _without(kind: Rows, axes: set[int], keeps: bool) -> Rows:
+    before = 0 if keeps else sum(axis < kind.axis for axis in axes)
+    return kind.at(kind.axis - before)
+
+
+def _keeps(tensor: tf.Tensor) -> bool:
+    try:
+        return bool(tensor.op.get_attr("keep_dims"))
+    except ValueError:
+        return False
+
+
+def _summed(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    kind, axes = given[0], _axes(tensor)
+    if not isinstance(kind, Rows):
+        return agreed([kind])
+    if axes is None:
+        return None
+    if kind.axis not in axes:
+        return _without(kind, axes, _keeps(tensor))
+    if kind.uniform and kind.counted:
+        return Total(False, kind.power + 1)
+    return Total(True, kind.power)
+
+
+def _averaged(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    kind, axes = given[0], _axes(tensor)
+    if not isinstance(kind, Rows):
+        return agreed([kind])
+    if axes is None:
+        return None
+    if kind.axis not in axes:
+        return _without(kind, axes, _keeps(tensor))
+    if not kind.counted:
+        return None
+    if kind.uniform:
+        return Total(False, kind.power)
+    return Total(True, kind.power - 1)
+
+
+def _reduced(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """By what is no sum: of each row by itself only."""
+    kind, axes = given[0], _axes(tensor)
+    if not isinstance(kind, Rows) or axes is None or kind.power:
+        return None
+    return None if kind.axis in axes else _without(kind, axes, _keeps(tensor))
+
+
+def _multiplied_up(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    if not isinstance(given[0], Vector):
+        return _reduced(tensor, given)
+    powers = [kind.power for kind in given[0].of]
+    if any(kind.summed for kind in given[0].of):
+        return None
+    return Total(False, sum(powers))
+
+
+def _along(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """Of each row by itself, along other axes."""
+    kind, axes = given[0], _axes(tensor)
+    if not isinstance(kind, Rows) or axes is None or kind.axis in axes:
+        return None
+    return kind if kind.power == 0 and set(given[1:]) <= {SAME} else None
+
+
+def _along_last(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """Of each row by itself, along the last axis."""
+    kind, rank = given[0], tensor.op.inputs[0].shape.rank
+    if not isinstance(kind, Rows) or not rank or kind.axis == rank - 1:
+        return None
+    return kind if kind.power == 0 and set(given[1:]) <= {SAME} else None
+
+
+def _biased(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    if isinstance(given[0], Rows):
+        return _along_last(tensor, given)
+    return agreed(given)
+
+
+def _first_axis(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """What goes row by row along the first axis, as a convolution."""
+    rows = [kind for kind in given if isinstance(kind, Rows)]
+    others = [kind for kind in given if not isinstance(kind, Rows)]
+    fits = all(
+        kind == dataclasses.replace(Rows(0), per=kind.per, uniform=kind.uniform)
+        for kind in rows
+    )
+    # A shape among the others tells that of the result.
+    if not fits or not rows or not all(_is_shape(kind) for kind in others):
+        return None
+    return Rows(0, rows[0].per)
+
+
+def _is_shape(kind: Kind) -> bool:
+    return kind == SAME or (isinstance(kind, Vector) and kind.of[0] == COUNT)
+
+
+def _normalized(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    trains = tensor.op.get_attr("is_training")
+    return None if trains else _first_axis(tensor, given)
+
+
+def _half_squared(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    kind = given[0]
+    rows = isinstance(kind, Rows) and kind.power == 0
+    return Total(True, 0) if rows else None
+
+
+def _scattered(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """What adds each row where that says: a sum over rows."""
+    data = [kind for kind in given if isinstance(kind, Rows)]
+    others = [kind for kind in given if not isinstance(kind, Rows)]
+    first = all(kind.axis == 0 and kind.power == 0 for kind in data)
+    same = all(kind == SAME for kind in others)
+    return Total(True, 0) if first and same and data else None
+
+
+def _binned(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    kind, rank = given[0], tensor.op.inputs[0].shape.rank
+    binary = tensor.op.type == "DenseBincount" and tensor.op.get_attr(
+        "binary_output"
+    )
+    if not isinstance(kind, Rows) or rank is None or kind.axis:
+        return None
+    if rank == 2:
+        return Rows(0, kind.per)
+    return None if binary else _scattered(tensor, given)
+
+
+def _drawn(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    kind = _filled(tensor, given)
+    if not isinstance(kind, Rows):
+        return None
+    return dataclasses.replace(kind, uniform=False)
+
+
+def _filled(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """Of a shape, whose number of rows tells the axis."""
+    if not isinstance(given[0], Vector) or set(given[1:]) - {SAME}:
+        return None
+    return _axis_of(given[0])
+
+
+def _axis_of(shape: Vector) -> Kind:
+    axes = [i for i, kind in enumerate(shape.of) if kind != SAME]
+    if len(axes) != 1 or shape.of[axes[0]] != Total(
+        power=1, exact=shape.of[axes[0]].exact
+    ):
+        return None
+    per = 1 if shape.of[axes[0]].exact else None
+    return Rows(axes[0], per, uniform=True)
+
+
+def _like(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    kind = given[0]
+    if isinstance(kind, Rows):
+        return dataclasses.replace(kind, power=0, uniform=True)
+    return SAME
+
+
+def _shape(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    kind = given[tensor.value_index]
+    rank = tensor.op.inputs[tensor.value_index].shape.rank
+    if not isinstance(kind, Rows):
+        return SAME
+    if rank is None or not kind.counted:
+        return None
+    count = COUNT if kind.per == 1 else Total(power=1)
+    return vector(count if i == kind.axis else SAME for i in range(rank))
+
+
+def _size(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    kind = given[0]
+    if not isinstance(kind, Rows):
+        return SAME
+    one = kind.per == 1 and tensor.op.inputs[0].shape.rank == 1
+    return Total(power=1, exact=one) if kind.counted else None
+
+
+RULES = table(
+    (_summed, "Sum"),
+    (_averaged, "Mean"),
+    (_reduced, "All Any ArgMax ArgMin EuclideanNorm Max Min"),
+    (_multiplied_up, "Prod"),
+    (_along, "Cumprod Cumsum CumulativeLogsumexp ReverseV2"),
+    (_along_last, "LogSoftmax Softmax TopKV2"),
+    (_biased, "BiasAdd"),
+    (
+        _first_axis,
+        "AvgPool AvgPool3D Conv Conv2D Conv2DBackpropInput Conv3D",
+        "Conv3DBackpropInputV2 DepthToSpace DepthwiseConv2dNative Dilation2D",
+        "ExtractImagePatches LRN MaxPool MaxPool3D ResizeBicubic ResizeBilinear",
+        "ResizeNearestNeighbor SoftmaxCrossEntropyWithLogits SpaceToDepth",
+        "SparseSoftmaxCrossEntropyWithLogits MatrixInverse Cholesky",
+        "MatrixDeterminant MatrixTriangularSolve AdjustContrastv2 RGBToHSV",
+    ),
+    (_normalized, "FusedBatchNormV3"),
+    (_half_squared, "L2Loss"),
+    (_scattered, "ScatterNd UnsortedSegmentSum Bincount"),
+    (_binned, "DenseBincount"),
+    (
+        _drawn,
+        "RandomStandardNormal RandomUniform RandomUniformInt StatelessRandomNormal",
+        "StatelessRandomNormalV2 StatelessRandomUniform StatelessRandomUniformV2",
+        "StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2",
+        "StatelessRandomUniformInt StatelessRandomUniformIntV2",
+        "StatelessTruncatedNormal StatelessTruncatedNormalV2 TruncatedNormal",
+    ),
+    (_filled, "Fill"),
+    (_like, "OnesLike ZerosLike"),
+    (_shape, "Shape ShapeN"),
+    (_size, "Size"),
+    (lambda *_: SAME, "Rank"),
+)

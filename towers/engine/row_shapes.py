@@ -1,0 +1,167 @@
+"""row_shapes: what ops that move axes, and change shapes, make of rows.
+
+Another part of the table of `row_ops`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine.row_kinds import (
+    COUNT,
+    SAME,
+    Kind,
+    Rows,
+    Total,
+    Vector,
+    agreed,
+)
+from towers.engine.row_ops import static, table
+
+Kinds = Sequence[Kind]
+
+
+def _rank(tensor: tf.Tensor) -> int | None:
+    return tensor.shape.rank
+
+
+def _moved(kind: Kind) -> Kind:
+    """Of what has no rows, moved: its entries are what they were."""
+    return None if isinstance(kind, Rows) else agreed([kind])
+
+
+def _axis(value: Any, rank: int | None) -> int | None:
+    return None if value is None or not rank else int(value) % rank
+
+
+def _reshaped(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind, shape = given
+    if not isinstance(kind, Rows):
+        if isinstance(shape, Vector):
+            return None
+        return (
+            kind
+            if isinstance(kind, Vector) and _rank(tensor) == 1
+            else (_moved(kind))
+        )
+    before, after = tensor.op.inputs[0].shape, tensor.shape
+    if before.rank is None or not after.rank:
+        return None
+    if before[: kind.axis] != after[: kind.axis] or not (
+        before[: kind.axis].is_fully_defined()
+    ):
+        return None
+    axis = kind.axis
+    if isinstance(shape, Vector):
+        if set(shape.of[axis + 1 :]) - {SAME} or kind.order:
+            return None
+        if shape.of[axis] in (COUNT, Total(power=1)):
+            per = 1 if shape.of[axis].exact else None
+            return dataclasses.replace(kind, per=per)
+    sizes = static(tensor.op.inputs[1])
+    if sizes is not None:
+        after = tf.TensorShape([n if n >= 0 else None for n in sizes])
+    return _regrouped(kind, before[axis + 1 :], after[axis + 1 :])
+
+
+def _regrouped(
+    kind: Rows, before: tf.TensorShape, after: tf.TensorShape
+) -> Kind:
+    """Rows with other axes after theirs: of one row, each entry, or None."""
+    if before.as_list() == after.as_list() and before.is_fully_defined():
+        return kind
+    if after.rank == 0:
+        return dataclasses.replace(kind, per=None)
+    size, wanted = before.num_elements(), after.num_elements()
+    if size is None or wanted is None or kind.per is None or kind.order:
+        return None
+    if not wanted or kind.per * size % wanted:
+        return None
+    return dataclasses.replace(kind, per=kind.per * size // wanted)
+
+
+def _expanded(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind, axis = given[0], _axis(static(tensor.op.inputs[1]), _rank(tensor))
+    if not isinstance(kind, Rows):
+        return _moved(kind)
+    return None if axis is None else kind.at(kind.axis + (axis <= kind.axis))
+
+
+def _squeezed(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind, shape = given[0], tensor.op.inputs[0].shape
+    if not isinstance(kind, Rows):
+        return _moved(kind)
+    axes = [
+        axis % (shape.rank or 1) for axis in tensor.op.get_attr("squeeze_dims")
+    ]
+    if shape.rank is None:
+        return None
+    if not axes:
+        axes = [i for i, size in enumerate(shape) if size == 1]
+        if any(size is None and i != kind.axis for i, size in enumerate(shape)):
+            return None
+    if kind.axis in axes:
+        return None
+    return kind.at(kind.axis - sum(axis < kind.axis for axis in axes))
+
+
+def _transposed(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind, order = given[0], static(tensor.op.inputs[1])
+    if not isinstance(kind, Rows):
+        return _moved(kind)
+    return None if order is None else kind.at(order.tolist().index(kind.axis))
+
+
+def _tiled(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind, times = given
+    data = tensor.op.inputs[0]
+    if kind == SAME and isinstance(times, Vector):
+        return _spread(data, times, _rank(tensor))
+    if not isinstance(kind, Rows):
+        return _moved(kind) if times == SAME else None
+    many = tf.get_static_value(tensor.op.inputs[1], partial=True)
+    if times != SAME or many is None or many[kind.axis] is None:
+        return None
+    if many[kind.axis] == 1:
+        return kind
+    return dataclasses.replace(
+        kind, per=None, order=f"{kind.order}{many[kind.axis]},"
+    )
+
+
+def _broadcast(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind, shape = given
+    data, rank = tensor.op.inputs[0], _rank(tensor)
+    if isinstance(kind, Rows):
+        if rank is None or _rank(data) is None:
+            return None
+        return kind.at(kind.axis + rank - data.shape.rank)
+    if kind == SAME and isinstance(shape, Vector):
+        return _spread(data, shape, rank)
+    return _moved(kind) if shape == SAME else None
+
+
+def _spread(data: tf.Tensor, shape: Vector, rank: int | None) -> Kind:
+    """The same for all rows, in a shape that has their number in it."""
+    axes = [i for i, kind in enumerate(shape.of) if kind != SAME]
+    before = _rank(data)
+    if rank is None or before is None or len(axes) != 1:
+        return None
+    count, place = shape.of[axes[0]], axes[0] - rank
+    if (count.summed, count.power) != (False, 1):
+        return None
+    if before >= -place and data.shape[place] != 1:
+        return None
+    return Rows(axes[0], 1 if count.exact else None, uniform=True)
+
+
+RULES = table(
+    (_reshaped, "Reshape"),
+    (_expanded, "ExpandDims"),
+    (_squeezed, "Squeeze"),
+    (_transposed, "Transpose"),
+    (_tiled, "Tile"),
+    (_broadcast, "BroadcastTo"),
+)

@@ -1,0 +1,271 @@
+"""row_slices: what ops that take parts, or join them, make of rows.
+
+Another part of the table of `row_ops`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from towers.engine.row_kinds import (
+    COUNT,
+    SAME,
+    Kind,
+    Rows,
+    Total,
+    Vector,
+    agreed,
+    together,
+    vector,
+)
+from towers.engine.row_ops import static, table
+
+Kinds = Sequence[Kind]
+
+
+def _rank(tensor: tf.Tensor) -> int | None:
+    return tensor.shape.rank
+
+
+def _moved(kind: Kind) -> Kind:
+    """Of what has no rows, moved: its entries are what they were."""
+    return None if isinstance(kind, Rows) else agreed([kind])
+
+
+def _sliced(tensor: tf.Tensor, given: Kinds) -> Kind:
+    """Of a StridedSlice, which takes an axis whole or in part."""
+    op, kind = tensor.op, given[0]
+    if any(other != SAME for other in given[1:]):
+        return None
+    if isinstance(kind, Total):
+        return kind
+    begin, end, stride = map(static, op.inputs[1:])
+    if begin is None or end is None or stride is None:
+        return None
+    masks = [op.get_attr(f"{name}_mask") for name in _MASKS]
+    items = [_item(k, begin, end, stride, masks) for k in range(len(begin))]
+    if isinstance(kind, Vector):
+        taken = list(kind.of)[items[0]] if items[0] is not Ellipsis else kind.of
+        if isinstance(taken, Total):
+            return taken
+        return vector(taken)
+    rank = _rank(op.inputs[0])
+    return _at(kind, items, rank) if rank and isinstance(kind, Rows) else None
+
+
+_MASKS = ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
+
+
+def _item(k: int, begin: Any, end: Any, stride: Any, masks: list[int]) -> Any:
+    """What stands in the brackets of Python, at one place."""
+    from_start, to_end, dots, new, one = [bool(m >> k & 1) for m in masks]
+    if dots:
+        return Ellipsis
+    if new:
+        return None
+    if one:
+        return int(begin[k])
+    return slice(
+        None if from_start else int(begin[k]),
+        None if to_end else int(end[k]),
+        int(stride[k]),
+    )
+
+
+def _at(kind: Rows, items: list[Any], rank: int) -> Kind:
+    """Where the axis of rows is, after what stands in brackets."""
+    taken = sum(item is not None and item is not Ellipsis for item in items)
+    if Ellipsis not in items:
+        items = [*items, Ellipsis]
+    axis, after = 0, 0
+    for item in items:
+        if item is None:
+            after += 1
+            continue
+        many = rank - taken if item is Ellipsis else 1
+        if axis <= kind.axis < axis + many:
+            whole = item is Ellipsis or (
+                isinstance(item, slice) and item == slice(None, None, 1)
+            )
+            return kind.at(after + kind.axis - axis) if whole else None
+        axis += many
+        after += 0 if isinstance(item, int) else many
+    return None
+
+
+def _cut(tensor: tf.Tensor, given: Kinds) -> Kind:
+    """Of `tf.slice`."""
+    kind = given[0]
+    begin, size = static(tensor.op.inputs[1]), given[2]
+    if isinstance(kind, Vector) and begin is not None and size == SAME:
+        many = tensor.shape[0]
+        return vector(kind.of[begin[0] :][:many]) if many is not None else None
+    if not isinstance(kind, Rows):
+        return _moved(kind) if set(given[1:]) == {SAME} else None
+    if begin is None or begin[kind.axis]:
+        return None
+    if isinstance(size, Vector):
+        exact = size.of[kind.axis] == COUNT and kind.per == 1
+        return kind if exact else None
+    sizes = static(tensor.op.inputs[2])
+    return kind if sizes is not None and sizes[kind.axis] == -1 else None
+
+
+def _padded(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind, sides = given[0], static(tensor.op.inputs[1])
+    if not isinstance(kind, Rows):
+        return None
+    if sides is None or any(sides[kind.axis]) or set(given[1:]) != {SAME}:
+        return None
+    return dataclasses.replace(kind, uniform=False)
+
+
+def _axis(value: Any, rank: int | None) -> int | None:
+    return None if value is None or not rank else int(value) % rank
+
+
+def _split(tensor: tf.Tensor, given: Kinds) -> Kind:
+    """Along another axis than that of rows."""
+    op = tensor.op
+    place, axis = (0, 1) if op.type == "SplitV" else (1, 0)
+    kind, data = given[place], op.inputs[place]
+    if not isinstance(kind, Rows):
+        return _moved(kind)
+    along = _axis(static(op.inputs[-1 if axis else 0]), _rank(data))
+    return None if along in (None, kind.axis) else kind
+
+
+def _unpacked(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind, op = given[0], tensor.op
+    if isinstance(kind, Vector):
+        return kind.of[tensor.value_index]
+    if not isinstance(kind, Rows):
+        return kind
+    axis = _axis(op.get_attr("axis"), _rank(op.inputs[0]))
+    if axis is None or axis == kind.axis:
+        return None
+    return kind.at(kind.axis - (axis < kind.axis))
+
+
+def _packed(tensor: tf.Tensor, given: Kinds) -> Kind:
+    rows = [kind for kind in given if isinstance(kind, Rows)]
+    if not rows:
+        return vector(given) if _rank(tensor) == 1 else agreed(given)
+    axis = _axis(tensor.op.get_attr("axis"), _rank(tensor))
+    one = together(given)
+    if one is None or axis is None:
+        return None
+    return one.at(one.axis + (axis <= one.axis))
+
+
+def _joined(tensor: tf.Tensor, given: Kinds) -> Kind:
+    """Of a concatenation."""
+    kinds, rank = given[:-1], _rank(tensor)
+    axis = _axis(static(tensor.op.inputs[-1]), rank)
+    if not any(isinstance(kind, Rows) for kind in kinds):
+        if rank != 1 or not any(isinstance(kind, Vector) for kind in kinds):
+            return agreed(kinds)
+        return _chained(tensor, kinds)
+    one = together(kinds)
+    if one is None or axis is None:
+        return None
+    if axis != one.axis:
+        return one
+    return dataclasses.replace(one, per=None, order=f"{one.order}{len(kinds)},")
+
+
+def _chained(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    each: list[Kind] = []
+    for x, kind in zip(tensor.op.inputs, kinds):
+        size = x.shape[0]
+        if size is None:
+            return None
+        each += kind.of if isinstance(kind, Vector) else [kind] * size
+    return vector(each)
+
+
+def _one_hot(tensor: tf.Tensor, given: Kinds) -> Kind:
+    kind = given[0]
+    axis: Any = tensor.op.get_attr("axis")
+    if not isinstance(kind, Rows) or set(given[1:]) != {SAME} or kind.power:
+        return None
+    return kind.at(kind.axis + (0 <= int(axis) <= kind.axis))
+
+
+def _gathered(tensor: tf.Tensor, given: Kinds) -> Kind:
+    op = tensor.op
+    data, index = given[:2]
+    rank, count = _rank(op.inputs[0]), _rank(op.inputs[1])
+    axis = _axis(static(op.inputs[2]), rank)
+    if rank is None or count is None or axis is None or given[2] != SAME:
+        return None
+    batch = op.get_attr("batch_dims")
+    if batch:
+        both = together(given[:2])
+        return both if both and both.axis < batch and not both.power else None
+    if isinstance(index, Rows):
+        if data == SAME:
+            return index.at(axis + index.axis)
+        return _picked(data, index, axis)
+    if isinstance(data, Vector):
+        places = static(op.inputs[1]) if index == SAME else None
+        if places is None:
+            return None
+        one = [data.of[place] for place in np.ravel(places)]
+        return vector(one) if count else one[0]
+    if index != SAME:
+        return None
+    if not isinstance(data, Rows):
+        return _moved(data)
+    if axis == data.axis:
+        return None
+    return data.at(data.axis + (count - 1 if axis < data.axis else 0))
+
+
+_PICKED = "picked by "
+
+
+def _picked(data: Kind, index: Rows, axis: int) -> Kind:
+    """Rows of those numbers that `_where` tells."""
+    if not isinstance(data, Rows) or (data.axis, data.order) != (axis, ""):
+        return None
+    if not index.order.startswith(_PICKED) or index.axis:
+        return None
+    return dataclasses.replace(index, axis=axis, power=data.power)
+
+
+def _where(tensor: tf.Tensor, given: Kinds) -> Kind:
+    """Numbers of those rows for which something is true."""
+    kind = given[0]
+    if not isinstance(kind, Rows) or _rank(tensor.op.inputs[0]) != 1:
+        return None
+    if kind.power or kind.order or not kind.counted:
+        return None
+    order = f"{_PICKED}{tensor.op.name}"
+    return Rows(0, None, counted=False, order=order)
+
+
+def _gathered_by_path(tensor: tf.Tensor, given: Kinds) -> Kind:
+    data, index = given
+    rank = _rank(tensor.op.inputs[1])
+    if data != SAME or not isinstance(index, Rows) or rank is None:
+        return None
+    return index if index.axis < rank - 1 and not index.power else None
+
+
+RULES = table(
+    (_sliced, "StridedSlice"),
+    (_cut, "Slice"),
+    (_padded, "MirrorPad Pad PadV2"),
+    (_split, "Split SplitV"),
+    (_unpacked, "Unpack"),
+    (_packed, "Pack"),
+    (_joined, "ConcatV2"),
+    (_one_hot, "OneHot"),
+    (_gathered, "GatherV2"),
+    (_gathered_by_path, "GatherNd"),
+    (_where, "Where"),
+)

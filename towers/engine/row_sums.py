@@ -1,0 +1,191 @@
+"""row_sums: whether a number adds up from the rows that it is made of.
+
+Asked of the graph that made it, from the number back to the rows. What only
+linear ops lie behind, once rows were summed, is a sum; divided by the number of
+rows it is a mean. So is what is computed of several such, or of the same in all
+towers. Ops of which nothing is said here are taken for anything.
+"""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from towers.engine import (
+    row_ops,
+    row_products,
+    row_reductions,
+    row_shapes,
+    row_slices,
+)
+from towers.engine.row_kinds import SAME, Kind, Rows, agreed, either
+from towers.foreign import tf_functions
+
+_RULES = {
+    **row_ops.RULES,
+    **row_products.RULES,
+    **row_reductions.RULES,
+    **row_shapes.RULES,
+    **row_slices.RULES,
+}
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_BRANCHES = ("If", "StatelessIf")
+_LOOPS = ("While", "StatelessWhile")
+
+
+class Judge:
+    """Tells how tensors of a graph are made of rows.
+
+    Args:
+      rows: tensors of the graph, [rows, ...].
+      values: those of which there are some for each row, as a ragged tensor's.
+      same: tensors that are the same in all towers, whatever they are made of.
+      others: tensors of the tower's rows of which nothing is known.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[tf.Tensor],
+        values: Sequence[tf.Tensor] = (),
+        same: Sequence[tf.Tensor] = (),
+        others: Sequence[tf.Tensor] = (),
+    ):
+        self._kinds: dict[str, Kind] = {
+            **{x.name: None for x in others},
+            **{y.name: Rows(0) for x in rows for y in _passed_on(x)},
+            **{x.name: Rows(0, None, counted=False) for x in values},
+            **{x.name: SAME for x in same},
+        }
+
+    def kind(self, tensor: tf.Tensor) -> Kind:
+        """How a tensor of the graph is made of rows."""
+        if hasattr(tensor, "numpy"):  # made outside of any graph
+            return SAME
+        return _walked(tensor, self._kinds)
+
+    def change(self, new: tf.Tensor, old: tf.Tensor) -> Kind:
+        """How what was added to `old` is made of rows."""
+        return _added(new, old.name, self._kinds)
+
+
+def _passed_on(tensor: tf.Tensor) -> list[tf.Tensor]:
+    """A tensor, and those that it is just passed on from.
+
+    A layer that is pinned to a device takes what it is given from there.
+    """
+    tensors = [tensor]
+    while tensors[-1].op.type == "Identity":
+        tensors.append(tensors[-1].op.inputs[0])
+    return tensors
+
+
+def _added(new: tf.Tensor, old: str, kinds: dict[str, Kind]) -> Kind:
+    """The kind of `new - old`, where `new` may be a sum that has `old` in it."""
+    terms: list[tf.Tensor] = []
+    tensor, found = new, True
+    while found and tensor.name != old:
+        op, found = tensor.op, False
+        if op.type == "IdentityN":
+            tensor, found = op.inputs[tensor.value_index], True
+        elif op.type in row_ops.PASS:
+            tensor, found = op.inputs[0], True
+        elif op.type in ("Add", "AddV2", "Sub"):
+            sides = [op.inputs[0]] if op.type == "Sub" else list(op.inputs)
+            for k, side in enumerate(sides):
+                if not found and _has(side, old):
+                    terms.append(op.inputs[1 - k])
+                    tensor, found = side, True
+    if not found:
+        return agreed([SAME, _walked(new, kinds)])
+    each = [_walked(x, kinds) for x in terms if not row_ops.is_zero(x)]
+    return agreed(each) if each else SAME
+
+
+def _has(tensor: tf.Tensor, old: str) -> bool:
+    """Whether a sum has a tensor among what it adds."""
+    todo = [tensor]
+    while todo:
+        x = todo.pop()
+        if x.name == old:
+            return True
+        if x.op.type in row_ops.PASS:
+            todo.append(x.op.inputs[0])
+        elif x.op.type == "IdentityN":
+            todo.append(x.op.inputs[x.value_index])
+        elif x.op.type in ("Add", "AddV2"):
+            todo += x.op.inputs
+        elif x.op.type == "Sub":
+            todo.append(x.op.inputs[0])
+    return False
+
+
+def _walked(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
+    """The kind of a tensor, and, in `kinds`, of all that it is made of."""
+    todo = [tensor]
+    while todo:
+        x = todo[-1]
+        if x.name in kinds:
+            todo.pop()
+            continue
+        missing = [y for y in x.op.inputs if y.name not in kinds]
+        if missing:
+            todo += missing
+            continue
+        todo.pop()
+        kinds[x.name] = _told(x, [kinds[y.name] for y in x.op.inputs])
+    return kinds[tensor.name]
+
+
+def _told(tensor: tf.Tensor, given: list[Kind]) -> Kind:
+    """The kind of an op's result, from those of what it takes."""
+    op = tensor.op
+    if op.type == "IdentityN":
+        # Custom gradients send results and arguments through one of these.
+        return given[tensor.value_index]
+    if all(kind == SAME for kind in given):
+        return SAME
+    if op.type in _CALLS:
+        return _called(op, "f", given)[tensor.value_index]
+    if op.type in _BRANCHES:
+        return _branched(op, given)[tensor.value_index]
+    if op.type in _LOOPS:
+        return _looped(op, given)[tensor.value_index]
+    rule = _RULES.get(op.type)
+    if rule is None or None in given:
+        return None
+    return rule(tensor, given)
+
+
+def _called(
+    op: tf.Operation, attribute: str, given: Sequence[Kind]
+) -> list[Kind]:
+    """The kinds of a function's results."""
+    body = tf_functions.body(op, attribute)
+    if body is None or len(body.inputs) != len(given):
+        return [None] * len(op.outputs)
+    kinds = {x.name: kind for x, kind in zip(body.inputs, given)}
+    return [_walked(x, kinds) for x in body.outputs]
+
+
+def _branched(op: tf.Operation, given: Sequence[Kind]) -> list[Kind]:
+    if given[0] != SAME:
+        return [None] * len(op.outputs)
+    results = [
+        _called(op, branch, given[1:])
+        for branch in ("then_branch", "else_branch")
+    ]
+    return [either(pair) for pair in zip(*results)]
+
+
+def _looped(op: tf.Operation, given: Sequence[Kind]) -> list[Kind]:
+    """What comes out of a loop that runs as often for any rows."""
+    now = list(given)
+    for _ in range(len(now) + 1):
+        after = [either(pair) for pair in zip(now, _called(op, "body", now))]
+        if after == now:
+            break
+        now = after
+    else:
+        now = [None] * len(now)
+    if _called(op, "cond", now) != [SAME]:
+        return [None] * len(now)
+    return now

@@ -1,0 +1,206 @@
+"""judged: how what each tower says of losses and metrics becomes one.
+
+By the graph that made it: what is a sum over rows adds up, what is a mean weighs
+by rows, what has rows is joined, and what depends on none is the same in all
+towers. Of what is neither, nobody can tell.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import all_towers, boundary
+from towers.engine.row_kinds import MEAN, SAME, SUM, Kind, Rows, Total, agreed
+from towers.engine.row_sums import Judge
+from towers.keras_model import layer_graph, shared_state
+from towers.keras_model.moments import besides_moments
+from towers.keras_model.replay import Replay, replayed
+from towers.keras_model.request import Request
+from towers.verbs.split import open_spec
+
+UNKNOWN = "unknown"
+# Rules of losses, beside those that a layer may declare. What is there once for
+# each row and divided by their number; the sum, or the mean, of what has rows
+# in another axis than the first.
+SHARES, SUMMED, AVERAGED = "shares", "summed", "averaged"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the graph of a tower says of all towers.
+
+    Attributes:
+      shared: as `shared_state`.
+      losses: a rule for each loss.
+      metrics: a rule by variable of a metric.
+    """
+
+    shared: set[shared_state.Shared]
+    losses: list[str]
+    metrics: dict[int, str]
+
+
+class OfTowers:
+    """Judges towers, whose graphs may know their numbers of rows.
+
+    Where that is known, a layer may take it for a constant, which no op shows.
+    So the model is called once more then, in a graph that is never run, if there
+    is anything to ask. Of what cannot be called so, nothing is known.
+
+    Args:
+      graph: names the layers and the variables; `hooked`.
+      divided: for each leaf of a shard whether it is of the tower's rows.
+      request: tells the phase and the `tower_fn`.
+    """
+
+    def __init__(
+        self,
+        graph: layer_graph.LayerGraph,
+        divided: Sequence[bool],
+        request: Request,
+    ):
+        self._graph, self._divided = graph, divided
+        self._request = request
+        self._open: Verdict | None = None
+
+    def rules(
+        self,
+        replay: Replay,
+        state: dict[int, tf.Tensor],
+        copies: Sequence[tf.Tensor],
+        shard: Any,
+    ) -> tuple[list[str], dict[int, str]]:
+        """Those of losses, and of metrics' variables; to be called in a tower.
+
+        Args:
+          replay: what the tower computed.
+          state: its new values by variable.
+          copies, shard: what the tower was given.
+        """
+        graph, metrics = self._graph, _metrics(self._graph, state)
+        if len(self._request.placement.devices) == 1:
+            return ["none"] * len(replay.losses), dict.fromkeys(metrics, "sum")
+        if not metrics and all(replay.regularized):
+            return [rule or UNKNOWN for rule in replay.regularized], {}
+        if _are_open(shard, self._divided):
+            judge = _judge(graph, replay, copies, shard, self._divided)
+            return _rules(judge, replay, state, copies, metrics)
+        said = self.of_open_rows(copies, shard)
+        if len(said.losses) != len(replay.losses):
+            return [UNKNOWN] * len(replay.losses), {}
+        return said.losses, said.metrics
+
+    def of_open_rows(self, copies: Sequence[tf.Tensor], shard: Any) -> Verdict:
+        """What a tower of any number of rows says, asked once.
+
+        Args:
+          copies, shard: what a tower is given.
+        """
+        if self._open is None:
+            self._open = Verdict(set(), [], {})
+            with contextlib.suppress(Exception), all_towers.alone():
+                self._ask(copies, shard)
+        return self._open
+
+    def _ask(self, copies: Sequence[tf.Tensor], shard: Any) -> None:
+        graph, divided, request = self._graph, self._divided, self._request
+
+        def call(copies: list[tf.Tensor], shard: Any) -> None:
+            replay = replayed(
+                *(graph, copies, shard, request.training, "open/"),
+                request.tower_fn,
+            )
+            new = besides_moments(graph, replay.state, replay.moments)
+            state = {i: tf.identity(x) for i, x in new.items()}
+            judge = _judge(graph, replay, copies, shard, divided)
+            metrics = _metrics(graph, state)
+            self._open = Verdict(
+                shared_state.shared_state(graph, state, copies, shard, divided),
+                *_rules(judge, replay, state, copies, metrics),
+            )
+
+        specs = [
+            open_spec(x, mine)
+            for x, mine in zip(tf.nest.flatten(shard), divided)
+        ]
+        tf.function(call, autograph=False).get_concrete_function(
+            [open_spec(x, i in graph.row_states) for i, x in enumerate(copies)],
+            tf.nest.pack_sequence_as(shard, specs),
+        )
+
+
+def _metrics(
+    graph: layer_graph.LayerGraph, state: dict[int, tf.Tensor]
+) -> list[int]:
+    return [i for i in state if graph.is_metric(i)]
+
+
+def _are_open(shard: Any, divided: Sequence[bool]) -> bool:
+    """Whether no tensor of a tower's rows knows how many those are."""
+    return all(
+        leaf is None or not leaf.shape.rank or leaf.shape[0] is None
+        for leaf, mine in zip(tf.nest.flatten(shard), divided)
+        if mine
+    )
+
+
+def _judge(
+    graph: layer_graph.LayerGraph,
+    replay: Replay,
+    copies: Sequence[tf.Tensor],
+    shard: Any,
+    divided: Sequence[bool],
+) -> Judge:
+    """Who knows what a tower was given, and what all towers share.
+
+    Moments of a batch norm are the shard's, as its outputs are.
+    """
+    rows = [copies[i] for i in graph.row_states]
+    values: list[tf.Tensor] = []
+    others: list[tf.Tensor] = []
+    for leaf, mine in zip(tf.nest.flatten(shard), divided):
+        if mine and isinstance(leaf, tf.Tensor):
+            rows.append(leaf)
+        elif mine and leaf is not None:
+            ragged = isinstance(leaf, tf.RaggedTensor)
+            values.append(leaf.flat_values if ragged else leaf.values)
+            others += boundary.leaves(leaf)
+    moments = [x for calls in replay.moments.values() for x in calls]
+    seen = [x for m in moments for x in (m.mean, m.variance)]
+    return Judge(rows, values, [*all_towers.shared(), *seen], others)
+
+
+def _rules(
+    judge: Judge,
+    replay: Replay,
+    state: dict[int, tf.Tensor],
+    copies: Sequence[tf.Tensor],
+    metrics: Sequence[int],
+) -> tuple[list[str], dict[int, str]]:
+    losses = [
+        rule or _of_loss(judge.kind(loss))
+        for rule, loss in zip(replay.regularized, replay.losses)
+    ]
+    kinds = {i: judge.change(state[i], copies[i]) for i in metrics}
+    return losses, {i: _of_total(kind) for i, kind in kinds.items()}
+
+
+def _of_loss(kind: Kind) -> str:
+    if not isinstance(kind, Rows):
+        return _of_total(kind)
+    if kind.axis == 0 and kind.power in (0, -1):
+        return SHARES if kind.power else "concat"
+    rule = _of_total(Total(True, kind.power))
+    return {"sum": SUMMED, "mean": AVERAGED}.get(rule, UNKNOWN)
+
+
+def _of_total(kind: Kind) -> str:
+    one = agreed([kind])
+    if one == SAME:
+        return "same"
+    if not isinstance(one, Total):
+        return UNKNOWN
+    return {SUM: "sum", MEAN: "mean"}.get(one.as_sum, UNKNOWN)

@@ -1,0 +1,215 @@
+"""losses: what layers add as losses, from the towers' shards to the batch."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import boundary
+from towers.engine.forward import pinned
+from towers.foreign.tf_gradients import own_gradient
+from towers.keras_model import judged, layer_graph, merge_rules
+from towers.keras_model.replay import Replay
+from towers.verbs.rows import drop, row_shares, true_concat
+
+# The mean by rows of the shards' losses that are finite: of no rows that count,
+# a mean is 0 / 0.
+FINITE = "finite"
+# What `gather` does by another name, or by its own.
+_GATHERED = {
+    "same": "mean",
+    judged.SUMMED: "sum",
+    judged.AVERAGED: "mean",
+    **{rule: rule for rule in ("concat", "mean", "none", "sum")},
+}
+_SCALAR = (judged.SUMMED, judged.AVERAGED, judged.UNKNOWN, FINITE)
+
+# A loss, by its rule and by the layer that added it.
+Loss = dict[tuple[str, int], tf.Tensor]
+
+
+def of_tower(
+    graph: layer_graph.LayerGraph,
+    replay: Replay,
+    rules: Sequence[str],
+    given: Any,
+) -> list[Loss]:
+    """A tower's losses, each with the rule by which those of all towers merge.
+
+    Args:
+      graph: names the layers.
+      replay: what the tower computed.
+      rules: what its graph says of each.
+      given: the nest of tensors that the tower is a function of.
+    """
+    losses = []
+    for loss, i, rule in zip(replay.losses, replay.adders, rules):
+        rule = _declared(graph.layers[i], rule)
+        if rule in (*_SCALAR, "max", "min", "last"):
+            loss = tf.reduce_sum(loss)  # as Keras does
+        if rule in (judged.UNKNOWN, FINITE):
+            loss = _guarded(loss, boundary.leaves(given))
+        losses.append({(rule, i): loss})
+    return losses
+
+
+def _declared(layer: Any, rule: str) -> str:
+    """The rule that a layer has declared, where that is not beside the point."""
+    declared = merge_rules.declared(layer)
+    if declared is None or rule in ("same", "none"):
+        return rule
+    if declared == "sum":
+        return judged.SUMMED
+    return FINITE if declared == "mean" else declared
+
+
+def _guarded(loss: tf.Tensor, given: Sequence[tf.Tensor]) -> tf.Tensor:
+    """A loss whose gradient says nothing where it is no number.
+
+    It is taken by itself: among other gradients, NaN could not be taken out.
+    """
+    tensors = list({x.name: x for x in given if x.dtype.is_floating}.values())
+
+    @own_gradient
+    def run(*_: tf.Tensor) -> Any:
+        def backward(upstream: tf.Tensor) -> list[Any]:
+            found = boundary.differentiated([loss], tensors, [upstream])
+            return [None if x is None else _finite(x) for x in found]
+
+        return tf.identity(loss), backward
+
+    return run(*tensors)
+
+
+def _finite(gradient: Any) -> Any:
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(
+            _finite(gradient.values), gradient.indices, gradient.dense_shape
+        )
+    zeros = tf.zeros_like(gradient)
+    return tf.where(tf.math.is_finite(gradient), gradient, zeros)
+
+
+def gathered_losses(
+    graph: layer_graph.LayerGraph,
+    replays: Sequence[dict[str, Any]],
+    gather: Callable[[Any, Any], Any],
+    device: str,
+    rows: tf.Tensor,
+    may_be_empty: Sequence[bool],
+) -> tuple[list[tf.Tensor], list[Any]]:
+    """What layers added as losses, and which layers those are.
+
+    Args:
+      graph: names the layers.
+      replays: what each tower computed.
+      gather: merges a nest per tower by `gather_outputs`' rules.
+      device: the output device.
+      rows: int32 [n_towers].
+      may_be_empty: per tower, whether it can have no rows.
+    """
+    each = [replay["losses"] for replay in replays]
+    if len({len(losses) for losses in each}) > 1:
+        raise ValueError(
+            "Towers add different numbers of losses: "
+            f"{[len(losses) for losses in each]}. Expected `add_loss` and "
+            "activity regularizers to be the same in all, and not inside a "
+            "function of all_towers; let that return its loss instead."
+        )
+    keys = [key for loss in each[0] for key in loss]
+    columns = [
+        [x for loss in losses for x in loss.values()] for losses in zip(*each)
+    ]
+    layers = [graph.layers[i] for _, i in keys]
+    _warn([x for x, (rule, _) in zip(layers, keys) if rule == judged.UNKNOWN])
+    easy = [k for k, (rule, _) in enumerate(keys) if rule in _GATHERED]
+    merged: dict[int, Any] = {}
+    if easy:
+        towers = [[columns[k][t] for k in easy] for t in range(len(each))]
+        rules = [_GATHERED[keys[k][0]] for k in easy]
+        merged.update(zip(easy, gather(towers, rules)))
+    for k in set(range(len(keys))) - set(easy):
+        merge = _MERGES[keys[k][0]]
+        argument = {"column": columns[k], "rows": rows}
+        with tf.name_scope("gather"):
+            merged[k] = pinned(
+                lambda x, merge=merge: merge(**x, may_be_empty=may_be_empty),
+                *(device, argument, {}),
+            )
+    alone = {k for k in easy if keys[k][0] == "none"}
+    found = [merged[k][0] if k in alone else merged[k] for k in sorted(merged)]
+    return found, layers
+
+
+def _by_share(
+    column: Sequence[tf.Tensor], rows: tf.Tensor, may_be_empty: Sequence[bool]
+) -> tf.Tensor:
+    """What is there for each row, divided by the rows of the batch."""
+    shares = row_shares(rows, column[0].dtype)
+    each = [shares[i] * x for i, x in enumerate(column)]
+    return true_concat(each, rows, may_be_empty)
+
+
+def _mean_of_finite(
+    column: Sequence[tf.Tensor], rows: tf.Tensor, may_be_empty: Sequence[bool]
+) -> tf.Tensor:
+    shares = row_shares(rows, column[0].dtype)
+    counts = [
+        tf.math.is_finite(x) & (n > 0) for x, n in zip(column, tf.unstack(rows))
+    ]
+    kept = [drop(shares[i], count) for i, count in enumerate(counts)]
+    each = [a * drop(x, count) for a, x, count in zip(kept, column, counts)]
+    return tf.add_n(each) / tf.add_n(kept)
+
+
+def _last(
+    column: Sequence[tf.Tensor], rows: tf.Tensor, may_be_empty: Sequence[bool]
+) -> tf.Tensor:
+    """That of the last tower with rows."""
+    found = column[0]
+    for i, x in enumerate(column[1:], 1):
+        found = tf.where(rows[i] > 0, x, found) if may_be_empty[i] else x
+    return found
+
+
+def _chosen(
+    function: Callable[..., Any],
+    column: Sequence[tf.Tensor],
+    rows: tf.Tensor,
+    may_be_empty: Sequence[bool],
+) -> tf.Tensor:
+    last = _last(column, rows, may_be_empty)
+    return functools.reduce(
+        function,
+        [tf.where(n > 0, x, last) for x, n in zip(column, tf.unstack(rows))],
+    )
+
+
+_MERGES: dict[str, Callable[..., tf.Tensor]] = {
+    judged.SHARES: _by_share,
+    judged.UNKNOWN: _mean_of_finite,
+    FINITE: _mean_of_finite,
+    "last": _last,
+    "max": functools.partial(_chosen, tf.maximum),
+    "min": functools.partial(_chosen, tf.minimum),
+}
+
+
+def _warn(layers: Sequence[Any]) -> None:
+    """Tells once of layers whose losses merge by a rule that none has chosen."""
+    names = [x.name for x in layers if merge_rules.first_warning(x)]
+    if names:
+        warnings.warn(
+            f"A loss that is added by {', '.join(map(repr, names))} is not "
+            "known to be a sum or a mean over rows, so what towers say of their "
+            "shards does not add up to that of the batch. It is now their mean, "
+            "weighted by rows. Compute it of the whole batch, by "
+            "towers.all_towers; or say what is meant by "
+            "towers.merge_losses_by(layer, rule), where the layer is made, with "
+            f"one of {', '.join(map(repr, merge_rules.RULES))}. Sums and means "
+            "that are added up are known apart: add each by itself.",
+            UserWarning,
+            stacklevel=2,
+        )

@@ -85,6 +85,11 @@ def _cast(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     return given[0] if after.is_floating or before.is_integer else None
 
 
+def _recast(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    same = tensor.shape.rank == tensor.op.inputs[0].shape.rank
+    return _elementwise(tensor, given) if same else None
+
+
 def _added(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """Of terms; a zero is one of whatever the others are."""
     terms = [
@@ -235,6 +240,7 @@ def table(*entries: Any) -> dict[str, Rule]:
 RULES = table(
     (_passed, *PASS),
     (_cast, "Cast"),
+    (_recast, "Bitcast"),
     (_passed, "Neg"),
     (_added, "Add AddN AddV2 Sub"),
     (_multiplied, "Mul MulNoNan"),

@@ -91,7 +91,10 @@ def _multiplied_up(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 def _along(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """Of each row by itself, along other axes."""
     kind, axes = given[0], _axes(tensor)
-    if not isinstance(kind, Rows) or axes is None or kind.axis in axes:
+    if not isinstance(kind, Rows):
+        linear = tensor.op.type in ("Cumsum", "ReverseV2")
+        return agreed([kind]) if linear else None
+    if axes is None or kind.axis in axes:
         return None
     return kind if kind.power == 0 and set(given[1:]) <= {SAME} else None
 
@@ -143,9 +146,14 @@ def _scattered(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """What adds each row where that says: a sum over rows."""
     data = [kind for kind in given if isinstance(kind, Rows)]
     others = [kind for kind in given if not isinstance(kind, Rows)]
-    first = all(kind.axis == 0 and kind.power == 0 for kind in data)
-    same = all(kind == SAME for kind in others)
-    return Total(True, 0) if first and same and data else None
+    places = {(kind.axis, kind.power, kind.order) for kind in data}
+    if len(places) != 1 or set(others) - {SAME}:
+        return None
+    axis, power, _ = places.pop()
+    # Of what says where, each entry is one, or each row of a matrix.
+    index = tensor.op.inputs[0 if tensor.op.type == "ScatterNd" else 1]
+    inside = (index.shape.rank or 0) - (tensor.op.type == "ScatterNd")
+    return Total(True, 0) if power == 0 and axis < inside else None
 
 
 def _binned(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
@@ -157,7 +165,8 @@ def _binned(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
         return None
     if rank == 2:
         return Rows(0, kind.per)
-    return None if binary else _scattered(tensor, given)
+    weighs = given[2] == SAME or isinstance(given[2], Rows)
+    return Total(True, 0) if weighs and not binary else None
 
 
 def _drawn(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
@@ -225,12 +234,12 @@ RULES = table(
         "ExtractImagePatches LRN MaxPool MaxPool3D ResizeBicubic ResizeBilinear",
         "ResizeNearestNeighbor SoftmaxCrossEntropyWithLogits SpaceToDepth",
         "SparseSoftmaxCrossEntropyWithLogits MatrixInverse Cholesky",
-        "MatrixDeterminant MatrixTriangularSolve AdjustContrastv2 RGBToHSV",
+        "InTopKV2 MatrixDeterminant MatrixTriangularSolve AdjustContrastv2 RGBToHSV",
     ),
     (_normalized, "FusedBatchNormV3"),
     (_half_squared, "L2Loss"),
-    (_scattered, "ScatterNd UnsortedSegmentSum Bincount"),
-    (_binned, "DenseBincount"),
+    (_scattered, "ScatterNd UnsortedSegmentSum"),
+    (_binned, "Bincount DenseBincount"),
     (
         _drawn,
         "RandomStandardNormal RandomUniform RandomUniformInt StatelessRandomNormal",

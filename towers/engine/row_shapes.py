@@ -53,7 +53,10 @@ def _reshaped(tensor: tf.Tensor, given: Kinds) -> Kind:
         before[: kind.axis].is_fully_defined()
     ):
         return None
-    axis = kind.axis
+    first, axis = kind.axis, kind.axis
+    while after.rank > axis + 1 and after[axis] == 1:
+        axis += 1  # one more in front
+    kind = kind.at(axis)
     if isinstance(shape, Vector):
         if set(shape.of[axis + 1 :]) - {SAME} or kind.order:
             return None
@@ -63,7 +66,7 @@ def _reshaped(tensor: tf.Tensor, given: Kinds) -> Kind:
     sizes = static(tensor.op.inputs[1])
     if sizes is not None:
         after = tf.TensorShape([n if n >= 0 else None for n in sizes])
-    return _regrouped(kind, before[axis + 1 :], after[axis + 1 :])
+    return _regrouped(kind, before[first + 1 :], after[axis + 1 :])
 
 
 def _regrouped(

@@ -10,11 +10,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from towers.engine import all_towers, boundary
 from towers.engine.row_kinds import MEAN, SAME, SUM, Kind, Rows, Total, agreed
 from towers.engine.row_sums import Judge
+from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, shared_state
 from towers.keras_model.moments import besides_moments
 from towers.keras_model.replay import Replay, replayed
@@ -87,7 +89,7 @@ class OfTowers:
             return [rule or UNKNOWN for rule in replay.regularized], {}
         if _are_open(shard, self._divided):
             judge = _judge(graph, replay, copies, shard, self._divided)
-            return _rules(judge, replay, state, copies, metrics)
+            return _rules(graph, judge, replay, state, copies, metrics)
         said = self.of_open_rows(copies, shard)
         if len(said.losses) != len(replay.losses):
             return [UNKNOWN] * len(replay.losses), {}
@@ -119,7 +121,7 @@ class OfTowers:
             metrics = _metrics(graph, state)
             self._open = Verdict(
                 shared_state.shared_state(graph, state, copies, shard, divided),
-                *_rules(judge, replay, state, copies, metrics),
+                *_rules(graph, judge, replay, state, copies, metrics),
             )
 
         specs = [
@@ -174,6 +176,7 @@ def _judge(
 
 
 def _rules(
+    graph: layer_graph.LayerGraph,
     judge: Judge,
     replay: Replay,
     state: dict[int, tf.Tensor],
@@ -184,8 +187,24 @@ def _rules(
         rule or _of_loss(judge.kind(loss))
         for rule, loss in zip(replay.regularized, replay.losses)
     ]
-    kinds = {i: judge.change(state[i], copies[i]) for i in metrics}
-    return losses, {i: _of_total(kind) for i, kind in kinds.items()}
+    rules = {i: _of_total(judge.change(state[i], copies[i])) for i in metrics}
+    if UNKNOWN in rules.values():
+        added = {i: "sum" for i in _of_rows(graph) if rules.get(i) == UNKNOWN}
+        rules.update(added)
+    return losses, rules
+
+
+def _of_rows(graph: layer_graph.LayerGraph) -> list[int]:
+    """Variables of Keras's own metrics that are given targets, row by row."""
+    kept = [m for x in graph.layers for m in keras_layers.kept_metrics(x)]
+    return [
+        graph.index_of(v)
+        for metric in [*kept, *tf.nest.flatten(graph.model)]
+        if isinstance(metric, keras.metrics.Metric)
+        and type(metric) not in (keras.metrics.Mean, keras.metrics.Sum)
+        and keras_layers.is_keras_own(metric)
+        for v in metric.variables
+    ]
 
 
 def _of_loss(kind: Kind) -> str:

@@ -266,6 +266,56 @@ class Penalized(layers.Layer):
         return x
 
 
+def added(**losses: Any) -> dict[str, Case]:
+    """Models of a layer that adds a loss, and keeps a metric of it."""
+
+    class Adds(layers.Layer):
+        def __init__(self, name: str, loss: Any) -> None:
+            super().__init__()
+            self.needs_all_towers = name == "balance"
+            self.loss, self.hidden = loss, layers.Dense(3)
+            self.kept = keras.metrics.Mean(name="kept")
+            self.summed = keras.metrics.Sum(name="summed")
+
+        def build(self, shape: Any) -> None:
+            self.hidden.build(shape)
+
+        def call(self, x: Any) -> Any:
+            x = self.hidden(x)
+            loss = self.loss(x, self.hidden.kernel)
+            self.add_loss(loss)
+            self.kept.update_state(loss)
+            self.summed.update_state(loss)
+            return x
+
+    return {
+        f"added_{name}": Case(
+            sequential(
+                lambda name=name, loss=loss: Adds(name, loss),
+                lambda: layers.Dense(2),
+            )
+        )
+        for name, loss in losses.items()
+    }
+
+
+def balance(x: Any) -> Any:
+    """A mixture of experts', of the whole batch: a product of means."""
+    taken = keras.ops.one_hot(keras.ops.argmax(x, -1), 3)
+    share = keras.ops.mean(keras.ops.softmax(x), 0)
+    return keras.ops.sum(share * keras.ops.mean(taken, 0))
+
+
+ADDED = added(
+    mean=lambda x, w: keras.ops.mean(x**2),
+    sum=lambda x, w: 0.1 * keras.ops.sum(x**2),
+    per_row=lambda x, w: 0.1 * keras.ops.sum(x**2, -1),
+    constant=lambda x, w: keras.ops.convert_to_tensor(2.0),
+    of_weights=lambda x, w: 0.1 * keras.ops.sum(w**2),
+    balance=lambda x, w: towers.all_towers(balance, x),
+)
+
+
 class Tied(keras.Model):
     """An embedding whose table is its output layer as well."""
 
@@ -385,7 +435,7 @@ def inside() -> keras.Model:
     return keras.Model(x, layers.Dense(2)(inner(inner(x))))
 
 
-MODELS = {
+MODELS = ADDED | {
     "dicts": Case(
         nested_outputs,
         answers=True,
@@ -731,6 +781,11 @@ SLOW = {
     "data_tf_data",
     "data_validation_of_another_batch_size",
     "data_validation_split",
+    "model_added_balance",
+    "model_added_constant",
+    "model_added_mean",
+    "model_added_of_weights",
+    "model_added_sum",
     "model_bfloat16",
     "model_bidirectional",
     "model_frozen",

@@ -146,6 +146,7 @@ class _Only:
 
     def __init__(self) -> None:
         self.shared: list[tf.Tensor] = []
+        self.dealt: list[tf.Tensor] = []
 
     def ask(
         self,
@@ -157,14 +158,19 @@ class _Only:
     ) -> Any:
         result = errand.called(function, values, shared)
         answer = tf.nest.map_structure(tf.convert_to_tensor, result)
-        if not split:
-            self.shared += tf.nest.flatten(answer)
+        whose = self.dealt if split else self.shared
+        whose += tf.nest.flatten(answer)
         return answer
 
 
 def shared() -> list[tf.Tensor]:
     """What `all_towers` has given to this tower as to all others."""
     return list(getattr(current.get(), "shared", ()))
+
+
+def dealt() -> list[tf.Tensor]:
+    """What `all_towers` has given to this tower for its rows."""
+    return list(getattr(current.get(), "dealt", ()))
 
 
 @contextlib.contextmanager

@@ -72,6 +72,7 @@ class _Tower:
         self.graph = tf.compat.v1.get_default_graph()
         self.result: Any = None
         self.shared: list[tf.Tensor] = []
+        self.dealt: list[tf.Tensor] = []
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(
@@ -152,8 +153,8 @@ class _Tower:
             if getattr(x, "graph", None) is self.graph
         ]
         answer = _answered(results, [values, more])
-        if not split:
-            self.shared += tf.nest.flatten(answer)
+        whose = self.dealt if split else self.shared
+        whose += tf.nest.flatten(answer)
         return answer
 
     def _asking(self, said: Any) -> Any:

@@ -45,7 +45,7 @@ def _sliced(tensor: tf.Tensor, given: Kinds) -> Kind:
     begin, end, stride = map(static, op.inputs[1:])
     if begin is None or end is None or stride is None:
         return None
-    masks = [op.get_attr(f"{name}_mask") for name in _MASKS]
+    masks = [op.get_attr(name) for name in _MASKS]
     items = [_item(k, begin, end, stride, masks) for k in range(len(begin))]
     if isinstance(kind, Vector):
         taken = list(kind.of)[items[0]] if items[0] is not Ellipsis else kind.of
@@ -56,7 +56,13 @@ def _sliced(tensor: tf.Tensor, given: Kinds) -> Kind:
     return _at(kind, items, rank) if rank and isinstance(kind, Rows) else None
 
 
-_MASKS = ("begin", "end", "ellipsis", "new_axis", "shrink_axis")
+_MASKS = (
+    "begin_mask",
+    "end_mask",
+    "ellipsis_mask",
+    "new_axis_mask",
+    "shrink_axis_mask",
+)
 
 
 def _item(k: int, begin: Any, end: Any, stride: Any, masks: list[int]) -> Any:

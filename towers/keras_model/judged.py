@@ -160,7 +160,7 @@ def _judge(
 
     Moments of a batch norm are the shard's, as its outputs are.
     """
-    rows = [copies[i] for i in graph.row_states]
+    rows = [copies[i] for i in graph.row_states] + all_towers.dealt()
     values: list[tf.Tensor] = []
     others: list[tf.Tensor] = []
     for leaf, mine in zip(tf.nest.flatten(shard), divided):

@@ -1,0 +1,148 @@
+"""judged: a metric that a layer updates is updated once for a batch."""
+
+import warnings
+
+import keras
+import numpy as np
+from absl.testing import absltest, parameterized
+from models import placement
+
+import towers
+
+ops, metrics = keras.ops, keras.metrics
+X = np.random.default_rng(0).normal(size=[7, 3]).astype("float32")
+
+
+def truth(x):
+    return ops.cast(x > 0, "float32")
+
+
+# A metric, and what it is updated with.
+UPDATES = {
+    "mean": (metrics.Mean, lambda x: [ops.mean(x)]),
+    "mean_of_sum": (metrics.Mean, lambda x: [ops.sum(x)]),
+    "mean_of_features": (metrics.Mean, lambda x: [ops.mean(x, 0)]),
+    "mean_of_rows": (metrics.Mean, lambda x: [ops.mean(x**2, -1)]),
+    "mean_of_weighted_rows": (metrics.Mean, lambda x: [x[:, 0], x[:, 1] > 0]),
+    "mean_with_a_weight": (metrics.Mean, lambda x: [ops.mean(x), 2.0]),
+    "sum": (metrics.Sum, lambda x: [ops.sum(x)]),
+    "sum_of_mean": (metrics.Sum, lambda x: [ops.mean(x)]),
+    "sum_of_one": (metrics.Sum, lambda x: [1.0]),
+    "sum_of_rows": (metrics.Sum, lambda x: [x.shape[0] or ops.shape(x)[0]]),
+    "error": (metrics.RootMeanSquaredError, lambda x: [x, 2 * x]),
+    "accuracy": (metrics.CategoricalAccuracy, lambda x: [truth(x), x]),
+    "auc": (metrics.AUC, lambda x: [truth(x), ops.sigmoid(x)]),
+    "recall": (
+        lambda: metrics.Recall(top_k=2),
+        lambda x: [truth(x), ops.sigmoid(x)],
+    ),
+    "overlap": (
+        lambda: metrics.MeanIoU(3),
+        lambda x: [ops.argmax(x, -1), ops.argmax(-x, -1)],
+    ),
+    "fit": (metrics.R2Score, lambda x: [truth(x), x]),
+}
+
+
+class Tracks(keras.layers.Layer):
+    def __init__(self, updates, **kwargs):
+        super().__init__(**kwargs)
+        self.kept = {name: make() for name, (make, _) in updates.items()}
+        self.updates = {name: what for name, (_, what) in updates.items()}
+
+    def call(self, x):
+        for name, metric in self.kept.items():
+            metric.update_state(*self.updates[name](x))
+        return x
+
+
+def tracking(updates):
+    keras.utils.set_random_seed(1)
+    layer = Tracks(updates, name="tracks")
+    return keras.Sequential([keras.Input([3]), layer, keras.layers.Dense(2)])
+
+
+def told(function):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function()
+    return [str(w.message) for w in caught if "merge_state_by" in str(w)]
+
+
+class MetricsTest(parameterized.TestCase):
+    def check(self, actual, expected):
+        for name in UPDATES:
+            ours, theirs = (
+                [v.numpy() for v in made.layers[0].kept[name].variables]
+                for made in (actual, expected)
+            )
+            for a, e in zip(ours, theirs):
+                np.testing.assert_allclose(
+                    a, e, rtol=1e-5, atol=1e-5, err_msg=name
+                )
+
+    def test_one_update_is_one_of_any_number_of_towers(self):
+        """With a small last batch, which leaves a tower without rows."""
+        plain, template = tracking(UPDATES), tracking(UPDATES)
+        towered = towers.TowerModel(template, placement(3, [3, 2, 1]))
+        for made in (plain, towered):
+            made.compile(loss="mse")
+        plain.evaluate(X, X[:, :2], batch_size=5, verbose=0)
+        self.assertEmpty(
+            told(lambda: towered.evaluate(X, X[:, :2], batch_size=5, verbose=0))
+        )
+        self.check(template, plain)
+
+    def test_so_it_is_of_known_rows(self):
+        plain, towered = tracking(UPDATES), tracking(UPDATES)
+        plain(X)
+        where = placement(2)
+        self.assertEmpty(
+            told(lambda: towers.build_towers(towered, X, where).apply_updates())
+        )
+        self.check(towered, plain)
+
+    def test_what_does_not_add_up_is_named_once(self):
+        made = tracking({"peak": (metrics.Mean, lambda x: [ops.max(x)])})
+        names = told(
+            lambda: [
+                towers.build_towers(made, X, placement(2)).apply_updates()
+                for _ in range(2)
+            ]
+        )
+        self.assertLen(names, 1)
+        self.assertIn("mean/total'", names[0])
+        self.assertNotIn("mean/count'", names[0])
+        total, count = (float(v) for v in made.layers[0].kept["peak"].variables)
+        self.assertEqual(count, 2.0)  # of two updates
+        each = [3 / 7 * X[:3].max(), 4 / 7 * X[3:].max()]
+        self.assertAlmostEqual(total, 2 * float(sum(each)), places=5)
+
+    def test_a_model_without_losses_is_asked_nothing_more(self):
+        """And one with them once, where rows are known."""
+
+        class Counts(keras.layers.Layer):
+            calls = 0
+
+            def call(self, x):
+                Counts.calls += 1
+                if self.name == "adds":
+                    self.add_loss(ops.mean(x))
+                return x
+
+        calls = []
+        for name in ("counts", "adds"):
+            layer = Counts(name=name)
+            made = keras.Sequential([keras.Input([3]), layer])
+            Counts.calls = 0
+            towers.build_towers(made, X[:6], placement(3), tower_fn=called)
+            calls.append(Counts.calls)
+        self.assertEqual(calls[1], calls[0] + 1)
+
+
+def called(model, x):
+    return model(x)
+
+
+if __name__ == "__main__":
+    absltest.main()

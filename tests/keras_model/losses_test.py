@@ -1,0 +1,219 @@
+"""losses: what layers add as losses is the plain model's, or is told."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from models import placement
+
+import towers
+
+ops = keras.ops
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=[7, 3]).astype("float32")
+
+
+class Adds(keras.layers.Layer):
+    """Adds losses of what it is given, and of its weights."""
+
+    def __init__(self, *functions, **kwargs):
+        super().__init__(**kwargs)
+        self.functions = functions
+
+    def build(self, shape):
+        self.kernel = self.add_weight(name="kernel", shape=(3, 3))
+
+    def call(self, x):
+        x = x @ self.kernel
+        for function in self.functions:
+            self.add_loss(function(x, self.kernel))
+        return x
+
+
+def rows_of(x):
+    return tf.cast(x.shape[0] or tf.shape(x)[0], tf.float32)
+
+
+ADDING = (
+    lambda x, w: ops.mean(x**2),
+    lambda x, w: ops.sum(x**2),
+    lambda x, w: ops.sum(x**2, -1),
+    lambda x, w: ops.sum(x**2, -1) / rows_of(x),
+    lambda x, w: tf.transpose(x),
+    lambda x, w: ops.sum(x**2) / rows_of(x),
+    lambda x, w: ops.sum(w**2),
+    lambda x, w: tf.constant(2.0),
+    lambda x, w: ops.mean(x, 0),
+)
+
+
+def model(*functions, layer=Adds, **kwargs):
+    keras.utils.set_random_seed(2)
+    adds = layer(*functions, name="adds", **kwargs)
+    return keras.Sequential([keras.Input([3]), adds, keras.layers.Dense(2)])
+
+
+def differentiated(losses, made):
+    """The sum of losses, as Keras adds them up, and its gradient."""
+    with tf.GradientTape() as tape:
+        total = tf.add_n([tf.reduce_sum(loss) for loss in losses()])
+    return total, tape.gradient(total, made.layers[0].kernel)
+
+
+def towered(made, x, where):
+    """As `differentiated`, and what towers warned of by their own words."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = differentiated(
+            lambda: towers.build_towers(made, x, where).losses, made
+        )
+    told = [str(w.message) for w in caught if "merge_losses_by" in str(w)]
+    return *found, told
+
+
+def plain(made, x):
+    def losses():
+        made(x)
+        return made.losses
+
+    return differentiated(losses, made)
+
+
+class Masked(Adds):
+    """The mean of those rows whose first feature is positive."""
+
+    def call(self, x):
+        kept = tf.cast(x[:, :1] > 0, x.dtype)
+        x = x @ self.kernel
+        self.add_loss(ops.sum(kept * x**2) / ops.sum(kept))
+        return x
+
+
+class LossesTest(parameterized.TestCase):
+    @parameterized.parameters((7, [3, 2, 1]), (1, [3, 2, 1]), (7, None))
+    @pytest.mark.slow_after(1)
+    def test_they_are_the_plain_model_s_of_known_rows(self, rows, weights):
+        where = placement(len(weights or [1, 1]), weights)
+        expected = plain(model(*ADDING), X[:rows])
+        *actual, told = towered(model(*ADDING), tf.constant(X[:rows]), where)
+        self.assertEmpty(told)
+        for ours, theirs in zip(actual, expected):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    def test_what_has_rows_is_joined(self):
+        made = model(lambda x, w: ops.sum(x**2, -1))
+        graph = towers.build_towers(made, X, placement(3, [3, 2, 1]))
+        made(X)
+        np.testing.assert_allclose(graph.losses[0], made.losses[0], rtol=1e-5)
+
+    def test_in_own_steps_too(self):
+        class Own(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.inner = model(*ADDING)
+
+            def call(self, x):
+                return self.inner(x)
+
+            def train_step(self, data):
+                x, y = data
+                with tf.GradientTape() as tape:
+                    self(x, training=True)
+                    loss = sum(ops.sum(loss) for loss in self.losses)
+                variables = self.inner.layers[0].trainable_variables
+                found = tape.gradient(loss, variables)
+                self.optimizer.apply_gradients(zip(found, variables))
+                return {"added": loss}
+
+        seen = []
+        for wrap in (False, True):
+            made = Own()
+            made(X[:2])
+            if wrap:
+                made = towers.TowerModel(made, placement(3, [3, 2, 1]))
+            made.compile(keras.optimizers.SGD(0.01))
+            history = made.fit(
+                X, X[:, :2], batch_size=4, shuffle=False, verbose=0
+            )
+            seen.append([history.history["added"], *made.get_weights()])
+        for ours, theirs in zip(*seen):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    def test_what_does_not_add_up_is_named_once(self):
+        made = model(lambda x, w: ops.max(x), lambda x, w: ops.mean(x) ** 2)
+        x, where = tf.constant(X), placement(2, [2, 1])
+        loss, _, told = towered(made, x, where)
+        self.assertLen(told, 1)
+        self.assertIn("'adds'", told[0])
+        made(X)
+        each = []
+        for shard in (X[:4], X[4:]):
+            made(shard)
+            each.append(sum(float(loss) for loss in made.losses))
+        self.assertAlmostEqual(
+            float(loss), (4 * each[0] + 3 * each[1]) / 7, places=5
+        )
+        self.assertEmpty(towered(made, x, where)[2])
+
+    @parameterized.parameters(False, True)
+    @pytest.mark.slow_after(1)
+    def test_a_shard_that_says_no_number_is_left_out(self, known):
+        x = np.abs(X)
+        x[:4, 0] *= -1  # all rows of the first tower
+        made = model(layer=Masked)
+        spec = tf.TensorSpec([7 if known else None, 3])
+
+        @tf.function(input_signature=[spec], autograph=False)
+        def step(x):
+            graph = towers.build_towers(made, x, placement(3, [4, 3, 0]))
+            kernel = made.layers[0].kernel
+            # Another gradient beside is what it is.
+            loss = graph.losses[0] + tf.reduce_sum(graph.outputs)
+            return loss, tf.gradients(loss, kernel.value)[0]
+
+        def alone():
+            outputs = made(x)
+            return [made.losses[0], outputs]
+
+        expected = differentiated(alone, made)
+        with self.assertWarnsRegex(UserWarning, "by 'adds' is not known"):
+            actual = step(x)
+        for ours, theirs in zip(actual, expected):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+class MergeLossesByTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("max", lambda x, w: ops.max(x), None),
+        ("sum", lambda x, w: ops.sum(ops.sort(x, 0)), None),
+        ("sum", lambda x, w: ops.sum(w**2), None),  # the same: once
+        ("min", lambda x, w: ops.min(x), None),
+        ("last", lambda x, w: ops.max(x[-1]), None),
+        ("mean", lambda x, w: ops.max(x), 2),
+    )
+    @pytest.mark.slow_after(3)
+    def test_a_layer_tells_how(self, rule, function, rows):
+        """Rows are those of one tower, if it is the only one with some."""
+        x = X[:rows]
+        where = placement(3, [3, 2, 1] if rows is None else [1, 0, 0])
+        made = model(function)
+        towers.merge_losses_by(made.layers[0], rule)
+        expected = plain(made, x)
+        *actual, told = towered(made, tf.constant(x), where)
+        self.assertEmpty(told)
+        for ours, theirs in zip(actual, expected):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    def test_what_it_refuses(self):
+        layer = keras.layers.Dense(2, name="dense")
+        with self.assertRaisesRegex(TypeError, "`layer`.*got str"):
+            towers.merge_losses_by("dense", "sum")
+        with self.assertRaisesRegex(ValueError, "losses of 'dense' is 'all'"):
+            towers.merge_losses_by(layer, "all")
+
+
+if __name__ == "__main__":
+    absltest.main()

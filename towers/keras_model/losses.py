@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from towers.engine import boundary
@@ -47,8 +48,10 @@ def of_tower(
     losses = []
     for loss, i, rule in zip(replay.losses, replay.adders, rules):
         rule = _declared(graph.layers[i], rule)
+        if not loss.dtype.is_floating:
+            loss = tf.cast(loss, keras.config.floatx())  # as Keras does
         if rule in (*_SCALAR, "max", "min", "last"):
-            loss = tf.reduce_sum(loss)  # as Keras does
+            loss = tf.reduce_sum(loss)  # likewise
         if rule in (judged.UNKNOWN, FINITE):
             loss = _guarded(loss, boundary.leaves(given))
         losses.append({(rule, i): loss})

@@ -249,7 +249,7 @@ RULES = table(
     (_selected, "Select SelectV2"),
     (
         _elementwise,
-        "Abs Acos Acosh Asin Asinh Atan Atan2 Atanh BesselI0e BesselI1e Betainc",
+        "Abs AsString Acos Acosh Asin Asinh Atan Atan2 Atanh BesselI0e BesselI1e Betainc",
         "BitwiseAnd BitwiseOr BitwiseXor Bucketize Ceil ClipByValue Complex",
         "ComplexAbs Conj Cos Cosh Digamma Elu Equal Erf Erfc Erfinv Exp Expm1",
         "FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars Floor FloorDiv FloorMod",

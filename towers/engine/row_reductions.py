@@ -17,6 +17,7 @@ from towers.engine.row_kinds import (
     Total,
     Vector,
     agreed,
+    together,
     vector,
 )
 from towers.engine.row_ops import static, table
@@ -117,14 +118,30 @@ def _first_axis(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """What goes row by row along the first axis, as a convolution."""
     rows = [kind for kind in given if isinstance(kind, Rows)]
     others = [kind for kind in given if not isinstance(kind, Rows)]
-    fits = all(
-        kind == dataclasses.replace(Rows(0), per=kind.per, uniform=kind.uniform)
-        for kind in rows
-    )
+    one = together(rows)
     # A shape among the others tells that of the result.
-    if not fits or not rows or not all(_is_shape(kind) for kind in others):
+    if one is None or not all(_is_shape(kind) for kind in others):
         return None
-    return Rows(0, rows[0].per)
+    fits = one.axis == 0 and one.power == 0 and one.counted
+    return dataclasses.replace(one, uniform=False) if fits else None
+
+
+def _blocked(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """Parts of a row as rows of their own, and back, as a dilation has it."""
+    kind = given[0]
+    if not isinstance(kind, Rows) or kind.axis or set(given[1:]) != {SAME}:
+        return None
+    if tensor.op.type == "SpaceToBatchND":
+        if kind.order:
+            return None
+        order = f"in blocks of {kind.per}"
+        return dataclasses.replace(kind, per=None, uniform=False, order=order)
+    if not kind.order.startswith("in blocks of "):
+        return None
+    per = kind.order.split()[-1]
+    return dataclasses.replace(
+        kind, per=int(per) if per != "None" else None, order=""
+    )
 
 
 def _is_shape(kind: Kind) -> bool:
@@ -231,11 +248,13 @@ RULES = table(
         _first_axis,
         "AvgPool AvgPool3D Conv Conv2D Conv2DBackpropInput Conv3D",
         "Conv3DBackpropInputV2 DepthToSpace DepthwiseConv2dNative Dilation2D",
-        "ExtractImagePatches LRN MaxPool MaxPool3D ResizeBicubic ResizeBilinear",
+        "ExtractImagePatches ImageProjectiveTransformV2",
+        "ImageProjectiveTransformV3 LRN MaxPool MaxPool3D ResizeBicubic ResizeBilinear",
         "ResizeNearestNeighbor SoftmaxCrossEntropyWithLogits SpaceToDepth",
         "SparseSoftmaxCrossEntropyWithLogits MatrixInverse Cholesky",
         "InTopKV2 MatrixDeterminant MatrixTriangularSolve AdjustContrastv2 RGBToHSV",
     ),
+    (_blocked, "BatchToSpaceND SpaceToBatchND"),
     (_normalized, "FusedBatchNormV3"),
     (_half_squared, "L2Loss"),
     (_scattered, "ScatterNd UnsortedSegmentSum"),

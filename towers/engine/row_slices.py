@@ -44,7 +44,10 @@ def _sliced(tensor: tf.Tensor, given: Kinds) -> Kind:
         return kind
     begin, end, stride = map(static, op.inputs[1:])
     if begin is None or end is None or stride is None:
-        return None
+        size = op.inputs[1].shape[0]
+        if isinstance(kind, Vector) or size is None:
+            return None
+        begin = end = stride = [1] * size  # some part, where no mask says all
     masks = [op.get_attr(name) for name in _MASKS]
     items = [_item(k, begin, end, stride, masks) for k in range(len(begin))]
     if isinstance(kind, Vector):

@@ -66,6 +66,7 @@ def forward(
         return drawn_shapes.of_many_rows(
             graph, copies[0], fed, divided, phase, tower_fn
         )
+
     judge = judged.OfTowers(graph, divided, request)
 
     def built(talk: bool, how: How) -> list[Any]:

@@ -108,7 +108,8 @@ def take_context(wrapper: keras.Layer, layer: keras.Layer) -> None:
 
 def context_values(layer: keras.Layer) -> dict[str, Any]:
     """What the calls under way pass on to a layer, beside the phase."""
-    values = dict(vars(layer._get_call_context()))
+    with keras_context()():  # where there is no call, Keras would begin one
+        values = dict(vars(layer._get_call_context()))
     for name in ("entry_layer", "training"):
         values.pop(name, None)
     return values

@@ -114,7 +114,7 @@ def several_arguments(model: Any, signature: Any) -> dict[str, Any] | None:
     config = model.get_build_config() or {}
     shapes = config.get("shapes_dict") or {}
     if signature is None and len(shapes) > 1:
-        built = {key.removesuffix("_shape"): x for key, x in shapes.items()}
+        built = {key.rpartition("_")[0]: x for key, x in shapes.items()}
         keys = [n for n in names if n in built]
         if len(keys) < len(built):  # named otherwise than in the call
             keys, built = names, dict(zip(names, shapes.values()))

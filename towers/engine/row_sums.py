@@ -40,6 +40,8 @@ class Judge:
       values: those of which there are some for each row, as a ragged tensor's.
       same: tensors that are the same in all towers, whatever they are made of.
       others: tensors of the tower's rows of which nothing is known.
+      drawn: further tensors of rows, with the axis of those, and how many entries
+        there are for each.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class Judge:
         values: Sequence[tf.Tensor] = (),
         same: Sequence[tf.Tensor] = (),
         others: Sequence[tf.Tensor] = (),
+        drawn: Sequence[tuple[tf.Tensor, int, int]] = (),
     ):
         self._kinds: dict[str, Kind] = {
             **{x.name: None for x in others},
             **{y.name: Rows(0) for x in rows for y in _passed_on(x)},
             **{x.name: Rows(0, None, counted=False) for x in values},
             **{x.name: SAME for x in same},
+            **{x.name: Rows(axis, per) for x, axis, per in drawn},
         }
 
     def kind(self, tensor: tf.Tensor) -> Kind:

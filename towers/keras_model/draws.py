@@ -73,6 +73,8 @@ class Own:
       place: the tower's.
       root: its graph.
       counts: of the draws so far.
+      rows: those that are cut from the batch's, with the axis of their rows, and
+        how many there are for each of the tower's.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Own:
         self.root = tf.compat.v1.get_default_graph()
         self._before = len(self.root.get_operations())
         self.counts: Counter[Any] = Counter()
+        self.rows: list[tuple[tf.Tensor, int, int]] = []
 
     def set_apart(
         self, seeds: Sequence[tf.Tensor], shard: Any, divided: Sequence[bool]
@@ -159,6 +162,7 @@ class Own:
                 tf.convert_to_tensor(given["shape"]),
                 *(drawn.axes[0], drawn.of_row, self.place),
             )
+            self.rows.append((result, drawn.axes[0], drawn.of_row))
         else:
             result = original(**{**given, by: own_key(seed, self.place)})
         tf_random.mark(result)  # no copy of this tower has the same

@@ -74,6 +74,7 @@ class OfTowers:
         state: dict[int, tf.Tensor],
         copies: Sequence[tf.Tensor],
         shard: Any,
+        drawn: Sequence[tuple[tf.Tensor, int, int]] = (),
     ) -> tuple[list[str], dict[int, str]]:
         """Those of losses, and of metrics' variables; to be called in a tower.
 
@@ -81,6 +82,7 @@ class OfTowers:
           replay: what the tower computed.
           state: its new values by variable.
           copies, shard: what the tower was given.
+          drawn: what it has drawn for its rows, as a `Judge` takes it.
         """
         graph, metrics = self._graph, _metrics(self._graph, state)
         if len(self._request.placement.devices) == 1:
@@ -88,7 +90,7 @@ class OfTowers:
         if not metrics and all(replay.regularized):
             return [rule or UNKNOWN for rule in replay.regularized], {}
         if _are_open(shard, self._divided):
-            judge = _judge(graph, replay, copies, shard, self._divided)
+            judge = _judge(graph, replay, copies, shard, self._divided, drawn)
             return _rules(graph, judge, replay, state, copies, metrics)
         said = self.of_open_rows(copies, shard)
         if len(said.losses) != len(replay.losses):
@@ -155,6 +157,7 @@ def _judge(
     copies: Sequence[tf.Tensor],
     shard: Any,
     divided: Sequence[bool],
+    drawn: Sequence[tuple[tf.Tensor, int, int]] = (),
 ) -> Judge:
     """Who knows what a tower was given, and what all towers share.
 
@@ -172,7 +175,7 @@ def _judge(
             others += boundary.leaves(leaf)
     moments = [x for calls in replay.moments.values() for x in calls]
     seen = [x for m in moments for x in (m.mean, m.variance)]
-    return Judge(rows, values, [*all_towers.shared(), *seen], others)
+    return Judge(rows, values, [*all_towers.shared(), *seen], others, drawn)
 
 
 def _rules(

@@ -171,7 +171,9 @@ def pure_tower(
         shared = shared_state.shared_state(
             graph, aside["state"], copies, shard, divided
         )
-        rules, metrics = judge.rules(replay, aside["state"], copies, shard)
+        rules, metrics = judge.rules(
+            *(replay, aside["state"], copies, shard, drawn.rows)
+        )
         return {
             "outputs": replay.outputs,
             "notes": replay.notes,

@@ -71,7 +71,7 @@ def told(function):
 
 class MetricsTest(parameterized.TestCase):
     def check(self, actual, expected):
-        for name in UPDATES:
+        for name in actual.layers[0].kept:
             ours, theirs = (
                 [v.numpy() for v in made.layers[0].kept[name].variables]
                 for made in (actual, expected)
@@ -94,7 +94,8 @@ class MetricsTest(parameterized.TestCase):
         self.check(template, plain)
 
     def test_so_it_is_of_known_rows(self):
-        plain, towered = tracking(UPDATES), tracking(UPDATES)
+        few = {k: x for k, x in UPDATES.items() if "mean" in k or "sum" in k}
+        plain, towered = tracking(few), tracking(few)
         plain(X)
         where = placement(2)
         self.assertEmpty(

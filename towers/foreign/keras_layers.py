@@ -282,6 +282,11 @@ def added(layer: keras.Layer, loss: tf.Tensor) -> bool:
     return id(loss) in layer._loss_ids
 
 
+def forget_added(layer: keras.Layer) -> None:
+    """Begins a set of losses that a layer has added, and leaves the old one."""
+    object.__setattr__(layer, "_loss_ids", set())
+
+
 def kept_metrics(layer: keras.Layer) -> list[keras.metrics.Metric]:
     """The metrics that are attributes of a layer, or of a model."""
     return layer._metrics

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import all_towers
-from towers.foreign import tf_random
+from towers.foreign import keras_layers, tf_random
 from towers.keras_model import checks, layer_graph, row_order
 from towers.keras_model.attributes import as_before
 from towers.keras_model.batchless import spec_of
@@ -187,6 +187,8 @@ def of_many_rows(
             as_before(graph.layers),
             tf_random.nothing_drawn(),
         ):
+            for layer in graph.layers:  # in the middle of whose call it may be
+                keras_layers.forget_added(layer)
             tf.function(call, autograph=False).get_concrete_function(
                 [
                     open_spec(x, i in graph.row_states)

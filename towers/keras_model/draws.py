@@ -105,6 +105,11 @@ class Own:
         ]
         self._apart = {(id(x.graph), x.name) for x in [*seeds, *rows]}
 
+    @property
+    def operations(self) -> list[tf.Operation]:
+        """What the tower's graph has since its draws began."""
+        return self.root.get_operations()[self._before :]
+
     def _at(self, key: Key) -> Drawn:
         return self._look.at(key, self._tower_fn)
 
@@ -174,9 +179,8 @@ class Own:
         Args:
           scope: of the tower, with its slash.
         """
-        made = self.root.get_operations()[self._before :]
         # Not those that it makes for all towers.
-        ops = [op for op in made if op.name.startswith(scope)]
+        ops = [op for op in self.operations if op.name.startswith(scope)]
         given = None if self._look.is_compiled else self._look.given
         for name in tf_random.missed(ops, given):
             path = name.removeprefix(scope).rpartition("/")[0]

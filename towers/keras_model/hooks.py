@@ -4,9 +4,8 @@
 """
 
 import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,116 +16,11 @@ from towers.foreign import keras_layers, keras_machine, tf_random
 from towers.foreign.keras_layers import has_moments, is_stateful
 from towers.foreign.patches import patched
 from towers.keras_model import widths
-from towers.keras_model.fixed_rows import Masks, noise_of_rows
+from towers.keras_model.fixed_rows import noise_of_rows
 from towers.keras_model.moments import Moments, is_pooled, met
+from towers.keras_model.notes import Notes, notes_here
 
 Function = Callable[..., Any]
-
-_notes: contextvars.ContextVar[Any] = contextvars.ContextVar(
-    "notes", default=None
-)
-
-
-class Notes:
-    """What hooks note of one replay, in the thread that it runs in.
-
-    Attributes:
-      training: the phase that layers go by.
-      stateless: what holds the values of variables.
-      tower: its number.
-      draws: what it draws by seeds, see `draws.Own`; None leaves that alone.
-      masks: those that are constants, if it is a tower.
-      home: the tower's device.
-      device: that of the pinned layer whose call it is in, if it is in one.
-      scopes: the name scopes of the calls that it is in, outermost first.
-      moments, seen: as `moments` and `layer_outputs` of a `Replay`.
-      sums: the losses that are sums over rows.
-      body: the TensorFlow graph that it is in, besides those of its loops.
-    """
-
-    def __init__(
-        self,
-        graph: Any,
-        scope: str,
-        training: bool | None,
-        stateless: Any,
-        tower: int = 0,
-        draws: Any = None,
-    ):
-        self.tower = tower
-        self.draws = draws
-        self.masks = Masks(self.place) if self.place else None
-        self.home = host.device_here()
-        self.device: str | None = None
-        self.training = training
-        self.stateless = stateless
-        self.scopes = [scope]
-        self.moments: dict[int, list[Moments]] = {}
-        self.seen: dict[str, list[Any]] = {}
-        self.sums: list[tf.Tensor] = []
-        self.graph = graph
-        self.body = tf.compat.v1.get_default_graph()
-
-    @property
-    def place(self) -> Any:
-        """Where the tower's rows are; None if that is not asked for."""
-        return self.draws and self.draws.place
-
-    def again(
-        self, stateless: Any, scopes: Sequence[str], draws: Any
-    ) -> "Notes":
-        """Other notes of the same tower, in the calls of `scopes`."""
-        notes = Notes(
-            self.graph, "", self.training, stateless, self.tower, draws
-        )
-        notes.scopes = list(scopes)
-        notes.home, notes.device = self.home, self.device
-        return notes
-
-    @property
-    def path(self) -> str:
-        """Of the layer whose call it is in; "" outside of layers."""
-        return self.scopes[-1][len(self.scopes[0]) : -1]
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
-        token = _notes.set(self)
-        try:
-            yield
-        finally:
-            _notes.reset(token)
-
-    @staticmethod
-    def of(graph: Any) -> "Notes | None":
-        """The notes of the current replay, if that is one of `graph`."""
-        notes = _notes.get()
-        return notes if notes is not None and notes.graph is graph else None
-
-
-def note_update(variable: Any, before: tf.Tensor) -> None:
-    """Notes that a tower updates a variable, if that is for all towers.
-
-    Args:
-      variable: one of the model's.
-      before: its value in the tower.
-
-    Raises:
-      ValueError: a function of `all_towers` updates it, but of its towers only
-        one would hear of that.
-    """
-    notes = _notes.get()
-    if notes is None or not errand.is_run():
-        return
-    graph = notes.graph
-    if graph.is_seed(graph.index_of(variable)):
-        errand.note_draw(variable, before)
-    elif all(variable is not v for v in graph.metric_variables):
-        raise ValueError(
-            f"The function that all_towers was given updates {variable.path!r}"
-            ", which it does in one tower only. Expected it to return the new "
-            "value, and the layer to assign that, as in "
-            "self.count.assign(all_towers(function, x))."
-        )
 
 
 @contextlib.contextmanager
@@ -173,7 +67,7 @@ def hooked(graph: Any) -> Iterator[None]:
         with (
             patched(*shadows),
             keras_machine.asks_device(_device, host.on_host, _portable),
-            widths.of_batch(_notes.get),
+            widths.of_batch(notes_here),
             tf_random.asks(_seeds, _drawn),
         ):
             yield
@@ -183,7 +77,7 @@ def hooked(graph: Any) -> Iterator[None]:
 
 def _device() -> str | None:
     """The device that a tower is on here and now; None outside of towers."""
-    notes = _notes.get()
+    notes = notes_here()
     if notes is None or tf.executing_eagerly():
         return None
     return host.device_here() or notes.device or notes.home
@@ -191,7 +85,7 @@ def _device() -> str | None:
 
 def _drawing() -> Notes | None:
     """The notes of a tower that draws here and now, for itself."""
-    notes = _notes.get()
+    notes = notes_here()
     if notes is None or notes.draws is None or errand.is_run():
         return None
     return notes if tf_random.is_made_in(notes.draws.root) else None
@@ -215,7 +109,7 @@ def _drawn(name: str, by: str, original: Function, given: Any) -> Any:
 
 def _portable() -> bool:
     """Whether what a tower builds is to run where there are no GPUs, too."""
-    notes = _notes.get()
+    notes = notes_here()
     return notes is not None and notes.graph.is_portable
 
 

@@ -16,6 +16,7 @@ from towers.keras_model import hooks
 from towers.keras_model.attributes import kept_by
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.moments import Moments
+from towers.keras_model.notes import Notes, note_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def replayed(
       draws: what it draws by seeds that other towers have too.
     """
     stateless = Values(graph.variables, values)
-    notes = hooks.Notes(graph, scope, training, stateless, tower, draws)
+    notes = Notes(graph, scope, training, stateless, tower, draws)
     with tf.name_scope(scope), opened(notes):
         if tower_fn is not None:
             outputs = tower_fn(graph.model, inputs)
@@ -200,7 +201,7 @@ class Values(keras.StatelessScope):
                 "`seed=keras.random.SeedGenerator(...)` kept as an attribute "
                 "of a layer, and keep a metric as an attribute of a layer."
             )
-        hooks.note_update(variable, self.state_mapping[id(variable)])
+        note_update(variable, self.state_mapping[id(variable)])
         if variable.trainable and copy.dtype.is_floating:
             # What is read after an assignment differentiates to the variable,
             # not into the value that was assigned.
@@ -210,7 +211,7 @@ class Values(keras.StatelessScope):
 
 
 @contextlib.contextmanager
-def opened(notes: hooks.Notes) -> Iterator[None]:
+def opened(notes: Notes) -> Iterator[None]:
     """While open, layers are one tower's, and their variables are values."""
 
     def resumption() -> Any:

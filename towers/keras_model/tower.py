@@ -12,19 +12,9 @@ from towers.engine.calls import How
 from towers.engine.draws import Place
 from towers.engine.forward import run_towers
 from towers.foreign import keras_layers, tf_autograph
-from towers.keras_model import (
-    drawn_shapes,
-    draws,
-    hooks,
-    judged,
-    layer_graph,
-    losses,
-    row_order,
-    row_widths,
-    shared_state,
-    widths,
-)
-from towers.keras_model.held import check_changes_nothing, held_variables
+from towers.keras_model import draws, hooks, layer_graph, losses, widths
+from towers.keras_model.guards import Guards
+from towers.keras_model.held import held_variables
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
@@ -59,25 +49,15 @@ def forward(
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
     scopes = [tower.scope for tower in towers]
-    fed, divided, phase = shards.fed[0], shards.divided, request.training
-    places = _places(shards)
-
-    def looked(tower_fn: Callable[..., Any] | None) -> Any:
-        return drawn_shapes.of_many_rows(
-            graph, copies[0], fed, divided, phase, tower_fn
-        )
-
-    judge = judged.OfTowers(graph, divided, request)
+    places, fed = _places(shards), shards.fed[0]
+    guards = Guards(graph, shards.divided, request)
 
     def built(talk: bool, how: How) -> list[Any]:
-        look = draws.Look(looked, how is How.COMPILED)
+        look = guards.look_at_draws(copies[0], fed, how is How.COMPILED)
         return run_towers(
             [
-                pure_tower(
-                    *(graph, tower.index, tower.scope, request, homes),
-                    *(divided, tower, places[tower.index], look, judge),
-                )
-                for tower in towers
+                pure_tower(graph, tower, request, homes, place, look, guards)
+                for tower, place in zip(towers, places)
             ],
             placement.devices,
             list(zip(copies, shards.fed)),
@@ -97,11 +77,8 @@ def forward(
             if how is How.COMPILED:
                 raise widths.refusal(str(needs)) from None
             replays = built(True, How.BUILT)
-        shared = set.intersection(*(set(x["shared"]) for x in replays))
-        if shared and shards.ranges.are_known and len(replays) > 1:
-            shared &= judge.of_open_rows(copies[0], shards.fed[0]).shared
-    agreed = set.intersection(*(set(x["metrics"]) for x in replays))
-    return replays, {**dict(agreed), **{i: "same" for i, _ in shared}}
+        are_known = shards.ranges.are_known
+        return replays, guards.agreed(replays, copies[0], fed, are_known)
 
 
 def _places(shards: Shards) -> list[Place]:
@@ -116,15 +93,12 @@ def _places(shards: Shards) -> list[Place]:
 
 def pure_tower(
     graph: layer_graph.LayerGraph,
-    index: int,
-    scope: str,
+    tower: Any,
     request: Request,
     devices: Sequence[str],
-    divided: Sequence[bool],
-    tower: Any,
     place: Place,
     look: draws.Look,
-    judge: judged.OfTowers,
+    guards: Guards,
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: (copies, shard) to a nest of tensors.
 
@@ -138,59 +112,33 @@ def pure_tower(
         if asks:
             tower_fn = functools.partial(tower_fn, tower=tower)
 
-    def operations() -> list[tf.Operation]:
-        return tf.compat.v1.get_default_graph().get_operations()
-
     def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
         copies, shard = argument
-        before = len(operations())
         drawn = draws.Own(place, look, tower_fn)
-        drawn.set_apart([copies[i] for i in graph.seeds], shard, divided)
+        seeds = [copies[i] for i in graph.seeds]
+        drawn.set_apart(seeds, shard, guards.divided)
         replay = replayed(
-            *(graph, copies, shard, request.training, scope),
-            *(tower_fn, index, drawn),
+            *(graph, copies, shard, request.training, tower.scope),
+            *(tower_fn, tower.index, drawn),
         )
-        made = operations()[before:]
-        if len(request.placement.devices) > 1:
-            check_changes_nothing(made)
-        if place.index == 0:
-            drawn.check(scope)
-        moments = packed(graph, devices, replay.moments, index)
-        told = besides_moments(graph, replay.state, replay.moments)
+        moments = packed(graph, devices, replay.moments, tower.index)
+        state = besides_moments(graph, replay.state, replay.moments)
         aside = tf.nest.map_structure(
-            _stopped, {"state": told, "moments": moments}
+            _stopped, {"state": state, "moments": moments}
         )
-        if len(request.placement.devices) > 1:
-            row_widths.warn_of_hidden(
-                graph,
-                [replay.outputs, replay.losses, aside],
-                [x for x in operations()[before:] if x.name.startswith(scope)],
-                shard,
-                divided,
-            )
-        shared = shared_state.shared_state(
-            graph, aside["state"], copies, shard, divided
-        )
-        rules, metrics = judge.rules(
-            *(replay, aside["state"], copies, shard, drawn.rows)
+        rules, findings = guards.findings(
+            *(tower.scope, replay, aside, argument, drawn)
         )
         return {
             "outputs": replay.outputs,
             "notes": replay.notes,
             "losses": losses.of_tower(graph, replay, rules, argument),
             "layer_outputs": replay.layer_outputs,
-            # Names without tensors, which are there in copies of a tower too.
-            "shared": dict.fromkeys(shared),
-            "metrics": dict.fromkeys(metrics.items()),
-            "unordered": dict.fromkeys(
-                row_order.unordered(replay.outputs, shard, divided, copies)
-                if request.is_split
-                else ()
-            ),
             "activations": [
                 dict.fromkeys([name] if name else ())
                 for name in replay.activations
             ],
+            **findings,
             **aside,
         }
 

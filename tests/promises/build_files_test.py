@@ -18,6 +18,8 @@ FOREIGN = {
     "pytest": None,
     "tensorflow": "//towers:tensorflow",
 }
+# Of towers/defs.bzl and tests/defs.bzl: each file by what it imports.
+MACROS = ("files", "helpers", "tests")
 
 
 def targets(folder):
@@ -30,16 +32,27 @@ def targets(folder):
         given = {
             k.arg: ast.literal_eval(k.value)
             for k in call.keywords
-            if k.arg in ("name", "deps") or isinstance(k.value, ast.List)
+            if k.arg in ("name", "deps", "imports")
+            or isinstance(k.value, ast.List)
         }
         rule = call.func.id
-        files = given.get("srcs", [])
-        if rule == "tower_test":
-            files = [given["name"] + ".py"]
-        if files:
+        if rule in MACROS:
+            for name, words in given["imports"].items():
+                deps = {label(folder, word) for word in words.split()}
+                door = wing(folder, f"{name}.py")
+                deps |= {door} - {None} if rule == "files" else set()
+                found.append((rule, name, [f"{name}.py"], deps))
+        elif given.get("srcs"):
             deps = {full(folder, label) for label in given.get("deps", [])}
-            found.append((rule, given["name"], files, deps))
+            found.append((rule, given["name"], given["srcs"], deps))
     return found
+
+
+def label(folder, word):
+    """The full label of a word of a macro's `imports`: see `defs.bzl`."""
+    if folder == "towers" or word[0] not in ":/":
+        return f"//towers:{word}"
+    return full(folder, word)
 
 
 def full(folder, label):
@@ -112,7 +125,7 @@ class BuildFilesTest(parameterized.TestCase):
         rules = {file: rule for rule, _, (file,), _ in targets("tests")}
         for file, rule in rules.items():
             is_test = file.endswith("_test.py")
-            self.assertEqual(rule == "tower_test", is_test, file)
+            self.assertEqual(rule == "tests", is_test, file)
 
     def test_a_file_of_towers_imports_only_those_above_it(self):
         above = {f"//towers:{name}" for name in FOREIGN}

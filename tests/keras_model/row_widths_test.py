@@ -44,7 +44,41 @@ def by_keras(x):
     return x[:, :length]
 
 
+def lengths(x):
+    return tf.reduce_sum(tf.cast(x != 0, tf.int32), 1)
+
+
+def ragged(x):
+    return tf.RaggedTensor.from_tensor(x, lengths(x))
+
+
+def masked(x, n=None):
+    return cut(x) * tf.sequence_mask(
+        lengths(x) if n is None else n, dtype="int32"
+    )
+
+
+def others(x):
+    n = lengths(x)
+    return tf.sequence_mask(n * n, tf.reduce_max(n), dtype="int32") * cut(x)
+
+
+def masked_by_keras(x):
+    n = keras.ops.sum(keras.ops.cast(x != 0, "int32"), 1)
+    places = keras.ops.arange(keras.ops.max(n))
+    mask = keras.ops.cast(places < n[:, None], "int32")
+    return keras.ops.sum(x[:, : keras.ops.max(n)] * mask, 1)
+
+
 HIDDEN = [
+    ("of_masked", lambda x: tf.reduce_mean(masked(x), 1)),
+    ("other_lengths", lambda x: tf.reduce_sum(others(x + 1), 1)),
+    (
+        "masked_by_one",
+        lambda x: tf.reduce_sum(
+            tf.where(tf.sequence_mask(lengths(x)), cut(x), 1), 1
+        ),
+    ),
     ("cut", cut),
     ("by_keras", by_keras),
     ("slice", lambda x: tf.slice(x, [0, 0], [-1, longest(x)])),
@@ -59,6 +93,22 @@ HIDDEN = [
     ("words", of_words),
 ]
 NONE = [
+    ("repeated", lambda x: tf.repeat(x[:, 0], lengths(x))),
+    ("ragged_sum", lambda x: tf.reduce_sum(ragged(x), 1)),
+    ("ragged_mean", lambda x: tf.reduce_mean(ragged(x), 1)),
+    ("masked_sum", lambda x: tf.reduce_sum(masked(x), 1)),
+    (
+        "where",
+        lambda x: tf.reduce_sum(
+            tf.where(tf.sequence_mask(lengths(x)), cut(x), 0), 1
+        ),
+    ),
+    (
+        "places",
+        lambda x: tf.gather_nd(x, tf.where(tf.sequence_mask(lengths(x)))),
+    ),
+    ("by_keras_masked", masked_by_keras),
+    ("repeated_one", lambda x: tf.repeat(x[:1, 0], lengths(x[:1]))),
     ("of_rows", lambda x: tf.reshape(x, [tf.shape(x)[0], -1])),
     ("of_axes", lambda x: x[:, : tf.shape(x)[1] - 1]),
     ("of_one", lambda x: x[:, x[0, 0] * 0, None]),

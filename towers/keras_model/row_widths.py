@@ -2,7 +2,9 @@
 
 `x[:, :tf.reduce_max(lengths)]` is as wide as the longest of a tower's rows. Where
 an output shows it, joining tells. Where it does not, as under a mean over that
-width, the numbers are others, and nothing else would tell.
+width, the numbers are others, and nothing else would tell. What a mask of the
+rows' own lengths leaves out makes no other numbers, as in `tf.repeat`, and in the
+sums over a ragged axis that are made of it.
 """
 
 from collections.abc import Sequence
@@ -36,6 +38,10 @@ _SIZED: dict[str, tuple[tuple[int, ...], bool]] = {
     "Tile": ((1,), True),
     "TopKV2": ((1,), False),
 }
+# What a tensor is passed on through with its values as they are.
+_PASSED_ON = ("Cast", "ExpandDims", "Identity", "Reshape", "Squeeze")
+# Comparisons of places to lengths, and which of their inputs are which.
+_SHORTER = {"Less": (0, 1), "Greater": (1, 0)}
 # What tells the shape of rows, and nothing that is in them.
 _SHAPES = ("Rank", "Shape", "ShapeN", "Size")
 
@@ -61,6 +67,7 @@ def warn_of_hidden(
     suspects = [op for op in made if op.type in _SIZED and _is_open(op)]
     if not suspects:
         return
+    cut = [op.outputs[0] for op in made if _leaves_out(op)]
     rows = _contents(shard, divided)
     known = all_towers.shared()
     needed = {op.name for op in needed_ops(made, results)}
@@ -71,7 +78,7 @@ def warn_of_hidden(
         if (
             op.name in needed
             and _takes_from(op, rows, known)
-            and any(dependence.depends(x, op.outputs) for x in closed)
+            and any(dependence.depends(x, op.outputs, cut) for x in closed)
         ):
             _warn(graph, op)
 
@@ -135,6 +142,64 @@ def _of_axes(op: tf.Operation, place: int) -> list[tf.Tensor]:
     return [
         x for i, x in enumerate(vector.op.inputs) if i and not ignored >> i & 1
     ]
+
+
+def _leaves_out(op: tf.Operation) -> bool:
+    """Whether a result is of what is within its row's length alone."""
+    if op.type == "Where":
+        return op.inputs[0].shape.rank != 1 and _is_mask(op.inputs[0])
+    if op.type == "GatherV2":
+        places = _origin(op.inputs[1])
+        return places.type == "Where" and _is_mask(places.inputs[0])
+    if op.type == "Reshape":
+        return _is_repeated(op)
+    if op.type != "Sum" or _is_wide(op.outputs[0]):
+        return False
+    return _is_mask(op.inputs[0]) or _is_masked(op.inputs[0].op)
+
+
+def _is_repeated(op: tf.Operation) -> bool:
+    """Whether it is the end of a `tf.repeat` of one row, which needs no mask."""
+    tile, shape = op.inputs[0].op, op.inputs[0].shape
+    ranks = shape.rank, op.outputs[0].shape.rank
+    return (
+        tile.type == "Tile"
+        and None not in ranks
+        and shape[:2].as_list() == [1, None]
+        and tile.inputs[0].shape[:2].as_list() == [1, 1]
+        and ranks[0] == ranks[1] + 1
+    )
+
+
+def _is_masked(op: tf.Operation) -> bool:
+    """Whether a result is 0 behind the ends of rows."""
+    if op.type == "Mul":
+        return any(map(_is_mask, op.inputs))
+    if op.type not in ("Select", "SelectV2") or not _is_mask(op.inputs[0]):
+        return False
+    other = op.inputs[2]
+    value = tf.get_static_value(other)
+    return other.op.type == "ZerosLike" or value is not None and not value.any()
+
+
+def _is_mask(tensor: tf.Tensor) -> bool:
+    """Whether a tensor tells what is within the lengths that it is as wide as."""
+    op = _origin(tensor)
+    if op.type not in _SHORTER:
+        return False
+    places, lengths = (_origin(op.inputs[i]) for i in _SHORTER[op.type])
+    return places.type == "Range" and dependence.depends(
+        places.inputs[1], lengths.outputs
+    )
+
+
+def _origin(tensor: tf.Tensor) -> tf.Operation:
+    """The op whose values a tensor has, whatever its shape."""
+    while tensor.op.type in _PASSED_ON or (
+        tensor.op.type == "StridedSlice" and tensor.op.get_attr("new_axis_mask")
+    ):
+        tensor = tensor.op.inputs[0]
+    return tensor.op
 
 
 def _layer(graph: Any, op: tf.Operation) -> str:

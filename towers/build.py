@@ -302,16 +302,14 @@ def assemble(
     check_outputs(graph, batch.nest, shards.divided, replays, request)
 
     def gather(each: Any, rule: Any, label: str = "output") -> Any:
-        rows, spare = shards.rows, shards.may_be_empty
-        return gather_known(each, placement, rule, rows, spare, label)
+        return gather_known(each, placement, rule, shards.rows, label)
 
     outputs = gathered_outputs(replays, request.merge, gather, placement)
     losses, adders = gathered_losses(
-        *(graph, replays, gather, str(placement.output_device)),
-        *(shards.rows, shards.may_be_empty),
+        graph, replays, gather, str(placement.output_device), shards.rows
     )
     merged = merge_state(
-        Before(graph, values, where, shards.rows, shards.may_be_empty),
+        Before(graph, values, where, shards.rows),
         [replay["state"] for replay in replays],
         verdict,
         [replay["moments"] for replay in replays],
@@ -328,7 +326,7 @@ def assemble(
     return TowerGraph(
         outputs,
         towers,
-        shards.rows,
+        shards.rows.counts,
         [(homes[k].owner, merged[k]) for k in sorted(merged)],
         losses + penalties,
         adders,

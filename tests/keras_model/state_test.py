@@ -5,6 +5,7 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 
 from towers.keras_model.moments import of_all_shards
+from towers.verbs.rows import Rows
 
 
 class PooledTest(parameterized.TestCase):
@@ -19,7 +20,7 @@ class PooledTest(parameterized.TestCase):
             for s in shards
         ]
         mean, variance = of_all_shards(
-            parts, tf.constant(rows), [r == 0 for r in rows]
+            parts, Rows(tf.constant(rows), [r == 0 for r in rows])
         )
         np.testing.assert_allclose(mean, x.mean(0), rtol=1e-6)
         np.testing.assert_allclose(variance, x.var(0), rtol=1e-6)

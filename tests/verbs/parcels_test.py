@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 
 import towers
 from towers.verbs.parcels import is_small, parcelled, replicate_together
-from towers.verbs.rows import keep_flags
+from towers.verbs.rows import Rows
 
 TARGETS = ["/CPU:1", "/CPU:2", "/CPU:3"]
 
@@ -16,7 +16,7 @@ def run(use, values, rows=(1, 1, 1), ways=()):
 
     @tf.function(autograph=False)
     def step(rows, *values):
-        kept = keep_flags(rows, [True] * 3, "/CPU:0")
+        kept = Rows(rows, [True] * 3).kept("/CPU:0")
         with tf.GradientTape() as tape:
             tape.watch(values)
             copies = replicate_together(values, "/CPU:0", TARGETS, kept)

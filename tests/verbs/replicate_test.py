@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from executed import Executed
 
 from towers.verbs.replicate import replicate, total
-from towers.verbs.rows import keep_flags
+from towers.verbs.rows import Rows
 
 
 class ReplicateTest(absltest.TestCase):
@@ -15,7 +15,7 @@ class ReplicateTest(absltest.TestCase):
 
         @tf.function
         def run(value, rows):
-            kept = keep_flags(rows, [False, True, True], "/CPU:2")
+            kept = Rows(rows, [False, True, True]).kept("/CPU:2")
             with tf.GradientTape() as tape:
                 tape.watch(value)
                 copies = replicate(value, "/CPU:2", kept)

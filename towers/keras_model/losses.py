@@ -9,11 +9,11 @@ import keras
 import tensorflow as tf
 
 from towers.engine import boundary
-from towers.engine.forward import pinned
 from towers.foreign.tf_gradients import own_gradient
 from towers.keras_model import judged, layer_graph, merge_rules
 from towers.keras_model.replay import Replay
-from towers.verbs.rows import drop, row_shares, true_concat
+from towers.verbs.gather import gathered
+from towers.verbs.rows import Rows, drop
 
 # The mean by rows of the shards' losses that are finite: of no rows that count,
 # a mean is 0 / 0.
@@ -100,8 +100,7 @@ def gathered_losses(
     replays: Sequence[dict[str, Any]],
     gather: Callable[[Any, Any], Any],
     device: str,
-    rows: tf.Tensor,
-    may_be_empty: Sequence[bool],
+    rows: Rows,
 ) -> tuple[list[tf.Tensor], list[Any]]:
     """What layers added as losses, and which layers those are.
 
@@ -110,8 +109,7 @@ def gathered_losses(
       replays: what each tower computed.
       gather: merges a nest per tower by `gather_outputs`' rules.
       device: the output device.
-      rows: int32 [n_towers].
-      may_be_empty: per tower, whether it can have no rows.
+      rows: how many each tower has.
     """
     each = [replay["losses"] for replay in replays]
     if len({len(losses) for losses in each}) > 1:
@@ -134,59 +132,47 @@ def gathered_losses(
         rules = [_GATHERED[keys[k][0]] for k in easy]
         merged.update(zip(easy, gather(towers, rules)))
     for k in set(range(len(keys))) - set(easy):
-        merge = _MERGES[keys[k][0]]
-        argument = {"column": columns[k], "rows": rows}
-        with tf.name_scope("gather"):
-            merged[k] = pinned(
-                lambda x, merge=merge: merge(**x, may_be_empty=may_be_empty),
-                *(device, argument, {}),
-            )
+        merged[k] = gathered(_MERGES[keys[k][0]], columns[k], rows, device)
     alone = {k for k in easy if keys[k][0] == "none"}
     found = [merged[k][0] if k in alone else merged[k] for k in sorted(merged)]
     return found, layers
 
 
-def _by_share(
-    column: Sequence[tf.Tensor], rows: tf.Tensor, may_be_empty: Sequence[bool]
-) -> tf.Tensor:
+def _by_share(column: Sequence[tf.Tensor], rows: Rows) -> tf.Tensor:
     """What is there for each row, divided by the rows of the batch."""
-    shares = row_shares(rows, column[0].dtype)
+    shares = rows.shares(column[0].dtype)
     each = [shares[i] * x for i, x in enumerate(column)]
-    return true_concat(each, rows, may_be_empty)
+    return rows.concat(each)
 
 
-def _mean_of_finite(
-    column: Sequence[tf.Tensor], rows: tf.Tensor, may_be_empty: Sequence[bool]
-) -> tf.Tensor:
-    shares = row_shares(rows, column[0].dtype)
+def _mean_of_finite(column: Sequence[tf.Tensor], rows: Rows) -> tf.Tensor:
+    shares = rows.shares(column[0].dtype)
     counts = [
-        tf.math.is_finite(x) & (n > 0) for x, n in zip(column, tf.unstack(rows))
+        tf.math.is_finite(x) & (n > 0)
+        for x, n in zip(column, tf.unstack(rows.counts))
     ]
     kept = [drop(shares[i], count) for i, count in enumerate(counts)]
     each = [a * drop(x, count) for a, x, count in zip(kept, column, counts)]
     return tf.add_n(each) / tf.add_n(kept)
 
 
-def _last(
-    column: Sequence[tf.Tensor], rows: tf.Tensor, may_be_empty: Sequence[bool]
-) -> tf.Tensor:
+def _last(column: Sequence[tf.Tensor], rows: Rows) -> tf.Tensor:
     """That of the last tower with rows."""
     found = column[0]
     for i, x in enumerate(column[1:], 1):
-        found = tf.where(rows[i] > 0, x, found) if may_be_empty[i] else x
+        if rows.may_be_empty[i]:
+            x = tf.where(rows.counts[i] > 0, x, found)
+        found = x
     return found
 
 
 def _chosen(
-    function: Callable[..., Any],
-    column: Sequence[tf.Tensor],
-    rows: tf.Tensor,
-    may_be_empty: Sequence[bool],
+    function: Callable[..., Any], column: Sequence[tf.Tensor], rows: Rows
 ) -> tf.Tensor:
-    last = _last(column, rows, may_be_empty)
+    last = _last(column, rows)
+    each = zip(column, tf.unstack(rows.counts))
     return functools.reduce(
-        function,
-        [tf.where(n > 0, x, last) for x, n in zip(column, tf.unstack(rows))],
+        function, [tf.where(n > 0, x, last) for x, n in each]
     )
 
 

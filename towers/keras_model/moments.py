@@ -10,7 +10,7 @@ import tensorflow as tf
 from towers.engine import all_towers
 from towers.foreign.keras_layers import has_moments
 from towers.keras_model import merge_rules
-from towers.verbs.rows import drop
+from towers.verbs.rows import Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,18 +170,13 @@ def besides_moments(
 
 
 def of_all_shards(
-    parts: Sequence[tf.Tensor], rows: tf.Tensor, may_be_empty: Sequence[bool]
+    parts: Sequence[tf.Tensor], rows: Rows
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and variance of all shards together, from those of each."""
     if len(parts) == 1:
         return parts[0][0], parts[0][1]
-    each = tf.stack(
-        [
-            drop(part, rows[t] > 0) if empty else part
-            for t, (part, empty) in enumerate(zip(parts, may_be_empty))
-        ]
-    )
-    counts = tf.cast(rows, each.dtype)[:, tf.newaxis]
+    each = tf.stack(rows.masked(parts))
+    counts = tf.cast(rows.counts, each.dtype)[:, tf.newaxis]
     if each.shape[1] == 3:
         counts = each[:, 2]
     return pooled(each[:, 0], each[:, 1], counts)

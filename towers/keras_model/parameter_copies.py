@@ -14,7 +14,6 @@ from towers.placement.device_names import same_device
 from towers.placement.placement import Placement
 from towers.verbs.parcels import is_small, parcelled, replicate_together
 from towers.verbs.replicate import replicate, replicate_overwritten
-from towers.verbs.rows import keep_flags
 from towers.verbs.scatter import scatter
 from towers.verbs.split import Shards
 
@@ -32,9 +31,7 @@ def replicated(
     elsewhere = [
         graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
     ]
-    kept = functools.cache(
-        functools.partial(keep_flags, shards.rows, shards.may_be_empty)
-    )
+    kept = functools.cache(shards.rows.kept)
     with tf.name_scope("replicate"):
         kinds = _kinds(graph)
         for k, home in enumerate(homes):
@@ -161,7 +158,7 @@ def of_all_rows(variable: Any, state: tf.Tensor, shards: Shards) -> tf.Tensor:
         raise ValueError(problem)
     with on_host(state.device):
         check = tf.debugging.assert_equal(
-            tf.reduce_sum(shards.rows), count, message=problem
+            tf.reduce_sum(shards.rows.counts), count, message=problem
         )
     with tf.control_dependencies([] if check is None else [check]):
         return tf.identity(state)

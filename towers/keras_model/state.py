@@ -17,7 +17,7 @@ from towers.keras_model.moments import (
     of_all_shards,
     statistics,
 )
-from towers.verbs.rows import drop, keep_flags, row_shares, true_concat
+from towers.verbs.rows import Rows, drop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,22 +28,18 @@ class Before:
       graph: names the variables.
       values: each variable's value before the step.
       devices: each variable's device.
-      rows: int32 [n_towers].
-      may_be_empty: per tower, whether it can have no rows.
+      rows: how many each tower has.
     """
 
     graph: layer_graph.LayerGraph
     values: Sequence[tf.Tensor]
     devices: Sequence[str]
-    rows: tf.Tensor
-    may_be_empty: Sequence[bool]
+    rows: Rows
 
     @functools.cached_property
     def kept(self) -> Callable[[str], list[Any]]:
-        """Per tower None, or whether it had rows, by device."""
-        return functools.cache(
-            functools.partial(keep_flags, self.rows, self.may_be_empty)
-        )
+        """As of `rows`, once for each device."""
+        return functools.cache(self.rows.kept)
 
     @functools.cached_property
     def shares(self) -> Callable[[str, tf.DType], list[tf.Tensor]]:
@@ -51,7 +47,7 @@ class Before:
 
         def shares(device: str, dtype: tf.DType) -> list[tf.Tensor]:
             with tf.device(device):
-                return tf.unstack(row_shares(self.rows, dtype))
+                return tf.unstack(self.rows.shares(dtype))
 
         return functools.cache(shares)
 
@@ -83,7 +79,7 @@ class Said:
         """What the last tower with rows says; the old value if none has."""
         full = [
             x
-            for x, empty in zip(self.values, self.before.may_be_empty)
+            for x, empty in zip(self.values, self.before.rows.may_be_empty)
             if not empty
         ]
         return full[-1] if full else self.old
@@ -91,7 +87,7 @@ class Said:
     @property
     def by_one(self) -> bool:
         """Whether the only tower says it, and has rows."""
-        return list(self.before.may_be_empty) == [False]
+        return list(self.before.rows.may_be_empty) == [False]
 
     def changes(self) -> list[tf.Tensor]:
         """What each tower added; nothing if it has no rows."""
@@ -187,17 +183,13 @@ def _smallest(said: Said) -> tf.Tensor:
     return functools.reduce(either, said.of_towers_with_rows())
 
 
-def _joined(said: Said) -> tf.Tensor:
-    return true_concat(said.values, said.before.rows, said.before.may_be_empty)
-
-
 _BY_RULE: dict[str, Callable[[Said], tf.Tensor]] = {
     "sum": _added,
     "mean": _averaged,
     "max": _largest,
     "min": _smallest,
     "last": lambda said: said.last,
-    "concat": _joined,
+    "concat": lambda said: said.before.rows.concat(said.values),
 }
 
 
@@ -231,7 +223,6 @@ def _statistics(
             pooled = of_all_shards(
                 [tower[group] for tower in moments if group in tower],
                 before.rows,
-                before.may_be_empty,
             )
             each = zip(*[tf.split(x, sizes) for x in pooled])
             seen.update(zip(group.calls, each))

@@ -84,7 +84,7 @@ def forward(
 def _places(shards: Shards) -> list[Place]:
     """Where in the batch each tower's rows are."""
     ranges = shards.ranges
-    total = sum(ranges.true) if ranges.are_known else shards.rows
+    total = sum(ranges.true) if ranges.are_known else shards.rows.counts
     return [
         Place(i, start, fed, total)
         for i, (start, fed) in enumerate(zip(ranges.starts, ranges.fed))

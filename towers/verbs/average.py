@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.verbs.replicate import total
-from towers.verbs.rows import drop, row_shares
+from towers.verbs.rows import Rows, drop
 
 
 def average_gradients(
@@ -45,10 +45,10 @@ def average_gradients(
             f"`rows` must be a list of {len(towers)} integers, one per tower; "
             f"got shape {weights.shape}."
         )
-    averages = []
+    shares, averages = Rows(weights, [True] * len(towers)).shares, []
     for column in zip(*towers):
         parts = [
-            _scaled(drop(g, weights[i] > 0), row_shares(weights, g.dtype)[i])
+            _scaled(drop(g, weights[i] > 0), shares(g.dtype)[i])
             for i, g in enumerate(column)
             if g is not None
         ]

@@ -1,7 +1,8 @@
 """gather: the towers' outputs into one, on the output device."""
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -9,7 +10,7 @@ import tensorflow as tf
 from towers.engine.forward import pinned
 from towers.engine.host import host_of
 from towers.placement.placement import Placement, check_placement
-from towers.verbs.rows import drop, row_shares, true_concat, without_spare
+from towers.verbs.rows import Rows
 from towers.verbs.split import in_graph
 
 RULES = ("concat", "mean", "sum", "stack", "none")
@@ -76,8 +77,9 @@ def gather_outputs(
             )
     towers = [tf.nest.map_structure(_tensor, x) for x in tower_outputs]
 
-    def gather(towers: Sequence[Any], rows: Any) -> Any:
-        return gather_known(towers, placement, merge, rows, [True] * n)
+    def gather(towers: Sequence[Any], counts: Any) -> Any:
+        each = None if counts is None else Rows(counts, [True] * n)
+        return gather_known(towers, placement, merge, each)
 
     return in_graph(gather, towers, rows)
 
@@ -86,8 +88,7 @@ def gather_known(
     towers: Sequence[Any],
     placement: Placement,
     merge: Any,
-    rows: Any,
-    may_be_empty: Sequence[bool],
+    rows: Rows | None,
     label: str = "output",
 ) -> Any:
     """As `gather_outputs`, in a graph, for checked outputs.
@@ -100,24 +101,33 @@ def gather_known(
     for i, (rule, column) in enumerate(zip(rules, columns)):
         _check(rule, column, rows, i)
 
-    def merge_all(argument: dict[str, Any]) -> list[Any]:
+    def merge_all(columns: Sequence[Any], rows: Rows | None) -> list[Any]:
         merged = []
-        for i, (rule, column) in enumerate(zip(rules, argument["columns"])):
+        for i, (rule, column) in enumerate(zip(rules, columns)):
             scope = f"{label}_{i}" if _is_open(column) else None
             with tf.name_scope(scope) if scope else contextlib.nullcontext():
-                merged.append(
-                    _merged(rule, column, argument["rows"], may_be_empty)
-                )
+                merged.append(_merged(rule, column, rows))
         return merged
 
+    device = str(placement.output_device)  # worked out when it was made
+    return _pack(towers[0], gathered(merge_all, columns, rows, device))
+
+
+def gathered(
+    merge: Callable[[Any, Any], Any],
+    columns: Any,
+    rows: Rows | None,
+    device: str,
+) -> Any:
+    """`merge(columns, rows)`, forward and backward on `device`."""
+
+    def merge_there(argument: dict[str, Any]) -> Any:
+        there = rows and dataclasses.replace(rows, counts=argument["rows"])
+        return merge(argument["columns"], there)
+
+    argument = {"columns": columns, "rows": rows and rows.counts}
     with tf.name_scope("gather"):
-        merged = pinned(
-            merge_all,
-            str(placement.output_device),  # worked out when it was made
-            {"columns": columns, "rows": rows},
-            {},
-        )
-    return _pack(towers[0], merged)
+        return pinned(merge_there, device, argument, {})
 
 
 def check_structures(tower_outputs: Sequence[Any]) -> None:
@@ -222,30 +232,24 @@ def _is_open(column: Sequence[Any]) -> bool:
     )
 
 
-def _merged(
-    rule: str,
-    column: Sequence[Any],
-    rows: Any,
-    may_be_empty: Sequence[bool],
-) -> Any:
+def _merged(rule: str, column: Sequence[Any], rows: Rows | None) -> Any:
     if column[0] is None:
         return None
-    if rule == "concat":
-        return true_concat(column, rows, may_be_empty)
-    if rule == "none":
-        return without_spare(column, rows, may_be_empty)
     if rows is not None:
-        column = [
-            drop(x, rows[i] > 0) if may_be_empty[i] else x
-            for i, x in enumerate(column)
-        ]
+        by_rows = rule in ("concat", "none")
+        column = (rows.without_spare if by_rows else rows.masked)(column)
+    if rule == "concat":
+        return tf.concat(column, 0)
+    if rule == "none":
+        return list(column)
     if rule == "stack":
         return tf.stack(column)
     if rule == "sum":
         return tf.add_n(column)
     if len(column) == 1:
         return tf.identity(column[0])
-    shares = row_shares(rows, column[0].dtype)
+    assert rows is not None  # of a mean, see `_check`
+    shares = rows.shares(column[0].dtype)
     return tf.add_n([shares[i] * x for i, x in enumerate(column)])
 
 

@@ -10,34 +10,29 @@ from towers.engine.host import on_host
 from towers.engine.lockstep import Join
 from towers.placement.placement import Placement
 from towers.verbs.replicate import replicate
-from towers.verbs.rows import keep_flags, true_concat
+from towers.verbs.rows import Rows
 from towers.verbs.scatter import scatter
 from towers.verbs.split import Shards
 
 
 def joining(shards: Shards, placement: Placement) -> Join:
     """Answers calls of `all_towers`: join, compute once, hand out."""
-    device = str(placement.output_device)
+    device, rows = str(placement.output_device), shards.rows
 
     def join(calls: Sequence[meeting.Call]) -> list[Any]:
-        kept = keep_flags(shards.rows, shards.may_be_empty, device)
+        kept = rows.kept(device)
         first = calls[0]
-        if not first.pure and False in shards.may_be_empty:
+        if not first.pure and False in rows.may_be_empty:
             # The parameters of a tower without rows get no gradient.
-            first = calls[shards.may_be_empty.index(False)]
+            first = calls[rows.may_be_empty.index(False)]
         with tf.device(device), tf.name_scope("all_towers") as scope:
             parts = [tf.nest.flatten(call.values) for call in calls]
-            joined = [
-                true_concat(column, shards.rows, shards.may_be_empty)
-                for column in zip(*parts)
-            ]
+            joined = [rows.concat(column) for column in zip(*parts)]
             values = tf.nest.pack_sequence_as(first.values, joined)
             here = joined[0].device if joined else device  # in full
             results = first.run(values, here, scope)
             columns = [
-                scatter(
-                    _of_all_rows(x, shards.rows, device), shards.ranges, device
-                )
+                scatter(_of_all_rows(x, rows, device), shards.ranges, device)
                 if first.split
                 else replicate(x, device, kept)
                 for x in tf.nest.flatten(results)
@@ -50,7 +45,7 @@ def joining(shards: Shards, placement: Placement) -> Join:
     return join
 
 
-def _of_all_rows(result: tf.Tensor, rows: tf.Tensor, device: str) -> tf.Tensor:
+def _of_all_rows(result: tf.Tensor, rows: Rows, device: str) -> tf.Tensor:
     """A result that can be dealt out, as it has the rows of the batch."""
     problem = (
         "With split=True, all_towers deals out results of one row for each of "
@@ -62,7 +57,7 @@ def _of_all_rows(result: tf.Tensor, rows: tf.Tensor, device: str) -> tf.Tensor:
     count = tf.shape(result)[0]
     with on_host(device):
         check = tf.debugging.assert_equal(
-            count, tf.reduce_sum(rows), message=problem
+            count, tf.reduce_sum(rows.counts), message=problem
         )
     with tf.control_dependencies([] if check is None else [check]):
         return tf.identity(result)

@@ -11,6 +11,50 @@ from towers.engine.host import host_of, on_host
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows:
+    """How many rows each tower has.
+
+    Attributes:
+      counts: int32 [n_towers].
+      may_be_empty: per tower, whether it can have none.
+    """
+
+    counts: tf.Tensor
+    may_be_empty: Sequence[bool]
+
+    def kept(self, device: str) -> list[Any]:
+        """Per tower None, or a bool scalar on `device`: whether it had rows."""
+        with tf.device(device):
+            return [
+                self.counts[t] > 0 if empty else None
+                for t, empty in enumerate(self.may_be_empty)
+            ]
+
+    def shares(self, dtype: tf.DType) -> tf.Tensor:
+        """[n_towers], each tower's part of all rows."""
+        counts = tf.cast(self.counts, dtype)
+        return tf.math.divide_no_nan(counts, tf.reduce_sum(counts))
+
+    def concat(self, column: Sequence[tf.Tensor]) -> tf.Tensor:
+        """[all rows, ...]: what towers with rows say, joined."""
+        return tf.concat(self.without_spare(column), 0)
+
+    def without_spare(self, column: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """What each tower says, and nothing of a spare row."""
+        return [
+            _true_rows(x, self.counts[i]) if empty else x
+            for i, (x, empty) in enumerate(zip(column, self.may_be_empty))
+        ]
+
+    def masked(self, column: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """What each tower says, zeros if it has no rows."""
+        return [
+            drop(x, self.counts[i] > 0) if empty else x
+            for i, (x, empty) in enumerate(zip(column, self.may_be_empty))
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
 class Ranges:
     """Which rows each tower gets: Python ints, or int32 scalars.
 
@@ -127,28 +171,6 @@ def _last_with_share(shares: tuple[float, ...]) -> int:
     return max(i for i, share in enumerate(shares) if share > 0)
 
 
-def row_shares(rows: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """[n_towers], each tower's part of all rows."""
-    counts = tf.cast(rows, dtype)
-    return tf.math.divide_no_nan(counts, tf.reduce_sum(counts))
-
-
-def true_concat(
-    column: Sequence[tf.Tensor], rows: Any, may_be_empty: Sequence[bool]
-) -> tf.Tensor:
-    """[all rows, ...]: what towers with rows say, joined."""
-    return tf.concat(without_spare(column, rows, may_be_empty), 0)
-
-
-def without_spare(
-    column: Sequence[tf.Tensor], rows: Any, may_be_empty: Sequence[bool]
-) -> list[tf.Tensor]:
-    return [
-        _true_rows(x, rows[i]) if empty and rows is not None else x
-        for i, (x, empty) in enumerate(zip(column, may_be_empty))
-    ]
-
-
 def _true_rows(x: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     """What a tower says, without what it says of a spare row."""
     if x.shape.rank == 0:
@@ -170,14 +192,3 @@ def drop(gradient: Any, keep: tf.Tensor) -> Any:
         )
     # As in `total`.
     return tf.compat.v1.where(keep, gradient, tf.zeros_like(gradient))
-
-
-def keep_flags(
-    rows: tf.Tensor, may_be_empty: Sequence[bool], device: str
-) -> list[Any]:
-    """Per tower None, or a bool scalar on `device`: whether it had rows."""
-    with tf.device(device):
-        return [
-            rows[t] > 0 if empty else None
-            for t, empty in enumerate(may_be_empty)
-        ]

@@ -11,7 +11,7 @@ from towers.placement.placement import Placement, check_placement
 from towers.verbs.arrivals import arrived
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.departures import departing_first
-from towers.verbs.rows import Ranges, keep_flags, row_count, row_ranges
+from towers.verbs.rows import Ranges, Rows, row_count, row_ranges
 from towers.verbs.scatter import copies, first_rows, scatter
 
 
@@ -23,21 +23,16 @@ class Shards:
       fed: one nest per tower; an empty shard holds one spare row, because
         many kernels fail or give NaN on none.
       true: one nest per tower of exactly its rows, maybe 0.
-      rows: int32 [n_towers], the rows of each true shard.
+      rows: how many each true shard has.
       ranges: which rows those are.
       divided: for each leaf whether it is split by rows, or whole.
     """
 
     fed: list[Any]
     true: list[Any]
-    rows: tf.Tensor
+    rows: Rows
     ranges: Ranges
     divided: list[bool]
-
-    @property
-    def may_be_empty(self) -> list[bool]:
-        """Whether a tower's shard can have no rows."""
-        return self.ranges.may_be_empty
 
 
 def split_batch(
@@ -87,8 +82,9 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
     with tf.device(device), tf.name_scope("split"):
         ranges = row_ranges(divided, placement.shares, device)
         with on_host(device):
-            rows = tf.stack([tf.cast(r, tf.int32) for r in ranges.true])
-        kept = keep_flags(rows, ranges.may_be_empty, device)
+            counts = tf.stack([tf.cast(r, tf.int32) for r in ranges.true])
+        rows = Rows(counts, ranges.may_be_empty)
+        kept = rows.kept(device)
         there = [arrived(x, w, placement) for x, w in zip(flat, batch.whole)]
 
         def parts(
@@ -149,19 +145,22 @@ def own_shards(batch: Batch, placement: Placement) -> Shards:
         if any(isinstance(r, int) and r < 1 for r in true):
             raise ValueError(f"{problem} {true}.")
         with tf.device(device), on_host(device):
-            rows = tf.stack([tf.cast(r, tf.int32) for r in true])
+            counts = tf.stack([tf.cast(r, tf.int32) for r in true])
             # One for all: TensorFlow has each assertion wait for the last.
             check = tf.debugging.Assert(
-                tf.reduce_all(rows > 0), [problem, rows], summarize=len(true)
+                tf.reduce_all(counts > 0),
+                [problem, counts],
+                summarize=len(true),
             )
             with tf.control_dependencies([] if check is None else [check]):
-                rows = tf.identity(rows)
+                counts = tf.identity(counts)
             here = [
-                r if isinstance(r, int) else rows[i] for i, r in enumerate(true)
+                r if isinstance(r, int) else counts[i]
+                for i, r in enumerate(true)
             ]
             starts = [sum(here[:i]) for i in range(len(here))]
     ranges = Ranges(starts, here, here, [False] * len(here))
-    own = list(each)
+    own, rows = list(each), Rows(counts, ranges.may_be_empty)
     return Shards(own, own, rows, ranges, [not w for w in batch.whole])
 
 

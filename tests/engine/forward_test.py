@@ -4,6 +4,7 @@ import tensorflow as tf
 from absl.testing import absltest
 from executed import Executed
 
+from towers.engine.boundary import Task
 from towers.engine.forward import run_towers
 
 
@@ -16,9 +17,13 @@ class ForwardTest(absltest.TestCase):
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 (y,) = run_towers(
-                    [lambda a: {"tower_1": tf.matmul(a[0], weights)}],
-                    ["/CPU:1"],
-                    [(x, None)],
+                    [
+                        Task(
+                            lambda a: {"tower_1": tf.matmul(a[0], weights)},
+                            "/CPU:1",
+                            (x, None),
+                        )
+                    ]
                 )
                 loss = tf.reduce_sum(y["tower_1"])
             return loss, tape.gradient(loss, x)
@@ -35,7 +40,7 @@ class ForwardTest(absltest.TestCase):
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 (y,) = run_towers(
-                    [lambda a: [tf.exp(a), tf.tanh(a)]], ["/CPU:1"], [x]
+                    [Task(lambda a: [tf.exp(a), tf.tanh(a)], "/CPU:1", x)]
                 )
                 loss = tf.reduce_sum(y[0]) + 0.0 * tf.stop_gradient(y[1][0])
             return tape.gradient(loss, x)
@@ -50,7 +55,7 @@ class ForwardTest(absltest.TestCase):
         @tf.function
         def inner(x):
             (y,) = run_towers(
-                [lambda a: [tf.exp(a), tf.sin(a)]], ["/CPU:1"], [x]
+                [Task(lambda a: [tf.exp(a), tf.sin(a)], "/CPU:1", x)]
             )
             return y
 

@@ -5,6 +5,7 @@ from absl.testing import absltest
 from executed import Executed
 
 from towers.engine import lockstep
+from towers.engine.boundary import Task
 
 
 def squares_of_sines(x, scale=None):
@@ -19,7 +20,7 @@ def squares_of_sines(x, scale=None):
     with tf.GradientTape() as tape:
         tape.watch(tensors)
         outputs = lockstep.run_in_step(
-            [tower, tower], devices, [{"x": t} for t in tensors], [{}, {}], list
+            [Task(tower, d, {"x": x}) for d, x in zip(devices, tensors)], list
         )
         total = tf.add_n(
             [tf.reduce_sum(y) * (i + 1) for i, (y, _) in enumerate(outputs)]

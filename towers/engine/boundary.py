@@ -1,7 +1,7 @@
 """boundary: what a tower takes and hands out, and the gradient in between."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,6 +11,26 @@ from towers.foreign.tf_gradients import followed
 
 # What has a device, but not that of what it hands out.
 _FROM_ELSEWHERE = ("Placeholder", "ReadVariableOp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is computed on one device, as by a tower.
+
+    Attributes:
+      function: pure, from a nest of tensors to a nest.
+      device: its name.
+      argument: a nest of tensors.
+      elsewhere: the devices of those tensors, by their place in the flat nest,
+        that are not taken to `device`.
+      scope: the name scope, where it may be a copy of another's, or is called.
+    """
+
+    function: Callable[..., Any]
+    device: str
+    argument: Any
+    elsewhere: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    scope: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,36 +65,29 @@ def distinct(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return distinct
 
 
-def brought(
-    argument: Any,
-    tensors: Sequence[tf.Tensor],
-    device: str,
-    elsewhere: Mapping[int, str],
-) -> Any:
-    """`argument`, with identities on `device` for tensors from elsewhere.
+def brought(task: Task, tensors: Sequence[tf.Tensor]) -> Any:
+    """The task's argument, with identities there for tensors from elsewhere.
 
     A loop places what it hands from step to step beside where that came from:
     it must come from this device, or every step asks the other.
 
     Args:
-      argument: a nest of tensors.
-      tensors: those to take in their place, as many.
-      device: the tower's.
-      elsewhere: other devices, by the tensor's place in the flat nest.
+      task: the tower's.
+      tensors: those to take in the place of the argument's, as many.
     """
     here = []
-    with tf.device(device):
+    with tf.device(task.device):
         tower = device_here()
     for i, tensor in enumerate(tensors):
-        if i not in elsewhere and _is_made_on(tower, tensor):
+        if i not in task.elsewhere and _is_made_on(tower, tensor):
             here.append(tensor)
             continue
-        with tf.device(elsewhere.get(i, device)):
+        with tf.device(task.elsewhere.get(i, task.device)):
             here.append(tf.identity(tensor))
     given = iter(here)
     return tf.nest.map_structure(
         lambda x: None if x is None else next(given),
-        argument,
+        task.argument,
         expand_composites=True,
     )
 

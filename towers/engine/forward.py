@@ -1,7 +1,7 @@
 """forward: each tower on its own device, there and back."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -14,31 +14,21 @@ from towers.foreign.tf_gradients import own_gradient
 
 
 def run_towers(
-    functions: Sequence[Callable[..., Any]],
-    devices: Sequence[str],
-    arguments: Sequence[Any],
-    elsewhere: Sequence[Mapping[int, str]] = (),
+    tasks: Sequence[boundary.Task],
     join: lockstep.Join | None = None,
-    scopes: Sequence[str] = (),
     how: How = How.BUILT,
     determined: bool = False,
     held: Sequence[boundary.Held] = (),
 ) -> list[Any]:
-    """Runs `functions[i](arguments[i])` on `devices[i]`, backward included.
+    """Runs each tower's task on its device, backward included.
 
     The backward ops of a plain tape carry no device and end on the default
     one. Here each tower is a custom gradient that differentiates itself with
     `tf.gradients`, colocated, under its own device.
 
     Args:
-      functions: one per tower, pure, from a nest of tensors to a nest.
-      devices: one device name per tower.
-      arguments: one nest of tensors per tower.
-      elsewhere: per tower the devices of those tensors, by their place in the
-        flat nest, that are not taken to the tower.
+      tasks: one per tower; with scopes, if the functions are all the same.
       join: answers the towers' calls of `all_towers`, if they make any.
-      scopes: the towers' name scopes, if the functions are all the same, so
-        that they may be copies of each other, or if towers are called.
       how: whether they are built op by op, or called as functions, and which.
         What is called needs no other tower.
       determined: whether what a tower makes is known to depend on nothing but
@@ -48,56 +38,39 @@ def run_towers(
     Returns:
       One nest of tensors per tower.
     """
-    elsewhere = elsewhere or [{}] * len(functions)
     if how is not How.BUILT:
         with all_towers.by_themselves():
             return [
                 pinned(
-                    function,
-                    devices[i],
-                    arguments[i],
-                    elsewhere[i],
-                    functools.partial(made_called, how, scopes[i]),
-                    held,
+                    task, functools.partial(made_called, how, task.scope), held
                 )
-                for i, function in enumerate(functions)
+                for task in tasks
             ]
-    if len(functions) == 1:
-        one = functions[0], devices[0], arguments[0], elsewhere[0]
-        return [pinned(*one, held=held)]
+    if len(tasks) == 1:
+        return [pinned(tasks[0], held=held)]
     if join is not None:
-        return lockstep.run_in_step(
-            functions, devices, arguments, elsewhere, join, held
-        )
+        return lockstep.run_in_step(tasks, join, held)
     makers, towers = (Maker(), Maker()), []
-    progress = Progress(len(functions))
+    progress = Progress(len(tasks))
     with all_towers.by_themselves():
-        for i, function in enumerate(functions):
+        for i, task in enumerate(tasks, 1):
             make = _built
-            if scopes:
+            if task.scope:
                 make = functools.partial(
-                    made_alike, makers, scopes[i], determined
+                    made_alike, makers, task.scope, determined
                 )
-            towers.append(
-                pinned(
-                    *(function, devices[i], arguments[i], elsewhere[i]),
-                    *(make, held),
-                )
-            )
-            progress.tell(i + 1, makers[0].copied)
+            towers.append(pinned(task, make, held))
+            progress.tell(i, makers[0].copied)
     return towers
 
 
 def pinned(
-    function: Callable[..., Any],
-    device: str,
-    argument: Any,
-    elsewhere: Mapping[int, str],
+    task: boundary.Task,
     make: Callable[..., Any] | None = None,
     held: Sequence[boundary.Held] = (),
 ) -> Any:
-    """`function(argument)`, forward and backward on `device`, in a graph."""
-    tensors = boundary.distinct(boundary.leaves(argument))
+    """A task, forward and backward on its device, in a graph."""
+    tensors = boundary.distinct(boundary.leaves(task.argument))
     made: list[Any] = []
     heard = _Heard()
 
@@ -105,8 +78,8 @@ def pinned(
     def run(*tensors: tf.Tensor) -> Any:
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
-        here = boundary.brought(argument, tensors, device, elsewhere)
-        result, differentiate = (make or _built)(function, here)
+        here = boundary.brought(task, tensors)
+        result, differentiate = (make or _built)(task.function, here)
         made.append(result)
         lost = boundary.lost(graph.get_operations()[before:], tensors, held)
         # What has no gradient need not be asked for one, with zeros.
@@ -116,12 +89,12 @@ def pinned(
 
         def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
             boundary.check_nothing_lost(variables, lost, held)
-            with tf.device(device):
+            with tf.device(task.device):
                 return differentiate(results, tensors, heard.of(upstream))
 
         return results, backward
 
-    with tf.device(device):
+    with tf.device(task.device):
         results = iter(heard.noted(run(*tensors)))
     return boundary.replaced(made[0], results)
 

@@ -1,7 +1,7 @@
 """lockstep: towers that meet, with one gradient for all of them."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -13,10 +13,7 @@ Join = Callable[[Sequence[meeting.Call]], Sequence[Any]]
 
 
 def run_in_step(
-    functions: Sequence[Callable[..., Any]],
-    devices: Sequence[str],
-    arguments: Sequence[Any],
-    elsewhere: Sequence[Mapping[int, str]],
+    tasks: Sequence[boundary.Task],
     join: Join,
     held: Sequence[boundary.Held] = (),
 ) -> list[Any]:
@@ -29,16 +26,15 @@ def run_in_step(
     differentiates all towers at once, and then to those of `enter`, which hand
     out what it found.
     """
-    n = len(functions)
-    everything = boundary.distinct(
-        [x for a in arguments for x in boundary.leaves(a)]
-    )
+    n = len(tasks)
+    leaves = [boundary.leaves(task.argument) for task in tasks]
+    everything = boundary.distinct([x for flat in leaves for x in flat])
     given = iter(everything)
-    tensors = [[next(given) for _ in boundary.leaves(a)] for a in arguments]
+    tensors = [[next(given) for _ in flat] for flat in leaves]
 
     def built(i: int, argument: Any) -> Any:
         with tf.GradientTape() as tape:
-            result = functions[i](argument)
+            result = tasks[i].function(argument)
         boundary.check_nothing_lost(tape.watched_variables(), (), held)
         return result
 
@@ -55,14 +51,11 @@ def run_in_step(
 
             return tf.zeros([]), backward
 
-        with tf.device(devices[i]):
+        with tf.device(tasks[i].device):
             return token(*tensors[i])
 
     entered = [enter(i) for i in range(n)]
-    brought = [
-        boundary.brought(arguments[i], tensors[i], devices[i], elsewhere[i])
-        for i in range(n)
-    ]
+    brought = [boundary.brought(*each) for each in zip(tasks, tensors)]
     own = closure.differing(tensors, [boundary.leaves(x) for x in brought])
     made = meeting.in_step(
         [functools.partial(built, i, brought[i]) for i in range(n)],
@@ -92,7 +85,7 @@ def run_in_step(
                 )
             )
             for i in range(n):
-                with tf.device(devices[i]):
+                with tf.device(tasks[i].device):
                     found[i] = [_final(next(gradients)) for _ in tensors[i]]
             return [tf.zeros([])] * n
 
@@ -107,10 +100,10 @@ def run_in_step(
 
             return [tf.stop_gradient(x) for x in results[i]], backward
 
-        with tf.device(devices[i]):
+        with tf.device(tasks[i].device):
             return outputs(token) if results[i] else []
 
-    with tf.device(devices[0]):
+    with tf.device(tasks[0].device):
         tokens = cross(*entered)
     return [
         boundary.replaced(made[i], iter(leave(i, tokens[i]))) for i in range(n)

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import all_towers, warned
+from towers.engine.boundary import Task
 from towers.engine.calls import How
 from towers.engine.draws import Place
 from towers.engine.forward import run_towers
@@ -48,7 +49,6 @@ def forward(
         how = How.BUILT
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
-    scopes = [tower.scope for tower in towers]
     places, fed = _places(shards), shards.fed[0]
     guards = Guards(graph, shards.divided, request)
 
@@ -56,15 +56,21 @@ def forward(
         look = guards.look_at_draws(copies[0], fed, how is How.COMPILED)
         return run_towers(
             [
-                pure_tower(graph, tower, request, homes, place, look, guards)
-                for tower, place in zip(towers, places)
+                Task(
+                    pure_tower(
+                        graph, tower, request, homes, place, look, guards
+                    ),
+                    tower.device,
+                    argument,
+                    # As the copies come first.
+                    graph.elsewhere(tower.index, tower.device),
+                    tower.scope if alike or how is not How.BUILT else "",
+                )
+                for tower, place, argument in zip(
+                    towers, places, zip(copies, shards.fed)
+                )
             ],
-            placement.devices,
-            list(zip(copies, shards.fed)),
-            # As the copies come first.
-            [graph.elsewhere(tower.index, tower.device) for tower in towers],
             joining(shards, placement) if talk else None,
-            scopes if alike or how is not How.BUILT else (),
             how,
             determined,
             held_variables(graph.layers),

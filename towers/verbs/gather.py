@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.boundary import Task
 from towers.engine.forward import pinned
 from towers.engine.host import host_of
 from towers.placement.placement import Placement, check_placement
@@ -127,7 +128,7 @@ def gathered(
 
     argument = {"columns": columns, "rows": rows and rows.counts}
     with tf.name_scope("gather"):
-        return pinned(merge_there, device, argument, {})
+        return pinned(Task(merge_there, device, argument))
 
 
 def check_structures(tower_outputs: Sequence[Any]) -> None:

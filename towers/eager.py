@@ -8,8 +8,7 @@ import tensorflow as tf
 
 from towers.foreign import keras_layers
 from towers.keras_model.given import Given
-from towers.keras_model.memory import memory_errors
-from towers.keras_model.refusals import refusals_named
+from towers.keras_model.refusals import tower_errors
 from towers.placement.placement import Placement
 from towers.tower_graph import TowerGraph
 from towers.verbs.batch import Batch
@@ -40,7 +39,7 @@ def run_eagerly(
         return told
 
     split = batch.nest if batch.each is None else None
-    with memory_errors(placement), refusals_named():
+    with tower_errors(placement):
         values = tf.function(run, autograph=False)(
             split, batch.each, given.values
         )

@@ -7,7 +7,7 @@ from absl.testing import absltest
 from models import placement
 
 import towers
-from towers.keras_model.refusals import refusals_named
+from towers.keras_model.refusals import tower_errors
 
 layers = keras.layers
 
@@ -54,7 +54,7 @@ class RefusalTest(absltest.TestCase):
         with self.assertRaisesRegex(
             tf.errors.InvalidArgumentError, "tower 1 .*enc/text.*(?s:.*)AsStr"
         ):
-            with refusals_named():
+            with tower_errors():
                 raise tf.errors.InvalidArgumentError(None, None, said)
 
     def test_other_errors_are_as_they_were(self):
@@ -62,7 +62,7 @@ class RefusalTest(absltest.TestCase):
             with self.assertRaisesRegex(
                 tf.errors.InvalidArgumentError, f"^{said}"
             ):
-                with refusals_named():
+                with tower_errors():
                     raise tf.errors.InvalidArgumentError(None, None, said)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from towers.keras_model.memory import memory_errors
+from towers.placement.placement import Placement
 from towers.placement.scopes import layer_of, tower_of
 
 # What the placer says of strict placement, and the runtime of a missing kernel.
@@ -28,17 +30,22 @@ _STATEFUL = re.compile(
 
 
 @contextlib.contextmanager
-def refusals_named() -> Iterator[None]:
-    """While open, an op that its device refuses is told by its layer.
+def tower_errors(placement: Placement | None = None) -> Iterator[None]:
+    """While open, errors name towers: of memory, of ops that a device refuses.
+
+    Args:
+      placement: as `memory_errors` takes it.
 
     Raises:
+      tf.errors.ResourceExhaustedError: as of `memory_errors`.
       ValueError: towers gave outputs that cannot be joined, or a stateful RNN
         got another number of rows than it keeps states for.
       tf.errors.InvalidArgumentError: as TensorFlow's, with layer and cure in
         front of what that says.
     """
     try:
-        yield
+        with memory_errors(placement):
+            yield
     except tf.errors.InvalidArgumentError as error:
         refused = _unjoined(error.message) or _of_other_rows(error.message)
         if refused is not None:

@@ -13,9 +13,8 @@ from towers.foreign.keras_self import plain_values
 from towers.keras_model import checks
 from towers.keras_model.calls import ModelCall
 from towers.keras_model.given import Given
-from towers.keras_model.memory import memory_errors
 from towers.keras_model.parameters import Placed
-from towers.keras_model.refusals import refusals_named
+from towers.keras_model.refusals import tower_errors
 from towers.tower_graph import TowerGraph
 
 
@@ -50,7 +49,7 @@ class TowerCalls:
                 self._functions.clear()
             given = Given()
             function, effects = self._function(layer, call, given)
-            with memory_errors(self._model.placement), refusals_named():
+            with tower_errors(self._model.placement):
                 outputs, notes, losses, updates = function(
                     call.batch, given.values
                 )

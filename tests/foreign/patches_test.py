@@ -1,11 +1,12 @@
 """patches: attributes are other ones, and then as they were."""
 
 import contextlib
+import contextvars
 import math
 
 from absl.testing import absltest
 
-from towers.foreign.patches import Shared, patched
+from towers.foreign.patches import Shared, bound, patched
 
 
 class Tracked:
@@ -44,6 +45,14 @@ class PatchedTest(absltest.TestCase):
             with patched((one, "own", 2), (3, "real", 4)):
                 self.fail("an int has no attributes of its own")
         self.assertEqual(one.own, 1)
+
+    def test_a_variable_of_a_context_is_as_it_was(self):
+        variable = contextvars.ContextVar("variable", default=1)
+        with self.assertRaises(KeyError):
+            with bound(variable, 2):
+                self.assertEqual(variable.get(), 2)
+                raise KeyError
+        self.assertEqual(variable.get(), 1)
 
     def test_shared_ones_are_made_once_and_undone_by_the_last(self):
         one, made = Tracked(), []

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import errand
+from towers.foreign.patches import bound
 
 _BY_ITSELF = object()  # a tower that no other waits for
 current: contextvars.ContextVar[Any] = contextvars.ContextVar(
@@ -25,11 +26,8 @@ _meanwhile: contextvars.ContextVar[Callable[[], Any]] = contextvars.ContextVar(
 @contextlib.contextmanager
 def waiting(opened: Callable[[], Any]) -> Iterator[None]:
     """While open, a tower that waits for others opens a context for them."""
-    token = _meanwhile.set(opened)
-    try:
+    with bound(_meanwhile, opened):
         yield
-    finally:
-        _meanwhile.reset(token)
 
 
 def meanwhile() -> Any:
@@ -176,18 +174,12 @@ def dealt() -> list[tf.Tensor]:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """While open, `all_towers` computes of one tower, and notes what."""
-    token = current.set(_Only())
-    try:
+    with bound(current, _Only()):
         yield
-    finally:
-        current.reset(token)
 
 
 @contextlib.contextmanager
 def by_themselves() -> Iterator[None]:
     """While open, towers are built that do not wait for each other."""
-    token = current.set(_BY_ITSELF)
-    try:
+    with bound(current, _BY_ITSELF):
         yield
-    finally:
-        current.reset(token)

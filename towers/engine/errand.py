@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from towers.engine import closure
 from towers.foreign import tf_autograph
+from towers.foreign.patches import bound
 
 _errand: contextvars.ContextVar[Any] = contextvars.ContextVar(
     "errand", default=None
@@ -48,27 +49,24 @@ class Errand:
         Raises:
           ValueError: the function takes what depends on the tower's rows.
         """
-        token = _errand.set(self)
-        try:
-            with (
-                tf.device(None),
-                tf.device(self.device),
-                tf.name_scope(self.scope),
-            ):
-                result = closure.applied(
-                    lambda: called(self.function, self.values, self.shared),
-                    self.values,
-                    self.shared,
-                    known,
-                    self.asked,
-                    lambda: {before.name for _, before in self.seeds},
-                )
-                self.steps += [
-                    (seed, seed.value - before) for seed, before in self.seeds
-                ]
-                return result
-        finally:
-            _errand.reset(token)
+        with (
+            bound(_errand, self),
+            tf.device(None),
+            tf.device(self.device),
+            tf.name_scope(self.scope),
+        ):
+            result = closure.applied(
+                lambda: called(self.function, self.values, self.shared),
+                self.values,
+                self.shared,
+                known,
+                self.asked,
+                lambda: {before.name for _, before in self.seeds},
+            )
+            self.steps += [
+                (seed, seed.value - before) for seed, before in self.seeds
+            ]
+            return result
 
 
 def called(function: Callable[..., Any], values: Any, shared: Any) -> Any:

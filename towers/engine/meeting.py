@@ -16,6 +16,7 @@ import tensorflow as tf
 from towers.engine import closure, errand
 from towers.engine.all_towers import current, meanwhile
 from towers.foreign import tf_autograph
+from towers.foreign.patches import bound
 from towers.foreign.tf_custom_gradients import in_custom_gradient
 from towers.foreign.tf_gradients import own_gradient
 
@@ -135,11 +136,8 @@ class _Tower:
                 )
         said: Any = Call(function, values, shared, split, pure, scope, self)
         while isinstance(answer := self._asking(said), errand.Errand):
-            token = current.set(None)  # inside, whole values are there
-            try:
+            with bound(current, None):  # inside, whole values are there
                 said = (answer.result(self._known),)
-            finally:
-                current.reset(token)
         if answer is _STOP:
             raise SystemExit  # ends a thread, past `except Exception`
         results, steps = answer

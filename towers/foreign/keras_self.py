@@ -182,13 +182,10 @@ def compiled_as(model: Any) -> Iterator[None]:
         yield
         return
     lent = {x: vars(model)[x] for x in _OF_COMPILE if x in vars(model)}
-    was_lent = model._is_lent
-    try:
-        with patched(*[(template, name, x) for name, x in lent.items()]):
-            yield
-            after = {name: vars(template)[name] for name in lent}
-    finally:
-        model._is_lent = was_lent
+    kept = model, "_is_lent", model._is_lent
+    with patched(kept, *[(template, name, x) for name, x in lent.items()]):
+        yield
+        after = {name: vars(template)[name] for name in lent}
     for name, value in after.items():
         if value is not lent[name]:
             setattr(model, name, value)

@@ -1,6 +1,7 @@
-"""patches: attributes of what is not ours that are other ones for a while."""
+"""patches: attributes, and a context's variables, that are others for a while."""
 
 import contextlib
+import contextvars
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,16 @@ def patched(*patches: tuple[Any, str, Any]) -> Iterator[None]:
                 _setter(owner).__delattr__(owner, name)
             else:
                 _setter(owner).__setattr__(owner, name, value)
+
+
+@contextlib.contextmanager
+def bound(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
+    """While open, a variable of the current context has another value."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 class Shared:

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.ops import custom_gradient
 
-from towers.foreign.patches import Shared
+from towers.foreign.patches import Shared, bound
 
 Function = Callable[..., Any]
 Opens = Callable[[], contextlib.AbstractContextManager[None]]
@@ -62,12 +62,8 @@ class Follower:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """While open, follows what the current thread differentiates."""
-        with _FOLLOWED.opened():
-            token = _follower.set(self)
-            try:
-                yield
-            finally:
-                _follower.reset(token)
+        with _FOLLOWED.opened(), bound(_follower, self):
+            yield
 
 
 def in_custom_gradient() -> bool:

@@ -62,17 +62,13 @@ def hooked(graph: Any) -> Iterator[None]:
         for layer in graph.layers
         if keras_layers.is_recurrent(layer)
     ]
-    graph.is_hooked = True
-    try:
-        with (
-            patched(*shadows),
-            keras_machine.asks_device(_device, host.on_host, _portable),
-            widths.of_batch(notes_here),
-            tf_random.asks(_seeds, _drawn),
-        ):
-            yield
-    finally:
-        graph.is_hooked = False
+    with (
+        patched((graph, "is_hooked", True), *shadows),
+        keras_machine.asks_device(_device, host.on_host, _portable),
+        widths.of_batch(notes_here),
+        tf_random.asks(_seeds, _drawn),
+    ):
+        yield
 
 
 def _device() -> str | None:

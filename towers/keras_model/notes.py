@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import errand, host
+from towers.foreign.patches import bound
 from towers.keras_model.fixed_rows import Masks
 from towers.keras_model.moments import Moments
 
@@ -84,11 +85,8 @@ class Notes:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        token = _notes.set(self)
-        try:
+        with bound(_notes, self):
             yield
-        finally:
-            _notes.reset(token)
 
     @staticmethod
     def of(graph: Any) -> "Notes | None":

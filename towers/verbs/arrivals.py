@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.foreign.patches import bound
 from towers.placement.placement import Placement
 from towers.verbs.batch import Batch
 
@@ -62,11 +63,8 @@ _now: contextvars.ContextVar[Arrivals | None] = contextvars.ContextVar(
 @contextlib.contextmanager
 def arriving(arrivals: Arrivals) -> Iterator[None]:
     """While open, what is split and has arrived is not split again."""
-    token = _now.set(arrivals)
-    try:
+    with bound(_now, arrivals):
         yield
-    finally:
-        _now.reset(token)
 
 
 def arrived(leaf: Any, whole: bool, placement: Placement) -> list[Any] | None:

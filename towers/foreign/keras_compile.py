@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.foreign import specs
 from towers.foreign.containers import leaves
 from towers.foreign.patches import patched
 
@@ -106,8 +107,8 @@ class Compiled:
             if self.loss is not None:
                 self.loss(y, y_pred, weights)
 
-        specs = tf.nest.map_structure(_spec, (y, y_pred, weights))
-        tf.function(build, autograph=False).get_concrete_function(*specs)
+        given = tf.nest.map_structure(specs.of, (y, y_pred, weights))
+        tf.function(build, autograph=False).get_concrete_function(*given)
 
     @property
     def flat_losses(self) -> list[keras.losses.Loss]:
@@ -160,15 +161,6 @@ def metric_variables(model: Any) -> list[Any]:
         for v in metric.variables
     ]
     return list({id(v): v for v in [*made.variables, *own]}.values())
-
-
-def _spec(value: Any) -> Any:
-    """The TensorFlow spec of a tensor or symbol; None stays."""
-    if value is None or isinstance(value, tf.TypeSpec):
-        return value
-    if isinstance(value, keras.KerasTensor):
-        return tf.TensorSpec(value.shape, value.dtype)
-    return tf.type_spec_from_value(value)
 
 
 @contextlib.contextmanager

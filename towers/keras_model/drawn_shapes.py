@@ -15,9 +15,7 @@ from towers.engine import all_towers
 from towers.foreign import keras_layers, tf_random
 from towers.keras_model import checks, layer_graph, row_order
 from towers.keras_model.attributes import as_before
-from towers.keras_model.batchless import spec_of
 from towers.keras_model.replay import replayed
-from towers.verbs.split import open_spec
 
 # A layer's path, the kind of its draw, and which one of those it is.
 Key = tuple[str, str, int]
@@ -179,7 +177,9 @@ def of_many_rows(
         shapes.update(drawn.shapes())
 
     leaves = zip(tf.nest.flatten(shard), divided)
-    specs = [spec_of(x, not mine, row_order.MANY) for x, mine in leaves]
+    specs = [
+        row_order.spec_of(x, not mine, row_order.MANY) for x, mine in leaves
+    ]
 
     def traced() -> None:
         with (
@@ -190,11 +190,7 @@ def of_many_rows(
             for layer in graph.layers:  # in the middle of whose call it may be
                 keras_layers.forget_added(layer)
             tf.function(call, autograph=False).get_concrete_function(
-                [
-                    open_spec(x, i in graph.row_states)
-                    for i, x in enumerate(copies)
-                ],
-                tf.nest.pack_sequence_as(shard, specs),
+                graph.specs_of(copies), tf.nest.pack_sequence_as(shard, specs)
             )
 
     try:

@@ -16,12 +16,11 @@ import tensorflow as tf
 from towers.engine import all_towers, boundary
 from towers.engine.row_kinds import MEAN, SAME, SUM, Kind, Rows, Total, agreed
 from towers.engine.row_sums import Judge
-from towers.foreign import keras_layers
+from towers.foreign import keras_layers, specs
 from towers.keras_model import layer_graph, shared_state
 from towers.keras_model.moments import besides_moments
 from towers.keras_model.replay import Replay, replayed
 from towers.keras_model.request import Request
-from towers.verbs.split import open_spec
 
 UNKNOWN = "unknown"
 # Rules of losses, beside those that a layer may declare. What is there once for
@@ -126,13 +125,8 @@ class OfTowers:
                 *_rules(graph, judge, replay, state, copies, metrics),
             )
 
-        specs = [
-            open_spec(x, mine)
-            for x, mine in zip(tf.nest.flatten(shard), divided)
-        ]
         tf.function(call, autograph=False).get_concrete_function(
-            [open_spec(x, i in graph.row_states) for i, x in enumerate(copies)],
-            tf.nest.pack_sequence_as(shard, specs),
+            graph.specs_of(copies), specs.of_nest(shard, divided)
         )
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from towers.engine.draws import STREAM
 from towers.engine.host import host_of
-from towers.foreign import keras_layers
+from towers.foreign import keras_layers, specs
 from towers.foreign.keras_layers import all_layers, unique
 from towers.foreign.keras_saving import TemplateProxy
 from towers.keras_model import merge_rules, pins
@@ -195,6 +195,11 @@ class LayerGraph:
             for layer in self.layers
             if is_pooled(layer) and layer.built
         }
+
+    def specs_of(self, values: Sequence[tf.Tensor]) -> list[Any]:
+        """Of one value per variable; of any number of rows, where it has some."""
+        rows = [i in self.row_states for i in range(len(values))]
+        return specs.of_nest([*values], rows)
 
     def index_of(self, variable: keras.Variable) -> int:
         """The place of a variable in `self.variables`."""

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import boundary
+from towers.foreign import specs
 
 # What takes or chooses rows, and a loop: nothing is known of what is before.
 _ENDS = {
@@ -27,6 +28,22 @@ _ENDS = {
 _JOINS = {"ConcatV2", "Tile"}
 MANY = 1009  # rows that no other axis has: a prime
 SOME = 13  # of another axis whose size is not known
+
+
+def spec_of(value: Any, alone: bool, rows: int | None) -> Any:
+    """What a leaf is, of so many rows, or any number; None stays.
+
+    Of a whole one, axes of unknown size are 1: that size shows in an output,
+    but not where rows are broadcast against it.
+    """
+    spec = specs.of(value) if alone else specs.of(value, rows)
+    if spec is None or spec.shape.rank is None:
+        return spec
+    if alone:
+        ragged = isinstance(spec, tf.RaggedTensorSpec)
+        return spec if ragged else specs.filled(spec, 1)
+    is_open = rows is None or not isinstance(spec, tf.TensorSpec)
+    return spec if is_open else specs.filled(spec, SOME)
 
 
 def unordered(

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from towers.foreign.keras_layers import is_built
+from towers.foreign.specs import shaped
 from towers.verbs.batch import whole_leaves, whole_paths
 
 
@@ -60,9 +61,7 @@ def input_specs(
         else:
             shape = tf.TensorShape([rows, *shape[1:]])
         if isinstance(spec, tf.RaggedTensorSpec):
-            return tf.RaggedTensorSpec(
-                shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
-            )
+            return shaped(spec, shape)
         if isinstance(spec, tf.SparseTensorSpec) or getattr(
             spec, "sparse", False
         ):

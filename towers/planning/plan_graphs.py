@@ -8,7 +8,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.foreign import keras_compile, keras_layers, tf_autograph, tf_nodes
+from towers.foreign import (
+    keras_compile,
+    keras_layers,
+    specs,
+    tf_autograph,
+    tf_nodes,
+)
 from towers.foreign.patches import patched
 from towers.foreign.tf_saved_model import noted_devices
 from towers.report.recording import eager_variables
@@ -105,7 +111,7 @@ def of_model(model: keras.Model, args: Sequence[Any], step: str) -> Planned:
         "test": model.test_step,
         "predict": model.predict_step,
     }[step]
-    batch = tf.nest.map_structure(_spec, tuple(args))
+    batch = tf.nest.map_structure(specs.of, tuple(args))
     own = [
         (layer, "supports_jit", layer.supports_jit)
         for layer in keras_layers.all_layers(model)
@@ -132,12 +138,6 @@ def _placing(model: keras.Model) -> Callable[[Any], str]:
             for v in keras_compile.metric_variables(model)
         }
     return lambda v: table.get(id(v)) or keras_layers.device_of(v)
-
-
-def _spec(value: Any) -> Any:
-    if value is None or isinstance(value, tf.TypeSpec):
-        return value
-    return tf.type_spec_from_value(tf.convert_to_tensor(value))
 
 
 def of_traced(

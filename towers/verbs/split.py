@@ -178,21 +178,6 @@ def _own_rows(nest: Any, whole: Sequence[bool], device: str) -> Any:
         return tf.where(alike, counts[0], -1)
 
 
-def open_spec(leaf: Any, divided: bool = True) -> tf.TypeSpec | None:
-    """The spec of a leaf; of any number of rows, if it is divided by them."""
-    if leaf is None:
-        return None
-    spec = tf.type_spec_from_value(leaf)
-    if not divided:
-        return spec
-    shape = tf.TensorShape([None, *spec.shape[1:]])
-    if isinstance(spec, tf.RaggedTensorSpec):
-        return tf.RaggedTensorSpec(
-            shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
-        )
-    return type(spec)(shape, spec.dtype)
-
-
 def in_graph(function: Callable[..., Any], *args: Any) -> Any:
     """Calls `function`, in a graph of its own when the caller is eager."""
     if not tf.executing_eagerly():

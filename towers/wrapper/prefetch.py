@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from towers.foreign import tf_calls
+from towers.foreign import specs, tf_calls
 from towers.placement.device_names import HOST_HERE, process_of
 from towers.verbs.arrivals import Arrivals, arriving
 from towers.verbs.batch import Batch, checked_batch
@@ -237,10 +237,11 @@ class _Traced:
             with tf.device(HOST_HERE):  # see `BroughtStep`
                 return tf.nest.map_structure(tf.identity, logs)
 
-        specs = tf.nest.map_structure(_spec, self._bring.structured_outputs)
+        outputs = self._bring.structured_outputs
+        given = tf.nest.map_structure(specs.of, outputs)
         function = tf.function(run, autograph=False)
         with tf.device(self._device):
-            self._step = function.get_concrete_function(*specs)
+            self._step = function.get_concrete_function(*given)
         return said[-1].are_taken
 
     @property
@@ -296,7 +297,3 @@ def _left_out(leaf: Any) -> Any:
 
 def _same(leaf: Any) -> Any:
     return None if leaf is None else tf.identity(leaf)
-
-
-def _spec(leaf: Any) -> Any:
-    return None if leaf is None else tf.type_spec_from_value(leaf)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost
+from towers.foreign import specs
 from towers.placement.device_names import HOST_HERE
 
 
@@ -40,13 +41,13 @@ class RepeatedStep:
         spec = getattr(iterator, "element_spec", None)
         if spec is None:  # of train_on_batch
             batch = tf.nest.map_structure(_tensor, batch)
-            spec = tf.nest.map_structure(_spec, batch)
+            spec = tf.nest.map_structure(_open, batch)
         return self.take(batch, spec)
 
     def predict(self, batch: Any) -> Any:
         """Steps with the only one of a list of batches."""
         batch = tf.nest.map_structure(_tensor, batch[0])
-        return self.take(batch, tf.nest.map_structure(_spec, batch))
+        return self.take(batch, tf.nest.map_structure(_open, batch))
 
     def take(self, batch: Any, spec: Any) -> Any:
         """What the step says of this batch."""
@@ -127,11 +128,6 @@ def _tensor(leaf: Any) -> Any:
     return tf.convert_to_tensor(leaf)
 
 
-def _spec(leaf: Any) -> Any:
+def _open(leaf: Any) -> Any:
     """Of any number of rows, so that a last small batch is no other kind."""
-    if leaf is None:
-        return None
-    spec = tf.type_spec_from_value(leaf)
-    if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
-        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
-    return spec
+    return specs.of(leaf, None)

@@ -22,7 +22,7 @@ from towers.keras_model.parameters import Home
 from towers.keras_model.request import Request
 from towers.keras_model.state import Before, merge_state
 from towers.keras_model.tower import forward
-from towers.keras_model.whole_call import refused_as_given
+from towers.keras_model.whole_call import WholeCall
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
 from towers.verbs.batch import (
@@ -249,9 +249,9 @@ def _as_given(
     """While open, Keras speaks of the shape that was given, not of a shard's."""
     if request.users_fn is not None or batch.each is not None:
         return nullcontext()
-    return refused_as_given(
+    return WholeCall(
         graph.models[0], batch.nest, request.training, request.tower_fn
-    )
+    ).refused_as_given()
 
 
 def _layer_graph(model: Any, request: Request) -> layer_graph.LayerGraph:

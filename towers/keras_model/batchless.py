@@ -6,6 +6,7 @@ the model is asked what it makes of an unknown number of rows. Likewise of one
 that puts a batch after another, where the order of rows would be lost.
 """
 
+import dataclasses
 import weakref
 from collections.abc import Callable, Container, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from towers.keras_model.calls import ModelCall
 from towers.keras_model.request import Request
 
 # What is asked once per model: by what it is called with, first axes.
-_told: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = (
+_kept: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -50,22 +51,21 @@ def check_joined(
       ValueError: names the output and the rules that would do.
     """
     undivided = [not mine for mine in divided]
+    question = _Question(graph, inputs, undivided, request)
     mixed = [
         i for i, rule in enumerate(rules) if rule == "concat" and i in unordered
     ]
-    if mixed and not _has_fixed_batch(graph, undivided):
-        _check_order(graph, inputs, undivided, request, tower_outputs[0], mixed)
+    if mixed and not question.has_fixed_batch():
+        question.check_order(tower_outputs[0], mixed)
     columns = list(zip(*[tf.nest.flatten(x) for x in tower_outputs]))
     suspects = [
         i
         for i, (rule, column) in enumerate(zip(rules, columns))
         if rule == "concat" and _may_be_batchless(column, any(undivided))
     ]
-    if not suspects or _has_fixed_batch(graph, undivided):
+    if not suspects or question.has_fixed_batch():
         return
-    axes = _first_axes(
-        graph, inputs, undivided, request.training, columns, request.tower_fn
-    )
+    axes = question.first_axes(columns)
     if len(axes) != len(columns):
         return
     for i in suspects:
@@ -74,29 +74,89 @@ def check_joined(
             raise _refusal(i, columns[i][0])
 
 
-def _check_order(
-    graph: layer_graph.LayerGraph,
-    inputs: Any,
-    undivided: Sequence[bool],
-    request: Request,
-    outputs: Any,
-    mixed: Sequence[int],
-) -> None:
-    """Raises if the model puts one batch after another in an output."""
-    told = _asked(
-        *(graph, inputs, undivided, request.training),
-        *(tf.nest.flatten(outputs), request.tower_fn),
-        *(row_order.MANY, row_order.joined_by),
-    )
-    for i in mixed:
-        if told and told[i] is not None:
-            raise ValueError(
-                f"`merge` is 'concat' for output {i}, but the model puts several "
-                f"times the batch's rows one after the other there, by "
-                f"{told[i]!r}: towers' outputs, joined, would have them in "
-                "another order. Return the parts as outputs of their own, or as "
-                "[rows, parts, ...], and join them outside; or use 'none'."
-            )
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """What a model is asked: a call that is not run.
+
+    Attributes:
+      graph: of one model.
+      inputs: the batch that the towers share.
+      undivided: for each leaf whether it is whole.
+      request: tells the phase, and the call if there is more to it.
+    """
+
+    graph: layer_graph.LayerGraph
+    inputs: Any
+    undivided: Sequence[bool]
+    request: Request
+
+    def has_fixed_batch(self) -> bool:
+        """Whether the model keeps states of rows, or says how many it takes."""
+        undivided = self.undivided
+        symbols = tf.nest.flatten(_symbols(self.graph.models[0], "input"))
+        if len(symbols) != len(undivided):
+            undivided = [False] * len(symbols)
+        return bool(self.graph.row_states) or any(
+            x.shape[0] is not None
+            for x, alone in zip(symbols, undivided)
+            if x is not None and x.shape and not alone
+        )
+
+    def check_order(self, outputs: Any, mixed: Sequence[int]) -> None:
+        """Raises if the model puts one batch after another in an output."""
+        joined = self._answers(
+            tf.nest.flatten(outputs), row_order.MANY, row_order.joined_by
+        )
+        for i in mixed:
+            if joined and joined[i] is not None:
+                raise ValueError(
+                    f"`merge` is 'concat' for output {i}, but the model puts "
+                    "several times the batch's rows one after the other there, "
+                    f"by {joined[i]!r}: towers' outputs, joined, would have them "
+                    "in another order. Return the parts as outputs of their own, "
+                    "or as [rows, parts, ...], and join them outside; or use "
+                    "'none'."
+                )
+
+    def first_axes(self, columns: Sequence[Any]) -> list[int | None]:
+        """Of each flat output of any number of rows; of none if that fails."""
+        model = self.graph.models[0]
+        flat = tf.nest.flatten(self.inputs)
+        if not any(self.undivided):
+            rows = {x.shape[0] for x in flat if x is not None}
+            if rows == {None}:  # as the towers were called
+                return [_first_axis(column[0]) for column in columns]
+            if type(model).call.__module__.split(".")[0] == "keras":
+                symbols = tf.nest.flatten(_symbols(model, "output"))
+                if symbols:
+                    return [_first_axis(x) for x in symbols]
+        return self._answers([c[0] for c in columns], None, _first_axis)
+
+    def _answers(
+        self,
+        outputs: Sequence[Any],
+        rows: int | None,
+        tell: Callable[[Any], Any],
+    ) -> list[Any]:
+        """What `tell` says of each output of `rows`; of none if that fails."""
+        model, call = self.graph.models[0], self.request.tower_fn
+        training = self.request.training
+        specs = [
+            row_order.spec_of(x, alone, rows)
+            for x, alone in zip(tf.nest.flatten(self.inputs), self.undivided)
+        ]
+        rest = [None if y is None else str(y.shape[1:]) for y in outputs]
+        nest = tf.nest.pack_sequence_as(self.inputs, specs)
+        kind = str(call.kind) if isinstance(call, ModelCall) else ""
+        key = (str(nest), training, *rest, kind)
+        kept = _kept.setdefault(model, {})
+        if key not in kept:
+            asked = whole_call.WholeCall(model, self.inputs, training, call)
+            try:
+                kept[key] = asked.answers(specs, tell)
+            except Exception:  # whatever the user's layers raise
+                kept[key] = []
+        return kept[key] if len(kept[key]) == len(outputs) else []
 
 
 def _may_be_batchless(column: Sequence[Any], any_whole: bool) -> bool:
@@ -105,100 +165,6 @@ def _may_be_batchless(column: Sequence[Any], any_whole: bool) -> bool:
         return False
     sizes = {y.shape[0] for y in column}
     return len(sizes - {None}) <= 1 and (sizes != {None} or any_whole)
-
-
-def _has_fixed_batch(
-    graph: layer_graph.LayerGraph, undivided: Sequence[bool]
-) -> bool:
-    symbols = tf.nest.flatten(_symbols(graph.models[0], "input"))
-    if len(symbols) != len(undivided):
-        undivided = [False] * len(symbols)
-    return bool(graph.row_states) or any(
-        x.shape[0] is not None
-        for x, alone in zip(symbols, undivided)
-        if x is not None and x.shape and not alone
-    )
-
-
-def _first_axes(
-    graph: layer_graph.LayerGraph,
-    inputs: Any,
-    undivided: Sequence[bool],
-    training: bool | None,
-    columns: Sequence[Any],
-    call: Callable[..., Any] | None,
-) -> list[int | None]:
-    """Of each flat output of any number of rows; of none if that fails."""
-    model = graph.models[0]
-    flat = tf.nest.flatten(inputs)
-    if not any(undivided):
-        rows = {x.shape[0] for x in flat if x is not None}
-        if rows == {None}:  # as the towers were called
-            return [_first_axis(column[0]) for column in columns]
-        if type(model).call.__module__.split(".")[0] == "keras":
-            symbols = tf.nest.flatten(_symbols(model, "output"))
-            if symbols:
-                return [_first_axis(x) for x in symbols]
-    first = [column[0] for column in columns]
-    return _asked(
-        graph, inputs, undivided, training, first, call, None, _first_axis
-    )
-
-
-def _asked(
-    graph: layer_graph.LayerGraph,
-    inputs: Any,
-    undivided: Sequence[bool],
-    training: bool | None,
-    outputs: Sequence[Any],
-    call: Callable[..., Any] | None,
-    rows: int | None,
-    tell: Callable[[Any], Any],
-) -> list[Any]:
-    """What `tell` says of each flat output of `rows`; of none if that fails."""
-    model = graph.models[0]
-    specs = [
-        spec_of(x, alone, rows)
-        for x, alone in zip(tf.nest.flatten(inputs), undivided)
-    ]
-    rest = [None if y is None else str(y.shape[1:]) for y in outputs]
-    key = (str(tf.nest.pack_sequence_as(inputs, specs)), training, *rest)
-    key += (str(call.kind) if isinstance(call, ModelCall) else "",)
-    known = _told.setdefault(model, {})
-    if key not in known:
-        try:
-            known[key] = whole_call.told(
-                model, inputs, specs, training, call, tell
-            )
-        except Exception:  # whatever the user's layers raise
-            known[key] = []
-    return known[key] if len(known[key]) == len(outputs) else []
-
-
-def spec_of(value: Any, alone: bool, rows: int | None) -> Any:
-    """What a leaf is, of so many rows, or any number; None stays.
-
-    Of a whole one, axes of unknown size are 1: that size shows in an output,
-    but not where rows are broadcast against it.
-    """
-    if value is None:
-        return None
-    spec = tf.type_spec_from_value(value)
-    if spec.shape.rank is None:
-        return spec
-    if alone:
-        shape = [1 if size is None else size for size in spec.shape]
-    else:
-        shape = [rows, *spec.shape[1:]]
-        if rows is not None and isinstance(spec, tf.TensorSpec):
-            shape[1:] = [row_order.SOME if n is None else n for n in shape[1:]]
-    if isinstance(spec, tf.RaggedTensorSpec):
-        if alone:
-            return spec
-        return tf.RaggedTensorSpec(
-            shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype
-        )
-    return type(spec)(shape, spec.dtype)
 
 
 def _symbols(model: keras.Model, name: str) -> Any:

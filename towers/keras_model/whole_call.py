@@ -5,6 +5,7 @@ what Keras says of inputs that it does not take: of the shape that was given.
 """
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.foreign import specs
 from towers.foreign.keras_layers import all_layers
 from towers.keras_model import checks
 from towers.keras_model.attributes import as_before
@@ -20,101 +22,84 @@ from towers.keras_model.attributes import as_before
 _NAMES = re.compile(r"tower_\d+|File \"[^\"]*\"|\{\{node .*?\}\}")
 
 
-def told(
-    model: keras.Layer,
-    inputs: Any,
-    specs: Sequence[Any],
-    training: bool | None,
-    call: Callable[..., Any] | None,
-    tell: Callable[[Any], Any],
-) -> list[Any]:
-    """What `tell` says of each flat output of a model, called once more.
+@dataclasses.dataclass(frozen=True)
+class WholeCall:
+    """A call of a model with the whole batch.
 
-    Unlike `compute_output_spec` this calls it as towers do: with the phase, and
-    with the casts of mixed precision.
-
-    Args:
-      model: a model, or a layer that is called by itself.
-      inputs: a nest like those of the call.
-      specs: one for each leaf, or None.
-      training: the phase.
-      call: how the model is called, if there is more to it.
-      tell: of a tensor in the graph of the call.
-    """
-    return checks.eagerly(
-        lambda: _traced(model, inputs, specs, training, call, tell)
-    )
-
-
-@contextlib.contextmanager
-def refused_as_given(
-    model: keras.Layer,
-    inputs: Any,
-    training: bool | None,
-    call: Callable[..., Any] | None,
-) -> Iterator[None]:
-    """While open, what Keras refuses in a tower it refuses of the whole batch.
-
-    Args:
+    Attributes:
       model: a model, or a layer that is called by itself.
       inputs: the batch that was given.
-      training, call: as for `told`.
-
-    Raises:
-      Exception: what the model raises, of the shape of a batch and not of a shard.
+      training: the phase.
+      call: how the model is called, if there is more to it.
     """
-    try:
-        yield
-    except Exception as error:
-        if "tower" not in _NAMES.sub("", str(error)).lower():
-            _raise_again(error, model, inputs, training, call)
-        raise
 
+    model: keras.Layer
+    inputs: Any
+    training: bool | None
+    call: Callable[..., Any] | None = None
 
-def _raise_again(
-    error: Exception, model: keras.Layer, inputs: Any, training: Any, call: Any
-) -> None:
-    """Raises an error as the plain model has it, if that has it too."""
-    specs = [
-        None if x is None else tf.type_spec_from_value(x)
-        for x in tf.nest.flatten(inputs)
-    ]
-    try:
-        told(model, inputs, specs, training, call, lambda _: None)
-    except type(error) as plain:
-        raise plain from None
-    except Exception:  # as it cannot be called so
-        return
+    def answers(
+        self, given: Sequence[Any], tell: Callable[[Any], Any]
+    ) -> list[Any]:
+        """What `tell` says of each flat output of the model, called once more.
 
+        Unlike `compute_output_spec` this calls it as towers do: with the phase,
+        and with the casts of mixed precision.
 
-def _traced(
-    model: keras.Layer,
-    inputs: Any,
-    specs: Sequence[Any],
-    training: bool | None,
-    model_call: Callable[..., Any] | None,
-    tell: Callable[[Any], Any],
-) -> list[Any]:
-    said: list[Any] = []
+        Args:
+          given: a spec for each leaf of a batch, or None.
+          tell: of a tensor in the graph of the call.
+        """
+        return checks.eagerly(lambda: self._traced(given, tell))
 
-    def call(*leaves: Any) -> None:
-        given = iter(leaves)
-        nest = tf.nest.pack_sequence_as(
-            inputs, [None if s is None else next(given) for s in specs]
-        )
-        named = {} if training is None else {"training": training}
-        with keras.StatelessScope():
-            if model_call is not None:
-                outputs = model_call(model, nest)
-            else:
-                outputs = model(nest, **named)
-        said[:] = [
-            None if y is None else tell(tf.convert_to_tensor(y))
-            for y in tf.nest.flatten(outputs)
-        ]
+    @contextlib.contextmanager
+    def refused_as_given(self) -> Iterator[None]:
+        """While open, what Keras refuses in a tower it refuses of the batch.
 
-    with as_before(all_layers(model)):
-        tf.function(call, autograph=False).get_concrete_function(
-            *[spec for spec in specs if spec is not None]
-        )
-    return said
+        Raises:
+          Exception: what the model raises, of the shape of a batch and not of a
+            shard.
+        """
+        try:
+            yield
+        except Exception as error:
+            if "tower" not in _NAMES.sub("", str(error)).lower():
+                self._raise_again(error)
+            raise
+
+    def _raise_again(self, error: Exception) -> None:
+        """Raises an error as the plain model has it, if that has it too."""
+        given = [specs.of(x) for x in tf.nest.flatten(self.inputs)]
+        try:
+            self.answers(given, lambda _: None)
+        except type(error) as plain:
+            raise plain from None
+        except Exception:  # as it cannot be called so
+            return
+
+    def _traced(
+        self, given: Sequence[Any], tell: Callable[[Any], Any]
+    ) -> list[Any]:
+        said: list[Any] = []
+
+        def call(*leaves: Any) -> None:
+            each = iter(leaves)
+            nest = tf.nest.pack_sequence_as(
+                self.inputs, [None if s is None else next(each) for s in given]
+            )
+            named = {} if self.training is None else {"training": self.training}
+            with keras.StatelessScope():
+                if self.call is not None:
+                    outputs = self.call(self.model, nest)
+                else:
+                    outputs = self.model(nest, **named)
+            said[:] = [
+                None if y is None else tell(tf.convert_to_tensor(y))
+                for y in tf.nest.flatten(outputs)
+            ]
+
+        with as_before(all_layers(self.model)):
+            tf.function(call, autograph=False).get_concrete_function(
+                *[spec for spec in given if spec is not None]
+            )
+        return said

@@ -8,7 +8,7 @@ import tensorflow as tf
 from towers.build import build_towers
 from towers.foreign.keras_compile import Compiled
 from towers.keras_model import checks
-from towers.keras_model.whole_call import refused_as_given
+from towers.keras_model.whole_call import WholeCall
 from towers.verbs.batch import checked_batch, whole_paths
 from towers.verbs.parcels import packed, unpacked
 from towers.wrapper import loss_parts
@@ -55,7 +55,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
             sums += loss_parts.metric_sums(made.metrics, y, y_pred, weights)
         return packed(sums), divisors
 
-    with refused_as_given(model.template, x, training, None):
+    with WholeCall(model.template, x, training).refused_as_given():
         graph = build_towers(
             model.template,
             (x, y, weights),

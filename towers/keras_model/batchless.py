@@ -50,8 +50,7 @@ def check_joined(
     Raises:
       ValueError: names the output and the rules that would do.
     """
-    undivided = [not mine for mine in divided]
-    question = _Question(graph, inputs, undivided, request)
+    question = _Question(graph, inputs, divided, request)
     mixed = [
         i for i, rule in enumerate(rules) if rule == "concat" and i in unordered
     ]
@@ -61,7 +60,7 @@ def check_joined(
     suspects = [
         i
         for i, (rule, column) in enumerate(zip(rules, columns))
-        if rule == "concat" and _may_be_batchless(column, any(undivided))
+        if rule == "concat" and _may_be_batchless(column, not all(divided))
     ]
     if not suspects or question.has_fixed_batch():
         return
@@ -81,25 +80,25 @@ class _Question:
     Attributes:
       graph: of one model.
       inputs: the batch that the towers share.
-      undivided: for each leaf whether it is whole.
+      divided: for each leaf whether it is split by rows, or whole.
       request: tells the phase, and the call if there is more to it.
     """
 
     graph: layer_graph.LayerGraph
     inputs: Any
-    undivided: Sequence[bool]
+    divided: Sequence[bool]
     request: Request
 
     def has_fixed_batch(self) -> bool:
         """Whether the model keeps states of rows, or says how many it takes."""
-        undivided = self.undivided
+        divided = self.divided
         symbols = tf.nest.flatten(_symbols(self.graph.models[0], "input"))
-        if len(symbols) != len(undivided):
-            undivided = [False] * len(symbols)
+        if len(symbols) != len(divided):
+            divided = [True] * len(symbols)
         return bool(self.graph.row_states) or any(
             x.shape[0] is not None
-            for x, alone in zip(symbols, undivided)
-            if x is not None and x.shape and not alone
+            for x, mine in zip(symbols, divided)
+            if x is not None and x.shape and mine
         )
 
     def check_order(self, outputs: Any, mixed: Sequence[int]) -> None:
@@ -122,7 +121,7 @@ class _Question:
         """Of each flat output of any number of rows; of none if that fails."""
         model = self.graph.models[0]
         flat = tf.nest.flatten(self.inputs)
-        if not any(self.undivided):
+        if all(self.divided):
             rows = {x.shape[0] for x in flat if x is not None}
             if rows == {None}:  # as the towers were called
                 return [_first_axis(column[0]) for column in columns]
@@ -141,14 +140,10 @@ class _Question:
         """What `tell` says of each output of `rows`; of none if that fails."""
         model, call = self.graph.models[0], self.request.tower_fn
         training = self.request.training
-        specs = [
-            row_order.spec_of(x, alone, rows)
-            for x, alone in zip(tf.nest.flatten(self.inputs), self.undivided)
-        ]
+        specs = row_order.specs_of(self.inputs, self.divided, rows)
         rest = [None if y is None else str(y.shape[1:]) for y in outputs]
-        nest = tf.nest.pack_sequence_as(self.inputs, specs)
         kind = str(call.kind) if isinstance(call, ModelCall) else ""
-        key = (str(nest), training, *rest, kind)
+        key = (str(specs), training, *rest, kind)
         kept = _kept.setdefault(model, {})
         if key not in kept:
             asked = whole_call.WholeCall(model, self.inputs, training, call)

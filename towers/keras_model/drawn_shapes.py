@@ -176,10 +176,7 @@ def of_many_rows(
         replayed(graph, copies, shard, training, "drawn/", tower_fn, 0, drawn)
         shapes.update(drawn.shapes())
 
-    leaves = zip(tf.nest.flatten(shard), divided)
-    specs = [
-        row_order.spec_of(x, not mine, row_order.MANY) for x, mine in leaves
-    ]
+    many = row_order.specs_of(shard, divided, row_order.MANY)
 
     def traced() -> None:
         with (
@@ -190,7 +187,7 @@ def of_many_rows(
             for layer in graph.layers:  # in the middle of whose call it may be
                 keras_layers.forget_added(layer)
             tf.function(call, autograph=False).get_concrete_function(
-                graph.specs_of(copies), tf.nest.pack_sequence_as(shard, specs)
+                graph.specs_of(copies), many
             )
 
     try:

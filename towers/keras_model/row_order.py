@@ -30,20 +30,25 @@ MANY = 1009  # rows that no other axis has: a prime
 SOME = 13  # of another axis whose size is not known
 
 
-def spec_of(value: Any, alone: bool, rows: int | None) -> Any:
-    """What a leaf is, of so many rows, or any number; None stays.
+def specs_of(nest: Any, divided: Sequence[bool], rows: int | None) -> Any:
+    """Specs of a nest, of so many rows, or any number, where it is divided.
 
-    Of a whole one, axes of unknown size are 1: that size shows in an output,
+    Of a whole leaf, axes of unknown size are 1: that size shows in an output,
     but not where rows are broadcast against it.
     """
-    spec = specs.of(value) if alone else specs.of(value, rows)
-    if spec is None or spec.shape.rank is None:
-        return spec
-    if alone:
-        ragged = isinstance(spec, tf.RaggedTensorSpec)
-        return spec if ragged else specs.filled(spec, 1)
-    is_open = rows is None or not isinstance(spec, tf.TensorSpec)
-    return spec if is_open else specs.filled(spec, SOME)
+
+    def spec_of(value: Any, mine: bool) -> Any:
+        spec = specs.of(value, rows) if mine else specs.of(value)
+        if spec is None or spec.shape.rank is None:
+            return spec
+        if not mine:
+            ragged = isinstance(spec, tf.RaggedTensorSpec)
+            return spec if ragged else specs.filled(spec, 1)
+        is_open = rows is None or not isinstance(spec, tf.TensorSpec)
+        return spec if is_open else specs.filled(spec, SOME)
+
+    flat = map(spec_of, tf.nest.flatten(nest), divided)
+    return tf.nest.pack_sequence_as(nest, [*flat])
 
 
 def unordered(

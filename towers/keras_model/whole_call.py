@@ -7,7 +7,7 @@ what Keras says of inputs that it does not take: of the shape that was given.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -38,16 +38,14 @@ class WholeCall:
     training: bool | None
     call: Callable[..., Any] | None = None
 
-    def answers(
-        self, given: Sequence[Any], tell: Callable[[Any], Any]
-    ) -> list[Any]:
+    def answers(self, given: Any, tell: Callable[[Any], Any]) -> list[Any]:
         """What `tell` says of each flat output of the model, called once more.
 
         Unlike `compute_output_spec` this calls it as towers do: with the phase,
         and with the casts of mixed precision.
 
         Args:
-          given: a spec for each leaf of a batch, or None.
+          given: a nest like `inputs`, of specs, and None for None.
           tell: of a tensor in the graph of the call.
         """
         return checks.eagerly(lambda: self._traced(given, tell))
@@ -69,7 +67,7 @@ class WholeCall:
 
     def _raise_again(self, error: Exception) -> None:
         """Raises an error as the plain model has it, if that has it too."""
-        given = [specs.of(x) for x in tf.nest.flatten(self.inputs)]
+        given = tf.nest.map_structure(specs.of, self.inputs)
         try:
             self.answers(given, lambda _: None)
         except type(error) as plain:
@@ -77,15 +75,14 @@ class WholeCall:
         except Exception:  # as it cannot be called so
             return
 
-    def _traced(
-        self, given: Sequence[Any], tell: Callable[[Any], Any]
-    ) -> list[Any]:
+    def _traced(self, given: Any, tell: Callable[[Any], Any]) -> list[Any]:
         said: list[Any] = []
+        flat = tf.nest.flatten(given)
 
         def call(*leaves: Any) -> None:
             each = iter(leaves)
             nest = tf.nest.pack_sequence_as(
-                self.inputs, [None if s is None else next(each) for s in given]
+                given, [None if s is None else next(each) for s in flat]
             )
             named = {} if self.training is None else {"training": self.training}
             with keras.StatelessScope():
@@ -100,6 +97,6 @@ class WholeCall:
 
         with as_before(all_layers(self.model)):
             tf.function(call, autograph=False).get_concrete_function(
-                *[spec for spec in given if spec is not None]
+                *[spec for spec in flat if spec is not None]
             )
         return said

@@ -115,7 +115,7 @@ def noise_of_rows(
     ):
         return contextlib.nullcontext()
     others = ", ".join(str(n) for n in shape[1:])
-    problem = f"`noise_shape` of {layer.name!r} is {shape}"
+    problem = f"In a tower, `noise_shape` of {layer.name!r} is {shape}"
     advice = f" Write noise_shape=(None, {others}), which is any number."
     _checked(place.start, rows, place.total, problem, advice)
     return patched((layer, "noise_shape", (None, *shape[1:])))

@@ -200,7 +200,7 @@ class TowerSteps(TemplateProxy):
         def loss(data: Any) -> tf.Tensor:
             return loss_on_towers(self, data, training)
 
-        if tf.executing_eagerly():
+        if tf.executing_eagerly() and keras_layers.scope_here() is None:
             # Towers at once hand out parameters, whose gradients, which are zeros,
             # would make sparse ones dense.
             return tf.function(loss, autograph=False)(data)

@@ -13,6 +13,7 @@ class CompiledTest(absltest.TestCase):
         model = make(cnn)
         model.compile("sgd", "mse", loss_weights=[2.0], metrics=["mae"])
         arguments = keras_compile.compile_arguments(model)
+        self.assertEqual(arguments["loss"], "mse")
         self.assertEqual(arguments["loss_weights"], [2.0])
         self.assertEqual(arguments["metrics"], ["mae"])
         self.assertTrue(callable(model.optimizer._all_reduce_sum_gradients))

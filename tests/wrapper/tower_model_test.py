@@ -273,6 +273,29 @@ class PlacedTest(parameterized.TestCase):
             [v.numpy() for v in expected.optimizer.variables],
         )
 
+    @parameterized.parameters(
+        (["mse", ["mae", "mse"]],),
+        (("mse", ["mae"]),),
+        ({"a": "mse", "b": ["mae"]},),
+    )
+    def test_and_its_nest_of_losses(self, loss):
+        x, y = np.ones([6, 2]), [np.zeros([6, 1]), np.ones([6, 1])]
+        histories = []
+        for where in (None, placement(2), placement(3, [3, 2, 1])):
+            keras.utils.set_random_seed(0)
+            given = keras.Input([2])
+            outputs = [layers.Dense(1, name=name)(given) for name in "ab"]
+            model = keras.Model(given, outputs)
+            model.compile("sgd", loss)
+            if where:
+                model = towers.TowerModel(model, where)
+            fit = model.fit(x, y, batch_size=5, epochs=2, verbose=0)
+            histories.append(fit.history)
+        for history in histories[1:]:
+            self.assertEqual(list(history), list(histories[0]))
+            for name in history:
+                close(history[name], histories[0][name])
+
     def test_another_wrapper_does_not_leave_the_first_behind(self):
         model = make(cnn)
         x, y = inputs(model, 4), targets(model, 4)

@@ -50,11 +50,12 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
     The optimizer is what Keras made of the one that it was given, so a scaled one
     is not to be scaled again, nor one that was not to be scaled at all. There is
     none where Keras calls a loaded model compiled whose `compile` is its own.
+    `model.loss` is no longer what was given: an attribute's lists are TensorFlow's.
     """
     loss, metrics = model._compile_loss, model._compile_metrics
     return {
         "optimizer": getattr(model, "optimizer", None),
-        "loss": model.loss,
+        "loss": loss and loss._user_loss,
         "loss_weights": loss and loss._user_loss_weights,
         "metrics": metrics and metrics._user_metrics,
         "weighted_metrics": metrics and metrics._user_weighted_metrics,

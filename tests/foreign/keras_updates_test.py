@@ -74,8 +74,8 @@ class UpdatesTest(parameterized.TestCase):
             [owner for _, owner in optimizer_variables(one)], [None, None]
         )
 
-    @pytest.mark.slow_after(1)
     @parameterized.named_parameters((k, *v) for k, v in MADE.items())
+    @pytest.mark.slow_after(1)
     def test_numbers_cross_once(self, optimizer, most):
         plain, towered = make(deep), make(deep)
         balanced = towers.balanced(DEVICES)

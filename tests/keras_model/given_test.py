@@ -52,11 +52,11 @@ class GivenTest(parameterized.TestCase):
         close(function(tower_model), expected)
         close(numbers(tower_model), before, 0)
 
-    @pytest.mark.slow_of("eager_two", "function_three")
     @parameterized.named_parameters(
         *((f"eager_{name}", where, False) for name, where in PLACEMENTS),
         *((f"function_{name}", where, True) for name, where in PLACEMENTS),
     )
+    @pytest.mark.slow_of("eager_two", "function_three")
     def test_stateless_call(self, where, in_function):
         def step(model, weights, state):
             with tf.GradientTape() as tape:
@@ -84,8 +84,8 @@ class GivenTest(parameterized.TestCase):
             where,
         )
 
-    @pytest.mark.slow_of("_two")
     @parameterized.named_parameters(PLACEMENTS)
+    @pytest.mark.slow_of("_two")
     def test_gradients_of_gradients(self, where):
         def maml(model):
             weights = others(model.trainable_variables)
@@ -117,11 +117,11 @@ class GivenTest(parameterized.TestCase):
 
         self.same(calls, dense, where)
 
-    @pytest.mark.slow_of("eager_three")
     @parameterized.named_parameters(
         *((f"eager_{name}", where, False) for name, where in PLACEMENTS),
         *((f"function_{name}", where, True) for name, where in PLACEMENTS[1:]),
     )
+    @pytest.mark.slow_of("eager_three")
     def test_build_towers(self, where, in_function):
         model, metric = make(stateful), keras.metrics.MeanSquaredError()
 
@@ -164,8 +164,8 @@ class GivenTest(parameterized.TestCase):
         close(made(in_towers), scoped(plain))
         close(numbers(model), before, 0)
 
-    @pytest.mark.slow_of("_two")
     @parameterized.named_parameters(PLACEMENTS)
+    @pytest.mark.slow_of("_two")
     def test_loss_on_towers(self, where):
         def step(model):
             model.compile("sgd", "mse", metrics=["mae"])

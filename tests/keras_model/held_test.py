@@ -65,7 +65,6 @@ KINDS = [("saved_model", loaded), ("module", held)]
 
 
 class HeldTest(parameterized.TestCase):
-    @pytest.mark.slow_of("saved_model_two")
     @parameterized.named_parameters(
         *(
             (f"{name}_{n}", kind, where)
@@ -76,6 +75,7 @@ class HeldTest(parameterized.TestCase):
             ]
         )
     )
+    @pytest.mark.slow_of("saved_model_two")
     def test_frozen_it_is_read_where_it_is(self, kind, where):
         def trained(model):
             model.compile("sgd", "mse")

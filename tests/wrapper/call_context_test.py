@@ -56,8 +56,8 @@ MODELS = {
     hasattr(keras.Layer, "_register_call_context_args"), "since Keras 3.12"
 )
 class CallContextTest(parameterized.TestCase):
-    @pytest.mark.slow_after(1)
     @parameterized.named_parameters(*MODELS.items())
+    @pytest.mark.slow_after(1)
     def test_a_registered_argument_is_given_in_towers(self, made):
         plain = registered(made())
         model = towers.TowerModel(registered(made()), PLACEMENT)

@@ -195,7 +195,8 @@ def _warn(layers: Sequence[Any]) -> None:
             "known to be a sum or a mean over rows, so what towers say of their "
             "shards does not add up to that of the batch. It is now their mean, "
             "weighted by rows. Compute it of the whole batch, by "
-            "towers.all_towers; or say what is meant by "
+            "towers.all_towers in a layer with `needs_all_towers = True`; or say "
+            "what is meant by "
             "towers.merge_losses_by(layer, rule), where the layer is made, with "
             f"one of {', '.join(map(repr, merge_rules.RULES))}. Sums and means "
             "that are added up are known apart: add each by itself.",

@@ -217,10 +217,10 @@ def _warn(graph: Any, op: tf.Operation) -> None:
     widths.warn_once(
         graph,
         layer,
-        f"{widths.name_of(graph, layer)!r} takes a width from the rows that it is given, by "
-        f"{op.type} {op.name!r}, which in a tower is that of the tower's rows "
+        f"{widths.name_of(graph, layer)!r} takes a width from the rows that it "
+        f"is given, by {op.type} {op.name!r}, which in a tower is that of the tower's rows "
         "and not of the batch's. What averages over it, or reads it in turn "
         "without a mask, gives other numbers than the plain model. Ask all "
-        "towers for it, as in towers.all_towers(tf.reduce_max, lengths), or "
-        "take one that is fixed.",
+        "towers for it, as in towers.all_towers(tf.reduce_max, lengths) in a "
+        "layer with `needs_all_towers = True`, or take one that is fixed.",
     )

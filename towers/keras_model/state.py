@@ -204,7 +204,8 @@ def _warn(variables: Sequence[Any]) -> None:
             "others, the last tower's is kept. Say what is meant by "
             "towers.merge_state_by(variable, rule), where the layer makes the "
             f"variable, with one of {', '.join(map(repr, merge_rules.RULES))}; "
-            "or compute it of the whole batch, by towers.all_towers.",
+            "or compute it of the whole batch, by towers.all_towers in a layer "
+            "with `needs_all_towers = True`.",
             UserWarning,
             stacklevel=2,
         )

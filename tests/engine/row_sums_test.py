@@ -274,6 +274,31 @@ class RowSumsTest(parameterized.TestCase):
         )
         self.assertEqual(kinds, [SUM, None])
 
+    def test_what_becomes_of_the_values_of_each_ragged_row_is_one_of_a_row(
+        self,
+    ):
+        kinds = []
+
+        def judged(x):
+            splits = [x.row_splits]
+            places, n = x.value_rowids(), x.nrows()
+            sums = tf.math.unsorted_segment_sum
+            asked = [
+                tf.reduce_sum(x, 1),
+                tf.reduce_max(x, 1) + tf.reduce_mean(x * x, 1),
+                tf.reduce_mean(tf.reduce_sum(x, 1)),
+                sums(x.values, places, 2 * n),
+                sums(x.values, tf.cast(x.values, places.dtype), n),
+                sums(x.values - tf.reduce_max(x.values), places, n),
+            ]
+            judge = Judge([], [x.flat_values], [], splits, splits=splits)
+            kinds.extend(map(judge.kind, asked))
+
+        tf.function(judged, autograph=False).get_concrete_function(
+            tf.RaggedTensorSpec([None, None], tf.float32)
+        )
+        self.assertEqual(kinds, [Rows(0), Rows(0), MEAN, None, None, None])
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -4,6 +4,7 @@ import warnings
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import placement
 
@@ -56,6 +57,23 @@ class Tracks(keras.layers.Layer):
         return x
 
 
+class Pooled(keras.Model):
+    """Makes one of a ragged row's values."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+        self.mean = keras.metrics.Mean(name="mean")
+        self.sum = keras.metrics.Sum(name="sum")
+
+    def call(self, x):
+        outputs = self.dense(tf.reduce_mean(x * x, 1) + tf.reduce_max(x, 1))
+        self.mean.update_state(outputs)
+        self.sum.update_state(tf.reduce_sum(x, 1))
+        self.add_loss(tf.reduce_mean(outputs))
+        return outputs
+
+
 def tracking(updates):
     keras.utils.set_random_seed(1)
     layer = Tracks(updates, name="tracks")
@@ -102,6 +120,24 @@ class MetricsTest(parameterized.TestCase):
             told(lambda: towers.build_towers(towered, X, where).apply_updates())
         )
         self.check(towered, plain)
+
+    @parameterized.parameters((2, None), (3, [3, 2, 1]))
+    def test_rows_may_be_ragged(self, n, w):
+        counts = [1, 3, 2, 5, 1, 4, 1, 2]
+        values = np.sin(np.arange(38, dtype="float32")).reshape([19, 2])
+        x = tf.RaggedTensor.from_row_lengths(values, counts)
+        data = tf.data.Dataset.from_tensor_slices((x, np.ones([8, 1])))
+        seen = []
+        for wrapped in (False, True):
+            keras.utils.set_random_seed(1)
+            model = Pooled()
+            if wrapped:
+                model = towers.TowerModel(model, placement(n, w))
+            model.compile("sgd", "mse")
+            seen.append(model.fit(data.batch(6), verbose=0).history)
+        self.assertEqual(*map(list, seen))
+        for name, value in seen[0].items():
+            np.testing.assert_allclose(seen[1][name], value, 1e-5)
 
     def test_what_does_not_add_up_is_named_once(self):
         made = tracking({"peak": (metrics.Mean, lambda x: [ops.max(x)])})

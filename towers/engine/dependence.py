@@ -28,6 +28,45 @@ def depends(
     return any(x.name in found for x in _made_of(value, known, ends))
 
 
+def segments(
+    splits: Sequence[tf.Tensor],
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """The places and numbers of rows that ops on segments take, of splits alone.
+
+    Args:
+      splits: where each row of a ragged tensor begins, of one graph.
+    """
+    if not splits:
+        return []
+    return [
+        (op.inputs[1], op.inputs[2])
+        for op in splits[0].graph.get_operations()
+        if op.type.startswith("UnsortedSegment")
+        and all(_is_of(x, splits) for x in op.inputs[1:])
+        and _is_of_shape(op.inputs[2])
+    ]
+
+
+def _is_of_shape(count: tf.Tensor) -> bool:
+    """Whether this is one less than there are splits."""
+    while count.op.type in ("Cast", "Identity"):
+        count = count.op.inputs[0]
+    if count.op.type != "Sub" or tf.get_static_value(count.op.inputs[1]) != 1:
+        return False
+    size = count.op.inputs[0].op
+    return size.type == "StridedSlice" and size.inputs[0].op.type == "Shape"
+
+
+def _is_of(value: tf.Tensor, sources: Sequence[tf.Tensor]) -> bool:
+    """Whether a value is made of sources, and of constants."""
+    others = (
+        x
+        for x in _made_of(value, sources)
+        if not x.op.inputs and x.op.type != "Const"
+    )
+    return next(others, None) is None and depends(value, sources)
+
+
 def constants(value: tf.Tensor, known: Sequence[tf.Tensor] = ()) -> str:
     """What tells the constants that a value is made of from others.
 

@@ -63,6 +63,8 @@ class Vector:
 
 Kind = Total | Rows | Vector | None
 SAME, COUNT = Total(), Total(power=1, exact=True)
+# For each value of a ragged tensor which row it is of.
+SEGMENTS = Rows(0, None, counted=False, order="segments")
 SUM, MEAN = Total(True, 0), Total(True, -1)
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from towers.engine.row_kinds import (
     COUNT,
     SAME,
+    SEGMENTS,
     Kind,
     Rows,
     Total,
@@ -161,6 +162,8 @@ def _half_squared(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 
 def _scattered(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """What adds each row where that says: a sum over rows."""
+    if SEGMENTS in given:
+        return _by_segments(tensor, given)
     data = [kind for kind in given if isinstance(kind, Rows)]
     others = [kind for kind in given if not isinstance(kind, Rows)]
     places = {(kind.axis, kind.power, kind.order) for kind in data}
@@ -171,6 +174,21 @@ def _scattered(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     index = tensor.op.inputs[0 if tensor.op.type == "ScatterNd" else 1]
     inside = (index.shape.rank or 0) - (tensor.op.type == "ScatterNd")
     return Total(True, 0) if power == 0 and axis < inside else None
+
+
+def _by_segments(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+    """What a row's values become together, as those of a ragged tensor."""
+    kind, places, rows = given
+    if (
+        places != SEGMENTS
+        or rows != COUNT
+        or tensor.op.inputs[1].shape.rank != 1
+    ):
+        return None
+    if not isinstance(kind, Rows) or kind.power:
+        return None
+    values = (kind.axis, kind.per, kind.counted, kind.order)
+    return Rows(0) if values == (0, None, False, "") else None
 
 
 def _binned(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
@@ -258,6 +276,7 @@ RULES = table(
     (_normalized, "FusedBatchNormV3"),
     (_half_squared, "L2Loss"),
     (_scattered, "ScatterNd UnsortedSegmentSum"),
+    (_by_segments, "UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd"),
     (_binned, "Bincount DenseBincount"),
     (
         _drawn,

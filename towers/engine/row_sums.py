@@ -11,13 +11,22 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from towers.engine import (
+    dependence,
     row_ops,
     row_products,
     row_reductions,
     row_shapes,
     row_slices,
 )
-from towers.engine.row_kinds import SAME, Kind, Rows, agreed, either
+from towers.engine.row_kinds import (
+    COUNT,
+    SAME,
+    SEGMENTS,
+    Kind,
+    Rows,
+    agreed,
+    either,
+)
 from towers.foreign import tf_functions
 
 _RULES = {
@@ -42,6 +51,7 @@ class Judge:
       others: tensors of the tower's rows of which nothing is known.
       drawn: further tensors of rows, with the axis of those, and how many entries
         there are for each.
+      splits: where each row's of the values begin.
     """
 
     def __init__(
@@ -51,11 +61,15 @@ class Judge:
         same: Sequence[tf.Tensor] = (),
         others: Sequence[tf.Tensor] = (),
         drawn: Sequence[tuple[tf.Tensor, int, int]] = (),
+        splits: Sequence[tf.Tensor] = (),
     ):
+        segments = dependence.segments(splits)
         self._kinds: dict[str, Kind] = {
             **{x.name: None for x in others},
             **{y.name: Rows(0) for x in rows for y in _passed_on(x)},
             **{x.name: Rows(0, None, counted=False) for x in values},
+            **{x.name: SEGMENTS for x, _ in segments},
+            **{n.name: COUNT for _, n in segments},
             **{x.name: SAME for x in same},
             **{x.name: Rows(axis, per) for x, axis, per in drawn},
         }
@@ -135,8 +149,19 @@ def _walked(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
             todo += missing
             continue
         todo.pop()
-        kinds[x.name] = _told(x, [kinds[y.name] for y in x.op.inputs])
+        told = _told(x, [kinds[y.name] for y in x.op.inputs])
+        kinds[x.name] = told or _ones_like(x, kinds)
     return kinds[tensor.name]
+
+
+def _ones_like(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
+    """Of ones, as many as there are values, by whose shape they are made."""
+    op = tensor.op
+    if op.type != "Fill" or op.inputs[0].op.type != "Shape":
+        return None
+    kind = kinds.get(op.inputs[0].op.inputs[0].name)
+    values = isinstance(kind, Rows) and not (kind.counted or kind.order)
+    return kind if values and kinds[op.inputs[1].name] == SAME else None
 
 
 def _told(tensor: tf.Tensor, given: list[Kind]) -> Kind:

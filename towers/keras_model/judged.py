@@ -160,6 +160,7 @@ def _judge(
     rows = [copies[i] for i in graph.row_states] + all_towers.dealt()
     values: list[tf.Tensor] = []
     others: list[tf.Tensor] = []
+    splits: list[tf.Tensor] = []
     for leaf, mine in zip(tf.nest.flatten(shard), divided):
         if mine and isinstance(leaf, tf.Tensor):
             rows.append(leaf)
@@ -167,9 +168,12 @@ def _judge(
             ragged = isinstance(leaf, tf.RaggedTensor)
             values.append(leaf.flat_values if ragged else leaf.values)
             others += boundary.leaves(leaf)
+            if ragged and leaf.ragged_rank == 1:
+                splits.append(leaf.row_splits)
     moments = [x for calls in replay.moments.values() for x in calls]
     seen = [x for m in moments for x in (m.mean, m.variance)]
-    return Judge(rows, values, [*all_towers.shared(), *seen], others, drawn)
+    same = [*all_towers.shared(), *seen]
+    return Judge(rows, values, same, others, drawn, splits)
 
 
 def _rules(

@@ -4,6 +4,7 @@ import warnings
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
@@ -124,6 +125,7 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
     @parameterized.parameters(
         (TWO, 7, True), (THREE, 7, False), (THREE, 2, True), (THREE, 2, False)
     )
+    @pytest.mark.slow_after(2)
     def test_a_tower_draws_its_rows_by_a_constant_seed(
         self, placement, size, is_open
     ):

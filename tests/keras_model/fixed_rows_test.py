@@ -71,7 +71,7 @@ class MaskTest(parameterized.TestCase):
     @parameterized.product(
         made=[read, sub], placement=[TWO, THREE], is_open=[False, True]
     )
-    @pytest.mark.slow_after(5)
+    @pytest.mark.slow_after(3)
     def test_a_constant_is_cut_by_rows(self, made, placement, is_open):
         for mask in (tf.constant(MASK), MASK[:1]):
             plain = made(mask)

@@ -71,7 +71,7 @@ class MemoryTest(parameterized.TestCase):
         lambda m: m.predict(X, verbose=0),
         lambda m: towers.build_towers(m.template, X, m.placement),
     )
-    @pytest.mark.slow_after(2)
+    @pytest.mark.slow_after(1)
     def test_tower_device_and_layer(self, call):
         told = said(lambda: call(model()))
         self.assertIn(
@@ -92,6 +92,7 @@ class MemoryTest(parameterized.TestCase):
             "backward pass, for 281",
         )
 
+    @pytest.mark.slow_after(0)  # TensorFlow waits ten seconds for memory
     def test_functions_and_sessions(self):
         m = model()
 

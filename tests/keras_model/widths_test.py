@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
@@ -60,6 +61,7 @@ READ = [
 
 class WidthTest(parameterized.TestCase):
     @parameterized.named_parameters(*PLACEMENTS)
+    @pytest.mark.slow_of("_unequal")
     def test_text_is_read_as_the_plain_model_reads_it(self, n, weights):
         x, y = np.array(TEXT, object), np.arange(5.0)[:, None]
         plain = make(text)

@@ -123,7 +123,7 @@ class PlacementReportTest(parameterized.TestCase):
         (UNEQUAL, 1, None, {"steps_per_execution": 3}),
         (towers.Placement(DEVICES[:2]), 2, None, {"steps_per_execution": 3}),
     )
-    @pytest.mark.slow_after(2)
+    @pytest.mark.slow_after(1)
     @pytest.mark.filterwarnings("ignore:Of .* transfers the size is not known")
     @pytest.mark.filterwarnings("ignore:Your input ran out of data")
     def test_all_is_as_without_it_in_a_plain_install(

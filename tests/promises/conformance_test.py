@@ -816,8 +816,7 @@ SLOW = {
 } | {
     f"declared_{name}"
     for name in DECLARED
-    if name not in ("list_none", "two_in_dict_dict", "list_in_stack")
-    and name != "dict_in_list_string_bare_target"
+    if name not in ("list_in_stack", "dict_in_list_string_bare_target")
 }
 
 

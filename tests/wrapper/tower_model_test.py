@@ -278,6 +278,7 @@ class PlacedTest(parameterized.TestCase):
         (("mse", ["mae"]),),
         ({"a": "mse", "b": ["mae"]},),
     )
+    @pytest.mark.slow_after(1)
     def test_and_its_nest_of_losses(self, loss):
         x, y = np.ones([6, 2]), [np.zeros([6, 1]), np.ones([6, 1])]
         histories = []

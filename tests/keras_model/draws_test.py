@@ -138,6 +138,7 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
             )
 
     @parameterized.parameters((TWO, False), (THREE, True))
+    @pytest.mark.slow_after(1)
     def test_no_row_has_the_numbers_of_another_tower_s(
         self, placement, is_open
     ):
@@ -150,6 +151,7 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
             np.testing.assert_array_equal(here[name][:3], plain[name][:3])
 
     @parameterized.parameters("quick_start", "jit_compile")
+    @pytest.mark.slow_after(1)
     def test_so_it_is_in_towers_that_are_called(self, how):
         some = ("dropout", "several")
         functions = {name: ROWS[name] for name in some}

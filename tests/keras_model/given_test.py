@@ -104,6 +104,7 @@ class GivenTest(parameterized.TestCase):
         self.same(maml, dense, where)
 
     @parameterized.named_parameters(PLACEMENTS)
+    @pytest.mark.slow_of("_two")
     def test_values_for_some_variables_beside_calls_without(self, where):
         def calls(model):
             kernel, *_ = model.trainable_variables

@@ -85,6 +85,7 @@ class PoliciesTest(parameterized.TestCase):
             m.fit(x, y, batch_size=8, epochs=4, verbose=0)
         close(towered.get_weights(), plain.get_weights())
 
+    @pytest.mark.slow_after(0)
     def test_no_device_s_traffic_grows_with_the_towers(self):
         busiest = []
         for n in (2, 4):

@@ -76,6 +76,7 @@ class WidthTest(parameterized.TestCase):
         )
 
     @parameterized.named_parameters(*READ)
+    @pytest.mark.slow_after(2)
     def test_ragged_rows_are_made_dense_as_in_the_plain_model(self, way):
         model = make(lambda: Read(way))
         x = tf.constant(TEXT)
@@ -107,6 +108,7 @@ class WidthTest(parameterized.TestCase):
         for actual, expected in zip(*map(tf.nest.flatten, both)):
             close(tf.convert_to_tensor(actual), tf.convert_to_tensor(expected))
 
+    @pytest.mark.slow_after(0)
     def test_what_is_as_wide_in_all_towers_needs_no_other(self):
         class Fixed(keras.Model):
             def call(self, x):

@@ -46,6 +46,7 @@ class StatefulTest(parameterized.TestCase):
             close(towered(X), plain(X))
 
     @parameterized.parameters((2, None), (3, [3, 2, 1]))
+    @pytest.mark.slow_after(1)
     def test_dropout_of_its_states_is_of_the_tower_s_rows(self, n, weights):
         model = make(lambda: of_fixed_rows(recurrent_dropout=0.5))
         where = placement(n, weights)

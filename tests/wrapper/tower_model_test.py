@@ -154,6 +154,7 @@ class PlacedTest(parameterized.TestCase):
         # From each: outputs, and all gradients.
         self.assertLen(executed.sends(), 2 * (3 + 2))
 
+    @pytest.mark.slow_after(0)
     def test_sixty_small_variables_cross_in_a_few_tensors(self):
         model = make(
             lambda: keras.Sequential(

@@ -71,21 +71,21 @@ class Recovering(TowerSteps):
 
     def make_train_function(self, force: bool = False) -> Any:
         if self.on_lost == "raise" and not self._brings():
-            return super().make_train_function(force)
+            return self._done("make_train_function")(force)
         self.check_compiled()
         if force or self.train_function is None:
             self.train_function = self.repeated(self.train_step)
 
     def make_test_function(self, force: bool = False) -> Any:
         if self.on_lost == "raise" and not self._brings():
-            return super().make_test_function(force)
+            return self._done("make_test_function")(force)
         self.check_compiled()
         if force or self.test_function is None:
             self.test_function = self.repeated(self.test_step)
 
     def make_predict_function(self, force: bool = False) -> Any:
         if self.on_lost == "raise" and not self._brings():
-            return super().make_predict_function(force)
+            return self._done("make_predict_function")(force)
         if force or self.predict_function is None:
             step = self.repeated(self.predict_step)
             self.predict_function = step.predict

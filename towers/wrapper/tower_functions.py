@@ -71,7 +71,7 @@ class TowerFunctions(Recovering):
         """The function of this name: Keras's, called as this model is placed."""
         if not force and getattr(self, name) is not None:
             return getattr(self, name)
-        self._done(f"make_{name}")(force=True)
+        getattr(super(), f"make_{name}")(force=True)
         function = _fed(getattr(self, name), lambda: self.placement)
         if name == "train_function":
             function = _beside_outputs(function, self.placement)

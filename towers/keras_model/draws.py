@@ -97,12 +97,7 @@ class Own:
           shard: the tower's inputs.
           divided: for each leaf whether it is of the tower's rows, or whole.
         """
-        rows = [
-            tensor
-            for leaf, mine in zip(tf.nest.flatten(shard), divided)
-            if mine
-            for tensor in boundary.leaves(leaf)
-        ]
+        rows = boundary.own_rows(shard, divided)
         self._apart = {(id(x.graph), x.name) for x in [*seeds, *rows]}
 
     @property

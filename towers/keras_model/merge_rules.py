@@ -62,11 +62,7 @@ def merge_state_by(variable: keras.Variable, rule: str) -> None:
             "`variable` of merge_state_by must be a keras.Variable, such as "
             f"a layer's `add_weight` returns; got {type(variable).__name__}."
         )
-    if not isinstance(rule, str) or rule not in RULES:
-        raise ValueError(
-            f"`rule` for {variable.path!r} is {rule!r}. Expected one of "
-            f"{', '.join(map(repr, RULES))}."
-        )
+    _check_rule(rule, repr(variable.path))
     fit = _rules_of(tf.as_dtype(variable.dtype))
     if rule not in fit:
         raise ValueError(
@@ -121,12 +117,16 @@ def merge_losses_by(layer: keras.Layer, rule: str) -> None:
             "`layer` of merge_losses_by must be a keras.Layer that calls "
             f"`add_loss`; got {type(layer).__name__}."
         )
+    _check_rule(rule, f"the losses of {layer.name!r}")
+    object.__setattr__(layer, _RULE, rule)
+
+
+def _check_rule(rule: Any, what: str) -> None:
     if not isinstance(rule, str) or rule not in RULES:
         raise ValueError(
-            f"`rule` for the losses of {layer.name!r} is {rule!r}. Expected one "
-            f"of {', '.join(map(repr, RULES))}."
+            f"`rule` for {what} is {rule!r}. Expected one of "
+            f"{', '.join(map(repr, RULES))}."
         )
-    object.__setattr__(layer, _RULE, rule)
 
 
 def declared(variable: Any) -> str | None:

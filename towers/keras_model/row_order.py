@@ -61,12 +61,7 @@ def unordered(
       divided: for each leaf of `shard` whether it is of the tower's rows.
       others: what else the tower was given.
     """
-    batch = [
-        tensor
-        for leaf, mine in zip(tf.nest.flatten(shard), divided)
-        if mine
-        for tensor in boundary.leaves(leaf)
-    ]
+    batch = boundary.own_rows(shard, divided)
     return [
         i
         for i, output in enumerate(tf.nest.flatten(outputs))

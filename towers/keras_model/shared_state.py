@@ -35,12 +35,7 @@ def shared_state(
       shard: the tower's inputs.
       divided: for each leaf whether it is of the tower's rows, or whole.
     """
-    rows = [
-        tensor
-        for leaf, mine in zip(tf.nest.flatten(shard), divided)
-        if mine
-        for tensor in boundary.leaves(leaf)
-    ]
+    rows = boundary.own_rows(shard, divided)
     rows += [copies[i] for i in graph.row_states]
     known = all_towers.shared()
     return {

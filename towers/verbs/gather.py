@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import tensorflow as tf
 
@@ -249,8 +249,8 @@ def _merged(rule: str, column: Sequence[Any], rows: Rows | None) -> Any:
         return tf.add_n(column)
     if len(column) == 1:
         return tf.identity(column[0])
-    assert rows is not None  # of a mean, see `_check`
-    shares = rows.shares(column[0].dtype)
+    # Of a mean they are known, see `_check`.
+    shares = cast(Rows, rows).shares(column[0].dtype)
     return tf.add_n([shares[i] * x for i, x in enumerate(column)])
 
 

@@ -59,18 +59,13 @@ def _summed(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 
 
 def _averaged(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    kind, axes = given[0], _axes(tensor)
-    if not isinstance(kind, Rows):
-        return agreed([kind])
-    if axes is None:
-        return None
-    if kind.axis not in axes:
-        return _without(kind, axes, _keeps(tensor))
+    """As a sum, which over rows is divided by how many there are."""
+    kind, total = given[0], _summed(tensor, given)
+    if not isinstance(kind, Rows) or not isinstance(total, Total):
+        return total
     if not kind.counted:
         return None
-    if kind.uniform:
-        return Total(False, kind.power)
-    return Total(True, kind.power - 1)
+    return dataclasses.replace(total, power=total.power - 1)
 
 
 def _reduced(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:

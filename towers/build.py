@@ -291,14 +291,16 @@ def assemble(
     placement = request.placement
     divide = split_shards if batch.each is None else own_shards
     shards = divide(batch, placement)
-    values, copies = replicated(graph, homes, placement, shards)
+    values, copies, told = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
         begun = [
             Tower(i, device, _scope(i), shards.true[i])
             for i, device in enumerate(placement.devices)
         ]
     where = [home.device for home in homes]
-    replays, verdict = forward(graph, where, shards, copies, begun, request)
+    replays, verdict = forward(
+        graph, where, shards, copies, told, begun, request
+    )
     check_outputs(graph, batch.nest, shards.divided, replays, request)
 
     def gather(each: Any, rule: Any, label: str = "output") -> Any:

@@ -27,6 +27,8 @@ HANDLE_SHAPES, HANDLE_DTYPES = "_handle_shapes", "_handle_dtypes"
 NOT_INLINED = "_noinline"
 # Ours, of nodes: that a tower has made it of where it is among the towers.
 OWN = "_towers_own"
+# Likewise: that a random op is one that somebody has asked for, see `tf_random`.
+SEEN = "_towers_drawn"
 
 _FUSED_CONVOLUTION = "_FusedConv2D"
 # Attributes of the convolution that is fused there with what follows on it.

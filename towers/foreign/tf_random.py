@@ -13,7 +13,13 @@ import contextlib
 import inspect
 import random
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Iterator,
+)
 from typing import Any
 
 import numpy as np
@@ -24,7 +30,7 @@ from tensorflow.python.ops import stateless_random_ops
 
 from towers.foreign import tf_calls
 from towers.foreign.patches import Shared
-from towers.foreign.tf_nodes import OWN
+from towers.foreign.tf_nodes import OWN, SEEN
 
 Function = Callable[..., Any]
 
@@ -48,6 +54,25 @@ _STATELESS = {
         "stateless_random_poisson": "seed",
     },
 }
+# How those with a counter count: so many numbers of up to 32 bits come from so many
+# blocks. A truncated normal reserves for each number what it may reject.
+_COUNTED = {
+    "stateless_random_uniform_v2": (4, 1),
+    "stateless_random_normal_v2": (4, 1),
+    "stateless_random_uniform_int_v2": (4, 1),
+    "stateless_random_uniform_full_int_v2": (4, 1),
+    "stateless_truncated_normal_v2": (4, 256),
+    "stateless_random_gamma_v3": (1, 256),
+}
+_PHILOX = (1, 3)  # what counts so; 3 chooses it
+# Of others, those whose rows are the same whatever is drawn for other rows.
+_BY_ROW = (
+    "stateless_multinomial",
+    "stateless_random_binomial",
+    "stateless_random_gamma_v2",
+    "stateless_random_poisson",
+)
+_PARAMETERS = ("alpha", "counts", "lam", "logits", "probs")
 MOST = 2**31 - 1  # seeds of an op are taken modulo this
 _LOOPS = ("StatelessWhile", "While")
 # Parts of types of ops: those that draw, and those that call functions, of
@@ -116,18 +141,70 @@ def _patches(seeds: Function, drawn: Function) -> list[tuple[Any, str, Any]]:
 _ASKING = Shared(_patches)
 
 
-def is_by_shape(name: str, given: dict[str, Any]) -> bool:
-    """Whether a stateless function draws by its shape and its seed only."""
-    return (
-        name in _STATELESS[_V2]
-        and "shape" in given
-        and ("alpha" not in given or given["alpha"].shape.rank == 0)
-    )
+def is_by_row(name: str) -> bool:
+    """Whether rows of a stateless function do not depend on other rows."""
+    return name in _COUNTED or name in _BY_ROW
+
+
+def parameters(given: dict[str, Any]) -> dict[str, tf.Tensor]:
+    """What a stateless function draws by, of its arguments."""
+    return {
+        name: tf.convert_to_tensor(x)
+        for name, x in given.items()
+        if name in _PARAMETERS
+    }
+
+
+def shape_of(given: dict[str, Any]) -> tf.Tensor:
+    """Of what a stateless function draws, int32 or int64 [rank]."""
+    if "shape" in given:
+        return tf.convert_to_tensor(given["shape"])
+    rows = tf.shape(given["logits"])[0]
+    return tf.stack([rows, tf.cast(given["num_samples"], tf.int32)])
+
+
+def counted(
+    name: str, given: dict[str, Any], is_compiled: bool
+) -> tuple[int, int, bool] | None:
+    """How a stateless function counts; None if not by its shape alone.
+
+    Args:
+      name: the function's.
+      given: its arguments.
+      is_compiled: whether XLA makes the numbers. It makes a truncated normal of
+        one uniform number, and two normal ones of two at a time.
+
+    Returns:
+      How many numbers come from a group of blocks, how many blocks that is, and
+      whether they come in pairs.
+    """
+    if name not in _COUNTED:
+        return None
+    if tf.get_static_value(tf.convert_to_tensor(given["alg"])) not in _PHILOX:
+        return None
+    elements, blocks = _COUNTED[name]
+    if name == "stateless_random_gamma_v3":
+        rank = tf.convert_to_tensor(given["shape"]).shape[0]
+        of_all = given["alpha"].shape.rank in (0, rank)
+        return (elements, blocks, False) if of_all else None
+    like = given.get("minval")
+    dtype = tf.as_dtype(given.get("dtype") or getattr(like, "dtype", "float32"))
+    if is_compiled:
+        blocks = 1
+    if dtype.size == 8:
+        elements, blocks = elements // 2, max(blocks // 2, 1)
+    in_pairs = is_compiled and name == "stateless_random_normal_v2"
+    return elements, blocks, in_pairs
 
 
 def mark(tensor: tf.Tensor) -> None:
     """Notes on an op that what it makes is its tower's own."""
     tensor.op._set_attr(OWN, tf.compat.v1.AttrValue(b=True))
+
+
+def mark_seen(tensor: tf.Tensor) -> None:
+    """Notes on a random op that who draws was asked."""
+    tensor.op._set_attr(SEEN, tf.compat.v1.AttrValue(b=True))
 
 
 def is_made_in(root: Any) -> bool:
@@ -153,16 +230,25 @@ def loops_around(graph: Any) -> Iterator[tuple[tf.Operation, Any]]:
         graph = outer
 
 
-def sources(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
-    """A tensor and what it is made of, also outside of loops and branches."""
+def sources(
+    tensor: tf.Tensor, ends: Container[tuple[int, str]] = ()
+) -> Iterator[tf.Tensor]:
+    """A tensor and what it is made of, also outside of loops and branches.
+
+    Args:
+      tensor: in a graph.
+      ends: by a graph's id and a name, those that are not looked behind.
+    """
     seen, todo = set(), [tensor]
     while todo:
         tensor = todo.pop()
-        if (id(tensor.graph), tensor.name) in seen:
+        name = id(tensor.graph), tensor.name
+        if name in seen:
             continue
-        seen.add((id(tensor.graph), tensor.name))
+        seen.add(name)
         yield tensor
-        todo += taken(tensor)
+        if name not in ends:
+            todo += taken(tensor)
 
 
 def taken(tensor: tf.Tensor) -> list[tf.Tensor]:
@@ -171,6 +257,30 @@ def taken(tensor: tf.Tensor) -> list[tf.Tensor]:
         return list(tensor.op.inputs)
     captures = getattr(tensor.graph, "captures", ())
     return [outer for outer, inner in captures if inner is tensor]
+
+
+def draws_unseen(op: tf.Operation) -> bool:
+    """Whether an op draws statelessly, or calls what does, and nobody asked."""
+    return _is_unseen(op.type, op.node_def) or any(
+        _calls_unseen(name) for name in _called(op.node_def)
+    )
+
+
+def _is_unseen(kind: str, node: Any) -> bool:
+    return (
+        kind.startswith("Stateless")
+        and "Get" not in kind
+        and any(word in kind for word in _RANDOM)
+        and SEEN not in node.attr
+    )
+
+
+def _calls_unseen(name: str) -> bool:
+    function = tf_calls.definition(name)
+    return function is not None and any(
+        _is_unseen(node.op, node) or any(map(_calls_unseen, _called(node)))
+        for node in function.node_def
+    )
 
 
 def is_seeded(op: Any) -> bool:

@@ -6,7 +6,7 @@ tower may take the number of its rows for a constant, which no op shows.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -30,11 +30,13 @@ class Drawn:
       axes: those with rows; None if that is not known.
       of_row: so many in the first of them for each row.
       by_row: whether a loop over rows draws it.
+      joined: whether these are of several views of the batch, one after another.
     """
 
     axes: tuple[int, ...] | None
     of_row: int = 1
     by_row: bool = False
+    joined: bool = False
 
     @property
     def is_one(self) -> bool:
@@ -43,8 +45,26 @@ class Drawn:
 
     @property
     def is_once(self) -> bool:
-        """Whether it is drawn once, with rows in one of its axes."""
-        return len(self.axes or ()) == 1 and not self.by_row
+        """Whether it is drawn once, with rows in order in one of its axes."""
+        return len(self.axes or ()) == 1 and not (self.by_row or self.joined)
+
+    @property
+    def axis(self) -> int:
+        """The first with rows."""
+        return self.axes[0] if self.axes else 0
+
+    @property
+    def why_own(self) -> str:
+        """Why a tower cannot have its rows of it, for a sentence."""
+        if self.axes is None:
+            return "of a size that its data tells"
+        if self.by_row:
+            return "in a loop over rows"
+        if self.joined:
+            return "for several views of a batch, joined"
+        if len(self.axes) > 1:
+            return "for pairs of rows"
+        return "that XLA cannot count, or that depend on other rows"
 
     @staticmethod
     def of(tensors: Iterable[tf.Tensor]) -> "Drawn":
@@ -100,6 +120,20 @@ def _numbers(count: tf.Tensor) -> Iterator[int]:
             yield int(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a model draws.
+
+    Attributes:
+      shapes: what each draw is of.
+      apart: generators, by variable, by which a `tf.function`, a SavedModel or an
+        op of `tf.raw_ops` draws.
+    """
+
+    shapes: Mapping[Key, Drawn]
+    apart: frozenset[int]
+
+
 class Open:
     """Notes what a model draws, in a graph that is never run."""
 
@@ -124,8 +158,12 @@ class Open:
         self, path: str, name: str, by: str, original: Any, given: Any
     ) -> tf.Tensor:
         result = original(**given)
+        tf_random.mark_seen(result)
         self._stateless[key_of(self.counts, path, name)] = result
         return result
+
+    def state(self, path: str, value: tf.Tensor) -> tf.Tensor:
+        return value
 
     def shapes(self) -> dict[Key, Drawn]:
         """By draw; to be asked when all is made."""
@@ -144,6 +182,22 @@ class Open:
         others = {key: Drawn.of([x]) for key, x in self._stateless.items()}
         return {**of_ops, **others}
 
+    def apart(self, states: Mapping[int, tf.Tensor]) -> frozenset[int]:
+        """Generators, by variable, by which something is drawn past `drawn`.
+
+        Args:
+          states: theirs, as the model was given them.
+        """
+        names = {(id(x.graph), x.name): i for i, x in states.items()}
+        return frozenset(
+            names[name]
+            for op in self.root.get_operations()
+            if tf_random.draws_unseen(op)
+            for given in op.inputs
+            for x in tf_random.sources(given, names)
+            if (name := (id(x.graph), x.name)) in names
+        )
+
 
 def key_of(counts: Counter[Any], path: str, kind: str) -> Key:
     counts[path, kind] += 1
@@ -157,8 +211,8 @@ def of_many_rows(
     divided: Sequence[bool],
     training: bool | None,
     tower_fn: Callable[..., Any] | None,
-) -> dict[Key, Drawn] | None:
-    """What is drawn, by draw; None if the model cannot say.
+) -> Model | None:
+    """What is drawn; None if the model cannot say.
 
     The model is called once more, in a graph that is never run.
 
@@ -169,12 +223,13 @@ def of_many_rows(
       training: the phase.
       tower_fn: what the tower calls.
     """
-    shapes: dict[Key, Drawn] = {}
+    told: list[Model] = []
 
     def call(copies: list[tf.Tensor], shard: Any) -> None:
         drawn = Open()
         replayed(graph, copies, shard, training, "drawn/", tower_fn, 0, drawn)
-        shapes.update(drawn.shapes())
+        states = {i: copies[i] for i in graph.seeds}
+        told.append(Model(drawn.shapes(), drawn.apart(states)))
 
     many = row_order.specs_of(shard, divided, row_order.MANY)
 
@@ -194,4 +249,4 @@ def of_many_rows(
         checks.eagerly(traced)  # in a thread, where no layer is being called
     except Exception:  # whatever the user's layers raise
         return None
-    return shapes
+    return told[-1]

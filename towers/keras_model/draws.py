@@ -5,18 +5,37 @@ by a stateless op, else of a stream of its own. Where it has none it is one for
 all towers, as it is one for the batch.
 """
 
+import contextlib
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from towers.engine import boundary
-from towers.engine.draws import Place, own_key, own_seed, rows_of_whole
+from towers.engine.draws import (
+    Draw,
+    Layout,
+    Place,
+    can_count,
+    own_key,
+    own_seed,
+    place_of,
+    rows_by_counter,
+    rows_of_whole,
+    told,
+)
+from towers.engine.host import device_here, on_host
 from towers.foreign import tf_random
-from towers.keras_model.drawn_shapes import STATEFUL, Drawn, Key, key_of
+from towers.keras_model.drawn_shapes import (
+    STATEFUL,
+    Drawn,
+    Key,
+    Model,
+    key_of,
+)
 
 
 class Look:
@@ -26,6 +45,7 @@ class Look:
       look: what `of_many_rows` tells of the towers' function, when a tower draws
         by such a seed first.
       is_compiled: whether XLA compiles the towers.
+      is_only: whether there is but one tower.
 
     Attributes:
       first: the seeds that ops have in the first tower.
@@ -33,31 +53,48 @@ class Look:
     """
 
     def __init__(
-        self, look: Callable[[Any], dict[Key, Drawn] | None], is_compiled: bool
+        self,
+        look: Callable[[Any], Model | None],
+        is_compiled: bool,
+        is_only: bool,
     ):
         self._look, self.is_compiled = look, is_compiled
-        self._seen: list[dict[Key, Drawn] | None] = []
+        self.is_only = is_only
+        self._seen: list[Model | None] = []
         self.first: dict[Key, tuple[int, int]] = {}
         self.given: set[tuple[int, int]] = set()
 
     def at(self, key: Key, tower_fn: Callable[..., Any] | None) -> Drawn:
         """What one draw is of; as if of rows, if the model cannot say."""
-        drawn = self._of(tower_fn)
-        if drawn is None:
-            warnings.warn(
-                f"{_layer(key[0])} draws random numbers by a seed, and the model "
-                "cannot be called with another number of rows to see whether "
-                "these are of rows: each tower draws its own, also where one "
-                "number is meant for the whole batch. "
-                "`seed=keras.random.SeedGenerator(...)`, kept by a layer, does "
-                "without that.",
-                stacklevel=2,
-            )
-        return (drawn or {}).get(key, Drawn(None))
+        model = self._of(key[0], tower_fn)
+        return model.shapes.get(key, Drawn(None)) if model else Drawn(None)
 
-    def _of(self, tower_fn: Callable[..., Any] | None) -> Any:
+    def is_apart(
+        self, path: str, seed: int, tower_fn: Callable[..., Any] | None
+    ) -> bool:
+        """Whether something draws by a generator past the tower's draws."""
+        model = self._of(path, tower_fn)
+        if model is not None and seed in model.apart:
+            _warn_of_own(
+                path,
+                "in a `tf.function`, a SavedModel or an op of `tf.raw_ops`",
+            )
+        return model is None or seed in model.apart
+
+    def _of(
+        self, path: str, tower_fn: Callable[..., Any] | None
+    ) -> Model | None:
         if not self._seen:
             self._seen.append(self._look(tower_fn))
+        if self._seen[0] is None:
+            warnings.warn(
+                f"{_layer(path)} draws random numbers by a seed, and the model "
+                "cannot be called with another number of rows to see whether "
+                "these are of rows: each tower draws its own, also where one "
+                "number is meant for the whole batch. Expected a model that "
+                "takes any number of rows.",
+                stacklevel=2,
+            )
         return self._seen[0]
 
 
@@ -66,6 +103,8 @@ class Own:
 
     Args:
       place: where its rows are.
+      told: the same as a tensor, see `engine.draws.told`, so that copies of the
+        tower have theirs; or None.
       look: what all towers know.
       tower_fn: what it calls.
 
@@ -73,37 +112,56 @@ class Own:
       place: the tower's.
       root: its graph.
       counts: of the draws so far.
-      rows: those that are cut from the batch's, with the axis of their rows, and
-        how many there are for each of the tower's.
+      rows: those that are of its rows, with the axis of those, and how many there
+        are for each of the tower's.
     """
 
     def __init__(
-        self, place: Place, look: Look, tower_fn: Callable[..., Any] | None
+        self,
+        place: Place,
+        told: tf.Tensor | None,
+        look: Look,
+        tower_fn: Callable[..., Any] | None,
     ):
         self.place, self._look, self._tower_fn = place, look, tower_fn
-        self._apart: set[Any] = set()
         self.root = tf.compat.v1.get_default_graph()
         self._before = len(self.root.get_operations())
+        self._told = told
+        self._where = place if told is None else place_of(told)
+        self._of_rows: set[Any] = set()
+        self._states: dict[Any, int] = {}
+        self._streams: dict[int, tf.Tensor] = {}
+        self._is_open = False
         self.counts: Counter[Any] = Counter()
         self.rows: list[tuple[tf.Tensor, int, int]] = []
 
-    def set_apart(
-        self, seeds: Sequence[tf.Tensor], shard: Any, divided: Sequence[bool]
+    def set_given(
+        self,
+        states: Mapping[int, tf.Tensor],
+        shard: Any,
+        divided: Sequence[bool],
     ) -> None:
-        """Names what is another tower's for another tower.
+        """Names what the tower is given.
 
         Args:
-          seeds: states of generators, which are each tower's own.
+          states: of generators, by variable.
           shard: the tower's inputs.
           divided: for each leaf whether it is of the tower's rows, or whole.
         """
         rows = boundary.own_rows(shard, divided)
-        self._apart = {(id(x.graph), x.name) for x in [*seeds, *rows]}
+        self._of_rows = {_identity(x) for x in rows}
+        self._states = {_identity(x): i for i, x in states.items()}
+        self._is_open = all(None in x.shape[:1] for x in rows)
 
     @property
     def operations(self) -> list[tf.Operation]:
         """What the tower's graph has since its draws began."""
         return self.root.get_operations()[self._before :]
+
+    @property
+    def of_place(self) -> list[tf.Tensor]:
+        """What the tower is given that is another tower's for another tower."""
+        return [] if self._told is None else [self._told]
 
     def _at(self, key: Key) -> Drawn:
         return self._look.at(key, self._tower_fn)
@@ -115,14 +173,40 @@ class Own:
         own.root = tf.compat.v1.get_default_graph()
         return own
 
+    def state(self, path: str, value: tf.Tensor) -> tf.Tensor:
+        """The state of a generator, as the tower reads it.
+
+        It is the model's, but where something draws by it past `drawn`, as in a
+        `tf.function` of a layer, which may be kept: there it begins a stream of
+        the tower's own.
+
+        Args:
+          path: of the layer that reads it.
+          value: the tower's copy of it.
+        """
+        seed = self._states.get(_identity(value))
+        if (
+            seed is None
+            or self._look.is_only
+            or not self._look.is_apart(path, seed, self._tower_fn)
+        ):
+            return value
+        if seed not in self._streams:
+            with self._in_root():
+                self._streams[seed] = own_key(value, self._numbers())
+        return self._streams[seed]
+
     def seeds(self, path: str, get_seed: Any, op_seed: Any) -> Any:
         """The seeds of an op with a state."""
         key, seeds = key_of(self.counts, path, STATEFUL), get_seed(op_seed)
-        if seeds == (None, None):
+        if seeds == (None, None) or self._look.is_only:
             return seeds
         seeds = self._look.first.setdefault(key, seeds)
         if not self._at(key).is_one:
             seeds = own_seed(seeds, tf_random.MOST, self.place)
+            _warn_of_own(
+                path, "by an op of `tf.random` or `tf.nn` with a state"
+            )
         elif self._look.is_compiled:
             warnings.warn(
                 f"{_layer(path)} draws by an op with a seed what has no rows, one "
@@ -147,26 +231,86 @@ class Own:
           given: its arguments.
         """
         key = key_of(self.counts, path, name)
-        seed = tf.convert_to_tensor(given[by])
-        constant = True
-        for x in tf_random.sources(seed):
-            if (id(x.graph), x.name) in self._apart:
-                return original(**given)
-            constant &= bool(x.op.inputs) or x.op.type == "Const"
-        drawn = self._at(key)
-        if drawn.is_one or (drawn.axes == () and constant):
+        if self._look.is_only:
             return original(**given)
-        if drawn.axes and drawn.is_once and tf_random.is_by_shape(name, given):
-            result = rows_of_whole(
-                lambda shape: original(**{**given, "shape": shape}),
-                tf.convert_to_tensor(given["shape"]),
-                *(drawn.axes[0], drawn.of_row, self.place),
+        seed = tf.convert_to_tensor(given[by])
+        is_alike = True  # in each step of a loop
+        for x in tf_random.sources(seed, self._states):
+            if _identity(x) in self._of_rows:
+                return original(**given)
+            is_alike &= (
+                _identity(x) in self._states
+                or bool(x.op.inputs)
+                or x.op.type == "Const"
             )
-            self.rows.append((result, drawn.axes[0], drawn.of_row))
+        drawn = self._at(key)
+        is_one = drawn.is_one or (drawn.axes == () and is_alike)
+        if is_one or self._is_fixed(drawn, given):
+            tf_random.mark_seen(result := original(**given))
+            return result
+        result = self._rows(drawn, name, original, given)
+        if result is None:
+            _warn_of_own(path, drawn.why_own)
+            result = original(**{**given, by: own_key(seed, self._numbers())})
+            tf_random.mark_seen(result)
         else:
-            result = original(**{**given, by: own_key(seed, self.place)})
-        tf_random.mark(result)  # no copy of this tower has the same
+            self.rows.append((result, drawn.axis, drawn.of_row))
+        if self._told is None:
+            tf_random.mark(result)  # no copy of this tower has the same
         return result
+
+    def _is_fixed(self, drawn: Drawn, given: Any) -> bool:
+        """Whether a number is known where that of rows is not: so it is none."""
+        if not (self._is_open and drawn.axes):
+            return False
+        shape = tf_random.shape_of(given)
+        known = tf.get_static_value(shape, partial=True)
+        return known is not None and all(
+            known[a] is not None for a in drawn.axes
+        )
+
+    def _rows(
+        self, drawn: Drawn, name: str, original: Any, given: Any
+    ) -> tf.Tensor | None:
+        """The tower's rows of a draw; None if they cannot be told."""
+        if not (drawn.is_once and tf_random.is_by_row(name)):
+            return None
+
+        def draw(shape: Any, counter: Any, parameters: Any) -> tf.Tensor:
+            changed = {"shape": shape, "counter": counter}
+            result = original(
+                **{k: changed.get(k, x) for k, x in given.items()}
+                | dict(parameters)
+            )
+            tf_random.mark_seen(result)
+            return result
+
+        asked = Draw(
+            draw,
+            tf_random.shape_of(given),
+            given.get("counter"),
+            *(drawn.axis, drawn.of_row, self._numbers()),
+            tf_random.parameters(given),
+        )
+        layout = tf_random.counted(name, given, self._look.is_compiled)
+        if layout is not None and can_count(asked, Layout(*layout)):
+            return rows_by_counter(asked, Layout(*layout))
+        if self._look.is_compiled and not self.place.is_known:
+            return None  # XLA knows shapes
+        return rows_of_whole(asked)
+
+    def _numbers(self) -> Place:
+        """Where the tower's rows are, in ints or in int64 scalars."""
+        if not self._where.is_known and self._where is self.place:
+            with self._in_root(), on_host(device_here()):
+                self._where = place_of(told(self.place))
+        return self._where
+
+    @contextlib.contextmanager
+    def _in_root(self) -> Iterator[None]:
+        """While open, what is made is in no loop, and waits for nothing."""
+        with self.root.as_default(), tf.control_dependencies(None):
+            yield
 
     def check(self, scope: str) -> None:
         """Warns of draws by seeds that were made past this, by their layers.
@@ -187,6 +331,22 @@ class Own:
                 "`keras.random.SeedGenerator` that a layer keeps.",
                 stacklevel=2,
             )
+
+
+def _identity(tensor: tf.Tensor) -> tuple[int, str]:
+    return id(tensor.graph), tensor.name
+
+
+def _warn_of_own(path: str, how: str) -> None:
+    """Warns of numbers that are not the plain model's."""
+    warnings.warn(
+        f"{_layer(path)} draws random numbers {how}: each tower has a stream of "
+        "its own there, not its rows of what the plain model draws. "
+        "`keras.random` and `tf.random.stateless_*`, with a number or a "
+        "`keras.random.SeedGenerator` for a seed and the shape of the rows, have "
+        "those.",
+        stacklevel=2,
+    )
 
 
 def _layer(path: str) -> str:

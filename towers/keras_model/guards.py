@@ -57,14 +57,16 @@ class Guards:
                 *(self._request.training, tower_fn),
             )
 
-        return draws.Look(looked, is_compiled)
+        is_only = len(self._request.placement.devices) == 1
+        return draws.Look(looked, is_compiled, is_only)
 
     def findings(
         self,
         scope: str,
         replay: Replay,
         aside: dict[str, Any],
-        argument: tuple[Sequence[tf.Tensor], Any],
+        copies: Sequence[tf.Tensor],
+        shard: Any,
         drawn: draws.Own,
     ) -> tuple[list[str], dict[str, Any]]:
         """Those of one tower, to be called in it.
@@ -73,7 +75,7 @@ class Guards:
           scope: the tower's, with its slash.
           replay: what it computed.
           aside: its new state and moments.
-          argument: its copies and its shard.
+          copies, shard: what it was given.
           drawn: its draws.
 
         Returns:
@@ -83,7 +85,7 @@ class Guards:
         Raises:
           ValueError: the tower changes what all towers would.
         """
-        graph, (copies, shard) = self._graph, argument
+        graph = self._graph
         state, made = aside["state"], drawn.operations
         if drawn.place.index == 0:
             drawn.check(scope)
@@ -96,7 +98,7 @@ class Guards:
                 *(shard, self.divided),
             )
         shared = shared_state.shared_state(
-            graph, state, copies, shard, self.divided
+            graph, state, copies, shard, self.divided, drawn.of_place
         )
         rules, metrics = self._judge.rules(
             replay, state, copies, shard, drawn.rows

@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.engine.draws import STREAM
 from towers.engine.host import host_of
 from towers.foreign import keras_layers, specs
 from towers.foreign.keras_layers import all_layers, unique
@@ -163,10 +162,6 @@ class LayerGraph:
             getattr(self.variables[index], "overwrite_with_gradient", False)
             and tf.as_dtype(self.variables[index].dtype).is_floating
         )
-
-    def stream(self, index: int, value: tf.Tensor, tower: int) -> tf.Tensor:
-        """The seed state [seed, counter] of one tower; tower 0 has the own."""
-        return value + tf.constant([tower * STREAM, 0], value.dtype)
 
     def regularization_loss(self, index: int, home: Any) -> tf.Tensor | None:
         """A variable's weight regulariser, computed where it lives."""

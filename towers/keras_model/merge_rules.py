@@ -73,8 +73,8 @@ def merge_state_by(variable: keras.Variable, rule: str) -> None:
     if is_seed(variable):
         raise ValueError(
             f"`variable` is {variable.path!r}, the state of a seed generator. "
-            "Each tower draws from a stream of its own, and the state moves on "
-            "once. Leave the rule out."
+            "Each tower draws its rows of what the model draws, and the state "
+            "moves on once. Leave the rule out."
         )
     object.__setattr__(variable, _RULE, rule)
 

@@ -67,6 +67,12 @@ class Notes:
         """Where the tower's rows are; None if that is not asked for."""
         return self.draws and self.draws.place
 
+    def state(self, value: tf.Tensor) -> tf.Tensor:
+        """A variable's value, as the tower reads it: a generator's may differ."""
+        if self.draws is None or errand.is_run():
+            return value
+        return self.draws.state(self.path, value)
+
     def again(
         self, stateless: Any, scopes: Sequence[str], draws: Any
     ) -> "Notes":

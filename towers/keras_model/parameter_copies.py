@@ -1,11 +1,13 @@
 """parameter_copies: what each tower gets of each variable, and by which way."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.draws import told
 from towers.engine.host import host_of, on_host
 from towers.keras_model import layer_graph
 from towers.keras_model.moments import statistics
@@ -23,8 +25,11 @@ def replicated(
     homes: list[Home],
     placement: Placement,
     shards: Shards,
-) -> tuple[list[Any], list[list[Any]]]:
-    """Values of all variables, and copies per tower."""
+) -> tuple[list[Any], list[list[Any]], list[tf.Tensor | None]]:
+    """Values of all variables, copies per tower, and where each tower is.
+
+    The last is for what it draws, see `draws.told`; None where nothing is.
+    """
     n, values = len(placement.devices), []
     columns: dict[int, list[Any]] = {}
     parcels: dict[Any, list[int]] = {}  # of what travels together
@@ -38,17 +43,16 @@ def replicated(
             device = home.device
             with tf.device(device):
                 value = home.read()
+                column = [value] * n
                 if graph.is_seed(k):
-                    with on_host(device):
-                        column = [graph.stream(k, value, i) for i in range(n)]
                     device = host_of(device)
+                    with on_host(home.device):
+                        column = [tf.identity(value)] * n
                 elif k in graph.row_states:
                     value = of_all_rows(graph.variables[k], value, shards)
                     column = scatter(value, shards.ranges, device)
                 elif graph.is_overwritten(k):
                     column = replicate_overwritten(value, device, kept(device))
-                else:
-                    column = [value] * n
             values.append(value)
             columns[k] = column
             if k in graph.row_states or graph.is_overwritten(k):
@@ -62,6 +66,14 @@ def replicated(
             )
             key = device, places, value.dtype, kinds[k] if together else k
             parcels.setdefault(key, []).append(k)
+        if graph.seeds:
+            k, device = len(homes), host_of(placement.input_device)
+            columns[k] = _told(shards, placement)
+            places = tuple(map(host_of, placement.devices))
+            if not shards.ranges.are_known:
+                seed = kinds[graph.seeds[-1]]
+                key = device, places, tf.int64, seed
+                parcels.setdefault(key, []).append(k)
         for (device, places, dtype, _), members in parcels.items():
             if dtype.is_floating:
                 some = [values[k] for k in members]
@@ -74,7 +86,24 @@ def replicated(
                 continue
             columns.update(zip(members, given))
     each = [columns[k] for k in range(len(homes))]
-    return values, [list(own) for own in zip(*each)] or [[]] * n
+    return (
+        values,
+        [list(own) for own in zip(*each)] or [[]] * n,
+        columns.get(len(homes), [None] * n),
+    )
+
+
+def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:
+    """Where each tower is in the batch: there, or where that is split."""
+    places, is_known = shards.places(), shards.ranges.are_known
+    home = host_of(placement.input_device)
+    with tf.device(home):
+        total = places[0].all_rows()
+    made = []
+    for place, tower in zip(places, placement.devices):
+        with tf.device(host_of(tower) if is_known else home):
+            made.append(told(dataclasses.replace(place, total=total)))
+    return made
 
 
 def _kinds(graph: layer_graph.LayerGraph) -> list[Any]:

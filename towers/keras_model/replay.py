@@ -74,6 +74,7 @@ def replayed(
     """
     stateless = Values(graph.variables, values)
     notes = Notes(graph, scope, training, stateless, tower, draws)
+    stateless.notes = notes
     with tf.name_scope(scope), opened(notes):
         if tower_fn is not None:
             outputs = tower_fn(graph.model, inputs)
@@ -109,9 +110,11 @@ class Values(keras.StatelessScope):
 
     Attributes:
       follower: hears which copies of trainable variables are read.
+      notes: of the replay, which know what a generator's state is in a tower.
     """
 
     follower: Follower | None = None
+    notes: Notes | None = None
 
     def __init__(self, variables: Sequence[Any], values: Sequence[tf.Tensor]):
         # Set here and not by the parent, which casts to a half dtype when the
@@ -142,6 +145,8 @@ class Values(keras.StatelessScope):
             # Where a layer is frozen, TensorFlow's variable is not.
             if self.follower is not None and raw(variable).trainable:
                 self.follower.heard(copy)
+        if value is copy is not None and self.notes is not None:
+            value = self.notes.state(value)
         if value is None and not keras_layers.is_made(variable):
             raise created_inside(variable.path)
         if value is None and self._gives_other(variable):

@@ -22,6 +22,7 @@ def shared_state(
     copies: Sequence[tf.Tensor],
     shard: Any,
     divided: Sequence[bool],
+    others: Sequence[tf.Tensor] = (),
 ) -> set[Shared]:
     """Variables whose new value depends on no row of a tower.
 
@@ -34,9 +35,10 @@ def shared_state(
       copies: the tower's copy of each variable.
       shard: the tower's inputs.
       divided: for each leaf whether it is of the tower's rows, or whole.
+      others: what else is another tower's for another tower.
     """
     rows = boundary.own_rows(shard, divided)
-    rows += [copies[i] for i in graph.row_states]
+    rows += [*others, *(copies[i] for i in graph.row_states)]
     known = all_towers.shared()
     return {
         (i, dependence.constants(value, [*copies, *known]))

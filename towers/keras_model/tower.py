@@ -12,6 +12,7 @@ from towers.engine.boundary import Task
 from towers.engine.calls import How
 from towers.engine.draws import Place
 from towers.engine.forward import run_towers
+from towers.engine.host import host_of
 from towers.foreign import keras_layers, tf_autograph
 from towers.keras_model import draws, hooks, layer_graph, losses, widths
 from towers.keras_model.guards import Guards
@@ -28,6 +29,7 @@ def forward(
     homes: list[str],
     shards: Shards,
     copies: list[list[Any]],
+    told: Sequence[tf.Tensor | None],
     towers: Sequence[Any],
     request: Request,
 ) -> tuple[list[Any], dict[int, str]]:
@@ -40,6 +42,7 @@ def forward(
       homes: the device of each variable.
       shards: each tower's inputs.
       copies: each tower's parameters.
+      told: where each tower is in the batch, if it may draw.
       towers: a `Tower` each, of which index, device, scope and inputs are known.
       request: what is asked for.
     """
@@ -49,7 +52,7 @@ def forward(
         how = How.BUILT
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
-    places, fed = _places(shards), shards.fed[0]
+    places, fed = shards.places(), shards.fed[0]
     guards = Guards(graph, shards.divided, request)
 
     def built(talk: bool, how: How) -> list[Any]:
@@ -62,12 +65,11 @@ def forward(
                     ),
                     tower.device,
                     argument,
-                    # As the copies come first.
-                    graph.elsewhere(tower.index, tower.device),
+                    _elsewhere(graph, tower),
                     tower.scope if alike or how is not How.BUILT else "",
                 )
                 for tower, place, argument in zip(
-                    towers, places, zip(copies, shards.fed)
+                    towers, places, zip(copies, told, shards.fed)
                 )
             ],
             joining(shards, placement) if talk else None,
@@ -87,14 +89,12 @@ def forward(
         return replays, guards.agreed(replays, copies[0], fed, are_known)
 
 
-def _places(shards: Shards) -> list[Place]:
-    """Where in the batch each tower's rows are."""
-    ranges = shards.ranges
-    total = sum(ranges.true) if ranges.are_known else shards.rows.counts
-    return [
-        Place(i, start, fed, total)
-        for i, (start, fed) in enumerate(zip(ranges.starts, ranges.fed))
-    ]
+def _elsewhere(graph: layer_graph.LayerGraph, tower: Any) -> dict[int, str]:
+    """What of a tower's argument is taken elsewhere: of copies, and of `told`."""
+    elsewhere = graph.elsewhere(tower.index, tower.device)
+    if graph.seeds and host_of(tower.device) != tower.device:
+        elsewhere[len(graph.variables)] = host_of(tower.device)
+    return elsewhere
 
 
 def pure_tower(
@@ -106,9 +106,10 @@ def pure_tower(
     look: draws.Look,
     guards: Guards,
 ) -> Callable[[Any], dict[str, Any]]:
-    """The pure function of one tower: (copies, shard) to a nest of tensors.
+    """The pure function of one tower: to a nest of tensors.
 
-    A `tower_fn` that has a parameter named `tower`, after the model and its shard,
+    Its argument are the tower's copies, where it is in the batch as `draws.told`
+    has it, or None, and its shard. A `tower_fn` that has a parameter named `tower`, after the model and its shard,
     gets `tower`.
     """
     tower_fn = request.tower_fn
@@ -118,11 +119,14 @@ def pure_tower(
         if asks:
             tower_fn = functools.partial(tower_fn, tower=tower)
 
-    def run(argument: tuple[list[tf.Tensor], Any]) -> dict[str, Any]:
-        copies, shard = argument
-        drawn = draws.Own(place, look, tower_fn)
-        seeds = [copies[i] for i in graph.seeds]
-        drawn.set_apart(seeds, shard, guards.divided)
+    def run(argument: tuple[list[tf.Tensor], Any, Any]) -> dict[str, Any]:
+        copies, told, shard = argument
+        if request.how is How.COMPILED and place.is_known:
+            told = None  # XLA knows shapes, and no tower is a copy
+        with tf.name_scope(tower.scope):
+            drawn = draws.Own(place, told, look, tower_fn)
+        states = {i: copies[i] for i in graph.seeds}
+        drawn.set_given(states, shard, guards.divided)
         replay = replayed(
             *(graph, copies, shard, request.training, tower.scope),
             *(tower_fn, tower.index, drawn),
@@ -133,12 +137,12 @@ def pure_tower(
             _stopped, {"state": state, "moments": moments}
         )
         rules, findings = guards.findings(
-            *(tower.scope, replay, aside, argument, drawn)
+            *(tower.scope, replay, aside, copies, shard, drawn)
         )
         return {
             "outputs": replay.outputs,
             "notes": replay.notes,
-            "losses": losses.of_tower(graph, replay, rules, argument),
+            "losses": losses.of_tower(graph, replay, rules, (copies, shard)),
             "layer_outputs": replay.layer_outputs,
             "activations": [
                 dict.fromkeys([name] if name else ())

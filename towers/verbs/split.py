@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.draws import Place
 from towers.engine.host import host_of, on_host
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.arrivals import arrived
@@ -33,6 +34,15 @@ class Shards:
     rows: Rows
     ranges: Ranges
     divided: list[bool]
+
+    def places(self) -> list[Place]:
+        """Where in the batch each tower's rows are."""
+        ranges = self.ranges
+        total = sum(ranges.true) if ranges.are_known else self.rows.counts
+        return [
+            Place(i, start, fed, total)
+            for i, (start, fed) in enumerate(zip(ranges.starts, ranges.fed))
+        ]
 
 
 def split_batch(

@@ -121,7 +121,7 @@ def of_what_was_dealt(self, x, h):
 
 
 def of_noise(self, x, h):
-    noise = keras.random.normal([3], seed=self.seed)
+    noise = mean(keras.random.normal(tf.shape(x), seed=self.seed))
     return towers.all_towers(lambda v: mean(v) + noise, x)
 
 

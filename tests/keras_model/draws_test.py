@@ -18,16 +18,21 @@ SEED = [5, 7]
 
 
 class Drawing(keras.Model):
-    """Returns what functions of its input draw, by name."""
+    """Returns what functions of its input and a seed draw, by name.
 
-    def __init__(self, functions):
+    Args:
+      functions: them.
+      seed: a number, or a generator.
+    """
+
+    def __init__(self, functions, seed):
         super().__init__()
-        self.functions = functions
+        self.functions, self.seed = functions, seed
         self.calls = 0
 
     def call(self, x):
         self.calls += 1
-        return {name: f(x) for name, f in self.functions.items()}
+        return {name: f(x, self.seed) for name, f in self.functions.items()}
 
 
 def rows(x):
@@ -35,107 +40,214 @@ def rows(x):
     return tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
 
 
+def pair(seed):
+    """What `tf.random.stateless_*` take for a seed."""
+    return tf.cast(
+        [seed, 7] if isinstance(seed, int) else seed.next(), tf.int32
+    )
+
+
 def looped(draw):
-    def draw_thrice(x):
-        step = lambda i, y: (i + 1, y + draw(i, tf.shape(x)))  # noqa: E731
+    def draw_thrice(x, seed):
+        seed = pair(seed)
+        step = lambda i, y: (i + 1, y + draw(seed + i, tf.shape(x)))  # noqa: E731
         return tf.while_loop(lambda i, _: i < 3, step, (0, 0 * x))[1]
 
     return draw_thrice
+
+
+def each_row(mapped):
+    def draw_once(x, seed):
+        seed = pair(seed)
+        return mapped(lambda _: tf.random.stateless_normal([2], seed), x)
+
+    return draw_once
 
 
 def numbers(n):
     return tf.cast(n, tf.float32)
 
 
+def windows(x, seed):
+    """Several rows of each, in order."""
+    y = keras.random.dropout(tf.reshape(x, [-1, 1]), 0.5, seed=seed)
+    return tf.reshape(y, [-1, 2])
+
+
 # What the plain model draws, bit for bit.
 ROWS = {
-    "dropout": lambda x: keras.random.dropout(x, 0.5, seed=3),
-    "noise": lambda x: keras.random.normal(keras.ops.shape(x), seed=3),
-    "alike": lambda x: keras.random.normal((rows(x), 3), seed=3),
-    "integers": lambda x: numbers(
-        tf.random.stateless_uniform([rows(x), 3], SEED, 0, 999, tf.int32)
+    "dropout": lambda x, s: keras.random.dropout(x, 0.5, seed=s),
+    "noise": lambda x, s: keras.random.normal(keras.ops.shape(x), seed=s),
+    "alike": lambda x, s: keras.random.normal((rows(x), 3), seed=s),
+    "integers": lambda x, s: numbers(
+        tf.random.stateless_uniform([rows(x), 3], pair(s), 0, 999, tf.int32)
     ),
-    "truncated": lambda x: tf.random.stateless_truncated_normal(
-        [rows(x), 1], SEED
+    "truncated": lambda x, s: tf.random.stateless_truncated_normal(
+        [rows(x), 1], pair(s)
     ),
-    "gamma": lambda x: tf.random.stateless_gamma([rows(x)], SEED, 2.0),
-    "last": lambda x: tf.transpose(
-        tf.random.stateless_normal([2, rows(x)], SEED)
+    "doubles": lambda x, s: numbers(
+        keras.random.uniform((rows(x), 3), seed=s, dtype="float64")
     ),
-    "several": lambda x: tf.reshape(
-        tf.random.stateless_normal([3 * rows(x), 2], SEED), [-1, 6]
+    "gamma": lambda x, s: tf.random.stateless_gamma([rows(x)], pair(s), 2.0),
+    "gamma of rows": lambda x, s: tf.random.stateless_gamma(
+        tf.shape(x), pair(s), x
     ),
-    "loop": looped(lambda i, s: tf.random.stateless_normal(s, [i, 4])),
-    "branch": lambda x: tf.cond(
+    "gamma of columns": lambda x, s: tf.random.stateless_gamma(
+        [rows(x), 3], pair(s), [1.0, 2.0, 3.0]
+    ),
+    "beta": lambda x, s: keras.random.beta((rows(x), 2), 2.0, x, seed=s),
+    "words": lambda x, s: numbers(
+        keras.random.categorical(0 * tf.repeat(x, 400, 1), 4, seed=s)
+    ),
+    "counts": lambda x, s: keras.random.binomial((rows(x), 4), 99, 0.5, seed=s),
+    "counts of rows": lambda x, s: keras.random.binomial(
+        (rows(x), 2), 9 + tf.round(9 * x), 0.5, seed=s
+    ),
+    "arrivals": lambda x, s: tf.random.stateless_poisson(
+        tf.shape(x), pair(s), x
+    ),
+    "last": lambda x, s: tf.transpose(
+        tf.random.stateless_normal([2, rows(x)], pair(s))
+    ),
+    "several": lambda x, s: tf.reshape(
+        tf.random.stateless_normal([3 * rows(x), 2], pair(s)), [-1, 6]
+    ),
+    "windows": windows,
+    "loop": looped(lambda s, n: tf.random.stateless_normal(n, s)),
+    "map": each_row(tf.map_fn),
+    "vectorized": each_row(tf.vectorized_map),
+    "branch": lambda x, s: tf.cond(
         tf.reduce_sum(x) > 0.0,
-        lambda: tf.random.stateless_uniform(tf.shape(x), SEED),
+        lambda: tf.random.stateless_uniform(tf.shape(x), pair(3)),
         lambda: x,
     ),
 }
 # One for the batch, of as many numbers as a tower of three has rows.
 ONE = {
-    "stateless": lambda x: 0 * x[:, :1] + keras.random.normal((3,), seed=3),
-    "op": lambda x: 0 * x[:, :1] + tf.random.normal([3], seed=5),
-    "number": lambda x: 0 * x + tf.random.uniform([], seed=5),
-    "steps": lambda x: 0 * x + looped(lambda i, _: tf.random.normal([], seed=2))(x),
-    "brightness": lambda x: tf.image.random_brightness(
-        x[:, :, None, None], 0.5, seed=3
-    )[..., 0, 0] - x,
-}  # fmt: skip
-# Of which each tower has a stream of its own.
+    "stateless": lambda x, s: 0 * x[:, :1] + keras.random.normal((3,), seed=s),
+    "op": lambda x, s: 0 * x[:, :1] + tf.random.normal([3], seed=5),
+    "number": lambda x, s: 0 * x + tf.random.uniform([], seed=5),
+    "steps": lambda x, s: (
+        0 * x + looped(lambda *_: tf.random.normal([], seed=2))(x, 3)
+    ),
+    "brightness": lambda x, s: (
+        tf.image.random_brightness(x[:, :, None, None], 0.5, seed=3)[..., 0, 0]
+        - x
+    ),
+}
+
+
+@tf.function
+def kept(x, seed):
+    return tf.random.stateless_normal(tf.shape(x), seed)
+
+
+def joined(x, seed):
+    """Two views of the batch, one after the other."""
+    noise = keras.random.uniform((2 * rows(x), 2), seed=seed)
+    views = tf.concat([x, -x], 0) * noise
+    return tf.reshape(
+        tf.transpose(tf.reshape(views, [2, -1, 2]), [1, 0, 2]), [-1, 4]
+    )
+
+
+def of_data(x, seed):
+    many = tf.random.stateless_uniform(tf.shape(tf.where(x > 0.0)), pair(seed))
+    return many[: tf.shape(x)[0]]
+
+
+# Of which each tower has a stream of its own, by what is said of that.
 OWN = {
-    "op": lambda x: tf.random.normal([rows(x), 2], seed=5),
-    "kept": lambda x: tf.nn.dropout(0 * x + 1, 1e-6, seed=3)
-    + tf.random.uniform(tf.shape(x), seed=3),
-    "loop": looped(lambda i, s: tf.random.normal(s, seed=4)),
-    "by row": lambda x: tf.map_fn(
+    "op": lambda x, s: tf.random.normal([rows(x), 2], seed=5),
+    "kept": lambda x, s: (
+        tf.nn.dropout(0 * x + 1, 1e-6, seed=3)
+        + tf.random.uniform(tf.shape(x), seed=3)
+    ),
+    "loop": looped(lambda _, n: tf.random.normal(n, seed=4)),
+    "by row": lambda x, s: tf.map_fn(
         lambda _: tf.random.normal([2], seed=4), x
     ),
-    "shape of rows": lambda x: tf.random.stateless_gamma(
-        tf.shape(x), SEED, x
-    ),
-    "words": lambda x: numbers(
-        keras.random.categorical(0 * tf.repeat(x, 400, 1), 4, seed=3)
-    ),
-    "counts": lambda x: keras.random.binomial((rows(x), 4), 1e4, 0.5, seed=3),
-    "shuffled": lambda x: tf.random.shuffle(
+    "shuffled ops": lambda x, s: tf.random.shuffle(
         tf.random.uniform([rows(x), 1], seed=9), seed=2
     ),
-}  # fmt: skip
+    "shuffled": lambda x, s: tf.random.experimental.stateless_shuffle(
+        keras.random.uniform((rows(x), 2), seed=s), pair(s)
+    ),
+    "pairs": lambda x, s: tf.random.stateless_normal(
+        [rows(x), rows(x)], pair(s)
+    )[:, :2],
+    "views": joined,
+    "data": of_data,
+}
+SAID = {
+    "op": "an op of `tf.random` or `tf.nn` with a state",
+    "by row": "an op of `tf.random` or `tf.nn` with a state",
+    "shuffled": "depend on other rows",
+    "pairs": "for pairs of rows",
+    "views": "several views of a batch",
+    "data": "of a size that its data tells",
+}
 
 
-def drawn(functions, x, placement, training=True, **how):
-    model = Drawing(functions)
+def drawn(functions, x, placement, seed=3, **how):
+    """What towers draw, and the state of their generator, after two steps."""
+    model = Drawing(functions, seed)
     model(x)
+    if not isinstance(seed, int):
+        seed.state.assign([3, 0])
     shape = [None, *x.shape[1:]] if how.pop("is_open", False) else x.shape
 
     @tf.function(input_signature=[tf.TensorSpec(shape)], autograph=False)
     def call(x):
-        return towers.build_towers(model, x, placement, training, **how).outputs
+        graph = towers.build_towers(model, x, placement, True, **how)
+        graph.apply_updates()
+        return graph.outputs
 
-    return tf.nest.map_structure(np.asarray, call(x))
+    made = [call(x) for _ in range(2)]
+    return tf.nest.map_structure(np.asarray, made), seed
 
 
-def plainly(functions, x, **how):
-    model = tf.function(Drawing(functions), autograph=False, **how)
-    return tf.nest.map_structure(np.asarray, model(tf.constant(x)))
+def plainly(functions, x, seed=3, **how):
+    model = tf.function(Drawing(functions, seed), autograph=False, **how)
+    made = [model(tf.constant(x)) for _ in range(2)]
+    return tf.nest.map_structure(np.asarray, made), seed
+
+
+def generator():
+    return keras.random.SeedGenerator(3)
 
 
 class DrawsTest(tf.test.TestCase, parameterized.TestCase):
-    @parameterized.parameters(
-        (TWO, 7, True), (THREE, 7, False), (THREE, 2, True), (THREE, 2, False)
+    def same(self, functions, x, placement, seed=int, **how):
+        plain = {"jit_compile": True} if how.get("jit_compile") else {}
+        make = generator if seed is not int else lambda: 3
+        expected, end = plainly(functions, x, make(), **plain)
+        actual, here = drawn(functions, x, placement, make(), **how)
+        for one, other in zip(actual, expected):
+            for name, value in other.items():
+                np.testing.assert_allclose(
+                    one[name], value, rtol=1e-6, err_msg=name
+                )
+        if seed is not int:
+            np.testing.assert_array_equal(here.state, end.state)
+
+    @parameterized.product(
+        seed=(keras.random.SeedGenerator, int),
+        how=(
+            (THREE, 7, True),
+            (TWO, 7, False),
+            (THREE, 2, True),
+            (FOUR, 8, False),
+        ),
     )
-    @pytest.mark.slow_after(2)
-    def test_a_tower_draws_its_rows_by_a_constant_seed(
-        self, placement, size, is_open
-    ):
+    @pytest.mark.slow_after(1)
+    def test_a_tower_draws_its_rows(self, seed, how):
+        placement, size, is_open = how
         functions = {**ROWS, **{f"one {k}": f for k, f in ONE.items()}}
-        plain = plainly(functions, X[:size])
-        here = drawn(functions, X[:size], placement, is_open=is_open)
-        for name, value in plain.items():
-            np.testing.assert_allclose(
-                here[name], value, rtol=1e-6, err_msg=name
-            )
+        if seed is not int:  # ops with a state begin anew in each function
+            functions = {**ROWS, "one": ONE["stateless"]}
+        x = np.arange(2 * size, dtype="float32").reshape(size, 2) / 10 + 1
+        self.same(functions, x, placement, seed, is_open=is_open)
 
     @parameterized.parameters((TWO, False), (THREE, True))
     @pytest.mark.slow_after(1)
@@ -143,31 +255,53 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
         self, placement, is_open
     ):
         same = np.ones_like(X)
-        here = drawn(OWN, same, placement, is_open=is_open)
-        plain = plainly(OWN, same)
-        for name, value in here.items():
-            self.assertLen(np.unique(value, axis=0), len(value), name)
-        for name in ("op", "kept"):  # the first tower's
-            np.testing.assert_array_equal(here[name][:3], plain[name][:3])
+        for seed in (3, generator()):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                (here, _), _ = drawn(
+                    OWN, same, placement, seed, is_open=is_open
+                )
+            (plain, _), _ = plainly(OWN, same, seed=3)
+            for name, value in here.items():
+                self.assertLen(np.unique(value, axis=0), len(value), name)
+            for name in ("op", "kept"):  # the first tower's
+                np.testing.assert_array_equal(here[name][:3], plain[name][:3])
+            said = [str(w.message) for w in said]
+            for what in {*SAID.values()}:
+                self.assertLen([x for x in said if what in x], 1, what)
+
+    def test_a_generator_of_a_function_is_a_stream_of_each_tower(self):
+        class Kept(keras.layers.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.seed = generator()
+
+            def call(self, x):
+                noise = keras.random.uniform(keras.ops.shape(x), seed=self.seed)
+                return x + kept(x, tf.cast(self.seed.next(), tf.int32)) + noise
+
+        model = keras.Sequential([keras.Input([2]), Kept(name="noisy")])
+        model(np.ones_like(X))
+        model.layers[0].seed.state.assign([3, 0])
+        with self.assertWarnsRegex(UserWarning, "'noisy' draws .*tf.function"):
+            graph = towers.build_towers(model, np.ones_like(X), THREE)
+            graph.apply_updates()
+        self.assertLen(np.unique(graph.outputs, axis=0), len(X))
+        np.testing.assert_array_equal(model.layers[0].seed.state, [3, 2])
 
     @parameterized.parameters("quick_start", "jit_compile")
     @pytest.mark.slow_after(1)
     def test_so_it_is_in_towers_that_are_called(self, how):
-        some = ("dropout", "several")
+        some = ("dropout", "several", "noise", "last")
         functions = {name: ROWS[name] for name in some}
-        plain = plainly(functions, X, jit_compile=how == "jit_compile")
-        here = drawn(functions, X, THREE, **{how: True})
-        for name, value in plain.items():
-            np.testing.assert_allclose(
-                here[name], value, rtol=1e-6, err_msg=name
-            )
+        self.same(functions, X, THREE, generator, **{how: True})
 
     def test_copies_of_a_tower_have_rows_of_their_own(self):
         keras_own = keras.layers.Lambda(
             tf.nn.experimental.stateless_dropout,
             arguments={"rate": 0.5, "seed": SEED},
         )
-        by_users = keras.layers.Lambda(ROWS["noise"])
+        by_users = keras.layers.Lambda(ROWS["noise"], arguments={"s": 3})
         for layer in (keras_own, by_users):
             model = keras.Sequential([keras.Input([2]), layer])
             x = np.ones([8, 2], "float32")
@@ -176,14 +310,15 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
 
     def test_the_seed_of_a_program_counts_too(self):
         functions = {
-            "rows": lambda x: tf.random.normal(tf.shape(x)),
-            "looped": looped(lambda i, s: tf.random.normal(s)),
-            "one": lambda x: 0 * x + tf.random.normal([2]),
+            "rows": lambda x, s: tf.random.normal(tf.shape(x)),
+            "looped": looped(lambda _, n: tf.random.normal(n)),
+            "one": lambda x, s: 0 * x + tf.random.normal([2]),
         }
         tf.random.set_seed(1)
         self.addCleanup(tf.random.set_seed, None)
         for quickly in (False, True):
-            here = drawn(functions, X, THREE, quick_start=quickly)
+            with self.assertWarnsRegex(UserWarning, "with a state"):
+                (here, _), _ = drawn(functions, X, THREE, quick_start=quickly)
             self.assertLen(np.unique(here["rows"], axis=0), 7)
             self.assertLen(np.unique(here["looped"], axis=0), 7)
             self.assertLen(np.unique(here["one"], axis=0), 1)
@@ -195,7 +330,7 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
             layers = [
                 keras.Input([2]),
                 keras.layers.Dense(6),
-                keras.layers.Lambda(ROWS["dropout"]),
+                keras.layers.Lambda(ROWS["dropout"], arguments={"s": 3}),
                 keras.layers.Lambda(lambda x: x + tf.random.normal([6], seed=2)),
                 keras.layers.Dense(1),
             ]  # fmt: skip
@@ -215,21 +350,25 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
     def test_a_session_has_it_so(self):
-        functions = {"rows": ROWS["noise"], "own": OWN["op"], "one": ONE["op"]}
-        plain = plainly(functions, X)
-        model = Drawing(functions)
+        functions = {"rows": ROWS["noise"], "one": ONE["stateless"]}
+        (first, second), _ = plainly(functions, X, generator())
+        model = Drawing(functions, generator())
         model(X)
+        model.seed.state.assign([3, 0])
         with tf.Graph().as_default():
             graph = towers.build_towers(model, tf.constant(X), THREE)
             with tf.compat.v1.Session() as session:
-                here = session.run(graph.outputs)
-        for name in ("rows", "one"):
-            np.testing.assert_allclose(here[name], plain[name], rtol=1e-6)
-        self.assertLen(np.unique(here["own"], axis=0), 7)
+                session.run(tf.compat.v1.global_variables_initializer())
+                for plain in (first, second):
+                    here = session.run(graph.outputs)
+                    for name in plain:
+                        np.testing.assert_allclose(
+                            here[name], plain[name], rtol=1e-6
+                        )
 
     def test_what_is_computed_again_is_drawn_again(self):
         def again(x):
-            return tf.recompute_grad(lambda x: x * ROWS["dropout"](x))(x)
+            return tf.recompute_grad(lambda x: x * ROWS["dropout"](x, 3))(x)
 
         def slope(call):
             x = tf.constant(X)
@@ -238,7 +377,8 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
                 y = call(x)
             return tape.gradient(y, x)
 
-        model = Drawing({"": lambda x: ROWS["noise"](x) + again(x)})
+        noise = ROWS["noise"]
+        model = Drawing({"": lambda x, s: noise(x, s) + again(x)}, 3)
         model(X)
         plain = tf.function(lambda: slope(model))()
         here = tf.function(
@@ -278,19 +418,24 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertWarnsRegex(UserWarning, "XLA does not go by such"):
             drawn({"one": ONE["op"]}, X, TWO, jit_compile=True)
 
-    def test_a_model_without_such_seeds_is_not_asked(self):
-        seed = keras.random.SeedGenerator(3)
-        functions = {
-            "generator": lambda x: keras.random.dropout(x, 0.5, seed=seed),
-            "none": lambda x: tf.random.normal(tf.shape(x)),
-        }
-        model = Drawing(functions)
-        model.seed = seed
+    def test_a_model_is_asked_once_and_if_it_draws(self):
+        for functions, asked in (
+            ({"dropout": ROWS["dropout"], "one": ONE["stateless"]}, 1),
+            ({"none": lambda x, s: x}, 0),
+        ):
+            model = Drawing(functions, generator())
+            model(X)
+            before = model.calls
+            for _ in range(2):
+                towers.build_towers(model, X, THREE, merge="none")
+            self.assertEqual(model.calls, before + 2 * 3 + asked)
+
+    def test_one_tower_is_not_asked(self):
+        model = Drawing(ROWS, generator())
         model(X)
         before = model.calls
-        with warnings.catch_warnings(action="error"):
-            towers.build_towers(model, X, THREE, merge="none")
-        self.assertEqual(model.calls, before + 3)
+        towers.build_towers(model, X, towers.Placement(["/CPU:0"]))
+        self.assertEqual(model.calls, before + 1)
 
 
 if __name__ == "__main__":

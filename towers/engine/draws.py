@@ -30,7 +30,8 @@ class Place:
       index: which tower it is, an int or an int64 scalar.
       start: its first row: an int, or a scalar.
       fed: how many rows it has, likewise; None where nobody asks.
-      total: the batch's rows, likewise, or int32 [n_towers] of each tower's.
+      total: the batch's rows, likewise, or int32 [n_towers] of each tower's;
+        None if nobody knows.
     """
 
     index: Any

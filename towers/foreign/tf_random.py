@@ -163,6 +163,19 @@ def shape_of(given: dict[str, Any]) -> tf.Tensor:
     return tf.stack([rows, tf.cast(given["num_samples"], tf.int32)])
 
 
+def sizes(given: dict[str, Any]) -> list[int | None] | None:
+    """As much of that shape as is known; None if not even its rank is."""
+    if "shape" not in given and "logits" not in given:
+        return None  # as of what is shuffled
+    shape = shape_of(given)
+    if shape.shape.rank is None or shape.shape[0] is None:
+        return None
+    known = tf.get_static_value(shape, partial=True)
+    if known is None:  # not even in part
+        return [None] * shape.shape[0]
+    return [None if n is None else int(n) for n in known]
+
+
 def counted(
     name: str, given: dict[str, Any], is_compiled: bool
 ) -> tuple[int, int, bool] | None:
@@ -256,7 +269,11 @@ def taken(tensor: tf.Tensor) -> list[tf.Tensor]:
     if tensor.op.type != "Placeholder":
         return list(tensor.op.inputs)
     captures = getattr(tensor.graph, "captures", ())
-    return [outer for outer, inner in captures if inner is tensor]
+    return [
+        outer
+        for outer, inner in captures
+        if inner is tensor and not hasattr(outer, "numpy")
+    ]
 
 
 def draws_unseen(op: tf.Operation) -> bool:

@@ -5,6 +5,7 @@ tower may take the number of its rows for a constant, which no op shows.
 """
 
 import dataclasses
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import all_towers
+from towers.engine.draws import Place
 from towers.foreign import keras_layers, tf_random
 from towers.keras_model import checks, layer_graph, row_order
 from towers.keras_model.attributes import as_before
+from towers.keras_model.calls import ModelCall
 from towers.keras_model.replay import replayed
+from towers.keras_model.request import Request
 
 # A layer's path, the kind of its draw, and which one of those it is.
 Key = tuple[str, str, int]
@@ -31,12 +35,14 @@ class Drawn:
       of_row: so many in the first of them for each row.
       by_row: whether a loop over rows draws it.
       joined: whether these are of several views of the batch, one after another.
+      shape: all of it, as far as it is known.
     """
 
     axes: tuple[int, ...] | None
     of_row: int = 1
     by_row: bool = False
     joined: bool = False
+    shape: tuple[int | None, ...] | None = None
 
     @property
     def is_one(self) -> bool:
@@ -81,10 +87,21 @@ class Drawn:
             for op, condition in tf_random.loops_around(tensor.graph)
         )
         if shape.rank is None or None in shape:
-            return Drawn(None, 1, by_row)
+            sizes = None if shape.rank is None else tuple(shape)
+            return Drawn(None, 1, by_row, shape=sizes)
         axes = tuple(a for a, n in enumerate(shape) if n and _is_rows(n))
         of_row = shape[axes[0]] // row_order.MANY if axes else 1
-        return Drawn(axes, of_row, by_row)
+        joined = of_row > 1 and row_order.is_for_joined(tensor)
+        return Drawn(axes, of_row, by_row, joined, tuple(shape))
+
+    def fits(self, sizes: Sequence[int | None]) -> bool:
+        """Whether a tower may draw this of such sizes, some of them unknown."""
+        if self.shape is None:
+            return True
+        return len(sizes) == len(self.shape) and all(
+            n in (None, m) or m is None or a in (self.axes or ())
+            for a, (n, m) in enumerate(zip(sizes, self.shape))
+        )
 
 
 def _is_rows(n: Any) -> bool:
@@ -137,7 +154,8 @@ class Model:
 class Open:
     """Notes what a model draws, in a graph that is never run."""
 
-    place = None  # it is no tower
+    # Of a batch whose rows, and their number, nobody knows.
+    place = Place(0, 0, row_order.MANY, None)
 
     def __init__(self) -> None:
         self.root = tf.compat.v1.get_default_graph()
@@ -204,12 +222,47 @@ def key_of(counts: Counter[Any], path: str, kind: str) -> Key:
     return path, kind, counts[path, kind]
 
 
+# What is asked once: by a model, or a function of the user's, all the rest.
+_kept: weakref.WeakKeyDictionary[Any, dict[Any, Model | None]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
 def of_many_rows(
     graph: layer_graph.LayerGraph,
     copies: Sequence[tf.Tensor],
     shard: Any,
     divided: Sequence[bool],
-    training: bool | None,
+    request: Request,
+    tower_fn: Callable[..., Any] | None,
+    anew: bool = False,
+) -> Model | None:
+    """What is drawn; None if the model cannot say. It is asked once.
+
+    Args:
+      graph, copies, shard, divided, request, tower_fn: as for `_asked`.
+      anew: whether what was said before does not do.
+    """
+    call = request.tower_fn
+    models = tuple(weakref.ref(m) for m in graph.models)
+    kind = str(call.kind) if isinstance(call, ModelCall) else ""
+    specs = str(row_order.specs_of(shard, divided, row_order.MANY))
+    key = models, kind, specs, request.training
+    try:
+        kept = _kept.setdefault(request.users_fn or graph.models[0], {})
+    except TypeError:  # a function of which there are no weak references
+        kept = {}
+    if anew or key not in kept:
+        kept[key] = _asked(graph, copies, shard, divided, request, tower_fn)
+    return kept[key]
+
+
+def _asked(
+    graph: layer_graph.LayerGraph,
+    copies: Sequence[tf.Tensor],
+    shard: Any,
+    divided: Sequence[bool],
+    request: Request,
     tower_fn: Callable[..., Any] | None,
 ) -> Model | None:
     """What is drawn; None if the model cannot say.
@@ -220,14 +273,17 @@ def of_many_rows(
       graph: names the variables; `hooked`.
       copies, shard: what a tower is given.
       divided: for each leaf whether it is of the tower's rows, or whole.
-      training: the phase.
-      tower_fn: what the tower calls.
+      request: tells the phase.
+      tower_fn: what the tower calls, of the request, as it is called there.
     """
     told: list[Model] = []
 
     def call(copies: list[tf.Tensor], shard: Any) -> None:
         drawn = Open()
-        replayed(graph, copies, shard, training, "drawn/", tower_fn, 0, drawn)
+        replayed(
+            *(graph, copies, shard, request.training, "drawn/"),
+            *(tower_fn, 0, drawn),
+        )
         states = {i: copies[i] for i in graph.seeds}
         told.append(Model(drawn.shapes(), drawn.apart(states)))
 
@@ -242,7 +298,7 @@ def of_many_rows(
             for layer in graph.layers:  # in the middle of whose call it may be
                 keras_layers.forget_added(layer)
             tf.function(call, autograph=False).get_concrete_function(
-                graph.specs_of(copies), many
+                graph.specs_of(copies, row_order.MANY), many
             )
 
     try:

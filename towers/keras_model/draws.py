@@ -42,8 +42,8 @@ class Look:
     """What all towers of a model know of its draws.
 
     Args:
-      look: what `of_many_rows` tells of the towers' function, when a tower draws
-        by such a seed first.
+      look: `f(tower_fn, anew)` to what `of_many_rows` tells of the towers'
+        function, when a tower draws by such a seed first.
       is_compiled: whether XLA compiles the towers.
       is_only: whether there is but one tower.
 
@@ -54,20 +54,37 @@ class Look:
 
     def __init__(
         self,
-        look: Callable[[Any], Model | None],
+        look: Callable[[Any, bool], Model | None],
         is_compiled: bool,
         is_only: bool,
     ):
         self._look, self.is_compiled = look, is_compiled
         self.is_only = is_only
         self._seen: list[Model | None] = []
+        self._is_new = False
         self.first: dict[Key, tuple[int, int]] = {}
         self.given: set[tuple[int, int]] = set()
 
-    def at(self, key: Key, tower_fn: Callable[..., Any] | None) -> Drawn:
-        """What one draw is of; as if of rows, if the model cannot say."""
+    def at(
+        self,
+        key: Key,
+        sizes: Sequence[int | None] | None,
+        tower_fn: Callable[..., Any] | None,
+    ) -> Drawn:
+        """What one draw is of; as if of rows, if the model cannot say.
+
+        Args:
+          key: which one.
+          sizes: of what the tower draws, as far as they are known.
+          tower_fn: what the tower calls.
+        """
         model = self._of(key[0], tower_fn)
-        return model.shapes.get(key, Drawn(None)) if model else Drawn(None)
+        drawn = model and model.shapes.get(key)
+        fits = drawn and (sizes is None or drawn.fits(sizes))
+        if model and not fits and not self._is_new:  # it has changed since
+            self._seen, self._is_new = [self._look(tower_fn, True)], True
+            return self.at(key, sizes, tower_fn)
+        return drawn or Drawn(None)
 
     def is_apart(
         self, path: str, seed: int, tower_fn: Callable[..., Any] | None
@@ -85,7 +102,7 @@ class Look:
         self, path: str, tower_fn: Callable[..., Any] | None
     ) -> Model | None:
         if not self._seen:
-            self._seen.append(self._look(tower_fn))
+            self._seen.append(self._look(tower_fn, False))
         if self._seen[0] is None:
             warnings.warn(
                 f"{_layer(path)} draws random numbers by a seed, and the model "
@@ -163,8 +180,8 @@ class Own:
         """What the tower is given that is another tower's for another tower."""
         return [] if self._told is None else [self._told]
 
-    def _at(self, key: Key) -> Drawn:
-        return self._look.at(key, self._tower_fn)
+    def _at(self, key: Key, sizes: Sequence[int | None] | None = None) -> Drawn:
+        return self._look.at(key, sizes, self._tower_fn)
 
     def again(self, counts: Counter[Any]) -> "Own":
         """The same draws, from where so many are done, made once more."""
@@ -240,12 +257,13 @@ class Own:
                 return original(**given)
             is_alike &= (
                 _identity(x) in self._states
-                or bool(x.op.inputs)
                 or x.op.type == "Const"
+                or bool(tf_random.taken(x))
             )
-        drawn = self._at(key)
+        sizes = tf_random.sizes(given)
+        drawn = self._at(key, sizes)
         is_one = drawn.is_one or (drawn.axes == () and is_alike)
-        if is_one or self._is_fixed(drawn, given):
+        if is_one or self._is_fixed(drawn, sizes):
             tf_random.mark_seen(result := original(**given))
             return result
         result = self._rows(drawn, name, original, given)
@@ -259,14 +277,14 @@ class Own:
             tf_random.mark(result)  # no copy of this tower has the same
         return result
 
-    def _is_fixed(self, drawn: Drawn, given: Any) -> bool:
+    def _is_fixed(
+        self, drawn: Drawn, sizes: Sequence[int | None] | None
+    ) -> bool:
         """Whether a number is known where that of rows is not: so it is none."""
-        if not (self._is_open and drawn.axes):
+        if not (self._is_open and drawn.axes and sizes):
             return False
-        shape = tf_random.shape_of(given)
-        known = tf.get_static_value(shape, partial=True)
-        return known is not None and all(
-            known[a] is not None for a in drawn.axes
+        return drawn.fits(sizes) and all(
+            sizes[a] is not None for a in drawn.axes
         )
 
     def _rows(

@@ -73,8 +73,8 @@ class Masks:
         if value is None or not value.ndim:
             return mask
         n, total = len(value), place.total
-        if n == 1:  # one for all rows
-            return tf.repeat(tf.constant(value), place.fed, axis=0)
+        if n == 1 or total is None:  # one for all rows, or for any
+            return tf.repeat(tf.constant(value[:1]), place.fed, axis=0)
         if isinstance(total, int):
             if n != total or place.fed == total:
                 return mask
@@ -132,6 +132,8 @@ def _checked(
     start: Any, rows: int, total: Any, problem: str, advice: str = ""
 ) -> Any:
     """A tower's first row, if the batch has so many."""
+    if total is None:  # nobody knows it
+        return start
     problem += f", for a batch of {rows} rows, but this one has "
     if isinstance(total, int):
         if rows != total:

@@ -51,10 +51,10 @@ class Guards:
     ) -> draws.Look:
         """What a tower of many rows draws, looked at when one does."""
 
-        def looked(tower_fn: Callable[..., Any] | None) -> Any:
+        def looked(tower_fn: Callable[..., Any] | None, anew: bool) -> Any:
             return drawn_shapes.of_many_rows(
                 *(self._graph, copies, shard, self.divided),
-                *(self._request.training, tower_fn),
+                *(self._request, tower_fn, anew),
             )
 
         is_only = len(self._request.placement.devices) == 1

@@ -191,10 +191,14 @@ class LayerGraph:
             if is_pooled(layer) and layer.built
         }
 
-    def specs_of(self, values: Sequence[tf.Tensor]) -> list[Any]:
-        """Of one value per variable; of any number of rows, where it has some."""
-        rows = [i in self.row_states for i in range(len(values))]
-        return specs.of_nest([*values], rows)
+    def specs_of(
+        self, values: Sequence[tf.Tensor], rows: int | None = None
+    ) -> list[Any]:
+        """Of one value per variable; of so many rows, or any, where it has some."""
+        return [
+            specs.of(x, rows) if i in self.row_states else specs.of(x)
+            for i, x in enumerate(values)
+        ]
 
     def index_of(self, variable: keras.Variable) -> int:
         """The place of a variable in `self.variables`."""

@@ -69,7 +69,7 @@ class Notes:
 
     def state(self, value: tf.Tensor) -> tf.Tensor:
         """A variable's value, as the tower reads it: a generator's may differ."""
-        if self.draws is None or errand.is_run():
+        if self.draws is None or errand.is_run() or tf.executing_eagerly():
             return value
         return self.draws.state(self.path, value)
 

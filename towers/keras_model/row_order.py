@@ -118,6 +118,25 @@ def joined_by(output: Any) -> str | None:
     return None
 
 
+def is_for_joined(drawn: tf.Tensor) -> bool:
+    """Whether what is drawn for MANY rows meets some that are joined.
+
+    Args:
+      drawn: of several numbers for each row, in the first axis.
+    """
+    todo, seen = [drawn], {drawn.name}
+    while todo:
+        tensor = todo.pop()
+        for op in tensor.consumers():
+            others = [x for x in op.inputs if x.name not in seen]
+            if any(joined_by(x) is not None for x in others):
+                return True
+            same = [y for y in op.outputs if _batches(y) == _batches(drawn)]
+            todo += [y for y in same if y.name not in seen]
+            seen.update(y.name for y in same)
+    return False
+
+
 def _batches(tensor: Any) -> int:
     """How often the batch's rows are in the first axis; 0 of another axis."""
     first = tensor.shape[0] if tensor.shape.rank else None

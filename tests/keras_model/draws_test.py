@@ -28,10 +28,11 @@ class Drawing(keras.Model):
     def __init__(self, functions, seed):
         super().__init__()
         self.functions, self.seed = functions, seed
-        self.calls = 0
+        self.calls, self.traces = 0, []
 
     def call(self, x):
         self.calls += 1
+        self.traces.append(None)
         return {name: f(x, self.seed) for name, f in self.functions.items()}
 
 
@@ -418,24 +419,18 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertWarnsRegex(UserWarning, "XLA does not go by such"):
             drawn({"one": ONE["op"]}, X, TWO, jit_compile=True)
 
-    def test_a_model_is_asked_once_and_if_it_draws(self):
-        for functions, asked in (
-            ({"dropout": ROWS["dropout"], "one": ONE["stateless"]}, 1),
-            ({"none": lambda x, s: x}, 0),
-        ):
-            model = Drawing(functions, generator())
+    def test_a_model_is_asked_once_and_nothing_shows_it(self):
+        some = {"dropout": ROWS["dropout"], "one": ONE["stateless"]}
+        for placement, asked in ((THREE, 1), (towers.Placement(["/CPU:0"]), 0)):
+            model = Drawing(some, generator())
             model(X)
-            before = model.calls
+            calls, n = [], len(placement.devices)
             for _ in range(2):
-                towers.build_towers(model, X, THREE, merge="none")
-            self.assertEqual(model.calls, before + 2 * 3 + asked)
-
-    def test_one_tower_is_not_asked(self):
-        model = Drawing(ROWS, generator())
-        model(X)
-        before = model.calls
-        towers.build_towers(model, X, towers.Placement(["/CPU:0"]))
-        self.assertEqual(model.calls, before + 1)
+                before = len(model.traces)
+                towers.build_towers(model, X, placement, merge="none")
+                calls.append(len(model.traces) - before)
+            self.assertEqual(calls, [n + asked, n])
+            self.assertEqual(model.calls, 1 + 2 * n)
 
 
 if __name__ == "__main__":

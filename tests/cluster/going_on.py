@@ -33,8 +33,11 @@ def model():
             keras.Input([12, 12, 3]),
             keras.layers.Conv2D(8, 3, activation="relu"),
             keras.layers.BatchNormalization(synchronized=True),
+            keras.layers.SpatialDropout2D(0.2),
             keras.layers.Flatten(),
+            keras.layers.GaussianNoise(0.1),
             keras.layers.Dense(16, activation="relu"),
+            keras.layers.Dropout(0.3),
             keras.layers.Dense(10),
         ]
     )

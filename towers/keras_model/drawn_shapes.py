@@ -1,7 +1,9 @@
 """drawn_shapes: which axes of what a model draws are rows, by a call of MANY.
 
-As many rows as that no other axis has, so that it shows in the shapes, where a
-tower may take the number of its rows for a constant, which no op shows.
+As many rows as hardly any axis has, so that it shows in the shapes, where a tower
+may take the number of its rows for a constant, which no op shows. Not more, as some
+layers are loops over rows in Python, such as `RandomElasticTransform`; an axis that
+has as many in a tower of other rows is none of rows.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from towers.keras_model.request import Request
 
 # A layer's path, the kind of its draw, and which one of those it is.
 Key = tuple[str, str, int]
+MANY = 61  # a prime
 STATEFUL = "op"  # the kind of all ops with a state
 
 
@@ -90,9 +93,28 @@ class Drawn:
             sizes = None if shape.rank is None else tuple(shape)
             return Drawn(None, 1, by_row, shape=sizes)
         axes = tuple(a for a, n in enumerate(shape) if n and _is_rows(n))
-        of_row = shape[axes[0]] // row_order.MANY if axes else 1
-        joined = of_row > 1 and row_order.is_for_joined(tensor)
+        of_row = shape[axes[0]] // MANY if axes else 1
+        joined = of_row > 1 and row_order.is_for_joined(tensor, MANY)
         return Drawn(axes, of_row, by_row, joined, tuple(shape))
+
+    def of_tower(
+        self, sizes: Sequence[int | None] | None, rows: Any
+    ) -> "Drawn":
+        """What it is of for a tower, which has axes in common that are no rows'.
+
+        Args:
+          sizes: of what that draws, as far as they are known.
+          rows: the tower's, an int if they are known.
+        """
+        if not (self.axes and self.shape and sizes):
+            return self
+        if isinstance(rows, int) and rows == MANY:
+            return self
+        axes = tuple(a for a in self.axes if sizes[a] != self.shape[a])
+        if axes == self.axes:
+            return self
+        of_row = (self.shape[axes[0]] or MANY) // MANY if axes else 1
+        return dataclasses.replace(self, axes=axes, of_row=of_row)
 
     def fits(self, sizes: Sequence[int | None]) -> bool:
         """Whether a tower may draw this of such sizes, some of them unknown."""
@@ -105,7 +127,7 @@ class Drawn:
 
 
 def _is_rows(n: Any) -> bool:
-    return n > 0 and n % row_order.MANY == 0
+    return n > 0 and n % MANY == 0
 
 
 def _counts_rows(loop: tf.Operation, condition: Any) -> bool:
@@ -155,7 +177,7 @@ class Open:
     """Notes what a model draws, in a graph that is never run."""
 
     # Of a batch whose rows, and their number, nobody knows.
-    place = Place(0, 0, row_order.MANY, None)
+    place = Place(0, 0, MANY, None)
 
     def __init__(self) -> None:
         self.root = tf.compat.v1.get_default_graph()
@@ -170,7 +192,7 @@ class Open:
     def seeds(self, path: str, get_seed: Any, op_seed: Any) -> tuple[int, int]:
         graph = tf.compat.v1.get_default_graph()
         self._stateful.append((key_of(self.counts, path, STATEFUL), graph))
-        return row_order.MANY, len(self._stateful)
+        return MANY, len(self._stateful)
 
     def drawn(
         self, path: str, name: str, by: str, original: Any, given: Any
@@ -246,7 +268,7 @@ def of_many_rows(
     call = request.tower_fn
     models = tuple(weakref.ref(m) for m in graph.models)
     kind = str(call.kind) if isinstance(call, ModelCall) else ""
-    specs = str(row_order.specs_of(shard, divided, row_order.MANY))
+    specs = str(row_order.specs_of(shard, divided, MANY))
     key = models, kind, specs, request.training
     try:
         kept = _kept.setdefault(request.users_fn or graph.models[0], {})
@@ -287,7 +309,7 @@ def _asked(
         states = {i: copies[i] for i in graph.seeds}
         told.append(Model(drawn.shapes(), drawn.apart(states)))
 
-    many = row_order.specs_of(shard, divided, row_order.MANY)
+    many = row_order.specs_of(shard, divided, MANY)
 
     def traced() -> None:
         with (
@@ -298,7 +320,7 @@ def _asked(
             for layer in graph.layers:  # in the middle of whose call it may be
                 keras_layers.forget_added(layer)
             tf.function(call, autograph=False).get_concrete_function(
-                graph.specs_of(copies, row_order.MANY), many
+                graph.specs_of(copies, MANY), many
             )
 
     try:

@@ -261,7 +261,7 @@ class Own:
                 or bool(tf_random.taken(x))
             )
         sizes = tf_random.sizes(given)
-        drawn = self._at(key, sizes)
+        drawn = self._at(key, sizes).of_tower(sizes, self.place.fed)
         is_one = drawn.is_one or (drawn.axes == () and is_alike)
         if is_one or self._is_fixed(drawn, sizes):
             tf_random.mark_seen(result := original(**given))

@@ -6,6 +6,7 @@ it in the shapes: rows that are reshaped, as [rows, 2, 3] to [2 * rows, 3], are 
 many, and in order.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -97,50 +98,54 @@ def _may_be_joined(
     return False
 
 
-def joined_by(output: Any) -> str | None:
-    """The op by which MANY rows are joined with others along their axis.
+def joined_by(output: Any, many: int = MANY) -> str | None:
+    """The op by which many rows are joined with others along their axis.
 
     Args:
-      output: of a model that was given MANY rows, in its graph; of several
+      output: of a model that was given `many` rows, in its graph; of several
         rows for each of the batch's, or None is returned.
+      many: a prime.
     """
-    if not _batches(output) > 1:
+    if not _batches(output, many) > 1:
         return None
-    for tensor in _back(output, (), _passes):
+    for tensor in _back(output, (), functools.partial(_passes, many)):
         op = tensor.op
         before = [x for x in op.inputs if x.shape.rank]
-        if op.type in _JOINS and _first(op) and any(map(_batches, before)):
-            return op.name
+        if op.type in _JOINS and _first(op):
+            if any(_batches(x, many) for x in before):
+                return op.name
         if op.type == "Reshape" and before[0].shape[0] != tensor.shape[0]:
-            later = [n for n in before[0].shape[1:] if n and n % MANY == 0]
-            if later and not _batches(before[0]):
+            later = [n for n in before[0].shape[1:] if n and n % many == 0]
+            if later and not _batches(before[0], many):
                 return op.name
     return None
 
 
-def is_for_joined(drawn: tf.Tensor) -> bool:
-    """Whether what is drawn for MANY rows meets some that are joined.
+def is_for_joined(drawn: tf.Tensor, many: int) -> bool:
+    """Whether what is drawn for many rows meets some that are joined.
 
     Args:
       drawn: of several numbers for each row, in the first axis.
+      many: so many rows there are, a prime.
     """
+    times = _batches(drawn, many)
     todo, seen = [drawn], {drawn.name}
     while todo:
         tensor = todo.pop()
         for op in tensor.consumers():
             others = [x for x in op.inputs if x.name not in seen]
-            if any(joined_by(x) is not None for x in others):
+            if any(joined_by(x, many) is not None for x in others):
                 return True
-            same = [y for y in op.outputs if _batches(y) == _batches(drawn)]
+            same = [y for y in op.outputs if _batches(y, many) == times]
             todo += [y for y in same if y.name not in seen]
             seen.update(y.name for y in same)
     return False
 
 
-def _batches(tensor: Any) -> int:
+def _batches(tensor: Any, many: int) -> int:
     """How often the batch's rows are in the first axis; 0 of another axis."""
     first = tensor.shape[0] if tensor.shape.rank else None
-    return 0 if not first or first % MANY else first // MANY
+    return 0 if not first or first % many else first // many
 
 
 def _first(op: tf.Operation) -> bool:
@@ -191,7 +196,7 @@ def _may_pass(before: Any, after: Any) -> bool:
     return bool(before.shape.rank) and len(sizes - {None}) < 2
 
 
-def _passes(before: Any, after: Any) -> bool:
+def _passes(many: int, before: Any, after: Any) -> bool:
     if after.op.type == "Reshape":  # as a dense layer does, there and back
-        return bool(_batches(before))
+        return bool(_batches(before, many))
     return bool(before.shape.rank) and before.shape[0] == after.shape[0]

@@ -17,6 +17,7 @@ with the `stateless_scope` and the `symbolic_scope` that are open.
 
 import contextlib
 import copy
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -257,19 +258,25 @@ def bare_operations(layer: Any) -> list[Any]:
     ]
 
 
-def is_keras_own(operation: Any) -> bool:
-    """Whether all that a layer, or an operation, computes is written in Keras.
+def is_keras_own(what: Any) -> bool:
+    """Whether all that something computes is written in Keras.
 
-    A function may be among its attributes: an activation, or what a `Lambda` calls.
-    What takes one with its inputs, as `keras.ops.map`, is not.
+    What takes a function with its inputs, as `keras.ops.map`, is not.
+
+    Args:
+      what: a class or a function; or a layer, an operation, a loss or a metric,
+        with the functions among its attributes: an activation, or what a `Lambda`
+        calls.
     """
-    kind = type(operation).__module__
-    if not kind.startswith("keras.") or kind.endswith(".ops.core"):
+    is_kind = isinstance(what, type) or inspect.isroutine(what)
+    module = (what if is_kind else type(what)).__module__ or ""
+    if not module.startswith("keras.") or module.endswith(".ops.core"):
         return False
-    if isinstance(operation, keras.Model):  # calls its layers, which are asked
+    # A model calls its layers, which are asked.
+    if is_kind or isinstance(what, keras.Model):
         return True
     parts: list[Any] = []
-    for value in vars(operation).values():
+    for value in vars(what).values():
         parts += value if isinstance(value, (list, tuple)) else [value]
     modules = [getattr(x, "__module__", None) for x in parts if callable(x)]
     return all(

@@ -21,6 +21,7 @@ from towers.keras_model import layer_graph, shared_state
 from towers.keras_model.moments import besides_moments
 from towers.keras_model.replay import Replay, replayed
 from towers.keras_model.request import Request
+from towers.keras_model.row_losses import adds_up
 
 UNKNOWN = "unknown"
 # Rules of losses, beside those that a layer may declare. What is there once for
@@ -204,6 +205,7 @@ def _of_rows(graph: layer_graph.LayerGraph) -> list[int]:
         if isinstance(metric, keras.metrics.Metric)
         and type(metric) not in (keras.metrics.Mean, keras.metrics.Sum)
         and keras_layers.is_keras_own(metric)
+        and adds_up(metric) is not False
         for v in metric.variables
     ]
 

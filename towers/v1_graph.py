@@ -114,11 +114,7 @@ def settled(graph: layer_graph.LayerGraph, built: Any) -> Any:
     """
     if tf.compat.v1.get_default_graph().building_function:
         return built  # what is made here can run only here
-    seeds = {
-        id(twin)
-        for i, (_, twin) in enumerate(built.variables)
-        if graph.is_seed(i)
-    }
+    seeds = {id(built.variables[i][1]) for i in graph.seeds}
     moves = []
     for op, (variable, _) in zip(built.apply_updates(), built.updates):
         tf.compat.v1.add_to_collection(tf.compat.v1.GraphKeys.UPDATE_OPS, op)

@@ -1,6 +1,6 @@
 """LayerGraph: a Keras model as a pure function, replayed layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,8 @@ from towers.foreign import keras_layers, specs
 from towers.foreign.keras_layers import all_layers, unique
 from towers.foreign.keras_saving import TemplateProxy
 from towers.keras_model import merge_rules, pins
-from towers.keras_model.moments import is_pooled
+from towers.keras_model.kinds import Kind
+from towers.keras_model.moments import is_pooled, statistics
 
 
 class LayerGraph:
@@ -26,6 +27,12 @@ class LayerGraph:
         that is called by itself.
 
     Attributes:
+      variables: those that a tower may read or change, in one order for all.
+      kinds: what each of them is.
+      trainable, seeds, row_states: the places of those that Keras trains, of
+        seeds, and of what stateful RNNs keep for each row.
+      batch_norms: the layers whose statistics are pooled, by the place of their
+        `moving_mean`.
       pins: by a layer's id its device, or one per tower.
       pinned: by a variable's place the device of a layer that is the same for
         all towers: it lives there.
@@ -50,29 +57,32 @@ class LayerGraph:
         leaves = tf.nest.flatten(model)
         self.models = [m for m in leaves if isinstance(m, keras.Layer)]
         self.wanted = tuple(layer_outputs)
-        self.variables = unique(v for m in self.models for v in m.variables)
+        self.layers = all_layers(self.models)
+        _refuse_wrapped(self.layers)
+        own = unique(v for m in self.models for v in m.variables)
         metrics = unique(
             v
             for m in leaves
             for v in (_metric_variables(m) if m in self.models else m.variables)
         )
-        known = {id(v) for v in self.variables}
-        self.metric_variables = [v for v in metrics if id(v) not in known]
-        self.variables += self.metric_variables
-        self.layers = unique(
-            layer for m in self.models for layer in all_layers(m)
-        )
-        _refuse_wrapped(self.layers)
-        known = {id(v) for v in self.variables}
         states = unique(v for m in self.models for v in _row_states(m))
-        # Keras counts them among no layer's variables.
-        self.variables += [v for v in states if id(v) not in known]
-        self.row_states = [self.index_of(v) for v in states]
-        self.trainable = [
-            i
-            for i, v in enumerate(self.variables)
-            if any(v is t for m in self.models for t in m.trainable_variables)
-        ]
+        # Keras counts metrics and states of rows among no layer's variables.
+        self.variables = unique([*own, *metrics, *states])
+        self._places = {id(v): i for i, v in enumerate(self.variables)}
+        self.batch_norms = {
+            self._places[id(layer.moving_mean)]: layer
+            for layer in self.layers
+            if is_pooled(layer) and layer.built
+        }
+        trained = {id(v) for m in self.models for v in m.trainable_variables}
+        self.trainable = self._of(trained)
+        self.kinds = self._kinds(
+            trained,
+            {id(v) for v in metrics} - {id(v) for v in own},
+            {id(v) for v in states},
+        )
+        self.seeds = self.of_kind(Kind.SEED)
+        self.row_states = self.of_kind(Kind.ROWS)
         paths = pins.layer_paths(self.models)
         for name in self.wanted:
             if name not in dict(paths):
@@ -143,25 +153,42 @@ class LayerGraph:
             **{i: host for i, host in seeds.items() if host != device},
         }
 
-    def is_seed(self, index: int) -> bool:
-        """Whether this variable is the state of a `SeedGenerator`."""
-        return merge_rules.is_seed(self.variables[index])
+    def _of(self, ids: Container[int]) -> list[int]:
+        """The places of variables with these ids."""
+        return [i for i, v in enumerate(self.variables) if id(v) in ids]
 
-    @property
-    def seeds(self) -> list[int]:
-        """The variables that are seeds."""
-        return [i for i in range(len(self.variables)) if self.is_seed(i)]
+    def of_kind(self, kind: Kind) -> list[int]:
+        """The places of the variables of a kind."""
+        return [i for i, other in enumerate(self.kinds) if other is kind]
 
-    def is_metric(self, index: int) -> bool:
-        """Whether this variable is a metric's."""
-        return any(self.variables[index] is v for v in self.metric_variables)
+    def _kinds(
+        self,
+        trained: Container[int],
+        metrics: Container[int],
+        states: Container[int],
+    ) -> list[Kind]:
+        """What each variable is, by the ids of those of some kinds."""
+        moved = {
+            id(v)
+            for layer in self.batch_norms.values()
+            for v in statistics(layer)
+        }
+        of_ids = [
+            (states, Kind.ROWS),
+            (metrics, Kind.METRIC),
+            (moved, Kind.STATISTIC),
+            (trained, Kind.TRAINED),
+        ]
 
-    def is_overwritten(self, index: int) -> bool:
-        """Whether a gradient of this variable is its new value."""
-        return (
-            getattr(self.variables[index], "overwrite_with_gradient", False)
-            and tf.as_dtype(self.variables[index].dtype).is_floating
-        )
+        def kind_of(variable: Any) -> Kind:
+            if merge_rules.is_seed(variable):
+                return Kind.SEED
+            if _is_overwritten(variable):
+                return Kind.OVERWRITTEN
+            found = (kind for ids, kind in of_ids if id(variable) in ids)
+            return next(found, Kind.OWN)
+
+        return [kind_of(v) for v in self.variables]
 
     def regularization_loss(self, index: int, home: Any) -> tf.Tensor | None:
         """A variable's weight regulariser, computed where it lives."""
@@ -182,15 +209,6 @@ class LayerGraph:
             for x in self.layers
         )
 
-    def batch_norms(self) -> dict[int, keras.layers.BatchNormalization]:
-        """The layers whose statistics are pooled, by `moving_mean`'s index."""
-        index = {id(v): i for i, v in enumerate(self.variables)}
-        return {
-            index[id(layer.moving_mean)]: layer
-            for layer in self.layers
-            if is_pooled(layer) and layer.built
-        }
-
     def specs_of(
         self, values: Sequence[tf.Tensor], rows: int | None = None
     ) -> list[Any]:
@@ -202,7 +220,7 @@ class LayerGraph:
 
     def index_of(self, variable: keras.Variable) -> int:
         """The place of a variable in `self.variables`."""
-        return next(i for i, v in enumerate(self.variables) if v is variable)
+        return self._places[id(variable)]
 
 
 def _refuse_wrapped(layers: Sequence[keras.Layer]) -> None:
@@ -215,6 +233,14 @@ def _refuse_wrapped(layers: Sequence[keras.Layer]) -> None:
                 "whose towers would be built anew in each tower. Put its "
                 "`template` in its place."
             )
+
+
+def _is_overwritten(variable: Any) -> bool:
+    """Whether a gradient of this variable is its new value."""
+    return (
+        getattr(variable, "overwrite_with_gradient", False)
+        and tf.as_dtype(variable.dtype).is_floating
+    )
 
 
 def variables_of(model: keras.Model) -> list[Any]:

@@ -41,7 +41,9 @@ class KindsTest(absltest.TestCase):
         scaled = keras.Sequential(
             [
                 keras.Input([4]),
-                keras.layers.Dense(2, dtype="float8_from_float32"),
+                keras.layers.Dense(
+                    2, name="scaled", dtype="float8_from_float32"
+                ),
             ]
         )
         total = keras.metrics.Sum(name="sum")
@@ -51,12 +53,11 @@ class KindsTest(absltest.TestCase):
             path = v.path.split("/")[-2:]
             found.setdefault(kind, set()).add("/".join(path))
         for kind, *paths in [
-            (Kind.SEED, "seed_generator/seed_generator_state"),
             (Kind.STATISTIC, "norm/moving_mean", "norm/moving_variance"),
             (Kind.METRIC, "mean/total", "mean/count", "sum/total"),
             (Kind.OWN, "frozen/kernel", "counted/seen"),
-            (Kind.TRAINED, "norm/gamma", "dense/kernel"),
-            (Kind.OVERWRITTEN, "dense/kernel_scale"),
+            (Kind.TRAINED, "norm/gamma", "scaled/kernel"),
+            (Kind.OVERWRITTEN, "scaled/kernel_scale"),
         ]:
             self.assertContainsSubset(paths, found[kind], kind)
         self.assertCountEqual(found, Kind)

@@ -10,7 +10,7 @@ from towers.engine.host import host_of
 from towers.foreign import keras_layers, specs
 from towers.foreign.keras_layers import all_layers, unique
 from towers.foreign.keras_saving import TemplateProxy
-from towers.keras_model import merge_rules, pins
+from towers.keras_model import pins
 from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import is_pooled, statistics
 
@@ -53,6 +53,7 @@ class LayerGraph:
         self.model = model
         self.is_part = part_of is not None
         self.is_hooked = False  # see `hooks.hooked`
+        self.is_plain = False  # see `guards.Guards`
         self.is_portable = False  # see `keras_machine.asks_device`
         leaves = tf.nest.flatten(model)
         self.models = [m for m in leaves if isinstance(m, keras.Layer)]
@@ -60,19 +61,17 @@ class LayerGraph:
         self.layers = all_layers(self.models)
         _refuse_wrapped(self.layers)
         own = unique(v for m in self.models for v in m.variables)
-        metrics = unique(
-            v
-            for m in leaves
-            for v in (_metric_variables(m) if m in self.models else m.variables)
-        )
-        states = unique(v for m in self.models for v in _row_states(m))
+        given = [m for m in leaves if not isinstance(m, keras.Layer)]
+        metrics = _metric_variables(self.layers)
+        metrics += [v for metric in given for v in metric.variables]
+        states = _row_states(self.layers)
         # Keras counts metrics and states of rows among no layer's variables.
         self.variables = unique([*own, *metrics, *states])
         self._places = {id(v): i for i, v in enumerate(self.variables)}
         self.batch_norms = {
             self._places[id(layer.moving_mean)]: layer
-            for layer in self.layers
-            if is_pooled(layer) and layer.built
+            for layer in [x for x in self.layers if keras_layers.has_moments(x)]
+            if layer.built and is_pooled(layer)
         }
         trained = {id(v) for m in self.models for v in m.trainable_variables}
         self.trainable = self._of(trained)
@@ -83,19 +82,9 @@ class LayerGraph:
         )
         self.seeds = self.of_kind(Kind.SEED)
         self.row_states = self.of_kind(Kind.ROWS)
-        paths = pins.layer_paths(self.models)
-        for name in self.wanted:
-            if name not in dict(paths):
-                raise pins.no_layer("layer_outputs", name, [*dict(paths)])
-        if part_of is None:
-            self.pinned_layers = pins.pinned(paths, layer_devices or {})
-        else:
-            mine = {
-                id(layer) for layer in [*self.layers, *dict(paths).values()]
-            }
-            self.pinned_layers = [
-                pair for pair in part_of.pinned_layers if id(pair[0]) in mine
-            ]
+        self.pinned_layers: list[tuple[Any, pins.Pin]] = []
+        if layer_outputs or layer_devices or part_of is not None:
+            self.pinned_layers = self._named(layer_devices or {}, part_of)
         self.pins = {id(layer): pin for layer, pin in self.pinned_layers}
         homes = {  # of what one layer holds for another, that one says it
             id(v): pin
@@ -153,6 +142,20 @@ class LayerGraph:
             **{i: host for i, host in seeds.items() if host != device},
         }
 
+    def _named(
+        self, layer_devices: Mapping[str, pins.Pin], part_of: Any
+    ) -> list[tuple[Any, pins.Pin]]:
+        """The layers that have a device; raises if there is no such layer."""
+        paths = pins.layer_paths(self.models)
+        known = dict(paths)
+        for name in self.wanted:
+            if name not in known:
+                raise pins.no_layer("layer_outputs", name, [*known])
+        if part_of is None:
+            return pins.pinned(paths, layer_devices)
+        mine = {id(layer) for layer in [*self.layers, *known.values()]}
+        return [pair for pair in part_of.pinned_layers if id(pair[0]) in mine]
+
     def _of(self, ids: Container[int]) -> list[int]:
         """The places of variables with these ids."""
         return [i for i, v in enumerate(self.variables) if id(v) in ids]
@@ -173,7 +176,9 @@ class LayerGraph:
             for layer in self.batch_norms.values()
             for v in statistics(layer)
         }
+        seeds = {id(v) for v in self.variables if keras_layers.is_seed(v)}
         of_ids = [
+            (seeds, Kind.SEED),
             (states, Kind.ROWS),
             (metrics, Kind.METRIC),
             (moved, Kind.STATISTIC),
@@ -181,8 +186,6 @@ class LayerGraph:
         ]
 
         def kind_of(variable: Any) -> Kind:
-            if merge_rules.is_seed(variable):
-                return Kind.SEED
             if _is_overwritten(variable):
                 return Kind.OVERWRITTEN
             found = (kind for ids, kind in of_ids if id(variable) in ids)
@@ -245,26 +248,27 @@ def _is_overwritten(variable: Any) -> bool:
 
 def variables_of(model: keras.Model) -> list[Any]:
     """All that a tower may read or change: metrics and states of rows too."""
+    layers = all_layers(model)
     return unique(
-        [*model.variables, *_metric_variables(model), *_row_states(model)]
+        [*model.variables, *_metric_variables(layers), *_row_states(layers)]
     )
 
 
-def _row_states(model: keras.Layer) -> list[Any]:
+def _row_states(layers: Sequence[keras.Layer]) -> list[Any]:
     """What stateful RNNs keep for each row."""
     return [
         v
-        for layer in all_layers(model)
+        for layer in layers
         if keras_layers.is_stateful(layer)
         for v in tf.nest.flatten(layer.states)
     ]
 
 
-def _metric_variables(model: keras.Model) -> list[Any]:
-    """Of the metrics that the model and its layers keep, not of `compile`."""
+def _metric_variables(layers: Sequence[keras.Layer]) -> list[Any]:
+    """Of the metrics that models and their layers keep, not of `compile`."""
     return [
         v
-        for layer in all_layers(model)
+        for layer in layers
         for metric in keras_layers.kept_metrics(layer)
         for v in metric.variables
     ]

@@ -32,12 +32,22 @@ def check_outputs(
     """
     each = [replay["outputs"] for replay in replays]
     check_structures(each)
-    if request.users_fn is None:
+    if request.users_fn is not None:
+        return
+    unordered = {i for replay in replays for i in replay["unordered"]}
+    if unordered or not (all(divided) and all(map(_are_open, each))):
         rules = spread(request.merge, each[0])
-        unordered = {i for replay in replays for i in replay["unordered"]}
         batchless.check_joined(
             graph, inputs, divided, request, each, rules, unordered
         )
+
+
+def _are_open(outputs: Any) -> bool:
+    """Whether no output of a tower knows its number of rows, as shards do not."""
+    return all(
+        x is None or not x.shape.rank or x.shape[0] is None
+        for x in tf.nest.flatten(outputs)
+    )
 
 
 def gathered_outputs(

@@ -86,45 +86,25 @@ def replicated(
 
     The last is for what it draws, see `draws.told`; None where nothing is.
     """
-    n, values = len(placement.devices), []
-    columns: dict[int, list[Any]] = {}
-    parcels: dict[Any, list[int]] = {}  # of what travels together
-    elsewhere = [
-        graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
-    ]
     kept = functools.cache(shards.rows.kept)
+    values, columns = [], []
     with tf.name_scope("replicate"):
-        groups = _groups(graph)
+        for home in homes:
+            with tf.device(home.device):
+                values.append(home.read())
         for k, (home, kind) in enumerate(zip(homes, graph.kinds)):
-            device = home.device
-            with tf.device(device):
-                value = home.read()
+            with tf.device(home.device):
                 if kind is Kind.ROWS:
-                    value = of_all_rows(graph.variables[k], value, shards)
-                read = _Read(value, device, shards, kept)
-                columns[k] = _TO_TOWERS[kind](read)
-            values.append(value)
-            if kind in _ALONE:
-                continue
-            if kind is Kind.SEED:
-                device = host_of(device)
-            places = tuple(
-                there.get(k, tower)
-                for there, tower in zip(elsewhere, placement.devices)
-            )
-            together = is_small(value) and not all(
-                same_device(place, device) for place in places
-            )
-            key = device, places, value.dtype, groups[k] if together else k
-            parcels.setdefault(key, []).append(k)
+                    values[k] = of_all_rows(
+                        graph.variables[k], values[k], shards
+                    )
+                read = _Read(values[k], home.device, shards, kept)
+                columns.append(_TO_TOWERS[kind](read))
         if graph.seeds:
-            k, device = len(homes), host_of(placement.input_device)
-            columns[k] = _told(shards, placement)
-            places = tuple(map(host_of, placement.devices))
-            if not shards.ranges.are_known:
-                seed = groups[graph.seeds[-1]]
-                key = device, places, tf.int64, seed
-                parcels.setdefault(key, []).append(k)
+            columns.append(_told(shards, placement))
+        travels = graph.seeds and not shards.ranges.are_known
+        told_at = host_of(placement.input_device) if travels else None
+        parcels = _parcels(graph, homes, values, placement, told_at)
         for (device, places, dtype, _), members in parcels.items():
             if dtype.is_floating:
                 some = [values[k] for k in members]
@@ -135,13 +115,11 @@ def replicated(
                 given = parcelled(some, device, places)
             else:
                 continue
-            columns.update(zip(members, given))
-    each = [columns[k] for k in range(len(homes))]
-    return (
-        values,
-        [list(own) for own in zip(*each)] or [[]] * n,
-        columns.get(len(homes), [None] * n),
-    )
+            for k, column in zip(members, given):
+                columns[k] = column
+    n = len(placement.devices)
+    places = columns.pop() if graph.seeds else [None] * n
+    return values, [list(own) for own in zip(*columns)] or [[]] * n, places
 
 
 def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:
@@ -155,6 +133,48 @@ def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:
         with tf.device(host_of(tower) if is_known else home):
             made.append(told(dataclasses.replace(place, total=total)))
     return made
+
+
+def _parcels(
+    graph: layer_graph.LayerGraph,
+    homes: Sequence[Home],
+    values: Sequence[tf.Tensor],
+    placement: Placement,
+    told_at: str | None,
+) -> dict[Any, list[int]]:
+    """What travels together: by from where, to where, dtype and group.
+
+    Args:
+      graph: names the variables.
+      homes: where they live.
+      values: theirs.
+      placement: says where they go.
+      told_at: the device of what tells towers where they are, if that travels: it
+        comes after the variables, with seeds.
+    """
+    parcels: dict[Any, list[int]] = {}
+    elsewhere = [
+        graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
+    ]
+    groups, small = _groups(graph), [is_small(value) for value in values]
+    for k, (home, kind) in enumerate(zip(homes, graph.kinds)):
+        if kind in _ALONE:
+            continue
+        device = home.device if kind is not Kind.SEED else host_of(home.device)
+        places = tuple(
+            there.get(k, tower)
+            for there, tower in zip(elsewhere, placement.devices)
+        )
+        together = small[k] and not all(
+            same_device(place, device) for place in places
+        )
+        key = device, places, values[k].dtype, groups[k] if together else k
+        parcels.setdefault(key, []).append(k)
+    if told_at is not None:
+        places = tuple(map(host_of, placement.devices))
+        key = told_at, places, tf.int64, groups[graph.seeds[-1]]
+        parcels.setdefault(key, []).append(len(values))
+    return parcels
 
 
 def _groups(graph: layer_graph.LayerGraph) -> list[Any]:

@@ -8,7 +8,7 @@ Each looks for one thing that towers could get wrong:
   widths           ragged rows, dense as wide as the longest of a tower's
   row_widths       widths that a tower's rows tell, where nothing shows it
   row_order        rows in another order
-  batchless        outputs that have no rows (asked for by `outputs`)
+  batchless        outputs that have no rows
   held             variables that are no model's, and changes of them
   judged           how losses and metrics become one
   shared_state     how other state does
@@ -30,6 +30,7 @@ import tensorflow as tf
 from towers.engine.boundary import Held
 from towers.foreign import keras_layers
 from towers.keras_model import (
+    batchless,
     drawn_shapes,
     draws,
     judged,
@@ -41,6 +42,7 @@ from towers.keras_model import (
 from towers.keras_model.held import check_changes_nothing, held_variables
 from towers.keras_model.replay import Replay
 from towers.keras_model.request import Request
+from towers.verbs.gather import check_structures, spread
 
 # Layers whose `call` in Keras is arithmetic on what it is given and on weights: it
 # draws nothing, keeps nothing, makes nothing ragged or dense of that, has no mask or
@@ -212,6 +214,36 @@ class Guards:
             "unordered": dict.fromkeys(unordered),
         }
 
+    def check_outputs(
+        self, replays: Sequence[dict[str, Any]], inputs: Any
+    ) -> None:
+        """Raises unless outputs are of one structure, and can be joined.
+
+        Args:
+          replays: what each tower computed.
+          inputs: the nest that the model is called with.
+
+        Raises:
+          ValueError: they differ, have no rows to join, or in another order.
+        """
+        each = [replay["outputs"] for replay in replays]
+        check_structures(each)
+        unordered = {i for replay in replays for i in replay["unordered"]}
+        are_all_split = all(self.divided)
+        if self._request.users_fn is not None:
+            return
+        # What is plain has rows where its inputs have.
+        if (
+            unordered
+            or not are_all_split
+            or not (self.is_plain or all(map(_are_open, each)))
+        ):
+            batchless.check_joined(
+                *(self._graph, inputs, self.divided, self._request, each),
+                spread(self._request.merge, each[0]),
+                unordered,
+            )
+
     def agreed(
         self,
         findings: Sequence[dict[str, Any]],
@@ -233,3 +265,11 @@ class Guards:
             shared &= self._judge.of_open_rows(copies, shard).shared
         metrics = set.intersection(*(set(x["metrics"]) for x in findings))
         return {**dict(metrics), **{i: "same" for i, _ in shared}}
+
+
+def _are_open(outputs: Any) -> bool:
+    """Whether no output of a tower knows its number of rows, as shards do not."""
+    return all(
+        x is None or not x.shape.rank or x.shape[0] is None
+        for x in tf.nest.flatten(outputs)
+    )

@@ -31,6 +31,7 @@ def forward(
     told: Sequence[tf.Tensor | None],
     towers: Sequence[Any],
     request: Request,
+    inputs: Any,
 ) -> tuple[list[Any], dict[int, str]]:
     """What each tower computes, and how state merges, as its graph says.
 
@@ -44,6 +45,10 @@ def forward(
       told: where each tower is in the batch, if it may draw.
       towers: a `Tower` each, of which index, device, scope and inputs are known.
       request: what is asked for.
+      inputs: the nest of which the shards are.
+
+    Raises:
+      ValueError: towers cannot be built, or their outputs not be joined.
     """
     placement, own = request.placement, request.users_fn
     talks, how = graph.talks(request.training, own), request.how
@@ -85,7 +90,9 @@ def forward(
                 raise widths.refusal(str(needs)) from None
             replays = built(True, How.BUILT)
         are_known = shards.ranges.are_known
-        return replays, guards.agreed(replays, copies[0], fed, are_known)
+        verdict = guards.agreed(replays, copies[0], fed, are_known)
+    guards.check_outputs(replays, inputs)
+    return replays, verdict
 
 
 def _elsewhere(graph: layer_graph.LayerGraph, tower: Any) -> dict[int, str]:

@@ -190,7 +190,7 @@ def dense(units):
 
 
 class RoadTest(parameterized.TestCase):
-    @parameterized.parameters((build, 34, 300), (fit, 51, 560))
+    @parameterized.parameters((build, 34, 290), (fit, 51, 510))
     def test_it_is_no_longer_than_it_was(self, way, files, moves):
         """Files that are entered, and moves from one to the next."""
         way(3)()  # what is done once

@@ -62,9 +62,8 @@ class LayerGraph:
         _refuse_wrapped(self.layers)
         own = unique(v for m in self.models for v in m.variables)
         given = [m for m in leaves if not isinstance(m, keras.Layer)]
-        metrics = _metric_variables(self.layers)
+        metrics, states = _beside_weights(self.layers)
         metrics += [v for metric in given for v in metric.variables]
-        states = _row_states(self.layers)
         # Keras counts metrics and states of rows among no layer's variables.
         self.variables = unique([*own, *metrics, *states])
         self._places = {id(v): i for i, v in enumerate(self.variables)}
@@ -249,26 +248,19 @@ def _is_overwritten(variable: Any) -> bool:
 def variables_of(model: keras.Model) -> list[Any]:
     """All that a tower may read or change: metrics and states of rows too."""
     layers = all_layers(model)
-    return unique(
-        [*model.variables, *_metric_variables(layers), *_row_states(layers)]
+    metrics, states = _beside_weights(layers)
+    return unique([*model.variables, *metrics, *states])
+
+
+def _beside_weights(layers: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """What layers keep beside weights: variables of metrics, and states of rows.
+
+    Metrics are those of models and layers, not of `compile`; states are what
+    stateful RNNs keep for each row.
+    """
+    metrics = [m for x in layers for m in keras_layers.kept_metrics(x)]
+    recurrent = [x for x in layers if keras_layers.is_stateful(x)]
+    return (
+        [v for metric in metrics for v in metric.variables],
+        [v for layer in recurrent for v in tf.nest.flatten(layer.states)],
     )
-
-
-def _row_states(layers: Sequence[keras.Layer]) -> list[Any]:
-    """What stateful RNNs keep for each row."""
-    return [
-        v
-        for layer in layers
-        if keras_layers.is_stateful(layer)
-        for v in tf.nest.flatten(layer.states)
-    ]
-
-
-def _metric_variables(layers: Sequence[keras.Layer]) -> list[Any]:
-    """Of the metrics that models and their layers keep, not of `compile`."""
-    return [
-        v
-        for layer in layers
-        for metric in keras_layers.kept_metrics(layer)
-        for v in metric.variables
-    ]

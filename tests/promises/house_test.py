@@ -9,6 +9,7 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import placement
@@ -191,6 +192,7 @@ def dense(units):
 
 class RoadTest(parameterized.TestCase):
     @parameterized.parameters((build, 34, 290), (fit, 51, 510))
+    @pytest.mark.slow_after(1)
     def test_it_is_no_longer_than_it_was(self, way, files, moves):
         """Files that are entered, and moves from one to the next."""
         way(3)()  # what is done once

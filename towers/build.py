@@ -1,36 +1,30 @@
 """build_towers: split, replicate, forward, gather. The whole story."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from towers import v1_graph
 from towers.eager import run_eagerly
 from towers.engine.calls import How
-from towers.foreign import keras_layers
-from towers.inputs_per_tower import PerTower
-from towers.keras_model import calls, checks, layer_graph
-from towers.keras_model.given import Given
+from towers.homes import homes_of
+from towers.inputs_per_tower import own_inputs, refuse_shared
+from towers.keras_model import calls, checks
+from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.losses import gathered_losses
-from towers.keras_model.outputs import check_outputs, gathered_outputs
+from towers.keras_model.outputs import gathered_outputs
 from towers.keras_model.parameter_copies import replicated
 from towers.keras_model.parameters import Home
 from towers.keras_model.request import Request
 from towers.keras_model.state import Before, merge_state
 from towers.keras_model.tower import forward
-from towers.keras_model.whole_call import WholeCall
+from towers.keras_model.whole_call import speaks_of_all
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
-from towers.verbs.batch import (
-    Batch,
-    BatchPerTower,
-    checked_batch,
-    whole_paths,
-)
+from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.gather import gather_known
 from towers.verbs.split import own_shards, split_shards
 
@@ -123,35 +117,24 @@ def build_towers(
     """
     checks.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
+    how = How.AS_IS if quick_start else How.BUILT
+    how = How.COMPILED if jit_compile else how
     request = Request(
-        placement,
-        training,
-        merge,
-        tower_fn,
-        tuple(layer_outputs),
-        how=_how(jit_compile, quick_start),
+        placement, training, merge, tower_fn, tuple(layer_outputs), how=how
     )
-    if jit_compile and _is_built(model):
-        _layer_graph(model, request)  # refused before arrays become ops
-    if isinstance(inputs, PerTower):
-        inputs = inputs.next_batch(placement)
-    own = inputs.towers if isinstance(inputs, BatchPerTower) else None
+    if jit_compile and checks.are_built(model):
+        request.graph_of(model)  # refused before arrays become ops
+    own = own_inputs(inputs, placement)
+    nests = [inputs] if own is None else own
     if tower_fn is None:
+        given = arguments or {}
         if own is not None:
-            _refuse_shared(arguments or {}, whole)
-        each = [
-            calls.model_call([nest], arguments or {}, whole, training=training)
-            for nest in ([inputs] if own is None else own)
+            refuse_shared(given, whole)
+        made = [
+            calls.model_call([x], given, whole, None, training) for x in nests
         ]
-        return build_call(
-            model,
-            each[0],
-            placement,
-            merge,
-            layer_outputs,
-            how=request.how,
-            each=None if own is None else [call.batch for call in each],
-        )
+        batch = made[0].shared(own and [call.batch for call in made])
+        return build(model, batch, request.of_call(made[0]))
     if arguments:
         raise ValueError(
             "`arguments` are those of the model's call, which `tower_fn` makes "
@@ -159,129 +142,40 @@ def build_towers(
             "in `whole` if it is no batch."
         )
     if own is None:
-        return _built(model, checked_batch(inputs, whole=whole), request)
+        return build(model, checked_batch(inputs, whole=whole), request)
     checked = [
         checked_batch(nest, f"inputs of tower {i}", whole)
         for i, nest in enumerate(own)
     ]
-    nests = [batch.nest for batch in checked]
-    return _built(model, Batch(nests[0], checked[0].whole, nests), request)
+    each = [batch.nest for batch in checked]
+    return build(model, dataclasses.replace(checked[0], each=each), request)
 
 
-def build_call(
-    model: Any,
-    call: calls.ModelCall,
-    placement: Placement,
-    merge: Any = "concat",
-    layer_outputs: Sequence[str] = (),
-    part_of: Any = None,
-    how: How = How.BUILT,
-    each: Sequence[Any] | None = None,
-) -> TowerGraph:
-    """As `build_towers`, for a call of a model, or of a layer.
+def build(model: Any, batch: Batch, request: Request) -> TowerGraph:
+    """Towers of a checked batch; in a graph of their own in eager code.
 
     Args:
-      model: what is called.
-      call: with what.
-      placement, merge, layer_outputs: as for `build_towers`.
-      part_of: the model of which a layer is called by itself, in which
-        `layer_devices` are known.
-      how: whether towers are built op by op, or called as functions.
-      each: None, or the tensors that each tower has already, as in `call.batch`.
+      model: a model, a layer that is called by itself, or a nest of models.
+      batch: what it is called with.
+      request: what else is asked for.
     """
-    request = Request(
-        placement,
-        call.training,
-        merge,
-        call,
-        tuple(layer_outputs),
-        part_of,
-        how,
-    )
-    whole = [i in call.whole for i in range(len(call.batch))]
-    graph = _built(model, Batch(call.batch, whole, each), request)
-    made = [
-        dataclasses.replace(tower, inputs=call.inputs(tower.inputs))
-        for tower in graph.towers
-    ]
-    return dataclasses.replace(graph, towers=made)
-
-
-def _refuse_shared(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
-    """Raises if `arguments` are to be split: each tower has its own rows."""
-    for name, value in arguments.items():
-        shapes = [getattr(x, "shape", ()) for x in tf.nest.flatten(value)]
-        if (name,) not in whole_paths(whole) and any(map(len, shapes)):
-            raise ValueError(
-                f"`arguments` hold {name!r}, to be split by rows, but with inputs "
-                "of towers.per_tower each tower has its own rows. Put it into "
-                "the datasets and use a `tower_fn`, or name it in `whole`."
-            )
-
-
-def _built(model: Any, batch: Batch, request: Request) -> TowerGraph:
-    """Towers of a checked batch; in a graph of their own in eager code."""
-
-    def build(batch: Batch) -> TowerGraph:
-        return _in_graph(model, batch, request)
-
     if tf.executing_eagerly():
-        return run_eagerly(build, batch, request.placement)
-    return build(batch)
-
-
-def _in_graph(model: Any, batch: Batch, request: Request) -> TowerGraph:
-    """Towers of a model, a layer or several models, in this graph."""
+        in_graph = functools.partial(build, model, request=request)
+        return run_eagerly(in_graph, batch, request.placement)
     if isinstance(request.tower_fn, calls.ModelCall):
         checks.ensure_called(model, request.tower_fn)
-    graph = _layer_graph(model, request)
-    homes, penalties = _homes(graph, request.placement)
-    with checks.phase_known(request.training), _as_given(graph, batch, request):
+    graph = request.graph_of(model)
+    homes, penalties = homes_of(graph, request.placement)
+    with (
+        checks.phase_known(request.training),
+        speaks_of_all(model, batch, request),
+    ):
         built = assemble(graph, homes, penalties, batch, request)
-    if v1_graph.in_v1_graph() and not Given().is_open:
-        return v1_graph.settled(graph, built)
-    return built
-
-
-def _as_given(
-    graph: layer_graph.LayerGraph, batch: Batch, request: Request
-) -> AbstractContextManager[None]:
-    """While open, Keras speaks of the shape that was given, not of a shard's."""
-    if request.users_fn is not None or batch.each is not None:
-        return nullcontext()
-    return WholeCall(
-        graph.models[0], batch.nest, request.training, request.tower_fn
-    ).refused_as_given()
-
-
-def _layer_graph(model: Any, request: Request) -> layer_graph.LayerGraph:
-    """The model as a pure function, which XLA can take if it is to; no op.
-
-    Raises:
-      ValueError: it cannot, or there is no such layer; names the layer.
-    """
-    pins = request.placement.layer_devices
-    graph = layer_graph.LayerGraph(
-        model,
-        request.layer_outputs,
-        *((pins,) if request.part_of is None else ()),
-        part_of=request.part_of
-        and layer_graph.LayerGraph(request.part_of, (), pins),
-    )
-    if request.how is How.COMPILED:
-        talks = graph.talks(request.training, request.users_fn)
-        checks.check_compilable(graph, talks)
-    return graph
-
-
-def _is_built(model: Any) -> bool:
-    """Whether all models of a nest have their variables."""
-    models = [x for x in tf.nest.flatten(model) if isinstance(x, keras.Model)]
-    return all(map(keras_layers.is_built, models))
+    return v1_graph.settled(graph, built) if checks.in_v1_graph() else built
 
 
 def assemble(
-    graph: layer_graph.LayerGraph,
+    graph: LayerGraph,
     homes: list[Home],
     penalties: list[tf.Tensor],
     batch: Batch,
@@ -294,28 +188,32 @@ def assemble(
     values, copies, told = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
         begun = [
-            Tower(i, device, _scope(i), shards.true[i])
+            Tower(i, device, _scope(i), request.inputs_of(shards.true[i]))
             for i, device in enumerate(placement.devices)
         ]
     where = [home.device for home in homes]
     replays, verdict = forward(
-        graph, where, shards, copies, told, begun, request
+        graph, where, shards, copies, told, begun, request, batch.nest
     )
-    check_outputs(graph, batch.nest, shards.divided, replays, request)
 
     def gather(each: Any, rule: Any, label: str = "output") -> Any:
         return gather_known(each, placement, rule, shards.rows, label)
 
     outputs = gathered_outputs(replays, request.merge, gather, placement)
-    losses, adders = gathered_losses(
-        graph, replays, gather, str(placement.output_device), shards.rows
-    )
-    merged = merge_state(
-        Before(graph, values, where, shards.rows),
-        [replay["state"] for replay in replays],
-        verdict,
-        [replay["moments"] for replay in replays],
-    )
+    losses: list[tf.Tensor] = []
+    adders: list[Any] = []
+    merged: dict[int, tf.Tensor] = {}
+    if any(replay["losses"] for replay in replays):
+        losses, adders = gathered_losses(
+            graph, replays, gather, str(placement.output_device), shards.rows
+        )
+    if any(replay["state"] or replay["moments"] for replay in replays):
+        merged = merge_state(
+            Before(graph, values, where, shards.rows),
+            [replay["state"] for replay in replays],
+            verdict,
+            [replay["moments"] for replay in replays],
+        )
     towers = [
         dataclasses.replace(
             tower,
@@ -334,35 +232,6 @@ def assemble(
         adders,
         [(v, home.variable) for v, home in zip(graph.variables, homes)],
     )
-
-
-def _how(jit_compile: bool, quick_start: bool) -> How:
-    if jit_compile:
-        return How.COMPILED
-    return How.AS_IS if quick_start else How.BUILT
-
-
-def _homes(
-    graph: layer_graph.LayerGraph, placement: Placement
-) -> tuple[list[Home], list[tf.Tensor]]:
-    """Where each variable lives, and the weight regularisers."""
-    given = Given()
-    if v1_graph.in_v1_graph():
-        homes, penalties = v1_graph.enter(graph, placement)
-        if not given.is_open:
-            return homes, penalties
-    else:
-        homes = [
-            Home(keras_layers.raw(v), keras_layers.device_of(v), v)
-            for v in graph.variables
-        ]
-    if given.is_open:  # which hears of what would be assigned, too
-        homes = [
-            dataclasses.replace(home, owner=v, given=given.of(v))
-            for v, home in zip(graph.variables, homes)
-        ]
-    terms = [graph.regularization_loss(i, homes[i]) for i in graph.trainable]
-    return homes, [term for term in terms if term is not None]
 
 
 def _scope(i: int) -> str:

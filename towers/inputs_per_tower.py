@@ -1,16 +1,40 @@
 """inputs_per_tower: inputs that each tower reads on its own machine."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from towers import v1_graph
+from towers.keras_model import checks
 from towers.placement.device_names import absent
 from towers.placement.placement import Placement, check_placement
 from towers.readers import Read, key, watched
 from towers.tower_graph import Tower
-from towers.verbs.batch import BatchPerTower
+from towers.verbs.batch import BatchPerTower, whole_paths
+
+
+def own_inputs(inputs: Any, placement: Placement) -> Sequence[Any] | None:
+    """What each tower has already, if it reads its own; else None.
+
+    Args:
+      inputs: what `build_towers` is given.
+      placement: of the towers.
+    """
+    if isinstance(inputs, PerTower):
+        inputs = inputs.next_batch(placement)
+    return inputs.towers if isinstance(inputs, BatchPerTower) else None
+
+
+def refuse_shared(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
+    """Raises if `arguments` are to be split: each tower has its own rows."""
+    for name, value in arguments.items():
+        shapes = [getattr(x, "shape", ()) for x in tf.nest.flatten(value)]
+        if (name,) not in whole_paths(whole) and any(map(len, shapes)):
+            raise ValueError(
+                f"`arguments` hold {name!r}, to be split by rows, but with inputs "
+                "of towers.per_tower each tower has its own rows. Put it into "
+                "the datasets and use a `tower_fn`, or name it in `whole`."
+            )
 
 
 class PerTower:
@@ -59,7 +83,7 @@ class PerTower:
 
     def _read_for(self, placement: Placement) -> Read:
         check_placement(placement)
-        if v1_graph.in_v1_graph():
+        if checks.in_v1_graph():
             raise ValueError(
                 "Inputs of towers.per_tower are read in eager code and in a "
                 "tf.function, but this is a graph of tf.compat.v1. Give "

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from towers import v1_graph
 from towers.foreign import keras_layers
+from towers.keras_model import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class TowerGraph:
           run; the same are in the collection UPDATE_OPS already. Else None.
         """
         ops = [variable.assign(value) for variable, value in self.updates]
-        return [op.op for op in ops] if v1_graph.in_v1_graph() else None
+        return [op.op for op in ops] if checks.in_v1_graph() else None
 
     def copy_to_model(self, session: Any) -> None:
         """Gives the Keras model the values that a Session has trained.

@@ -36,11 +36,6 @@ class _Twin:
     penalty: tf.Tensor | None
 
 
-def in_v1_graph() -> bool:
-    """Whether ops made here run in a Session."""
-    return not tf.compat.v1.executing_eagerly_outside_functions()
-
-
 def enter(
     graph: layer_graph.LayerGraph, placement: Placement
 ) -> tuple[list[Home], list[tf.Tensor]]:
@@ -112,13 +107,11 @@ def settled(graph: layer_graph.LayerGraph, built: Any) -> Any:
       graph: names the variables.
       built: the towers of a v1 graph.
     """
+    if keras_layers.scope_here() is not None:
+        return built  # it hears of what would be assigned
     if tf.compat.v1.get_default_graph().building_function:
         return built  # what is made here can run only here
-    seeds = {
-        id(twin)
-        for i, (_, twin) in enumerate(built.variables)
-        if graph.is_seed(i)
-    }
+    seeds = {id(built.variables[i][1]) for i in graph.seeds}
     moves = []
     for op, (variable, _) in zip(built.apply_updates(), built.updates):
         tf.compat.v1.add_to_collection(tf.compat.v1.GraphKeys.UPDATE_OPS, op)

@@ -157,6 +157,15 @@ class MetricsTest(parameterized.TestCase):
         each = [3 / 7 * X[:3].max(), 4 / 7 * X[3:].max()]
         self.assertAlmostEqual(total, 2 * float(sum(each)), places=5)
 
+    def test_nor_does_what_looks_at_other_rows(self):
+        along = lambda: metrics.CosineSimilarity(axis=0)  # noqa: E731
+        made = tracking({"along": (along, lambda x: [x, x**2])})
+        names = told(
+            lambda: towers.build_towers(made, X, placement(2)).apply_updates()
+        )
+        self.assertLen(names, 1)
+        self.assertIn("cosine_similarity/total'", names[0])
+
     def test_a_model_without_losses_is_asked_nothing_more(self):
         """And one with them once, where rows are known."""
 

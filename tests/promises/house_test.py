@@ -1,10 +1,18 @@
 """The house: what each wing may import, and where private names may stand."""
 
 import ast
+import inspect
+import itertools
 import pathlib
 import re
+import sys
 
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
 from absl.testing import absltest, parameterized
+from models import placement
 
 import towers
 
@@ -130,6 +138,71 @@ def strangers(source):
         for line, name in private_names(source)
         if name not in own and not name.startswith("_towers_")
     ]
+
+
+def road(function):
+    """The files whose functions a call goes through, each as often as it is come to.
+
+    Of comprehensions, lambdas and generators nothing is counted.
+    """
+    calls, house = [], f"{HOUSE}/"
+
+    def called(frame, event, _):
+        code = frame.f_code
+        if (
+            event == "call"
+            and code.co_filename.startswith(house)
+            and not code.co_name.startswith("<")
+            and not code.co_flags & inspect.CO_GENERATOR
+        ):
+            calls.append(code.co_filename)
+
+    sys.setprofile(called)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return [file for file, _ in itertools.groupby(calls)]
+
+
+def build(units):
+    """Two dense layers as towers, in a step of one's own."""
+    model, where = dense(units), placement(2)
+
+    @tf.function(autograph=False)
+    def step(x):
+        return towers.build_towers(model, x, where).outputs
+
+    spec = tf.TensorSpec([None, 3])
+    return lambda: step.get_concrete_function(spec)
+
+
+def fit(units):
+    """Their first `fit`."""
+    model = towers.TowerModel(dense(units), placement(2))
+    model.compile("sgd", "mse")
+    x, y = np.ones([8, 3], "float32"), np.ones([8, units], "float32")
+    return lambda: model.fit(x, y, batch_size=4, verbose=0)
+
+
+def dense(units):
+    each = [keras.layers.Dense(4), keras.layers.Dense(units)]
+    return keras.Sequential([keras.Input([3]), *each])
+
+
+class RoadTest(parameterized.TestCase):
+    @parameterized.parameters((build, 34, 290), (fit, 51, 510))
+    @pytest.mark.slow_after(1)
+    def test_it_is_no_longer_than_it_was(self, way, files, moves):
+        """Files that are entered, and moves from one to the next."""
+        way(3)()  # what is done once
+        passed = road(way(2))
+        self.assertLessEqual(len(set(passed)), files, sorted(set(passed)))
+        self.assertLessEqual(len(passed) - 1, moves)
+
+    def test_build_py_is_the_story_only(self):
+        story = (HOUSE / "build.py").read_text().splitlines()
+        self.assertLessEqual(len(story), 240)
 
 
 class HouseTest(parameterized.TestCase):

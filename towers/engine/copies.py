@@ -113,8 +113,9 @@ class _Pattern:
         self._part = part
         self._nodes: list[tuple[Any, ...]] = []
         self.origins: list[int] = []
-        for k, op in enumerate(part.ops):
-            node, is_host = bare_node(op), op.device != part.device
+        bare = [bare_node(op) for op in part.ops]
+        for k, (op, node) in enumerate(zip(part.ops, bare)):
+            is_host = op.device != part.device
             taken = [self._taken(tensor) for tensor in op.inputs]
             waits = [
                 self.origins[part.places[x.name]] for x in op.control_inputs

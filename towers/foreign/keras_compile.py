@@ -180,13 +180,11 @@ def checked(
         yield
 
 
-def looks_at_other_rows(one: Any, rank: int | None = None) -> bool:
-    """Whether one of Keras's own losses or metrics is not computed row by row.
+def computed_by(one: Any) -> tuple[Any, dict[str, Any]]:
+    """The function that a loss or a metric is made of, and its options.
 
     Args:
-      one: a loss, a metric or a function, of the user's too, of which nothing
-        is known.
-      rank: that of targets and predictions, if it is known.
+      one: a loss, a metric or a function; it is itself where nothing is below.
     """
     options: dict[str, Any] = {}
     while True:
@@ -197,23 +195,7 @@ def looks_at_other_rows(one: Any, rank: int | None = None) -> bool:
         elif isinstance(one, keras.losses.Loss) and hasattr(one, "_fn_kwargs"):
             options, one = {**one._fn_kwargs, **options}, one.fn
         else:
-            break
-    one = inspect.unwrap(one) if callable(one) else one
-    if one is getattr(keras.losses, "circle", keras.losses.Loss):
-        return True
-    if not getattr(one, "__module__", "").startswith("keras."):
-        return False
-    axes = options.get("axis")
-    axes = axes if isinstance(axes, (list, tuple)) else [axes]
-    whole = [axis for axis in axes if isinstance(axis, int)]
-    return any(
-        axis == 0 or (rank is not None and axis == -rank) for axis in whole
-    )
-
-
-def axis_of(one: Any) -> Any:
-    """The axis that a loss or metric of Keras was told to look along, or None."""
-    return getattr(one, "_fn_kwargs", {}).get("axis")
+            return one, options
 
 
 def optimizers(model: Any) -> list[keras.Optimizer]:

@@ -11,12 +11,15 @@ that are attributes, without those of `compile` (`_metrics`); for the variable
 behind a Keras variable (`_value`) and what an optimizer knows it by
 (`_unique_id`); and for what a thread knows of the call that it is in
 (`GLOBAL_STATE_TRACKER`), whose names begin variables' paths (`name_scope_stack`),
-with the `stateless_scope` and the `symbolic_scope` that are open.
+with the `stateless_scope` and the `symbolic_scope` that are open; for whether a
+layer computes its outputs again in the backward pass (`_remat_mode`), and for the
+class of a model that is made of symbols (`Functional`).
 `keras_layers_test.py` fails when one of them changes.
 """
 
 import contextlib
 import copy
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,6 +27,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.models.functional import Functional
 
 # Attributes of layers: of all, of batch norms, of stateful RNNs.
 CALL_CONTEXT = "_get_call_context"
@@ -205,6 +209,11 @@ def is_stateful(layer: Any) -> bool:
     )
 
 
+def is_seed(variable: Any) -> bool:
+    """Whether this variable is the state of a `SeedGenerator`."""
+    return variable.name == "seed_generator_state"
+
+
 def has_moments(layer: Any) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization) and hasattr(
         layer, MOMENTS
@@ -257,23 +266,50 @@ def bare_operations(layer: Any) -> list[Any]:
     ]
 
 
-def is_keras_own(operation: Any) -> bool:
-    """Whether all that a layer, or an operation, computes is written in Keras.
+def is_keras_own(what: Any) -> bool:
+    """Whether all that something computes is written in Keras.
 
-    A function may be among its attributes: an activation, or what a `Lambda` calls.
-    What takes one with its inputs, as `keras.ops.map`, is not.
+    What takes a function with its inputs, as `keras.ops.map`, is not.
+
+    Args:
+      what: a class or a function; or a layer, an operation, a loss or a metric,
+        with the functions among its attributes: an activation, or what a `Lambda`
+        calls.
     """
-    kind = type(operation).__module__
-    if not kind.startswith("keras.") or kind.endswith(".ops.core"):
+    is_kind = isinstance(what, type) or inspect.isroutine(what)
+    module = (what if is_kind else type(what)).__module__ or ""
+    if not module.startswith("keras.") or module.endswith(".ops.core"):
         return False
-    if isinstance(operation, keras.Model):  # calls its layers, which are asked
+    # A model calls its layers, which are asked.
+    if is_kind or isinstance(what, keras.Model):
         return True
     parts: list[Any] = []
-    for value in vars(operation).values():
+    for value in vars(what).values():
         parts += value if isinstance(value, (list, tuple)) else [value]
     modules = [getattr(x, "__module__", None) for x in parts if callable(x)]
     return all(
         (m or "").split(".")[0] in ("keras", "tensorflow") for m in modules
+    )
+
+
+def is_as_written(layer: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether a layer is one of these kinds of Keras's, and computes just that.
+
+    Not if it is of a subclass, quantized, or computes something anew in the backward
+    pass; nor with a function of a user's own, in the place of a method too.
+
+    Args:
+      layer: any.
+      kinds: classes of Keras's; all models that are made of symbols count.
+    """
+    kind = type(layer)
+    return (
+        (kind in kinds or kind is Functional)
+        and is_keras_own(kind.call)
+        and not {"call", "compute_mask"} & vars(layer).keys()
+        and is_keras_own(layer)
+        and getattr(layer, "quantization_mode", None) is None
+        and getattr(layer, "_remat_mode", None) is None
     )
 
 

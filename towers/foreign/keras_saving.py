@@ -43,10 +43,12 @@ class TemplateProxy(keras.Model):
     def _done(self, name: str) -> Any:
         """Keras's method or property, or that of the template's class."""
         template = vars(self).get("template")
-        if template is None or not keras_compile.overridden(template, (name,)):
-            of_keras = inspect.getattr_static(keras.Model, name)
+        own = of_keras = inspect.getattr_static(keras.Model, name)
+        if template is not None:
+            own = inspect.getattr_static(type(template), name)
+        if own is of_keras:
             return of_keras.__get__(self, type(self))
-        return self.bound(inspect.getattr_static(type(template), name))
+        return self.bound(own)
 
     def bound(self, own: Any) -> Any:
         """A method, or the value of a property, of the template's class."""

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.foreign.keras_layers import is_keras_own
 from towers.keras_model import layer_graph, row_order, whole_call
 from towers.keras_model.calls import ModelCall
 from towers.keras_model.request import Request
@@ -125,7 +126,7 @@ class _Question:
             rows = {x.shape[0] for x in flat if x is not None}
             if rows == {None}:  # as the towers were called
                 return [_first_axis(column[0]) for column in columns]
-            if type(model).call.__module__.split(".")[0] == "keras":
+            if is_keras_own(type(model).call):
                 symbols = tf.nest.flatten(_symbols(model, "output"))
                 if symbols:
                     return [_first_axis(x) for x in symbols]

@@ -11,7 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from towers.foreign import keras_layers
-from towers.verbs.batch import checked_batch, whole_leaves, whole_paths
+from towers.verbs.batch import (
+    Batch,
+    checked_batch,
+    whole_leaves,
+    whole_paths,
+)
 
 _TENSORS = (tf.Tensor, tf.RaggedTensor, tf.SparseTensor)
 _LIKE_TENSORS = (np.ndarray, tf.Variable, keras.Variable)
@@ -57,6 +62,15 @@ class ModelCall:
         values = [(type(x), x) for x in tf.nest.flatten(self.arguments)]
         nest = tf.nest.map_structure(lambda _: 0, self.arguments)
         return (str(nest), *values, *self.whole, self.training, self.inside)
+
+    def shared(self, each: Sequence[Any] | None = None) -> Batch:
+        """The tensors, as the batch that towers get.
+
+        Args:
+          each: None, or those that each tower has already.
+        """
+        whole = [i in self.whole for i in range(len(self.batch))]
+        return Batch(self.batch, whole, each)
 
     def bound(self, shard: Sequence[Any]) -> Any:
         """(args, kwargs), with the tensors of a shard of `batch`."""

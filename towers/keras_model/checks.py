@@ -125,7 +125,7 @@ def ensure_called(model: Any, call: calls.ModelCall) -> None:
     if is_built(model):
         return
     try:
-        if not tf.compat.v1.executing_eagerly_outside_functions():
+        if in_v1_graph():
             eagerly(lambda: _called(model, call))
         elif call.inside:  # of which Keras is to know nothing
             with tf.init_scope(), keras_context()(), out_of_scope():
@@ -214,6 +214,17 @@ def output_spec(model: Any, inputs: Any) -> Any:
     if isinstance(declared, (list, tuple)) and len(declared) == 1:
         return keras.Operation.compute_output_spec(model, symbols)
     return declared
+
+
+def in_v1_graph() -> bool:
+    """Whether ops made here run in a Session."""
+    return not tf.compat.v1.executing_eagerly_outside_functions()
+
+
+def are_built(model: Any) -> bool:
+    """Whether all models of a nest have their variables."""
+    models = [x for x in tf.nest.flatten(model) if isinstance(x, keras.Model)]
+    return all(map(is_built, models))
 
 
 @tf.autograph.experimental.do_not_convert

@@ -89,7 +89,7 @@ class Masks:
 
 
 def noise_of_rows(
-    layer: keras.Layer, args: Sequence[Any], training: Any, place: Place | None
+    layer: keras.Layer, args: Sequence[Any], training: Any, place: Place
 ) -> contextlib.AbstractContextManager[None]:
     """While open, the noise of a dropout is of as many rows as it is given.
 
@@ -97,7 +97,7 @@ def noise_of_rows(
       layer: any.
       args: what it is called with.
       training: whether it is to train.
-      place: the tower's; None outside of towers.
+      place: the tower's.
 
     Raises:
       ValueError: its noise is of other rows than the batch.
@@ -106,8 +106,7 @@ def noise_of_rows(
     shape = tuple(shape) if isinstance(shape, (tuple, list)) else ()
     rows = shape[0] if shape else None
     if (
-        place is None
-        or not training
+        not training
         or not isinstance(rows, int)
         or rows == 1
         or not isinstance(args[0], tf.Tensor)

@@ -1,18 +1,36 @@
 """guards: what is looked for in the graph of a tower, beside the story.
 
-Each looks for one thing that towers could get wrong, and does nothing for a model
-that has it not: draws by seeds that are the same in all towers (`draws`), changes
-of variables that are no model's (`held`), widths that rows tell (`row_widths`),
-rows in another order (`row_order`), and how losses, metrics and other state become
-one (`judged`, `shared_state`).
+Each looks for one thing that towers could get wrong:
+
+  draws            random numbers by seeds that are the same in all towers
+  attributes       tensors of one tower that a layer keeps
+  fixed_rows       masks and noise for a batch of so many rows
+  widths           ragged rows, dense as wide as the longest of a tower's
+  row_widths       widths that a tower's rows tell, where nothing shows it
+  row_order        rows in another order
+  batchless        outputs that have no rows
+  held             variables that are no model's, and changes of them
+  judged           how losses and metrics become one
+  shared_state     how other state does
+  and, by `foreign`, gradients that a layer takes by itself (`tf_custom_gradients`)
+  and what Keras asks of the machine (`keras_machine`)
+
+None does anything for a model that has it not. What is told by the ops that a tower
+made, by its state or its losses, is asked of those first. The rest, which listens
+while a tower is built, is left out for plain layers: see `is_plain`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
+from towers.engine.boundary import Held
+from towers.foreign import keras_layers
 from towers.keras_model import (
+    batchless,
     drawn_shapes,
     draws,
     judged,
@@ -21,9 +39,61 @@ from towers.keras_model import (
     row_widths,
     shared_state,
 )
-from towers.keras_model.held import check_changes_nothing
+from towers.keras_model.held import check_changes_nothing, held_variables
 from towers.keras_model.replay import Replay
 from towers.keras_model.request import Request
+from towers.verbs.gather import check_structures, spread
+
+# Layers whose `call` in Keras is arithmetic on what it is given and on weights: it
+# draws nothing, keeps nothing, makes nothing ragged or dense of that, has no mask or
+# noise of a number of rows, no variable beside its weights, no gradient of its own,
+# and never asks for the machine, but for channels that come first.
+_PLAIN = (
+    keras.Sequential,
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.Average,
+    keras.layers.AveragePooling2D,
+    keras.layers.BatchNormalization,
+    keras.layers.Concatenate,
+    keras.layers.Conv2D,
+    keras.layers.Dense,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.InputLayer,
+    keras.layers.LayerNormalization,
+    keras.layers.MaxPooling2D,
+    keras.layers.Multiply,
+    keras.layers.ReLU,
+    keras.layers.Reshape,
+    keras.layers.Softmax,
+    keras.layers.Subtract,
+    keras.layers.UpSampling2D,
+    keras.layers.ZeroPadding2D,
+)
+
+
+def is_plain(graph: layer_graph.LayerGraph, shard: Any) -> bool:
+    """Whether it is known that towers need not be listened to while they are built.
+
+    That is so of dense tensors in layers of Keras's own that are plain, exactly as
+    Keras has them, in a model that calls nothing else. Of any other layer, and of a
+    user's above all, it is not known.
+
+    Args:
+      graph: the model; all that the tower calls.
+      shard: a nest that it is called with.
+    """
+    return all(
+        x is None or isinstance(x, tf.Tensor) for x in tf.nest.flatten(shard)
+    ) and all(
+        keras_layers.is_as_written(layer, _PLAIN)
+        and getattr(layer, "data_format", None) != "channels_first"
+        and not keras_layers.bare_operations(layer)
+        for layer in graph.layers
+    )
 
 
 class Guards:
@@ -31,25 +101,42 @@ class Guards:
 
     Args:
       graph: names the layers and the variables.
+      shard: what a tower is given.
       divided: for each leaf of a shard whether it is of the tower's rows, or
         whole.
       request: what was asked for.
+
+    Attributes:
+      is_plain: whether nothing is listened to.
+      divided: see above.
     """
 
     def __init__(
         self,
         graph: layer_graph.LayerGraph,
+        shard: Any,
         divided: Sequence[bool],
         request: Request,
     ):
+        self.is_plain = request.users_fn is None and is_plain(graph, shard)
         self.divided = divided
         self._graph, self._request = graph, request
-        self._judge = judged.OfTowers(graph, divided, request)
+
+    @functools.cached_property
+    def _judge(self) -> judged.OfTowers:
+        return judged.OfTowers(self._graph, self.divided, self._request)
+
+    @property
+    def held(self) -> list[Held]:
+        """Variables that layers keep beside Keras's weights."""
+        return [] if self.is_plain else held_variables(self._graph.layers)
 
     def look_at_draws(
         self, copies: Sequence[tf.Tensor], shard: Any, is_compiled: bool
-    ) -> draws.Look:
+    ) -> draws.Look | None:
         """What a tower of many rows draws, looked at when one does."""
+        if self.is_plain:
+            return None
 
         def looked(tower_fn: Callable[..., Any] | None, anew: bool) -> Any:
             return drawn_shapes.of_many_rows(
@@ -67,7 +154,8 @@ class Guards:
         aside: dict[str, Any],
         copies: Sequence[tf.Tensor],
         shard: Any,
-        drawn: draws.Own,
+        drawn: draws.Own | None,
+        made: Sequence[tf.Operation],
     ) -> tuple[list[str], dict[str, Any]]:
         """Those of one tower, to be called in it.
 
@@ -76,7 +164,8 @@ class Guards:
           replay: what it computed.
           aside: its new state and moments.
           copies, shard: what it was given.
-          drawn: its draws.
+          drawn: its draws, if it may have any.
+          made: the ops that it is made of, and those for all towers.
 
         Returns:
           A rule for each loss; and names without tensors, which are there in
@@ -86,25 +175,36 @@ class Guards:
           ValueError: the tower changes what all towers would.
         """
         graph = self._graph
-        state, made = aside["state"], drawn.operations
-        if drawn.place.index == 0:
-            drawn.check(scope)
-        if len(self._request.placement.devices) > 1:
-            check_changes_nothing(made)
+        state, kinds = aside["state"], {op.type for op in made}
+        are_several = len(self._request.placement.devices) > 1
+        rules: list[str] = []
+        metrics: dict[int, str] = {}
+        shared: set[shared_state.Shared] = set()
+        unordered: Sequence[int] = ()
+        of_place: Sequence[tf.Tensor] = ()
+        rows: Sequence[tuple[tf.Tensor, int, int]] = ()
+        if drawn is not None:
+            of_place, rows = drawn.of_place, drawn.rows
+            if drawn.place.index == 0:
+                drawn.check(scope)
+            if are_several:
+                check_changes_nothing(made)
+        if are_several and not row_widths.SIZED.keys().isdisjoint(kinds):
             row_widths.warn_of_hidden(
                 graph,
                 [replay.outputs, replay.losses, aside],
                 [x for x in made if x.name.startswith(scope)],
                 *(shard, self.divided),
             )
-        shared = shared_state.shared_state(
-            graph, state, copies, shard, self.divided, drawn.of_place
-        )
-        rules, metrics = self._judge.rules(
-            replay, state, copies, shard, drawn.rows
-        )
-        unordered: Sequence[int] = ()
-        if self._request.is_split:
+        if state:
+            shared = shared_state.shared_state(
+                graph, state, copies, shard, self.divided, of_place
+            )
+        if state or replay.losses:
+            rules, metrics = self._judge.rules(
+                replay, state, copies, shard, rows
+            )
+        if self._request.is_split and not row_order.MOVES.isdisjoint(kinds):
             unordered = row_order.unordered(
                 replay.outputs, shard, self.divided, copies
             )
@@ -113,6 +213,36 @@ class Guards:
             "metrics": dict.fromkeys(metrics.items()),
             "unordered": dict.fromkeys(unordered),
         }
+
+    def check_outputs(
+        self, replays: Sequence[dict[str, Any]], inputs: Any
+    ) -> None:
+        """Raises unless outputs are of one structure, and can be joined.
+
+        Args:
+          replays: what each tower computed.
+          inputs: the nest that the model is called with.
+
+        Raises:
+          ValueError: they differ, have no rows to join, or in another order.
+        """
+        each = [replay["outputs"] for replay in replays]
+        check_structures(each)
+        unordered = {i for replay in replays for i in replay["unordered"]}
+        are_all_split = all(self.divided)
+        if self._request.users_fn is not None:
+            return
+        # What is plain has rows where its inputs have.
+        if (
+            unordered
+            or not are_all_split
+            or not (self.is_plain or all(map(_are_open, each)))
+        ):
+            batchless.check_joined(
+                *(self._graph, inputs, self.divided, self._request, each),
+                spread(self._request.merge, each[0]),
+                unordered,
+            )
 
     def agreed(
         self,
@@ -135,3 +265,11 @@ class Guards:
             shared &= self._judge.of_open_rows(copies, shard).shared
         metrics = set.intersection(*(set(x["metrics"]) for x in findings))
         return {**dict(metrics), **{i: "same" for i, _ in shared}}
+
+
+def _are_open(outputs: Any) -> bool:
+    """Whether no output of a tower knows its number of rows, as shards do not."""
+    return all(
+        x is None or not x.shape.rank or x.shape[0] is None
+        for x in tf.nest.flatten(outputs)
+    )

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from towers.engine.boundary import Held
 from towers.foreign import tf_calls
+from towers.foreign.keras_layers import is_keras_own
 
 _ENDED = (keras.Layer, keras.Variable, keras.metrics.Metric)
 # What changes a variable: `AssignVariableOp`, `ResourceScatterUpdate`, ...
@@ -29,7 +30,7 @@ def held_variables(layers: Sequence[keras.Layer]) -> list[Held]:
     """The variables that layers keep so, and whether all who do are frozen."""
     found: dict[int, Held] = {}
     for layer in layers:
-        own = type(layer).__module__.startswith("keras.")
+        own = is_keras_own(type(layer))
         if own and not isinstance(layer, keras.layers.TFSMLayer):
             continue
         for variable in _kept(layer, set()):

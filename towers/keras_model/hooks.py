@@ -24,7 +24,7 @@ Function = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def hooked(graph: Any) -> Iterator[None]:
+def hooked(graph: Any, is_plain: bool = False) -> Iterator[None]:
     """While open, a replay names each layer's scope, and takes notes.
 
     Towers in step are replayed side by side: each hook asks whose call it
@@ -32,6 +32,7 @@ def hooked(graph: Any) -> Iterator[None]:
 
     Args:
       graph: a `LayerGraph`.
+      is_plain: whether nothing else is listened to, see `guards.Guards`.
     """
     if graph.is_hooked:
         yield
@@ -62,13 +63,21 @@ def hooked(graph: Any) -> Iterator[None]:
         for layer in graph.layers
         if keras_layers.is_recurrent(layer)
     ]
-    with (
-        patched((graph, "is_hooked", True), *shadows),
-        keras_machine.asks_device(_device, host.on_host, _portable),
-        widths.of_batch(notes_here),
-        tf_random.asks(_seeds, _drawn),
-    ):
+    flags = (graph, "is_hooked", True), (graph, "is_plain", is_plain)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patched(*flags, *shadows))
+        for listens in () if is_plain else _LISTENS:
+            stack.enter_context(listens())
         yield
+
+
+# What is listened to besides: whoever asks for the device, makes ragged rows dense, or
+# draws random numbers.
+_LISTENS: tuple[Callable[[], contextlib.AbstractContextManager[None]], ...] = (
+    lambda: keras_machine.asks_device(_device, host.on_host, _portable),
+    lambda: widths.of_batch(notes_here),
+    lambda: tf_random.asks(_seeds, _drawn),
+)
 
 
 def _device() -> str | None:
@@ -123,11 +132,10 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
         if notes.masks is not None:
             kwargs = notes.masks.given(layer, kwargs)
         phase = kwargs.get("training", notes.training)
-        noised = noise_of_rows(layer, args, phase, notes.place)
         device = graph.device_of(layer, notes.tower)
         scopes.append(f"{scopes[-1]}{layer.name}/")
         try:
-            with tf.name_scope(scopes[-1]), noised:
+            with tf.name_scope(scopes[-1]), _noised(layer, args, phase, notes):
                 if device in (None, outer):
                     outputs = original(*args, **kwargs)
                 else:
@@ -144,6 +152,15 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
         return outputs
 
     return call
+
+
+def _noised(
+    layer: Any, args: Any, phase: Any, notes: Notes
+) -> contextlib.AbstractContextManager[None]:
+    place = notes.place  # None where nobody listens for noise
+    if place is None:
+        return contextlib.nullcontext()
+    return noise_of_rows(layer, args, phase, place)
 
 
 def _masked(graph: Any, layer: Any, original: Function) -> Function:

@@ -13,14 +13,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.engine import all_towers, boundary
-from towers.engine.row_kinds import MEAN, SAME, SUM, Kind, Rows, Total, agreed
+from towers.engine import all_towers, boundary, row_kinds
+from towers.engine.row_kinds import MEAN, SAME, SUM, Rows, Total, agreed
 from towers.engine.row_sums import Judge
 from towers.foreign import keras_layers, specs
 from towers.keras_model import layer_graph, shared_state
+from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import besides_moments
 from towers.keras_model.replay import Replay, replayed
 from towers.keras_model.request import Request
+from towers.keras_model.row_losses import adds_up
 
 UNKNOWN = "unknown"
 # Rules of losses, beside those that a layer may declare. What is there once for
@@ -133,7 +135,7 @@ class OfTowers:
 def _metrics(
     graph: layer_graph.LayerGraph, state: dict[int, tf.Tensor]
 ) -> list[int]:
-    return [i for i in state if graph.is_metric(i)]
+    return [i for i in state if graph.kinds[i] is Kind.METRIC]
 
 
 def _are_open(shard: Any, divided: Sequence[bool]) -> bool:
@@ -204,11 +206,12 @@ def _of_rows(graph: layer_graph.LayerGraph) -> list[int]:
         if isinstance(metric, keras.metrics.Metric)
         and type(metric) not in (keras.metrics.Mean, keras.metrics.Sum)
         and keras_layers.is_keras_own(metric)
+        and adds_up(metric) is not False
         for v in metric.variables
     ]
 
 
-def _of_loss(kind: Kind) -> str:
+def _of_loss(kind: row_kinds.Kind) -> str:
     if not isinstance(kind, Rows):
         return _of_total(kind)
     if kind.axis == 0 and kind.power in (0, -1):
@@ -217,7 +220,7 @@ def _of_loss(kind: Kind) -> str:
     return {"sum": SUMMED, "mean": AVERAGED}.get(rule, UNKNOWN)
 
 
-def _of_total(kind: Kind) -> str:
+def _of_total(kind: row_kinds.Kind) -> str:
     one = agreed([kind])
     if one == SAME:
         return "same"

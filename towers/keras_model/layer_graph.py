@@ -1,6 +1,6 @@
 """LayerGraph: a Keras model as a pure function, replayed layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,8 +10,9 @@ from towers.engine.host import host_of
 from towers.foreign import keras_layers, specs
 from towers.foreign.keras_layers import all_layers, unique
 from towers.foreign.keras_saving import TemplateProxy
-from towers.keras_model import merge_rules, pins
-from towers.keras_model.moments import is_pooled
+from towers.keras_model import pins
+from towers.keras_model.kinds import Kind
+from towers.keras_model.moments import is_pooled, statistics
 
 
 class LayerGraph:
@@ -26,6 +27,12 @@ class LayerGraph:
         that is called by itself.
 
     Attributes:
+      variables: those that a tower may read or change, in one order for all.
+      kinds: what each of them is.
+      trainable, seeds, row_states: the places of those that Keras trains, of
+        seeds, and of what stateful RNNs keep for each row.
+      batch_norms: the layers whose statistics are pooled, by the place of their
+        `moving_mean`.
       pins: by a layer's id its device, or one per tower.
       pinned: by a variable's place the device of a layer that is the same for
         all towers: it lives there.
@@ -46,46 +53,37 @@ class LayerGraph:
         self.model = model
         self.is_part = part_of is not None
         self.is_hooked = False  # see `hooks.hooked`
+        self.is_plain = False  # see `guards.Guards`
         self.is_portable = False  # see `keras_machine.asks_device`
         leaves = tf.nest.flatten(model)
         self.models = [m for m in leaves if isinstance(m, keras.Layer)]
         self.wanted = tuple(layer_outputs)
-        self.variables = unique(v for m in self.models for v in m.variables)
-        metrics = unique(
-            v
-            for m in leaves
-            for v in (_metric_variables(m) if m in self.models else m.variables)
-        )
-        known = {id(v) for v in self.variables}
-        self.metric_variables = [v for v in metrics if id(v) not in known]
-        self.variables += self.metric_variables
-        self.layers = unique(
-            layer for m in self.models for layer in all_layers(m)
-        )
+        self.layers = all_layers(self.models)
         _refuse_wrapped(self.layers)
-        known = {id(v) for v in self.variables}
-        states = unique(v for m in self.models for v in _row_states(m))
-        # Keras counts them among no layer's variables.
-        self.variables += [v for v in states if id(v) not in known]
-        self.row_states = [self.index_of(v) for v in states]
-        self.trainable = [
-            i
-            for i, v in enumerate(self.variables)
-            if any(v is t for m in self.models for t in m.trainable_variables)
-        ]
-        paths = pins.layer_paths(self.models)
-        for name in self.wanted:
-            if name not in dict(paths):
-                raise pins.no_layer("layer_outputs", name, [*dict(paths)])
-        if part_of is None:
-            self.pinned_layers = pins.pinned(paths, layer_devices or {})
-        else:
-            mine = {
-                id(layer) for layer in [*self.layers, *dict(paths).values()]
-            }
-            self.pinned_layers = [
-                pair for pair in part_of.pinned_layers if id(pair[0]) in mine
-            ]
+        own = unique(v for m in self.models for v in m.variables)
+        given = [m for m in leaves if not isinstance(m, keras.Layer)]
+        metrics, states = _beside_weights(self.layers)
+        metrics += [v for metric in given for v in metric.variables]
+        # Keras counts metrics and states of rows among no layer's variables.
+        self.variables = unique([*own, *metrics, *states])
+        self._places = {id(v): i for i, v in enumerate(self.variables)}
+        self.batch_norms = {
+            self._places[id(layer.moving_mean)]: layer
+            for layer in [x for x in self.layers if keras_layers.has_moments(x)]
+            if layer.built and is_pooled(layer)
+        }
+        trained = {id(v) for m in self.models for v in m.trainable_variables}
+        self.trainable = self._of(trained)
+        self.kinds = self._kinds(
+            trained,
+            {id(v) for v in metrics} - {id(v) for v in own},
+            {id(v) for v in states},
+        )
+        self.seeds = self.of_kind(Kind.SEED)
+        self.row_states = self.of_kind(Kind.ROWS)
+        self.pinned_layers: list[tuple[Any, pins.Pin]] = []
+        if layer_outputs or layer_devices or part_of is not None:
+            self.pinned_layers = self._named(layer_devices or {}, part_of)
         self.pins = {id(layer): pin for layer, pin in self.pinned_layers}
         homes = {  # of what one layer holds for another, that one says it
             id(v): pin
@@ -143,25 +141,56 @@ class LayerGraph:
             **{i: host for i, host in seeds.items() if host != device},
         }
 
-    def is_seed(self, index: int) -> bool:
-        """Whether this variable is the state of a `SeedGenerator`."""
-        return merge_rules.is_seed(self.variables[index])
+    def _named(
+        self, layer_devices: Mapping[str, pins.Pin], part_of: Any
+    ) -> list[tuple[Any, pins.Pin]]:
+        """The layers that have a device; raises if there is no such layer."""
+        paths = pins.layer_paths(self.models)
+        known = dict(paths)
+        for name in self.wanted:
+            if name not in known:
+                raise pins.no_layer("layer_outputs", name, [*known])
+        if part_of is None:
+            return pins.pinned(paths, layer_devices)
+        mine = {id(layer) for layer in [*self.layers, *known.values()]}
+        return [pair for pair in part_of.pinned_layers if id(pair[0]) in mine]
 
-    @property
-    def seeds(self) -> list[int]:
-        """The variables that are seeds."""
-        return [i for i in range(len(self.variables)) if self.is_seed(i)]
+    def _of(self, ids: Container[int]) -> list[int]:
+        """The places of variables with these ids."""
+        return [i for i, v in enumerate(self.variables) if id(v) in ids]
 
-    def is_metric(self, index: int) -> bool:
-        """Whether this variable is a metric's."""
-        return any(self.variables[index] is v for v in self.metric_variables)
+    def of_kind(self, kind: Kind) -> list[int]:
+        """The places of the variables of a kind."""
+        return [i for i, other in enumerate(self.kinds) if other is kind]
 
-    def is_overwritten(self, index: int) -> bool:
-        """Whether a gradient of this variable is its new value."""
-        return (
-            getattr(self.variables[index], "overwrite_with_gradient", False)
-            and tf.as_dtype(self.variables[index].dtype).is_floating
-        )
+    def _kinds(
+        self,
+        trained: Container[int],
+        metrics: Container[int],
+        states: Container[int],
+    ) -> list[Kind]:
+        """What each variable is, by the ids of those of some kinds."""
+        moved = {
+            id(v)
+            for layer in self.batch_norms.values()
+            for v in statistics(layer)
+        }
+        seeds = {id(v) for v in self.variables if keras_layers.is_seed(v)}
+        of_ids = [
+            (seeds, Kind.SEED),
+            (states, Kind.ROWS),
+            (metrics, Kind.METRIC),
+            (moved, Kind.STATISTIC),
+            (trained, Kind.TRAINED),
+        ]
+
+        def kind_of(variable: Any) -> Kind:
+            if _is_overwritten(variable):
+                return Kind.OVERWRITTEN
+            found = (kind for ids, kind in of_ids if id(variable) in ids)
+            return next(found, Kind.OWN)
+
+        return [kind_of(v) for v in self.variables]
 
     def regularization_loss(self, index: int, home: Any) -> tf.Tensor | None:
         """A variable's weight regulariser, computed where it lives."""
@@ -182,15 +211,6 @@ class LayerGraph:
             for x in self.layers
         )
 
-    def batch_norms(self) -> dict[int, keras.layers.BatchNormalization]:
-        """The layers whose statistics are pooled, by `moving_mean`'s index."""
-        index = {id(v): i for i, v in enumerate(self.variables)}
-        return {
-            index[id(layer.moving_mean)]: layer
-            for layer in self.layers
-            if is_pooled(layer) and layer.built
-        }
-
     def specs_of(
         self, values: Sequence[tf.Tensor], rows: int | None = None
     ) -> list[Any]:
@@ -202,7 +222,7 @@ class LayerGraph:
 
     def index_of(self, variable: keras.Variable) -> int:
         """The place of a variable in `self.variables`."""
-        return next(i for i, v in enumerate(self.variables) if v is variable)
+        return self._places[id(variable)]
 
 
 def _refuse_wrapped(layers: Sequence[keras.Layer]) -> None:
@@ -217,28 +237,30 @@ def _refuse_wrapped(layers: Sequence[keras.Layer]) -> None:
             )
 
 
-def variables_of(model: keras.Model) -> list[Any]:
-    """All that a tower may read or change: metrics and states of rows too."""
-    return unique(
-        [*model.variables, *_metric_variables(model), *_row_states(model)]
+def _is_overwritten(variable: Any) -> bool:
+    """Whether a gradient of this variable is its new value."""
+    return (
+        getattr(variable, "overwrite_with_gradient", False)
+        and tf.as_dtype(variable.dtype).is_floating
     )
 
 
-def _row_states(model: keras.Layer) -> list[Any]:
-    """What stateful RNNs keep for each row."""
-    return [
-        v
-        for layer in all_layers(model)
-        if keras_layers.is_stateful(layer)
-        for v in tf.nest.flatten(layer.states)
-    ]
+def variables_of(model: keras.Model) -> list[Any]:
+    """All that a tower may read or change: metrics and states of rows too."""
+    layers = all_layers(model)
+    metrics, states = _beside_weights(layers)
+    return unique([*model.variables, *metrics, *states])
 
 
-def _metric_variables(model: keras.Model) -> list[Any]:
-    """Of the metrics that the model and its layers keep, not of `compile`."""
-    return [
-        v
-        for layer in all_layers(model)
-        for metric in keras_layers.kept_metrics(layer)
-        for v in metric.variables
-    ]
+def _beside_weights(layers: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """What layers keep beside weights: variables of metrics, and states of rows.
+
+    Metrics are those of models and layers, not of `compile`; states are what
+    stateful RNNs keep for each row.
+    """
+    metrics = [m for x in layers for m in keras_layers.kept_metrics(x)]
+    recurrent = [x for x in layers if keras_layers.is_stateful(x)]
+    return (
+        [v for metric in metrics for v in metric.variables],
+        [v for layer in recurrent for v in tf.nest.flatten(layer.states)],
+    )

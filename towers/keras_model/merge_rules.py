@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.foreign.keras_layers import is_seed
+
 RULES = ("sum", "max", "min", "mean", "last")
 
 
@@ -137,11 +139,6 @@ def declared(variable: Any) -> str | None:
 def usual(dtype: tf.DType) -> str:
     """The rule of a variable for which none was declared."""
     return "mean" if dtype.is_floating else "last"
-
-
-def is_seed(variable: Any) -> bool:
-    """Whether this variable is the state of a `SeedGenerator`."""
-    return variable.name == "seed_generator_state"
 
 
 def first_warning(variable: Any) -> bool:

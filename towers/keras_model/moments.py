@@ -127,7 +127,7 @@ def packed(
       By group: a tensor [2, channels of all calls] of means and variances, or
       [3, channels] with the counts below.
     """
-    layers = graph.batch_norms()
+    layers = graph.batch_norms
     groups: dict[Group, list[tuple[tuple[int, int], Moments]]] = {}
     for i, calls in moments.items():
         for k, call in enumerate(calls):
@@ -160,7 +160,7 @@ def besides_moments(
     moments: dict[int, list[Moments]],
 ) -> dict[int, tf.Tensor]:
     """One tower's new values by variable, but of those that moments tell of."""
-    layers = graph.batch_norms()
+    layers = graph.batch_norms
     told = {
         graph.index_of(variable)
         for i in moments

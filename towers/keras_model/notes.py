@@ -10,6 +10,7 @@ import tensorflow as tf
 from towers.engine import errand, host
 from towers.foreign.patches import bound
 from towers.keras_model.fixed_rows import Masks
+from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import Moments
 
 _notes: contextvars.ContextVar[Any] = contextvars.ContextVar(
@@ -116,9 +117,10 @@ def note_update(variable: Any, before: tf.Tensor) -> None:
     if notes is None or not errand.is_run():
         return
     graph = notes.graph
-    if graph.is_seed(graph.index_of(variable)):
+    kind = graph.kinds[graph.index_of(variable)]
+    if kind is Kind.SEED:
         errand.note_draw(variable, before)
-    elif all(variable is not v for v in graph.metric_variables):
+    elif kind is not Kind.METRIC:
         raise ValueError(
             f"The function that all_towers was given updates {variable.path!r}"
             ", which it does in one tower only. Expected it to return the new "

@@ -1,43 +1,15 @@
 """outputs: gathered outputs, with what Keras attaches to them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from towers.foreign import keras_layers
-from towers.keras_model import batchless, layer_graph
-from towers.keras_model.request import Request
 from towers.placement.placement import Placement
-from towers.verbs.gather import check_structures, spread
+from towers.verbs.gather import spread
 
 ACTIVATIONS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.nn.sigmoid}
-
-
-def check_outputs(
-    graph: layer_graph.LayerGraph,
-    inputs: Any,
-    divided: Sequence[bool],
-    replays: list[Any],
-    request: Request,
-) -> None:
-    """Raises unless outputs are of one structure, and can be joined.
-
-    Args:
-      graph: the model.
-      inputs: the nest that it is called with.
-      divided: for each leaf of that whether it is split.
-      replays: what each tower computed.
-      request: what is asked for.
-    """
-    each = [replay["outputs"] for replay in replays]
-    check_structures(each)
-    if request.users_fn is None:
-        rules = spread(request.merge, each[0])
-        unordered = {i for replay in replays for i in replay["unordered"]}
-        batchless.check_joined(
-            graph, inputs, divided, request, each, rules, unordered
-        )
 
 
 def gathered_outputs(

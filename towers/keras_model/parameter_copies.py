@@ -10,6 +10,7 @@ import tensorflow as tf
 from towers.engine.draws import told
 from towers.engine.host import host_of, on_host
 from towers.keras_model import layer_graph
+from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import statistics
 from towers.keras_model.parameters import Home
 from towers.placement.device_names import same_device
@@ -18,6 +19,61 @@ from towers.verbs.parcels import is_small, parcelled, replicate_together
 from towers.verbs.replicate import replicate, replicate_overwritten
 from towers.verbs.scatter import scatter
 from towers.verbs.split import Shards
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """A variable that has been read, to go to the towers.
+
+    Attributes:
+      value: what was read, where the variable lives.
+      device: that.
+      shards: the batch.
+      kept: by device per tower None, or whether it had rows.
+    """
+
+    value: tf.Tensor
+    device: str
+    shards: Shards
+    kept: Callable[[str], list[Any]]
+
+    @property
+    def each(self) -> list[tf.Tensor]:
+        """As it is, for each tower."""
+        return [self.value] * len(self.shards.fed)
+
+
+def _dealt(read: _Read) -> list[Any]:
+    return scatter(read.value, read.shards.ranges, read.device)
+
+
+def _overwritten(read: _Read) -> list[tf.Tensor]:
+    kept = read.kept(read.device)
+    return replicate_overwritten(read.value, read.device, kept)
+
+
+def _on_host(read: _Read) -> list[tf.Tensor]:
+    with on_host(read.device):
+        value = tf.identity(read.value)
+    return [value] * len(read.shards.fed)
+
+
+def _alike(read: _Read) -> list[tf.Tensor]:
+    return read.each
+
+
+# How each kind of variable goes to the towers: what each tower has of it. What is
+# small travels with others of its kind, but for what no other is like.
+_TO_TOWERS: dict[Kind, Callable[[_Read], list[Any]]] = {
+    Kind.TRAINED: _alike,
+    Kind.OVERWRITTEN: _overwritten,
+    Kind.SEED: _on_host,
+    Kind.ROWS: _dealt,
+    Kind.STATISTIC: _alike,
+    Kind.METRIC: _alike,
+    Kind.OWN: _alike,
+}
+_ALONE = (Kind.OVERWRITTEN, Kind.ROWS)
 
 
 def replicated(
@@ -30,67 +86,40 @@ def replicated(
 
     The last is for what it draws, see `draws.told`; None where nothing is.
     """
-    n, values = len(placement.devices), []
-    columns: dict[int, list[Any]] = {}
-    parcels: dict[Any, list[int]] = {}  # of what travels together
-    elsewhere = [
-        graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
-    ]
     kept = functools.cache(shards.rows.kept)
+    values, columns = [], []
     with tf.name_scope("replicate"):
-        kinds = _kinds(graph)
-        for k, home in enumerate(homes):
-            device = home.device
-            with tf.device(device):
-                value = home.read()
-                column = [value] * n
-                if graph.is_seed(k):
-                    device = host_of(device)
-                    with on_host(home.device):
-                        column = [tf.identity(value)] * n
-                elif k in graph.row_states:
-                    value = of_all_rows(graph.variables[k], value, shards)
-                    column = scatter(value, shards.ranges, device)
-                elif graph.is_overwritten(k):
-                    column = replicate_overwritten(value, device, kept(device))
-            values.append(value)
-            columns[k] = column
-            if k in graph.row_states or graph.is_overwritten(k):
-                continue
-            places = tuple(
-                there.get(k, tower)
-                for there, tower in zip(elsewhere, placement.devices)
-            )
-            together = is_small(value) and not all(
-                same_device(place, device) for place in places
-            )
-            key = device, places, value.dtype, kinds[k] if together else k
-            parcels.setdefault(key, []).append(k)
+        for home in homes:
+            with tf.device(home.device):
+                values.append(home.read())
+        for k, (home, kind) in enumerate(zip(homes, graph.kinds)):
+            with tf.device(home.device):
+                if kind is Kind.ROWS:
+                    values[k] = of_all_rows(
+                        graph.variables[k], values[k], shards
+                    )
+                read = _Read(values[k], home.device, shards, kept)
+                columns.append(_TO_TOWERS[kind](read))
         if graph.seeds:
-            k, device = len(homes), host_of(placement.input_device)
-            columns[k] = _told(shards, placement)
-            places = tuple(map(host_of, placement.devices))
-            if not shards.ranges.are_known:
-                seed = kinds[graph.seeds[-1]]
-                key = device, places, tf.int64, seed
-                parcels.setdefault(key, []).append(k)
+            columns.append(_told(shards, placement))
+        travels = graph.seeds and not shards.ranges.are_known
+        told_at = host_of(placement.input_device) if travels else None
+        parcels = _parcels(graph, homes, values, placement, told_at)
         for (device, places, dtype, _), members in parcels.items():
             if dtype.is_floating:
                 some = [values[k] for k in members]
-                trained = members[0] in graph.trainable
+                trained = graph.kinds[members[0]] is Kind.TRAINED
                 given = copies(some, device, places, kept, trained)
             elif len(members) > 1:
                 some = [columns[k] for k in members]
                 given = parcelled(some, device, places)
             else:
                 continue
-            columns.update(zip(members, given))
-    each = [columns[k] for k in range(len(homes))]
-    return (
-        values,
-        [list(own) for own in zip(*each)] or [[]] * n,
-        columns.get(len(homes), [None] * n),
-    )
+            for k, column in zip(members, given):
+                columns[k] = column
+    n = len(placement.devices)
+    places = columns.pop() if graph.seeds else [None] * n
+    return values, [list(own) for own in zip(*columns)] or [[]] * n, places
 
 
 def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:
@@ -106,28 +135,63 @@ def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:
     return made
 
 
-def _kinds(graph: layer_graph.LayerGraph) -> list[Any]:
+def _parcels(
+    graph: layer_graph.LayerGraph,
+    homes: Sequence[Home],
+    values: Sequence[tf.Tensor],
+    placement: Placement,
+    told_at: str | None,
+) -> dict[Any, list[int]]:
+    """What travels together: by from where, to where, dtype and group.
+
+    Args:
+      graph: names the variables.
+      homes: where they live.
+      values: theirs.
+      placement: says where they go.
+      told_at: the device of what tells towers where they are, if that travels: it
+        comes after the variables, with seeds.
+    """
+    parcels: dict[Any, list[int]] = {}
+    elsewhere = [
+        graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
+    ]
+    groups, small = _groups(graph), [is_small(value) for value in values]
+    for k, (home, kind) in enumerate(zip(homes, graph.kinds)):
+        if kind in _ALONE:
+            continue
+        device = home.device if kind is not Kind.SEED else host_of(home.device)
+        places = tuple(
+            there.get(k, tower)
+            for there, tower in zip(elsewhere, placement.devices)
+        )
+        together = small[k] and not all(
+            same_device(place, device) for place in places
+        )
+        key = device, places, values[k].dtype, groups[k] if together else k
+        parcels.setdefault(key, []).append(k)
+    if told_at is not None:
+        places = tuple(map(host_of, placement.devices))
+        key = told_at, places, tf.int64, groups[graph.seeds[-1]]
+        parcels.setdefault(key, []).append(len(values))
+    return parcels
+
+
+def _groups(graph: layer_graph.LayerGraph) -> list[Any]:
     """Which variables are used, or have gradients, only with which others.
 
     What travels together comes as a whole, or not at all: in training no tower
     asks for moving statistics, and of frozen weights nobody wants gradients.
     """
     models = [{id(v) for v in model.variables} for model in graph.models]
-    trainable = set(graph.trainable)
     norms = {
         id(v): layer.trainable
-        for layer in graph.batch_norms().values()
+        for layer in graph.batch_norms.values()
         for v in statistics(layer)
     }
     return [
-        (
-            tuple(id(v) in of_model for of_model in models),
-            i in trainable,
-            norms.get(id(v)),
-            graph.is_metric(i),
-            graph.is_seed(i),
-        )
-        for i, v in enumerate(graph.variables)
+        (tuple(id(v) in own for own in models), kind, norms.get(id(v)))
+        for v, kind in zip(graph.variables, graph.kinds)
     ]
 
 

@@ -74,7 +74,7 @@ def replayed(
     """
     stateless = Values(graph.variables, values)
     notes = Notes(graph, scope, training, stateless, tower, draws)
-    stateless.notes = notes
+    stateless.notes = None if draws is None else notes
     with tf.name_scope(scope), opened(notes):
         if tower_fn is not None:
             outputs = tower_fn(graph.model, inputs)
@@ -140,13 +140,11 @@ class Values(keras.StatelessScope):
 
     def get_current_value(self, variable: Any) -> tf.Tensor | None:
         value = super().get_current_value(variable)
-        copy = self.copy_of(variable)
-        if copy is not None and copy.dtype.is_floating:
-            # Where a layer is frozen, TensorFlow's variable is not.
-            if self.follower is not None and raw(variable).trainable:
-                self.follower.heard(copy)
-        if value is copy is not None and self.notes is not None:
-            value = self.notes.state(value)
+        if self.follower is not None:
+            self._tell(self.follower, variable)
+        if self.notes is not None and value is not None:
+            if value is self.copy_of(variable):
+                value = self.notes.state(value)
         if value is None and not keras_layers.is_made(variable):
             raise created_inside(variable.path)
         if value is None and self._gives_other(variable):
@@ -168,6 +166,14 @@ class Values(keras.StatelessScope):
         if value is None and not tf.executing_eagerly():
             value = self._read(variable)
         return value
+
+    def _tell(self, follower: Follower, variable: Any) -> None:
+        """Tells of a read of what has a gradient."""
+        copy = self.copy_of(variable)
+        if copy is not None and copy.dtype.is_floating:
+            # Where a layer is frozen, TensorFlow's variable is not.
+            if raw(variable).trainable:
+                follower.heard(copy)
 
     def _gives_other(self, variable: Any) -> bool:
         """Whether the scope around the towers has a value for a variable."""
@@ -218,6 +224,19 @@ class Values(keras.StatelessScope):
 @contextlib.contextmanager
 def opened(notes: Notes) -> Iterator[None]:
     """While open, layers are one tower's, and their variables are values."""
+    followed = contextlib.nullcontext if notes.graph.is_plain else _followed
+    with (
+        notes.stateless,
+        tf.variable_creator_scope(refuse_variable),
+        notes.opened(),
+        followed(notes),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _followed(notes: Notes) -> Iterator[None]:
+    """While open, follows gradients that layers take, and what they keep."""
 
     def resumption() -> Any:
         scope, context = (
@@ -239,13 +258,7 @@ def opened(notes: Notes) -> Iterator[None]:
 
     stateless = notes.stateless
     stateless.follower = Follower(stateless.copy_of, resumption)
-    with (
-        stateless,
-        kept_by(notes.graph.layers),
-        tf.variable_creator_scope(refuse_variable),
-        notes.opened(),
-        stateless.follower.opened(),
-    ):
+    with kept_by(notes.graph.layers), stateless.follower.opened():
         yield
 
 

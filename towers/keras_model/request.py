@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from towers.engine.calls import How
+from towers.keras_model import checks
 from towers.keras_model.calls import ModelCall
+from towers.keras_model.layer_graph import LayerGraph
 from towers.placement.placement import Placement
 
 
@@ -32,6 +34,32 @@ class Request:
     layer_outputs: Sequence[str] = ()
     part_of: Any = None
     how: How = How.BUILT
+
+    def graph_of(self, model: Any) -> LayerGraph:
+        """The model as a pure function, which XLA can take if it is to; no op.
+
+        Raises:
+          ValueError: it cannot, or there is no such layer; names the layer.
+        """
+        devices = self.placement.layer_devices
+        if self.part_of is None:
+            graph = LayerGraph(model, self.layer_outputs, devices)
+        else:
+            whole = LayerGraph(self.part_of, (), devices)
+            graph = LayerGraph(model, self.layer_outputs, part_of=whole)
+        if self.how is How.COMPILED:
+            talks = graph.talks(self.training, self.users_fn)
+            checks.check_compilable(graph, talks)
+        return graph
+
+    def of_call(self, call: ModelCall) -> "Request":
+        """The same of one call of the model, which says the phase."""
+        return dataclasses.replace(self, tower_fn=call, training=call.training)
+
+    def inputs_of(self, shard: Any) -> Any:
+        """What a tower's model is called with first."""
+        call = self.tower_fn
+        return call.inputs(shard) if isinstance(call, ModelCall) else shard
 
     @property
     def is_split(self) -> bool:

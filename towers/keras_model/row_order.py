@@ -27,6 +27,8 @@ _ENDS = {
 }
 # What can put one batch after the other, beside a reshaped transposition.
 _JOINS = {"ConcatV2", "Tile"}
+# Without one of these no tower puts its rows in another order.
+MOVES = frozenset({*_JOINS, "Reshape", "Transpose"})
 MANY = 1009  # rows that no other axis has: a prime
 SOME = 13  # of another axis whose size is not known
 

@@ -19,7 +19,7 @@ from towers.placement.scopes import layer_of, tower_of
 
 # By the type of an op, which inputs tell the sizes of its result, and whether they
 # tell one for each axis, that of rows first.
-_SIZED: dict[str, tuple[tuple[int, ...], bool]] = {
+SIZED: dict[str, tuple[tuple[int, ...], bool]] = {
     "BroadcastTo": ((1,), True),
     "DenseBincount": ((1,), False),
     "Fill": ((0,), True),
@@ -64,7 +64,7 @@ def warn_of_hidden(
       shard: its inputs.
       divided: for each leaf of that whether it is of the tower's rows, or whole.
     """
-    suspects = [op for op in made if op.type in _SIZED and _is_open(op)]
+    suspects = [op for op in made if op.type in SIZED and _is_open(op)]
     if not suspects:
         return
     cut = [op.outputs[0] for op in made if _leaves_out(op)]
@@ -121,7 +121,7 @@ def _takes_from(
     op: tf.Operation, rows: Sequence[tf.Tensor], known: Sequence[tf.Tensor]
 ) -> bool:
     """Whether an op takes a size, but that of rows, from what rows hold."""
-    places, by_axis = _SIZED[op.type]
+    places, by_axis = SIZED[op.type]
     sizes = [
         size
         for place in places

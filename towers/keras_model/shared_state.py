@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from towers.engine import all_towers, boundary, dependence
 from towers.keras_model import layer_graph
+from towers.keras_model.kinds import Kind
 
 # A variable, by its index, and what its new value has of constants.
 Shared = tuple[int, str]
@@ -43,6 +44,6 @@ def shared_state(
     return {
         (i, dependence.constants(value, [*copies, *known]))
         for i, value in state.items()
-        if not (i in graph.row_states or graph.is_metric(i) or graph.is_seed(i))
+        if graph.kinds[i] not in (Kind.ROWS, Kind.METRIC, Kind.SEED)
         and not dependence.depends(value, rows, known)
     }

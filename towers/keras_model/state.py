@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, merge_rules
+from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import (
     Group,
     moving_average,
@@ -134,10 +135,10 @@ def merge_state(
         said = Said(
             before, i, [state.get(i, before.values[i]) for state in states]
         )
-        if rules.get(i) == "same" or graph.is_seed(i) or said.by_one:
-            merged[i] = said.values[0]  # tower 0 has the model's own seed
+        if rules.get(i) == "same" or said.by_one:
+            merged[i] = said.values[0]
             continue
-        rule = _rule(graph, i, rules.get(i))
+        rule = _FROM_TOWERS[graph.kinds[i]](graph.variables[i], rules.get(i))
         if rule is None:
             rule = merge_rules.usual(said.old.dtype)
             rule_less.append(graph.variables[i])
@@ -147,20 +148,38 @@ def merge_state(
     return merged
 
 
-def _rule(
-    graph: layer_graph.LayerGraph, index: int, said: str | None
-) -> str | None:
+def _said_or_declared(variable: Any, said: str | None) -> str | None:
     """How a variable merges; None if nobody has said, nor the graph."""
-    rule = merge_rules.declared(graph.variables[index])
-    if index in graph.row_states:
-        if rule is not None:
-            raise ValueError(
-                f"merge_state_by declares {rule!r} for "
-                f"{graph.variables[index].path!r}, the state of a stateful RNN, "
-                "of which each tower has its own rows. Leave the rule out."
-            )
-        return "concat"
+    rule = merge_rules.declared(variable)
     return said if rule is None and said in _BY_RULE else rule
+
+
+def _joined(variable: Any, _: str | None) -> str:
+    rule = merge_rules.declared(variable)
+    if rule is not None:
+        raise ValueError(
+            f"merge_state_by declares {rule!r} for {variable.path!r}, the state "
+            "of a stateful RNN, of which each tower has its own rows. Leave the "
+            "rule out."
+        )
+    return "concat"
+
+
+def _moved_on(*_: Any) -> str:
+    return "first"  # tower 0 has the model's own seed
+
+
+# How a new value of each kind of variable comes back from the towers: the name of a
+# rule, by the variable and what the towers' graphs say.
+_FROM_TOWERS: dict[Kind, Callable[[Any, str | None], str | None]] = {
+    Kind.TRAINED: _said_or_declared,  # its gradient is another matter
+    Kind.OVERWRITTEN: _said_or_declared,
+    Kind.SEED: _moved_on,
+    Kind.ROWS: _joined,
+    Kind.STATISTIC: _said_or_declared,  # unless moments have moved it
+    Kind.METRIC: _said_or_declared,
+    Kind.OWN: _said_or_declared,
+}
 
 
 def _added(said: Said) -> tf.Tensor:
@@ -188,6 +207,7 @@ _BY_RULE: dict[str, Callable[[Said], tf.Tensor]] = {
     "mean": _averaged,
     "max": _largest,
     "min": _smallest,
+    "first": lambda said: said.values[0],
     "last": lambda said: said.last,
     "concat": lambda said: said.before.rows.concat(said.values),
 }
@@ -227,7 +247,7 @@ def _statistics(
             )
             each = zip(*[tf.split(x, sizes) for x in pooled])
             seen.update(zip(group.calls, each))
-    layers = graph.batch_norms()
+    layers = graph.batch_norms
     for i, k in sorted(seen):  # of one layer, in the order of its calls
         places = [graph.index_of(v) for v in statistics(layers[i])]
         now = [merged.get(m, before.values[m]) for m in places]

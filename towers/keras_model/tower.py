@@ -16,7 +16,6 @@ from towers.engine.host import host_of
 from towers.foreign import keras_layers, tf_autograph
 from towers.keras_model import draws, hooks, layer_graph, losses, widths
 from towers.keras_model.guards import Guards
-from towers.keras_model.held import held_variables
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
@@ -32,6 +31,7 @@ def forward(
     told: Sequence[tf.Tensor | None],
     towers: Sequence[Any],
     request: Request,
+    inputs: Any,
 ) -> tuple[list[Any], dict[int, str]]:
     """What each tower computes, and how state merges, as its graph says.
 
@@ -45,6 +45,10 @@ def forward(
       told: where each tower is in the batch, if it may draw.
       towers: a `Tower` each, of which index, device, scope and inputs are known.
       request: what is asked for.
+      inputs: the nest of which the shards are.
+
+    Raises:
+      ValueError: towers cannot be built, or their outputs not be joined.
     """
     placement, own = request.placement, request.users_fn
     talks, how = graph.talks(request.training, own), request.how
@@ -53,7 +57,7 @@ def forward(
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
     places, fed = shards.places(), shards.fed[0]
-    guards = Guards(graph, shards.divided, request)
+    guards = Guards(graph, fed, shards.divided, request)
 
     def built(talk: bool, how: How) -> list[Any]:
         look = guards.look_at_draws(copies[0], fed, how is How.COMPILED)
@@ -75,10 +79,10 @@ def forward(
             joining(shards, placement) if talk else None,
             how,
             determined,
-            held_variables(graph.layers),
+            guards.held,
         )
 
-    with hooks.hooked(graph), warned.once():
+    with hooks.hooked(graph, guards.is_plain), warned.once():
         try:
             replays = built(talks, how)
         except all_towers.NeedsOthers as needs:
@@ -86,7 +90,9 @@ def forward(
                 raise widths.refusal(str(needs)) from None
             replays = built(True, How.BUILT)
         are_known = shards.ranges.are_known
-        return replays, guards.agreed(replays, copies[0], fed, are_known)
+        verdict = guards.agreed(replays, copies[0], fed, are_known)
+    guards.check_outputs(replays, inputs)
+    return replays, verdict
 
 
 def _elsewhere(graph: layer_graph.LayerGraph, tower: Any) -> dict[int, str]:
@@ -103,7 +109,7 @@ def pure_tower(
     request: Request,
     devices: Sequence[str],
     place: Place,
-    look: draws.Look,
+    look: draws.Look | None,
     guards: Guards,
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: to a nest of tensors.
@@ -123,26 +129,33 @@ def pure_tower(
         copies, told, shard = argument
         if request.how is How.COMPILED and place.is_known:
             told = None  # XLA knows shapes, and no tower is a copy
-        with tf.name_scope(tower.scope):
-            drawn = draws.Own(place, told, look, tower_fn)
-        states = {i: copies[i] for i in graph.seeds}
-        drawn.set_given(states, shard, guards.divided)
+        root = tf.compat.v1.get_default_graph()
+        before, drawn = len(root.get_operations()), None
+        if look is not None:
+            with tf.name_scope(tower.scope):
+                drawn = draws.Own(place, told, look, tower_fn)
+            states = {i: copies[i] for i in graph.seeds}
+            drawn.set_given(states, shard, guards.divided)
         replay = replayed(
             *(graph, copies, shard, request.training, tower.scope),
             *(tower_fn, tower.index, drawn),
         )
-        moments = packed(graph, devices, replay.moments, tower.index)
-        state = besides_moments(graph, replay.state, replay.moments)
+        moments, state = {}, replay.state
+        if replay.moments:
+            moments = packed(graph, devices, replay.moments, tower.index)
+            state = besides_moments(graph, state, replay.moments)
         aside = tf.nest.map_structure(
             _stopped, {"state": state, "moments": moments}
         )
         rules, findings = guards.findings(
-            *(tower.scope, replay, aside, copies, shard, drawn)
+            *(tower.scope, replay, aside, copies, shard, drawn),
+            root.get_operations()[before:],
         )
         return {
             "outputs": replay.outputs,
             "notes": replay.notes,
-            "losses": losses.of_tower(graph, replay, rules, (copies, shard)),
+            "losses": replay.losses
+            and losses.of_tower(graph, replay, rules, (copies, shard)),
             "layer_outputs": replay.layer_outputs,
             "activations": [
                 dict.fromkeys([name] if name else ())

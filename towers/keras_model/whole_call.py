@@ -17,9 +17,28 @@ from towers.foreign import specs
 from towers.foreign.keras_layers import all_layers
 from towers.keras_model import checks
 from towers.keras_model.attributes import as_before
+from towers.keras_model.request import Request
+from towers.verbs.batch import Batch
 
 # Where an error may have a tower's name, though it is none of ours.
 _NAMES = re.compile(r"tower_\d+|File \"[^\"]*\"|\{\{node .*?\}\}")
+
+
+@contextlib.contextmanager
+def speaks_of_all(model: Any, batch: Batch, request: Request) -> Iterator[None]:
+    """While open, Keras speaks of the shape that was given, not of a shard's.
+
+    Args:
+      model: what each tower calls; or what its user's function gets.
+      batch: what the towers share.
+      request: tells the phase, and the call if there is more to it.
+    """
+    if request.users_fn is not None or batch.each is not None:
+        yield
+        return
+    call = WholeCall(model, batch.nest, request.training, request.tower_fn)
+    with call.refused_as_given():
+        yield
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,9 @@ import tensorflow as tf
 
 from towers.foreign import keras_compile, keras_layers
 from towers.foreign.keras_compile import Compiled
+from towers.foreign.keras_layers import is_keras_own
 from towers.foreign.patches import patched
+from towers.keras_model.row_losses import adds_up
 
 
 def check_mergeable(model: keras.Model) -> None:
@@ -41,13 +43,13 @@ def check_mergeable(model: keras.Model) -> None:
         *(("loss", loss) for loss in made.flat_losses),
         *(("metric", metric) for metric in made.flat_metrics),
     ]:
-        if keras_compile.looks_at_other_rows(one):
+        if adds_up(one) is False:
             raise _of_other_rows(f"{kind} {one.name!r}")
     for metric in made.flat_metrics:
         update = next(
             c for c in type(metric).__mro__ if "update_state" in vars(c)
         )
-        if not update.__module__.startswith("keras."):
+        if not is_keras_own(update):
             raise _unmergeable(
                 f"metric {metric.name!r}",
                 f"has an `update_state` of its own ({update.__name__})",
@@ -217,8 +219,8 @@ def _ones(loss: keras.losses.Loss, values: tf.Tensor, y: Any) -> tf.Tensor:
 
 def _is_keras_s(loss: keras.losses.Loss) -> bool:
     """Whether a loss, and the function that it is made of, is Keras's own."""
-    parts = (type(loss), getattr(loss, "fn", loss))
-    return all(getattr(x, "__module__", "").startswith("keras.") for x in parts)
+    function = getattr(loss, "fn", type(loss))
+    return is_keras_own(type(loss)) and is_keras_own(function)
 
 
 def _check_rows(name: str, one: Any, values: Any, y: Any, y_pred: Any) -> None:
@@ -235,7 +237,7 @@ def _check_rows(name: str, one: Any, values: Any, y: Any, y_pred: Any) -> None:
     ]
     # Keras gives both the larger rank.
     rank = max((x.rank for x in given if x.rank), default=None)
-    if keras_compile.looks_at_other_rows(one, rank):
+    if adds_up(one, rank) is False:
         raise _of_other_rows(name)
     rows = {x[0] for x in given if x.rank}
     if shape[0] is not None and shape[0] not in rows:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.build import build_call
+from towers.build import build
 from towers.engine.calls import How
 from towers.foreign import keras_layers
 from towers.foreign.keras_self import plain_values
@@ -15,6 +15,7 @@ from towers.keras_model.calls import ModelCall
 from towers.keras_model.given import Given
 from towers.keras_model.parameters import Placed
 from towers.keras_model.refusals import tower_errors
+from towers.keras_model.request import Request
 from towers.tower_graph import TowerGraph
 
 
@@ -115,14 +116,15 @@ class TowerCalls:
         with keras_layers.out_of(model):  # paths are the plain model's
             checks.ensure_called(layer, call)
         self.placed.place_new(model)
-        graph = build_call(
-            layer,
-            call,
+        request = Request(
             model.placement,
+            call.training,
             "concat" if call.inside else model.merge,
+            call,
             part_of=model.template if call.inside else None,
             how=How.COMPILED if model.jit_towers else How.BUILT,
         )
+        graph = build(layer, call.shared(), request)
         effects.adders[:] = graph.adders
         return graph
 

@@ -12,7 +12,7 @@ from towers import v1_graph
 from towers.eager import run_eagerly
 from towers.engine.calls import How
 from towers.foreign import keras_layers
-from towers.inputs_per_tower import PerTower
+from towers.inputs_per_tower import PerTower, refuse_divided
 from towers.keras_model import calls, checks, layer_graph
 from towers.keras_model.given import Given
 from towers.keras_model.losses import gathered_losses
@@ -25,12 +25,7 @@ from towers.keras_model.tower import forward
 from towers.keras_model.whole_call import WholeCall
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
-from towers.verbs.batch import (
-    Batch,
-    BatchPerTower,
-    checked_batch,
-    whole_paths,
-)
+from towers.verbs.batch import Batch, BatchPerTower, checked_batch
 from towers.verbs.gather import gather_known
 from towers.verbs.split import own_shards, split_shards
 
@@ -47,6 +42,7 @@ def build_towers(
     arguments: Mapping[str, Any] | None = None,
     jit_compile: bool = False,
     quick_start: bool = False,
+    synchronized: bool = False,
 ) -> TowerGraph:
     """Computes a Keras model in one tower per device.
 
@@ -107,6 +103,10 @@ def build_towers(
         longer, or more where much could be folded or fused. Towers that meet,
         or have layers on devices of their own, start as ever; those compiled
         by XLA are rewritten by that.
+      synchronized: whether every `BatchNormalization` that trains takes the
+        mean and variance of the whole batch, as in the plain model, whatever
+        its own `synchronized` says; see `TowerModel` for what it costs and
+        where it is refused.
 
     Returns:
       A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of
@@ -130,6 +130,7 @@ def build_towers(
         tower_fn,
         tuple(layer_outputs),
         how=_how(jit_compile, quick_start),
+        synchronized=synchronized,
     )
     if jit_compile and _is_built(model):
         _layer_graph(model, request)  # refused before arrays become ops
@@ -138,7 +139,7 @@ def build_towers(
     own = inputs.towers if isinstance(inputs, BatchPerTower) else None
     if tower_fn is None:
         if own is not None:
-            _refuse_shared(arguments or {}, whole)
+            refuse_divided(arguments or {}, whole)
         each = [
             calls.model_call([nest], arguments or {}, whole, training=training)
             for nest in ([inputs] if own is None else own)
@@ -150,6 +151,7 @@ def build_towers(
             merge,
             layer_outputs,
             how=request.how,
+            synchronized=synchronized,
             each=None if own is None else [call.batch for call in each],
         )
     if arguments:
@@ -177,6 +179,7 @@ def build_call(
     part_of: Any = None,
     how: How = How.BUILT,
     each: Sequence[Any] | None = None,
+    synchronized: bool = False,
 ) -> TowerGraph:
     """As `build_towers`, for a call of a model, or of a layer.
 
@@ -188,6 +191,7 @@ def build_call(
         `layer_devices` are known.
       how: whether towers are built op by op, or called as functions.
       each: None, or the tensors that each tower has already, as in `call.batch`.
+      synchronized: as for `build_towers`.
     """
     request = Request(
         placement,
@@ -197,6 +201,7 @@ def build_call(
         tuple(layer_outputs),
         part_of,
         how,
+        synchronized,
     )
     whole = [i in call.whole for i in range(len(call.batch))]
     graph = _built(model, Batch(call.batch, whole, each), request)
@@ -205,18 +210,6 @@ def build_call(
         for tower in graph.towers
     ]
     return dataclasses.replace(graph, towers=made)
-
-
-def _refuse_shared(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
-    """Raises if `arguments` are to be split: each tower has its own rows."""
-    for name, value in arguments.items():
-        shapes = [getattr(x, "shape", ()) for x in tf.nest.flatten(value)]
-        if (name,) not in whole_paths(whole) and any(map(len, shapes)):
-            raise ValueError(
-                f"`arguments` hold {name!r}, to be split by rows, but with inputs "
-                "of towers.per_tower each tower has its own rows. Put it into "
-                "the datasets and use a `tower_fn`, or name it in `whole`."
-            )
 
 
 def _built(model: Any, batch: Batch, request: Request) -> TowerGraph:
@@ -267,10 +260,10 @@ def _layer_graph(model: Any, request: Request) -> layer_graph.LayerGraph:
         *((pins,) if request.part_of is None else ()),
         part_of=request.part_of
         and layer_graph.LayerGraph(request.part_of, (), pins),
+        synchronized=request.is_synchronized,
     )
     if request.how is How.COMPILED:
-        talks = graph.talks(request.training, request.users_fn)
-        checks.check_compilable(graph, talks)
+        checks.check_compilable(graph, request.training, request.users_fn)
     return graph
 
 

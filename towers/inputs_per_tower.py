@@ -1,6 +1,6 @@
 """inputs_per_tower: inputs that each tower reads on its own machine."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,7 +10,7 @@ from towers.placement.device_names import absent
 from towers.placement.placement import Placement, check_placement
 from towers.readers import Read, key, watched
 from towers.tower_graph import Tower
-from towers.verbs.batch import BatchPerTower
+from towers.verbs.batch import BatchPerTower, whole_paths
 
 
 class PerTower:
@@ -175,3 +175,15 @@ def refuse_per_tower(
         "tf.data.Dataset. In a loop of your own, give them to "
         "towers.build_towers(model.template, batch, placement, tower_fn=...)."
     )
+
+
+def refuse_divided(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
+    """Raises if `arguments` are to be split: each tower has its own rows."""
+    for name, value in arguments.items():
+        shapes = [getattr(x, "shape", ()) for x in tf.nest.flatten(value)]
+        if (name,) not in whole_paths(whole) and any(map(len, shapes)):
+            raise ValueError(
+                f"`arguments` hold {name!r}, to be split by rows, but with inputs "
+                "of towers.per_tower each tower has its own rows. Put it into "
+                "the datasets and use a `tower_fn`, or name it in `whole`."
+            )

@@ -115,6 +115,12 @@ def context_values(layer: keras.Layer) -> dict[str, Any]:
     return values
 
 
+def phase_here(layer: keras.Layer) -> Any:
+    """The phase that the calls under way pass on to a layer; None for none."""
+    with keras_context()():
+        return layer._get_call_context().training
+
+
 def scope_here() -> keras.StatelessScope | None:
     """What has values, or symbols, in the place of variables at the moment."""
     return global_state.get_global_attribute("stateless_scope")

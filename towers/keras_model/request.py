@@ -23,6 +23,8 @@ class Request:
       part_of: the model of which a layer is called by itself, in which
         `layer_devices` are known.
       how: whether towers are built op by op, or called as functions.
+      synchronized: whether all batch norms that train take the statistics of
+        the whole batch, whatever they say.
     """
 
     placement: Placement
@@ -32,6 +34,12 @@ class Request:
     layer_outputs: Sequence[str] = ()
     part_of: Any = None
     how: How = How.BUILT
+    synchronized: bool = False
+
+    @property
+    def is_synchronized(self) -> bool:
+        """Whether all batch norms are, and there are towers to meet."""
+        return self.synchronized and len(self.placement.devices) > 1
 
     @property
     def is_split(self) -> bool:

@@ -102,7 +102,8 @@ class TowerCalls:
         function = tf.function(step, autograph=False, reduce_retracing=True)
         try:
             context = tuple(keras_layers.context_values(layer).items())
-            how = (self._model.jit_towers, given.key, context)
+            model = self._model
+            how = (model.jit_towers, model.synchronized, given.key, context)
             key = (id(layer), call.kind, how)
             return self._functions.setdefault(key, (function, effects))
         except TypeError:  # an argument has no hash
@@ -122,6 +123,7 @@ class TowerCalls:
             "concat" if call.inside else model.merge,
             part_of=model.template if call.inside else None,
             how=How.COMPILED if model.jit_towers else How.BUILT,
+            synchronized=model.synchronized,
         )
         effects.adders[:] = graph.adders
         return graph

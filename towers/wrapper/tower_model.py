@@ -128,6 +128,7 @@ class TowerModel(TowerFunctions):
         quick_start: bool = False,
         on_lost: str = "raise",
         prefetch: bool = False,
+        synchronized: bool = False,
         **kwargs: Any,
     ):
         checks.check_model(model)
@@ -166,6 +167,7 @@ class TowerModel(TowerFunctions):
         self.quick_start = quick_start
         self.set_on_lost(on_lost)
         self.prefetch = prefetch
+        self.synchronized = synchronized
         self.read_ahead = Prefetch(self)
         self.supports_jit = False  # what compiles is each tower, not the step
         self.jit_towers = False
@@ -244,7 +246,7 @@ class TowerModel(TowerFunctions):
     def _use_xla(self, jit: bool) -> None:
         """Makes each tower an XLA program from now on, or not."""
         if jit:
-            check_jit(self.template, self.placement)
+            check_jit(self.template, self.placement, self.synchronized)
         self.jit_towers = jit
 
     def _compile_as_template(self) -> None:
@@ -292,6 +294,7 @@ class TowerModel(TowerFunctions):
             self.quick_start,
             self.on_lost,
             self.prefetch,
+            self.synchronized,
             name=self.name,
         )
         copied.jit_towers = self.jit_towers

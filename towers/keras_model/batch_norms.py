@@ -47,7 +47,8 @@ def meet(
         return False
     training = request.training
     if training is None and request.users_fn is None:
-        training = keras_layers.phase_here(graph.models[0]) or False
+        phase = keras_layers.phase_here()
+        training = False if phase is None else phase
     if training is False:
         return False
 

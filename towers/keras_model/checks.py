@@ -58,8 +58,11 @@ def check_compilable(
     ]
     if training is not False or tower_fn is not None:
         known += graph.meeting_norms
-    if known:
-        raise refuse(known[0], "asks all towers, in their midst")
+    for layer in known:
+        why = "asks all towers, in their midst"
+        if graph.meets(layer):
+            why += ", for the statistics of the batch (synchronized=True)"
+        raise refuse(layer, why)
     if graph.talks(tower_fn):
         raise ValueError(
             "`jit_compile=True` makes each tower one XLA program, but the "

@@ -51,6 +51,8 @@ def hooked(graph: Any) -> Iterator[None]:
         for layer, _ in graph.pinned_layers
         if all(layer is not other for other in graph.layers)  # an operation
     ]
+    # Of towers, which each have their own.
+    shadows += [(layer, keras_layers.ADDED, set()) for layer in graph.layers]
     for i in graph.row_states:
         state = graph.variables[i]
         shadows.append(

@@ -176,7 +176,7 @@ def packed(
         for k, call in enumerate(calls):
             group = Group(
                 device=devices[i],
-                pin=tuple(tf.nest.flatten(graph.pins.get(id(layers[i]), ()))),
+                pin=() if call.of_all else _pin(graph, layers[i]),
                 dtype=call.mean.dtype.name,
                 counted=call.count is not None,
                 by_one=call.of_all,
@@ -186,15 +186,20 @@ def packed(
     for group, members in groups.items():
         places, said = zip(*members)
         columns = [[c.mean for c in said], [c.variance for c in said]]
-        # Where the layer saw them.
-        pin = group.pin[tower % len(group.pin)] if group.pin else None
-        with tf.device(pin) if pin else contextlib.nullcontext():
+        # Where the layer saw them, or where towers met.
+        here = group.pin[tower % len(group.pin)] if group.pin else None
+        here = said[0].mean.device if group.by_one else here
+        with tf.device(here) if here else contextlib.nullcontext():
             if group.counted:
-                counts = [tf.fill(tf.shape(c.mean), c.count) for c in said]
+                counts = [tf.broadcast_to(c.count, c.mean.shape) for c in said]
                 columns.append(counts)
             whole = dataclasses.replace(group, calls=places)
             vectors[whole] = tf.stack([tf.concat(c, 0) for c in columns])
     return vectors
+
+
+def _pin(graph: Any, layer: Any) -> tuple[str, ...]:
+    return tuple(tf.nest.flatten(graph.pins.get(id(layer), ())))
 
 
 def besides_moments(

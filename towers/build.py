@@ -104,9 +104,10 @@ def build_towers(
         or have layers on devices of their own, start as ever; those compiled
         by XLA are rewritten by that.
       synchronized: whether every `BatchNormalization` that trains takes the
-        mean and variance of the whole batch, as in the plain model, whatever
-        its own `synchronized` says; see `TowerModel` for what it costs and
-        where it is refused.
+        mean and variance of all rows, as in the plain model, whatever its own
+        `synchronized` says; `TowerModel` tells what it costs and where it is
+        refused. Where layers do so, a `tower_fn` is begun once more, to see
+        whether they train.
 
     Returns:
       A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of

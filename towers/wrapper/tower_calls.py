@@ -103,8 +103,9 @@ class TowerCalls:
         try:
             context = tuple(keras_layers.context_values(layer).items())
             model = self._model
+            frozen = tuple(x.trainable for x in keras_layers.all_layers(layer))
             how = (model.jit_towers, model.synchronized, given.key, context)
-            key = (id(layer), call.kind, how)
+            key = (id(layer), call.kind, how, frozen)
             return self._functions.setdefault(key, (function, effects))
         except TypeError:  # an argument has no hash
             return function, effects

@@ -106,6 +106,18 @@ class TowerModel(TowerFunctions):
         `compute_loss` of your own. `predict` and `train_on_batch` are as ever.
         TensorFlow keeps int32 tensors on the host of a GPU until a step. While a
         report or a timeline is made, copies and steps take turns.
+      synchronized: whether every `BatchNormalization` that trains takes the mean
+        and variance of all rows of a batch, as in the plain model, whatever its own
+        `synchronized` says; else those of its tower's rows. So do those of models
+        that a step of your own calls; what is saved is the plain model. Towers then
+        meet at each such layer, on the output device: one of c channels sends there
+        2c + 1 numbers of its dtype (of 16 bits: as float32) and gets 2c, and of
+        gradients as many, 4 transfers for each layer and each tower elsewhere; a
+        tower waits for the slowest. Towers that meet are built one by one, so a
+        first step takes longer. Layers that are frozen (`trainable=False`), calls
+        with `training=False`, and one tower cost nothing. Refused by name: layers
+        in loops (the cell of an RNN without `unroll`), in `tf.cond` and in
+        `keras.remat`, and `jit_compile=True`; and gradients of gradients.
       **kwargs: as for `keras.Model`: `name`.
 
     Raises:

@@ -19,7 +19,7 @@ from towers.engine import lockstep
 
 layers = keras.layers
 ROWS = 31  # five steps of 7 rows, the last of 3
-RATE = 0.0  # of the dropout beside batch norms, once its draws are plain's
+RATE = 0.3  # of the dropout beside batch norms
 
 
 def norm(**kwargs):

@@ -43,7 +43,9 @@ BACKWARD = (
 # With noise of their own in training, and with batch norm.
 TRAINED = ("convnext", "efficientnet")
 SYNCHRONIZED = ("convnext", "efficientnet", "mobilenet_v3")
-RATE = 0.0  # of their dropout, until its draws are the plain model's; None: own
+RATE = (
+    0.0  # of dropout, which other rows in a place would have; None: their own
+)
 
 
 class ApplicationsTest(parameterized.TestCase):

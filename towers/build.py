@@ -11,7 +11,7 @@ from towers import v1_graph
 from towers.eager import run_eagerly
 from towers.engine.calls import How
 from towers.homes import homes_of
-from towers.inputs_per_tower import own_inputs, refuse_shared
+from towers.inputs_per_tower import own_inputs, refuse_divided
 from towers.keras_model import calls, checks
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.losses import gathered_losses
@@ -20,7 +20,7 @@ from towers.keras_model.parameter_copies import replicated
 from towers.keras_model.parameters import Home
 from towers.keras_model.request import Request
 from towers.keras_model.state import Before, merge_state
-from towers.keras_model.tower import forward
+from towers.keras_model.tower import forward, scope_of
 from towers.keras_model.whole_call import speaks_of_all
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Tower, TowerGraph
@@ -41,6 +41,7 @@ def build_towers(
     arguments: Mapping[str, Any] | None = None,
     jit_compile: bool = False,
     quick_start: bool = False,
+    synchronized: bool = False,
 ) -> TowerGraph:
     """Computes a Keras model in one tower per device.
 
@@ -101,6 +102,9 @@ def build_towers(
         longer, or more where much could be folded or fused. Towers that meet,
         or have layers on devices of their own, start as ever; those compiled
         by XLA are rewritten by that.
+      synchronized: whether each `BatchNormalization` that trains takes the mean
+        and variance of all rows, whatever its own `synchronized` says; see
+        `TowerModel`. To see whether one trains, a `tower_fn` is begun once more.
 
     Returns:
       A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of
@@ -120,7 +124,9 @@ def build_towers(
     how = How.AS_IS if quick_start else How.BUILT
     how = How.COMPILED if jit_compile else how
     request = Request(
-        placement, training, merge, tower_fn, tuple(layer_outputs), how=how
+        *(placement, training, merge, tower_fn, tuple(layer_outputs)),
+        how=how,
+        synchronized=synchronized,
     )
     if jit_compile and checks.are_built(model):
         request.graph_of(model)  # refused before arrays become ops
@@ -129,7 +135,7 @@ def build_towers(
     if tower_fn is None:
         given = arguments or {}
         if own is not None:
-            refuse_shared(given, whole)
+            refuse_divided(given, whole)
         made = [
             calls.model_call([x], given, whole, None, training) for x in nests
         ]
@@ -188,7 +194,7 @@ def assemble(
     values, copies, told = replicated(graph, homes, placement, shards)
     with tf.name_scope(""):
         begun = [
-            Tower(i, device, _scope(i), request.inputs_of(shards.true[i]))
+            Tower(i, device, scope_of(i), request.inputs_of(shards.true[i]))
             for i, device in enumerate(placement.devices)
         ]
     where = [home.device for home in homes]
@@ -232,8 +238,3 @@ def assemble(
         adders,
         [(v, home.variable) for v, home in zip(graph.variables, homes)],
     )
-
-
-def _scope(i: int) -> str:
-    with tf.name_scope(f"tower_{i}") as scope:
-        return scope

@@ -40,6 +40,7 @@ def export_towers(
     merge: Any = "concat",
     tower_fn: Callable[..., Any] | None = None,
     whole: Sequence[Any] = (),
+    synchronized: bool = False,
 ) -> None:
     """Writes a model as a SavedModel whose signature holds its towers.
 
@@ -79,6 +80,8 @@ def export_towers(
         batch, needs another rule than "concat".
       tower_fn: as in `build_towers`. Without devices it is called once.
       whole: as in `build_towers`; their specs are taken as they are.
+      synchronized: as in `build_towers`, for batch norms that train here too,
+        as one that a model calls with `training=True`.
 
     Raises:
       TypeError: the model, the placement or a leaf of `input_signature` is of
@@ -104,7 +107,10 @@ def export_towers(
             "tf.compat.v1.saved_model.simple_save."
         )
     pins = placement.layer_devices if placement is not None else None
-    graph = layer_graph.LayerGraph(model, (), pins)
+    may_meet = placement is not None and len(placement.devices) > 1
+    graph = layer_graph.LayerGraph(
+        model, (), pins, synchronized=synchronized and may_meet
+    )
     graph.is_portable = not any(
         getattr(layer, "use_cudnn", None) is True for layer in graph.layers
     )

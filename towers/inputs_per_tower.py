@@ -25,7 +25,7 @@ def own_inputs(inputs: Any, placement: Placement) -> Sequence[Any] | None:
     return inputs.towers if isinstance(inputs, BatchPerTower) else None
 
 
-def refuse_shared(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
+def refuse_divided(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
     """Raises if `arguments` are to be split: each tower has its own rows."""
     for name, value in arguments.items():
         shapes = [getattr(x, "shape", ()) for x in tf.nest.flatten(value)]

@@ -118,6 +118,20 @@ class KerasLayersTest(absltest.TestCase):
         with futures.ThreadPoolExecutor(1) as thread:
             self.assertEqual(thread.submit(call).result(), "mixed_bfloat16")
 
+    def test_the_phase_is_that_of_the_call_under_way(self):
+        seen = []
+
+        class Asks(keras.layers.Layer):
+            def call(self, x):
+                seen.append(keras_layers.phase_here())
+                return x
+
+        model = keras.Sequential([Asks()])
+        for training in (True, False):
+            model(tf.ones([1, 1]), training=training)
+        self.assertEqual(seen[-2:], [True, False])
+        self.assertIsNone(keras_layers.phase_here())
+
     def test_keras_still_knows_whose_a_loss_is(self):
         one, other = keras.layers.Dense(1), keras.layers.Dense(1)
         with keras.StatelessScope(collect_losses=True):

@@ -42,6 +42,10 @@ BACKWARD = (
 )
 # With noise of their own in training, and with batch norm.
 TRAINED = ("convnext", "efficientnet")
+SYNCHRONIZED = ("convnext", "efficientnet", "mobilenet_v3")
+RATE = (
+    0.0  # of dropout, which other rows in a place would have; None: their own
+)
 
 
 class ApplicationsTest(parameterized.TestCase):
@@ -131,6 +135,52 @@ class ApplicationsTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(loss))
         for weight in towered.get_weights():
             self.assertTrue(np.all(np.isfinite(weight)))
+
+    @parameterized.named_parameters(zip(SYNCHRONIZED, SYNCHRONIZED))
+    @pytest.mark.slow
+    def test_training_with_the_batch_s_statistics_is_the_plain_model_s(
+        self, name
+    ):
+        """In float64; rounding alone moves some by as much as a step."""
+        policy = keras.config.dtype_policy()
+        self.addCleanup(keras.config.set_floatx, keras.config.floatx())
+        self.addCleanup(keras.config.set_dtype_policy, policy)
+        keras.config.set_floatx("float64")
+        keras.config.set_dtype_policy("float64")
+        rng = np.random.default_rng(0)
+        rows, size = 19, FAMILIES[name][1]  # the last batch has three
+        x = rng.uniform(0, 255, [rows, size, size, 3])
+        y = rng.integers(0, 3, [rows])
+        order = [i + rng.permutation(min(8, rows - i)) for i in (0, 8, 16)]
+
+        def trained(order, wrap=lambda model: model):
+            model, _, _ = self.made(name)
+            for layer in model._flatten_layers():
+                if isinstance(layer, keras.layers.Dropout):
+                    layer.rate = layer.rate if RATE is None else RATE
+            model = wrap(model)
+            slow = keras.optimizers.SGD(1e-3, 0.9)
+            model.compile(slow, "sparse_categorical_crossentropy")
+            model.fit(
+                *(x[order], y[order]),
+                **{"batch_size": 8, "epochs": 2},
+                **{"shuffle": False, "verbose": 0},
+            )
+            return model.get_weights()
+
+        plain = trained(np.arange(rows))
+        other_order = trained(np.concatenate(order))
+        towered = trained(
+            np.arange(rows),
+            lambda model: towers.TowerModel(
+                model, placement(2, [2, 1]), synchronized=True
+            ),
+        )
+        far, rounding = (
+            max(np.abs(a - p).max() for a, p in zip(weights, plain))
+            for weights in (towered, other_order)
+        )
+        self.assertLess(far, 10 * rounding + 1e-14)
 
 
 if __name__ == "__main__":

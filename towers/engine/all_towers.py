@@ -98,8 +98,12 @@ def asked(
     split: bool = False,
     shared: Any = None,
     pure: bool = False,
+    asker: str = "all_towers",
 ) -> Any:
-    """As `all_towers`; with `pure`, for functions of their values only."""
+    """As `all_towers`; with `pure`, for functions of their values only.
+
+    Errors name the `asker`.
+    """
     tower = current.get()
     if tower is None:
         return errand.called(function, values, shared)
@@ -107,31 +111,43 @@ def asked(
         raise RuntimeError(
             "all_towers was called in a tower that runs by itself. Expected "
             "the attribute `needs_all_towers = True` on the layer that calls "
-            "it, or on the `tower_fn`, so that towers are built in step; and "
-            "a synchronized BatchNormalization to be told of training by "
-            "build_towers(..., training=True)."
+            "it, or on the `tower_fn`, so that towers are built in step."
         )
-    return tower.ask(function, values, split, shared, pure)
+    return tower.ask(function, values, split, shared, pure, asker)
 
 
 class NeedsOthers(BaseException):
     """Ends a tower that is built by itself, as it is to be built in step.
 
-    It passes what a layer catches, and Keras. It says who asks.
+    It passes what a layer catches, and Keras.
+
+    Args:
+      name: who asks.
+      does: what that does for which it needs them, as in "makes ...".
+      instead: what does without.
     """
+
+    def __init__(self, name: str, does: str, instead: str):
+        super().__init__(name, does, instead)
+        self.name, self.does, self.instead = name, does, instead
 
 
 def met(
-    function: Callable[..., Any], values: tuple[Any, ...], asker: str
+    function: Callable[..., Any],
+    values: tuple[Any, ...],
+    name: str,
+    does: str,
+    instead: str,
 ) -> Any:
     """As `asked`, with `pure`, though nobody has said that towers meet.
 
     Raises:
-      NeedsOthers: they do not.
+      NeedsOthers: they do not. Has the last three arguments.
     """
     if current.get() is _BY_ITSELF:
-        raise NeedsOthers(asker)
-    return asked(function, values, pure=True)
+        raise NeedsOthers(name, does, instead)
+    asker = f"{name!r}, which {does},"
+    return asked(function, values, pure=True, asker=asker)
 
 
 def is_one_of_many() -> bool:
@@ -153,6 +169,7 @@ class _Only:
         split: bool,
         shared: Any,
         pure: bool,
+        asker: str,
     ) -> Any:
         result = errand.called(function, values, shared)
         answer = tf.nest.map_structure(tf.convert_to_tensor, result)

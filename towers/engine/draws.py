@@ -149,6 +149,18 @@ def can_count(draw: Draw, layout: Layout) -> bool:
     return draw.axis == 0 and not (layout.in_pairs and None in draw.static[1:])
 
 
+def has_split_pairs(draw: Draw, layout: Layout) -> bool:
+    """Whether pairs may be of different towers, so that no tower has its rows."""
+    rest, total = draw.static[1:], draw.place.all_rows()
+    odd = [n for n in rest if n is not None and n % 2]
+    if not layout.in_pairs or len(odd) < len(rest):
+        return False
+    if not isinstance(total, int):
+        return max(odd, default=1) > 1
+    total *= draw.of_row
+    return total % 2 == 1 and total < max(odd, default=1)
+
+
 def _rows_in_pairs(draw: Draw, layout: Layout) -> tf.Tensor:
     """XLA pairs numbers along the first axis of even size, rows if they are.
 

@@ -110,18 +110,19 @@ class _Tower:
         split: bool,
         shared: Any,
         pure: bool,
+        asker: str,
     ) -> Any:
         if in_custom_gradient():
             raise ValueError(
-                "all_towers, or a synchronized batch norm, was called inside a "
-                "custom gradient (keras.remat, RematScope, tf.recompute_grad, "
-                "tf.custom_gradient), which calls it again in its backward "
-                "pass, where no other tower is. Expected a call outside of it."
+                f"{asker} was called inside a custom gradient (keras.remat, "
+                "RematScope, tf.recompute_grad, tf.custom_gradient), which "
+                "calls it again in its backward pass, where no other tower is. "
+                "Expected a call outside of it."
             )
         graph = tf.compat.v1.get_default_graph()
         if graph is not self.graph:
             raise ValueError(
-                f"all_towers was called in {graph.name!r}, a loop, a tf.cond "
+                f"{asker} was called in {graph.name!r}, a loop, a tf.cond "
                 "or a tf.function inside a tower, where the other towers "
                 "cannot follow. Expected a call beside it; hand its result in."
             )

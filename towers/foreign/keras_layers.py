@@ -11,9 +11,10 @@ that are attributes, without those of `compile` (`_metrics`); for the variable
 behind a Keras variable (`_value`) and what an optimizer knows it by
 (`_unique_id`); and for what a thread knows of the call that it is in
 (`GLOBAL_STATE_TRACKER`), whose names begin variables' paths (`name_scope_stack`),
-with the `stateless_scope` and the `symbolic_scope` that are open; for whether a
-layer computes its outputs again in the backward pass (`_remat_mode`), and for the
-class of a model that is made of symbols (`Functional`).
+with its phase (`current_call_ctx`), and the `stateless_scope` and the
+`symbolic_scope` that are open; for whether a layer computes its outputs again in the
+backward pass (`_remat_mode`), and for the class of a model that is made of symbols
+(`Functional`).
 `keras_layers_test.py` fails when one of them changes.
 """
 
@@ -29,7 +30,8 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 
-# Attributes of layers: of all, of batch norms, of stateful RNNs.
+# Attributes of layers: of all (two), of batch norms, of stateful RNNs.
+ADDED = "_loss_ids"
 CALL_CONTEXT = "_get_call_context"
 MOMENTS = "_moments"
 EXPECTED_ROWS = "_expected_batch_size"
@@ -117,6 +119,12 @@ def context_values(layer: keras.Layer) -> dict[str, Any]:
     for name in ("entry_layer", "training"):
         values.pop(name, None)
     return values
+
+
+def phase_here() -> Any:
+    """The phase that the calls under way pass on to layers; None for none."""
+    context = global_state.get_global_attribute("current_call_ctx")
+    return getattr(context, "training", None)
 
 
 def scope_here() -> keras.StatelessScope | None:
@@ -320,7 +328,7 @@ def added(layer: keras.Layer, loss: tf.Tensor) -> bool:
 
 def forget_added(layer: keras.Layer) -> None:
     """Begins a set of losses that a layer has added, and leaves the old one."""
-    object.__setattr__(layer, "_loss_ids", set())
+    object.__setattr__(layer, ADDED, set())
 
 
 def kept_metrics(layer: keras.Layer) -> list[keras.metrics.Metric]:

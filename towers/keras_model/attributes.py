@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from towers.engine.all_towers import waiting
 from towers.foreign.containers import leaves
+from towers.foreign.keras_layers import ADDED
+from towers.foreign.patches import patched
 
 _MISSING = object()  # the value of no attribute
 
@@ -80,7 +82,9 @@ class _Kept:
         mine = list(self.tensors())
         for layer, name, _, before in mine:
             _put(layer, name, before)
-        yield
+        # Keras forgets what was added when a call begins, be it another tower's.
+        with patched(*[(layer, ADDED, set()) for layer in self._layers]):
+            yield
         for layer, name, value, _ in mine:
             _put(layer, name, value)
 

@@ -20,21 +20,29 @@ from towers.keras_model import calls
 from towers.keras_model.held import held_variables
 
 
-def check_compilable(graph: Any, talks: bool) -> None:
+def not_compilable(
+    name: str, why: str, instead: str = "a model without such layers"
+) -> ValueError:
+    """What is said of what XLA cannot compile with the rest of its tower."""
+    return ValueError(
+        f"`jit_compile=True` makes each tower one XLA program, but {name!r} "
+        f"{why}. Expected {instead}; or leave out jit_compile=True."
+    )
+
+
+def check_compilable(
+    graph: Any, training: bool | None = True, tower_fn: Any = None
+) -> None:
     """Raises unless XLA can compile each tower by itself.
 
     Args:
       graph: the `LayerGraph`.
-      talks: whether towers need each other.
+      training: the phase; False trains no batch norm.
+      tower_fn: the user's function, whose calls may have another.
     """
 
     def refuse(layer: Any, why: str) -> ValueError:
-        name = getattr(layer, "name", layer)
-        return ValueError(
-            f"`jit_compile=True` makes each tower one XLA program, but "
-            f"{name!r} {why}. Expected a model without such layers; or "
-            "leave out jit_compile=True."
-        )
+        return not_compilable(getattr(layer, "name", layer), why)
 
     for layer in graph.layers:
         if not getattr(layer, "supports_jit", True):
@@ -43,15 +51,19 @@ def check_compilable(graph: Any, talks: bool) -> None:
         raise refuse(held.layer, f"reads {held.variable.name!r} where it is")
     for layer, device in graph.pinned_layers:
         raise refuse(layer, f"runs on {device}, by `layer_devices`")
-    if talks:
-        known = [
-            layer
-            for layer in graph.layers
-            if getattr(layer, "needs_all_towers", False)
-            or getattr(layer, "synchronized", False)
-        ]
-        if known:
-            raise refuse(known[0], "asks all towers, in their midst")
+    known = [
+        layer
+        for layer in graph.layers
+        if getattr(layer, "needs_all_towers", False)
+    ]
+    if training is not False or tower_fn is not None:
+        known += graph.meeting_norms
+    for layer in known:
+        why = "asks all towers, in their midst"
+        if graph.meets(layer):
+            why += ", for the statistics of the batch (synchronized=True)"
+        raise refuse(layer, why)
+    if graph.talks(tower_fn):
         raise ValueError(
             "`jit_compile=True` makes each tower one XLA program, but the "
             "`tower_fn` says that it needs all towers. Leave one out."

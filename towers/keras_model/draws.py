@@ -20,6 +20,7 @@ from towers.engine.draws import (
     Layout,
     Place,
     can_count,
+    has_split_pairs,
     own_key,
     own_seed,
     place_of,
@@ -266,7 +267,7 @@ class Own:
         if is_one or self._is_fixed(drawn, sizes):
             tf_random.mark_seen(result := original(**given))
             return result
-        result = self._rows(drawn, name, original, given)
+        result = self._rows(path, drawn, name, original, given)
         if result is None:
             _warn_of_own(path, drawn.why_own)
             result = original(**{**given, by: own_key(seed, self._numbers())})
@@ -288,7 +289,7 @@ class Own:
         )
 
     def _rows(
-        self, drawn: Drawn, name: str, original: Any, given: Any
+        self, path: str, drawn: Drawn, name: str, original: Any, given: Any
     ) -> tf.Tensor | None:
         """The tower's rows of a draw; None if they cannot be told."""
         if not (drawn.is_once and tf_random.is_by_row(name)):
@@ -312,6 +313,12 @@ class Own:
         )
         layout = tf_random.counted(name, given, self._look.is_compiled)
         if layout is not None and can_count(asked, Layout(*layout)):
+            if has_split_pairs(asked, Layout(*layout)):
+                _warn_of_own(
+                    path,
+                    "by XLA, which pairs them within odd axes: in a batch "
+                    "of an odd number of rows, smaller than such an axis",
+                )
             return rows_by_counter(asked, Layout(*layout))
         if self._look.is_compiled and not self.place.is_known:
             return None  # XLA knows shapes

@@ -17,7 +17,7 @@ from towers.foreign.keras_layers import has_moments, is_stateful
 from towers.foreign.patches import patched
 from towers.keras_model import widths
 from towers.keras_model.fixed_rows import noise_of_rows
-from towers.keras_model.moments import Moments, is_pooled, met
+from towers.keras_model.moments import is_pooled, met, moments_of
 from towers.keras_model.notes import Notes, notes_here
 
 Function = Callable[..., Any]
@@ -52,6 +52,8 @@ def hooked(graph: Any, is_plain: bool = False) -> Iterator[None]:
         for layer, _ in graph.pinned_layers
         if all(layer is not other for other in graph.layers)  # an operation
     ]
+    # Of towers, which each have their own.
+    shadows += [(layer, keras_layers.ADDED, set()) for layer in graph.layers]
     for i in graph.row_states:
         state = graph.variables[i]
         shadows.append(
@@ -212,12 +214,10 @@ def _noted(graph: Any, layer: Any, original: Function) -> Function:
         # True asks tf.distribute for the sum of all replicas.
         with patched((layer, "synchronized", False)):
             mean, variance = original(inputs, mask)
-        count = None
-        if mask is not None:
-            count = tf.reduce_sum(tf.cast(mask, mean.dtype))
-        said = [Moments(mean, variance, count)]
-        if layer.synchronized:
-            mean, variance, said = met(said[0], tf.size(inputs))
+        said = [moments_of(layer, inputs, mask, (mean, variance))]
+        if graph.meets(layer):
+            name = widths.name_of(graph, notes.path)
+            mean, variance, said = met(said[0], tf.size(inputs), name)
         if is_pooled(layer):
             key = graph.index_of(layer.moving_mean)
             notes.moments.setdefault(key, []).extend(said)

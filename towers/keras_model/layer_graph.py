@@ -25,6 +25,8 @@ class LayerGraph:
         as a `Placement` has it.
       part_of: the graph that says so, of a model of which this one is a layer
         that is called by itself.
+      synchronized: whether all batch norms take the statistics of the whole
+        batch when they train, and not only those that say so.
 
     Attributes:
       variables: those that a tower may read or change, in one order for all.
@@ -49,9 +51,11 @@ class LayerGraph:
         layer_outputs: Sequence[str] = (),
         layer_devices: Mapping[str, pins.Pin] | None = None,
         part_of: "LayerGraph | None" = None,
+        synchronized: bool = False,
     ):
         self.model = model
         self.is_part = part_of is not None
+        self.is_synchronized = synchronized
         self.is_hooked = False  # see `hooks.hooked`
         self.is_plain = False  # see `guards.Guards`
         self.is_portable = False  # see `keras_machine.asks_device`
@@ -200,16 +204,23 @@ class LayerGraph:
         with tf.device(home.device):
             return regularizer(home.read())
 
-    def talks(self, training: bool | None, tower_fn: Any) -> bool:
-        """Whether a tower needs the others: by declaration, or to train."""
-        declared = [tower_fn, *self.layers]
-        may_train = training is not False or tower_fn is not None
+    def talks(self, tower_fn: Any) -> bool:
+        """Whether a layer, or the function, says that it needs all towers."""
         return any(
-            getattr(x, "needs_all_towers", False) for x in declared
-        ) or any(
-            may_train and keras_layers.has_moments(x) and x.synchronized
-            for x in self.layers
+            getattr(x, "needs_all_towers", False)
+            for x in [tower_fn, *self.layers]
         )
+
+    def meets(self, layer: Any) -> bool:
+        """Whether a batch norm takes all towers' moments, when it trains."""
+        return keras_layers.has_moments(layer) and (
+            self.is_synchronized or layer.synchronized
+        )
+
+    @property
+    def meeting_norms(self) -> list[keras.layers.BatchNormalization]:
+        """Those that do, and are not frozen."""
+        return [x for x in self.layers if self.meets(x) and x.trainable]
 
     def specs_of(
         self, values: Sequence[tf.Tensor], rows: int | None = None

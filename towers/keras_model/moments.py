@@ -19,13 +19,39 @@ class Moments:
 
     Attributes:
       mean, variance: [channels], over the tower's shard.
-      count: scalar, the unmasked positions; None without a mask, when the
-        tower's rows say as much.
+      count: the unmasked positions, a scalar, or [channels] where channels have
+        masks of their own; None without a mask, when the tower's rows say as
+        much.
+      of_all: whether they are those of the whole batch already.
     """
 
     mean: tf.Tensor
     variance: tf.Tensor
     count: tf.Tensor | None
+    of_all: bool = False
+
+
+def moments_of(
+    layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None, seen: Any
+) -> Moments:
+    """What a batch norm saw, by what Keras says of it.
+
+    Args:
+      layer: the batch norm.
+      inputs: [rows, ..., channels], or channels on the layer's axis.
+      mask: as `inputs`, without the last axis; None for none.
+      seen: mean and variance, [channels]; Keras squeezes them if masked.
+    """
+    if mask is None:
+        return Moments(seen[0], seen[1], None)
+    mean, variance = (tf.reshape(x, [-1]) for x in seen)
+    counted = tf.cast(mask, mean.dtype)
+    axis = layer.axis % inputs.shape.rank
+    if axis == inputs.shape.rank - 1:
+        return Moments(mean, variance, tf.reduce_sum(counted))
+    others = [i for i in range(inputs.shape.rank - 1) if i != axis]
+    width = tf.cast(tf.shape(inputs)[-1], mean.dtype)
+    return Moments(mean, variance, tf.reduce_sum(counted, others) * width)
 
 
 def is_pooled(layer: Any) -> bool:
@@ -66,24 +92,41 @@ def pooled(
     return mean, tf.reduce_sum(shares * (variances + between), 0)
 
 
-def met(seen: Moments, size: tf.Tensor) -> tuple[Any, Any, list[Moments]]:
+def met(
+    seen: Moments, size: tf.Tensor, name: str
+) -> tuple[Any, Any, list[Moments]]:
     """Moments of the whole batch, and for one tower what it says of them.
 
-    One vector crosses to where towers meet, and one back.
+    One vector crosses to where towers meet, and one back; of gradients as much.
+
+    Args:
+      seen: the tower's.
+      size: how many numbers it has seen.
+      name: the layer's, for errors.
+
+    Raises:
+      NeedsOthers: the tower is built by itself.
+      ValueError: it is in a loop or a custom gradient, where no other tower is.
     """
     channels = seen.mean.shape[0]
     count = seen.count
     if count is None:
         count = tf.cast(size // channels, seen.mean.dtype)
+    counts = tf.reshape(count, [-1])
+    sizes = [channels, channels, counts.shape[0]]
     said = []
 
-    def pool(parts: tf.Tensor) -> tf.Tensor:  # [n, 2 * channels + 1]
-        seen = tf.split(parts, [channels, channels, 1], 1)
-        said.append(Moments(*pooled(*seen), None))
+    def pool(parts: tf.Tensor) -> tf.Tensor:  # [n, sum of sizes]
+        seen = tf.split(parts, sizes, 1)
+        said.append(Moments(*pooled(*seen), None, of_all=True))
         return tf.stack([said[0].mean, said[0].variance])
 
-    part = tf.concat([seen.mean, seen.variance, count[tf.newaxis]], 0)
-    whole = all_towers.asked(pool, (part[tf.newaxis],), pure=True)
+    part = tf.concat([seen.mean, seen.variance, counts], 0)
+    whole = all_towers.met(
+        *(pool, (part[tf.newaxis],), name),
+        "trains on the statistics of the whole batch (synchronized=True)",
+        "a model without such layers, frozen ones apart",
+    )
     return *tf.unstack(whole), said
 
 
@@ -133,25 +176,30 @@ def packed(
         for k, call in enumerate(calls):
             group = Group(
                 device=devices[i],
-                pin=tuple(tf.nest.flatten(graph.pins.get(id(layers[i]), ()))),
+                pin=() if call.of_all else _pin(graph, layers[i]),
                 dtype=call.mean.dtype.name,
                 counted=call.count is not None,
-                by_one=layers[i].synchronized,
+                by_one=call.of_all,
             )
             groups.setdefault(group, []).append(((i, k), call))
     vectors = {}
     for group, members in groups.items():
         places, said = zip(*members)
         columns = [[c.mean for c in said], [c.variance for c in said]]
-        # Where the layer saw them.
-        pin = group.pin[tower % len(group.pin)] if group.pin else None
-        with tf.device(pin) if pin else contextlib.nullcontext():
+        # Where the layer saw them, or where towers met.
+        here = group.pin[tower % len(group.pin)] if group.pin else None
+        here = said[0].mean.device if group.by_one else here
+        with tf.device(here) if here else contextlib.nullcontext():
             if group.counted:
-                counts = [tf.fill(tf.shape(c.mean), c.count) for c in said]
+                counts = [tf.broadcast_to(c.count, c.mean.shape) for c in said]
                 columns.append(counts)
             whole = dataclasses.replace(group, calls=places)
             vectors[whole] = tf.stack([tf.concat(c, 0) for c in columns])
     return vectors
+
+
+def _pin(graph: Any, layer: Any) -> tuple[str, ...]:
+    return tuple(tf.nest.flatten(graph.pins.get(id(layer), ())))
 
 
 def besides_moments(

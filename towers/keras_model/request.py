@@ -25,6 +25,8 @@ class Request:
       part_of: the model of which a layer is called by itself, in which
         `layer_devices` are known.
       how: whether towers are built op by op, or called as functions.
+      synchronized: whether all batch norms that train take the statistics of
+        the whole batch, whatever they say.
     """
 
     placement: Placement
@@ -34,6 +36,12 @@ class Request:
     layer_outputs: Sequence[str] = ()
     part_of: Any = None
     how: How = How.BUILT
+    synchronized: bool = False
+
+    @property
+    def is_synchronized(self) -> bool:
+        """Whether all batch norms are, and there are towers to meet."""
+        return self.synchronized and len(self.placement.devices) > 1
 
     def graph_of(self, model: Any) -> LayerGraph:
         """The model as a pure function, which XLA can take if it is to; no op.
@@ -41,15 +49,15 @@ class Request:
         Raises:
           ValueError: it cannot, or there is no such layer; names the layer.
         """
-        devices = self.placement.layer_devices
-        if self.part_of is None:
-            graph = LayerGraph(model, self.layer_outputs, devices)
-        else:
-            whole = LayerGraph(self.part_of, (), devices)
-            graph = LayerGraph(model, self.layer_outputs, part_of=whole)
+        devices, all_norms = self.placement.layer_devices, self.is_synchronized
+        whole = self.part_of and LayerGraph(self.part_of, (), devices)
+        graph = LayerGraph(
+            *(model, self.layer_outputs, None if whole else devices),
+            part_of=whole,
+            synchronized=all_norms,
+        )
         if self.how is How.COMPILED:
-            talks = graph.talks(self.training, self.users_fn)
-            checks.check_compilable(graph, talks)
+            checks.check_compilable(graph, self.training, self.users_fn)
         return graph
 
     def of_call(self, call: ModelCall) -> "Request":

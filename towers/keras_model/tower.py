@@ -14,7 +14,14 @@ from towers.engine.draws import Place
 from towers.engine.forward import run_towers
 from towers.engine.host import host_of
 from towers.foreign import keras_layers, tf_autograph
-from towers.keras_model import draws, hooks, layer_graph, losses, widths
+from towers.keras_model import (
+    batch_norms,
+    checks,
+    draws,
+    hooks,
+    layer_graph,
+    losses,
+)
 from towers.keras_model.guards import Guards
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.replay import replayed
@@ -51,9 +58,7 @@ def forward(
       ValueError: towers cannot be built, or their outputs not be joined.
     """
     placement, own = request.placement, request.users_fn
-    talks, how = graph.talks(request.training, own), request.how
-    if how is not How.COMPILED and (talks or graph.pinned_layers):
-        how = How.BUILT
+    how = request.how
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
     places, fed = shards.places(), shards.fed[0]
@@ -83,16 +88,30 @@ def forward(
         )
 
     with hooks.hooked(graph, guards.is_plain), warned.once():
+        talks = graph.talks(own)
+        if graph.meeting_norms and not talks:
+            talks = batch_norms.meet(
+                *(graph, copies[0], fed, shards.divided, request),
+                called_in(request, towers[0]),
+            )
+        if how is not How.COMPILED and (talks or graph.pinned_layers):
+            how = How.BUILT
         try:
             replays = built(talks, how)
         except all_towers.NeedsOthers as needs:
             if how is How.COMPILED:
-                raise widths.refusal(str(needs)) from None
+                raise checks.not_compilable(*needs.args) from None
             replays = built(True, How.BUILT)
         are_known = shards.ranges.are_known
         verdict = guards.agreed(replays, copies[0], fed, are_known)
     guards.check_outputs(replays, inputs)
     return replays, verdict
+
+
+def scope_of(i: int) -> str:
+    """The name scope of a tower, with its slash."""
+    with tf.name_scope(f"tower_{i}") as scope:
+        return scope
 
 
 def _elsewhere(graph: layer_graph.LayerGraph, tower: Any) -> dict[int, str]:
@@ -115,15 +134,9 @@ def pure_tower(
     """The pure function of one tower: to a nest of tensors.
 
     Its argument are the tower's copies, where it is in the batch as `draws.told`
-    has it, or None, and its shard. A `tower_fn` that has a parameter named `tower`, after the model and its shard,
-    gets `tower`.
+    has it, or None, and its shard.
     """
-    tower_fn = request.tower_fn
-    if request.users_fn is not None:
-        asks = _asks_for_tower(request.users_fn)
-        tower_fn = tf_autograph.converted(tower_fn)
-        if asks:
-            tower_fn = functools.partial(tower_fn, tower=tower)
+    tower_fn = called_in(request, tower)
 
     def run(argument: tuple[list[tf.Tensor], Any, Any]) -> dict[str, Any]:
         copies, told, shard = argument
@@ -166,6 +179,19 @@ def pure_tower(
         }
 
     return keras_layers.carried(run)
+
+
+def called_in(request: Request, tower: Any) -> Callable[..., Any] | None:
+    """What a tower calls, of the model and its shard.
+
+    A `tower_fn` that has a parameter named `tower`, after those two, gets `tower`.
+    """
+    if request.users_fn is None:
+        return request.tower_fn
+    tower_fn = tf_autograph.converted(request.users_fn)
+    if _asks_for_tower(request.users_fn):
+        tower_fn = functools.partial(tower_fn, tower=tower)
+    return tower_fn
 
 
 def _asks_for_tower(function: Callable[..., Any]) -> bool:

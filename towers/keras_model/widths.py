@@ -54,15 +54,6 @@ def name_of(graph: Any, path: str) -> str:
     return path or next((model.name for model in graph.models), "tower_fn")
 
 
-def refusal(asker: str) -> ValueError:
-    return ValueError(
-        "`jit_compile=True` makes each tower one XLA program, but "
-        f"{asker!r} makes ragged rows dense, as wide as the longest of all "
-        "towers. Expected a `shape` for `to_tensor`; or leave out "
-        "jit_compile=True."
-    )
-
-
 def _patches(notes: Callable[[], Any]) -> list[tuple[Any, str, Any]]:
     dense, sparse = tf.RaggedTensor.to_tensor, tf.RaggedTensor.to_sparse
 
@@ -126,8 +117,11 @@ def _widened(ragged: tf.RaggedTensor, shape: Any, notes: Any) -> list[Any]:
         return []
     with on_host(device_here()):
         own = tf.gather(ragged.bounding_shape(out_type=tf.int32), wide)
-        asker = name_of(notes.graph, notes.path)
-        widest = all_towers.met(_longest, (own[tf.newaxis],), asker)
+        widest = all_towers.met(
+            *(_longest, (own[tf.newaxis],), name_of(notes.graph, notes.path)),
+            "makes ragged rows dense, as wide as the longest of all towers",
+            "a `shape` for `to_tensor`",
+        )
         sizes = tf.unstack(tf.cast(widest, splits[0].dtype), len(wide))
     for i, size in zip(wide, sizes):
         known[i] = size

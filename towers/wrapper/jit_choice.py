@@ -69,11 +69,23 @@ def jit_of_template(template: keras.Model) -> bool:
     return template.jit_compile and not by_auto
 
 
-def check_jit(template: keras.Model, placement: Placement) -> None:
+def check_jit(
+    template: keras.Model, placement: Placement, synchronized: bool
+) -> None:
     """Raises unless XLA can compile each tower by itself.
+
+    Args:
+      template: the model.
+      placement: where it runs.
+      synchronized: whether all its batch norms make towers meet.
 
     Raises:
       ValueError: it cannot; names the layer.
     """
-    graph = layer_graph.LayerGraph(template, (), placement.layer_devices)
-    checks.check_compilable(graph, graph.talks(True, None))
+    pins = placement.layer_devices
+    several = len(placement.devices) > 1
+    checks.check_compilable(
+        layer_graph.LayerGraph(
+            template, (), pins, synchronized=synchronized and several
+        )
+    )

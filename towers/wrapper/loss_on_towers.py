@@ -65,6 +65,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
             tower_fn=on_tower,
             whole=whole_of_data(model),
             jit_compile=model.jit_towers,
+            synchronized=model.synchronized,
         )
     graph.apply_updates()
     parcels, divisors = graph.outputs

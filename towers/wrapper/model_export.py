@@ -45,6 +45,7 @@ def export_model(
         input_signature,
         model.merge,
         whole=model.whole,
+        synchronized=model.synchronized,
     )
     if verbose:
         print(f"Saved towers at {filepath!r}: {placement}")

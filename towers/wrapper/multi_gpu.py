@@ -18,6 +18,7 @@ def to_multi_gpu(
     loss_on_towers: bool | str = False,
     whole: Sequence[Any] = (),
     prefetch: bool = False,
+    synchronized: bool = False,
 ) -> TowerModel:
     """Wraps a model in one tower per GPU, in one line before `compile()`.
 
@@ -52,6 +53,8 @@ def to_multi_gpu(
       whole: inputs that every tower gets whole, see `TowerModel`.
       prefetch: whether the next batch goes to the GPUs while a step runs, see
         `TowerModel`.
+      synchronized: whether batch norms that train take the statistics of the
+        whole batch, see `TowerModel`.
 
     Returns:
       A `TowerModel`.
@@ -71,5 +74,7 @@ def to_multi_gpu(
         message = str(error).replace("`n` asks", "`n_gpus` asks")
         raise ValueError(message) from error
     return TowerModel(
-        model, placement, merge, loss_on_towers, whole, prefetch=prefetch
+        *(model, placement, merge, loss_on_towers, whole),
+        prefetch=prefetch,
+        synchronized=synchronized,
     )

@@ -103,8 +103,10 @@ class TowerCalls:
         function = tf.function(step, autograph=False, reduce_retracing=True)
         try:
             context = tuple(keras_layers.context_values(layer).items())
-            how = (self._model.jit_towers, given.key, context)
-            key = (id(layer), call.kind, how)
+            model = self._model
+            frozen = tuple(x.trainable for x in keras_layers.all_layers(layer))
+            how = (model.jit_towers, model.synchronized, given.key, context)
+            key = (id(layer), call.kind, how, frozen)
             return self._functions.setdefault(key, (function, effects))
         except TypeError:  # an argument has no hash
             return function, effects
@@ -123,6 +125,7 @@ class TowerCalls:
             call,
             part_of=model.template if call.inside else None,
             how=How.COMPILED if model.jit_towers else How.BUILT,
+            synchronized=model.synchronized,
         )
         graph = build(layer, call.shared(), request)
         effects.adders[:] = graph.adders

@@ -6,13 +6,14 @@ from unittest import mock
 
 import keras
 import models
+import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
 
 import towers
-from towers.engine import boundary
+from towers.engine import boundary, copies
 from towers.engine.copies import Maker
 
 layers = keras.layers
@@ -389,21 +390,31 @@ class CopyTest(parameterized.TestCase):
         outputs = tf.function(towered(model, 4))(tf.zeros([4, 2]), None)
         self.assertLen(set(outputs[:, 0].numpy().tolist()), 4)
 
-    def test_dropout_of_copies_differs_and_goes_on(self):
-        model = keras.Sequential([keras.Input([64]), layers.Dropout(0.5)])
+    @parameterized.parameters(None, 8)
+    def test_copies_draw_their_own_rows_of_the_plain_dropout(self, rows):
+        def model():
+            dropout = layers.Dropout(0.5)
+            return keras.Sequential([keras.Input([63]), dropout, dropout])
 
-        @tf.function
+        x, plain, here = (
+            tf.ones([8, 63]),
+            models.make(model),
+            models.make(model),
+        )
+
+        @tf.function(input_signature=[tf.TensorSpec([rows, 63])])
         def step(x):
             graph = towers.build_towers(
-                model, x, models.placement(4), training=True
+                here, x, models.placement(4), training=True
             )
             graph.apply_updates()
             return graph.outputs
 
-        rows = [
-            tuple(row) for _ in range(2) for row in step(tf.ones([4, 64])) > 0
-        ]
-        self.assertLen({str(row) for row in rows}, 8)
+        with mock.patch.object(copies, "_copy", wraps=copies._copy) as copied:
+            step.get_concrete_function()
+        self.assertEqual(copied.call_count, 3)
+        for _ in range(2):
+            np.testing.assert_array_equal(step(x), plain(x, training=True))
 
     def test_shards_of_other_shapes_are_not_copied(self):
         model = with_layer(Counted)

@@ -74,6 +74,17 @@ class TfRandomTest(absltest.TestCase):
         tf.random.normal([3], seed=4)
         self.assertEmpty(asked)
 
+    def test_as_much_of_a_shape_is_known_as_there_is(self):
+        @tf.function(input_signature=[tf.TensorSpec([None, 3])])
+        def call(x):
+            said.append(tf_random.sizes({"shape": tf.shape(x)}))
+            said.append(tf_random.sizes({"shape": [tf.shape(x)[0], 2]}))
+            said.append(tf_random.sizes({"value": x}))
+
+        said = []
+        call.get_concrete_function()
+        self.assertEqual(said, [[None, 3], [None, 2], None])
+
     def test_loops_and_branches_are_known(self):
         graphs = []
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from executed import Executed
 
 import towers
 
@@ -419,10 +420,59 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertWarnsRegex(UserWarning, "XLA does not go by such"):
             drawn({"one": ONE["op"]}, X, TWO, jit_compile=True)
 
+    @parameterized.parameters((8, 4), (7, 13))
+    def test_a_draw_takes_few_ops_more(self, width, most):
+        def ops(placement):
+            model = keras.Sequential(
+                [keras.Input([width])]
+                + [keras.layers.Dropout(0.5) for _ in range(4)]
+            )
+
+            @tf.function(input_signature=[tf.TensorSpec([None, width])])
+            def call(x):
+                return towers.build_towers(model, x, placement, True).outputs
+
+            ops = call.get_concrete_function().graph.get_operations()
+            return len(
+                [
+                    op
+                    for op in ops
+                    if "tower_0/dropout" in op.name
+                    and op.type not in ("Const", "NoOp")
+                ]
+            )
+
+        alone, here = ops(towers.Placement(["/CPU:0"])), ops(TWO)
+        self.assertBetween((here - alone) / 4, 1, most)
+
+    def test_where_a_tower_is_travels_with_the_seeds(self):
+        def sent(rate):
+            layers = [keras.layers.GaussianNoise(rate) for _ in range(2)]
+            scaled = keras.layers.Rescaling(2.0)
+            model = keras.Sequential([keras.Input([4]), scaled, *layers])
+            where = towers.Placement(["/CPU:1", "/CPU:2"])
+
+            @tf.function(input_signature=[tf.TensorSpec([None, 4])])
+            def step(x):
+                graph = towers.build_towers(model, x, where, True)
+                graph.apply_updates()
+                return graph.outputs
+
+            return len(Executed(lambda: step(tf.ones([5, 4]))).sends())
+
+        # A tensor to each tower, and two new states back from one of them.
+        self.assertEqual(sent(0.5) - sent(0.0), 2 + 2)
+
     def test_a_model_is_asked_once_and_nothing_shows_it(self):
         some = {"dropout": ROWS["dropout"], "one": ONE["stateless"]}
-        for placement, asked in ((THREE, 1), (towers.Placement(["/CPU:0"]), 0)):
-            model = Drawing(some, generator())
+        none = {"none": lambda x, s: tf.tanh(x)}
+        alone = towers.Placement(["/CPU:0"])
+        for functions, placement, asked in (
+            (some, THREE, 1),
+            (some, alone, 0),
+            (none, THREE, 0),  # it has a generator, and does not draw
+        ):
+            model = Drawing(functions, generator())
             model(X)
             calls, n = [], len(placement.devices)
             for _ in range(2):

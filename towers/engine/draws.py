@@ -89,6 +89,7 @@ class Draw:
     Attributes:
       draw: `f(shape, counter, parameters)`, the last by name.
       shape: int32 or int64 [rank], of what the tower needs.
+      static: as much of that as is known.
       counter: uint64 [2]; None if the op has a seed only.
       axis: that of its rows.
       of_row: so many there for each.
@@ -98,19 +99,12 @@ class Draw:
 
     draw: Callable[[Any, Any, Mapping[str, Any]], tf.Tensor]
     shape: tf.Tensor
+    static: list[int | None]
     counter: tf.Tensor | None
     axis: int
     of_row: int
     place: Place
     parameters: Mapping[str, tf.Tensor]
-
-    @property
-    def static(self) -> list[int | None]:
-        """As much of the shape as is known."""
-        known = tf.get_static_value(self.shape, partial=True)
-        if known is None:  # not even in part
-            known = [None] * self.shape.shape[0]
-        return [None if n is None else int(n) for n in known]
 
     def drawn(self, shape: Any, counter: Any) -> tf.Tensor:
         return self.draw(shape, counter, self.parameters)
@@ -136,8 +130,8 @@ def rows_by_counter(draw: Draw, layout: Layout) -> tf.Tensor:
             steps = first // elements * _int64(blocks, 0)
             counter = draw.counter + tf.cast(steps, tf.uint64)
             rest = first % elements
-            count = _product(1, static, draw.shape)
-            size, length = _int64(count), _int64(count + elements - 1)
+            size = _int64(_product(1, static, draw.shape))
+            length = size + (elements - 1)
     if rest is None:
         return draw.drawn(draw.shape, counter)
     rows = tf.slice(draw.drawn(length, counter), rest, size)
@@ -284,4 +278,5 @@ def _product(times: int, sizes: list[int | None], shape: tf.Tensor) -> Any:
     """A product of sizes: an int, or an int64 scalar if some are not known."""
     if None not in sizes:
         return times * math.prod(n for n in sizes if n is not None)
-    return times * tf.reduce_prod(tf.cast(shape, tf.int64))
+    product = tf.reduce_prod(tf.cast(shape, tf.int64))
+    return product if times == 1 else times * product

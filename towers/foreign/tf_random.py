@@ -4,7 +4,9 @@ Those with a state ask the private `random_seed.get_seed` for the seeds of their
 `tf.random.stateless_*`, `tf.nn.experimental.stateless_dropout` and with them all of
 `keras.random` call the generated functions of `gen_stateless_random_ops_v2` (with
 a key and a counter) and `gen_stateless_random_ops` (with a seed), by these names
-in the module `stateless_random_ops`. Bodies of loops and branches are graphs of
+in the module `stateless_random_ops`. How much of a shape is known, the public
+`tf.get_static_value` does not say of one that `tf.shape` gives; the private
+`tensor_util.constant_value_as_shape` does. Bodies of loops and branches are graphs of
 the private `control_flow_v2_func_graphs`, and a loop's op keeps its graphs.
 `tf_random_test.py` fails when one of them changes.
 """
@@ -24,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import random_seed
+from tensorflow.python.framework import random_seed, tensor_util
 from tensorflow.python.ops import control_flow_v2_func_graphs as bodies
 from tensorflow.python.ops import stateless_random_ops
 
@@ -167,13 +169,8 @@ def sizes(given: dict[str, Any]) -> list[int | None] | None:
     """As much of that shape as is known; None if not even its rank is."""
     if "shape" not in given and "logits" not in given:
         return None  # as of what is shuffled
-    shape = shape_of(given)
-    if shape.shape.rank is None or shape.shape[0] is None:
-        return None
-    known = tf.get_static_value(shape, partial=True)
-    if known is None:  # not even in part
-        return [None] * shape.shape[0]
-    return [None if n is None else int(n) for n in known]
+    shape = tensor_util.constant_value_as_shape(shape_of(given))
+    return None if shape.rank is None else shape.as_list()
 
 
 def counted(

@@ -292,7 +292,8 @@ class Own:
         self, path: str, drawn: Drawn, name: str, original: Any, given: Any
     ) -> tf.Tensor | None:
         """The tower's rows of a draw; None if they cannot be told."""
-        if not (drawn.is_once and tf_random.is_by_row(name)):
+        sizes = tf_random.sizes(given)
+        if not (sizes and drawn.is_once and tf_random.is_by_row(name)):
             return None
 
         def draw(shape: Any, counter: Any, parameters: Any) -> tf.Tensor:
@@ -307,6 +308,7 @@ class Own:
         asked = Draw(
             draw,
             tf_random.shape_of(given),
+            sizes,
             given.get("counter"),
             *(drawn.axis, drawn.of_row, self._numbers()),
             tf_random.parameters(given),

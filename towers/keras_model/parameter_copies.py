@@ -150,7 +150,7 @@ def _parcels(
       values: theirs.
       placement: says where they go.
       told_at: the device of what tells towers where they are, if that travels: it
-        comes after the variables, with seeds.
+        comes after the variables, and with seeds, if those come from there.
     """
     parcels: dict[Any, list[int]] = {}
     elsewhere = [
@@ -171,9 +171,11 @@ def _parcels(
         key = device, places, values[k].dtype, groups[k] if together else k
         parcels.setdefault(key, []).append(k)
     if told_at is not None:
-        places = tuple(map(host_of, placement.devices))
-        key = told_at, places, tf.int64, groups[graph.seeds[-1]]
-        parcels.setdefault(key, []).append(len(values))
+        for (device, _, dtype, group), members in parcels.items():
+            is_seed = members[0] in graph.seeds and dtype == tf.int64
+            if is_seed and group in groups and same_device(device, told_at):
+                members.append(len(values))
+                break
     return parcels
 
 

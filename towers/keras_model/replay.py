@@ -89,7 +89,7 @@ def replayed(
         outputs = tf.nest.map_structure(as_tensor, outputs)
     state = {}
     for i, (variable, value) in enumerate(zip(graph.variables, values)):
-        new = stateless.get_current_value(variable)
+        new = stateless.state_mapping[id(variable)]  # which nobody reads here
         if new is not value:
             state[i] = new
     return Replay(

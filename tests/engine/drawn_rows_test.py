@@ -62,7 +62,8 @@ def rows_of(where, axis, is_compiled):
             return original(**{**given, **changed})
 
         asked = draws.Draw(
-            *(make, tf_random.shape_of(given), given["counter"]),
+            *(make, tf_random.shape_of(given), tf_random.sizes(given)),
+            given["counter"],
             *(axis, 1, where, tf_random.parameters(given)),
         )
         layout = draws.Layout(*tf_random.counted(name, given, is_compiled))

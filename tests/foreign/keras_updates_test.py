@@ -75,7 +75,7 @@ class UpdatesTest(parameterized.TestCase):
         )
 
     @parameterized.named_parameters((k, *v) for k, v in MADE.items())
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow
     def test_numbers_cross_once(self, optimizer, most):
         plain, towered = make(deep), make(deep)
         balanced = towers.balanced(DEVICES)

@@ -85,6 +85,7 @@ class MaskTest(parameterized.TestCase):
         model.add(layers.Lambda(tf.identity, mask=tf.constant(MASK)))
         np.testing.assert_array_equal(called(model, FOUR)[1], MASK)
 
+    @pytest.mark.slow
     def test_fit_goes_by_it(self):
         def trained(model):
             model.compile(keras.optimizers.SGD(0.5), "mse")

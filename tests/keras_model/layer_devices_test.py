@@ -65,7 +65,7 @@ class EveryLayerTest(parameterized.TestCase):
     @parameterized.parameters(
         recurrent, cnn, attention, two_by_two, models_in_models
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow
     def test_any_layer_can_be_pinned(self, model):
         self.check(model)
 
@@ -248,6 +248,7 @@ class ElsewhereTest(absltest.TestCase):
                 session.run(v1.global_variables_initializer())
                 close(session.run(graph.outputs), expected)
 
+    @pytest.mark.slow
     def test_in_a_saved_model(self):
         model = make(words)
         x = RNG.integers(0, WORDS, [5, 16]).astype("int32")

@@ -83,6 +83,7 @@ class MemoryTest(parameterized.TestCase):
             self.assertIn(help, told)
         self.assertIn("OOM when allocating", told)  # TensorFlow's own words
 
+    @pytest.mark.slow
     def test_backward_and_pinned(self):
         m = model(True, {"inner/greedy": DEVICES[2]})
         self.assertStartsWith(
@@ -115,6 +116,7 @@ class MemoryTest(parameterized.TestCase):
             with towers.memory_errors(3):
                 pass
 
+    @pytest.mark.slow
     def test_what_is_of_no_tower_stays(self):
         with self.assertRaises(tf.errors.ResourceExhaustedError) as caught:
             with towers.memory_errors():

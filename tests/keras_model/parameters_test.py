@@ -45,7 +45,7 @@ class PoliciesTest(parameterized.TestCase):
         lambda: keras.optimizers.SGD(use_ema=True, ema_overwrite_frequency=2),
         lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow
     def test_each_device_holds_and_updates_its_share(self, optimizer):
         self.check(optimizer)
 

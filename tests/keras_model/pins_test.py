@@ -182,6 +182,7 @@ class SpanningTest(parameterized.TestCase):
         close(towered.get_weights(), plain.get_weights())
         close(towered.predict(x, verbose=0), plain.predict(x, verbose=0))
 
+    @pytest.mark.slow
     def test_weights_go_once_to_each_device_that_needs_them(self):
         """Two pipelines of two towers each; statistics merge at home."""
         seen = []

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from models import close, cnn
@@ -28,6 +29,7 @@ def two_branches() -> keras.Model:
 
 
 class FromLayersTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_each_branch_trains_on_its_device(self):
         plain, model = two_branches(), two_branches()
         model.set_weights(plain.get_weights())

@@ -126,6 +126,7 @@ class PlacementReportTest(parameterized.TestCase):
     @pytest.mark.slow_after(1)
     @pytest.mark.filterwarnings("ignore:Of .* transfers the size is not known")
     @pytest.mark.filterwarnings("ignore:Your input ran out of data")
+    @pytest.mark.slow
     def test_all_is_as_without_it_in_a_plain_install(
         self, where, batch, data=None, compiled=None, wrapped=None
     ):

@@ -4,6 +4,7 @@ import functools
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest
 from tensorflow.python.eager import context
@@ -118,6 +119,7 @@ class RecordTest(absltest.TestCase):
         measured = [x.numpy() for x in record_all(data)]
         np.testing.assert_array_equal(measured, [x.numpy() for x in data])
 
+    @pytest.mark.slow
     def test_batches_are_noted_and_passed_on(self):
         ragged = tf.RaggedTensor.from_row_lengths(tf.range(9), [2, 0, 4, 3, 0])
         left_out = tf.data.Dataset.from_tensor_slices(tf.range(4)).batch(2)

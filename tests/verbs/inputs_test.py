@@ -262,6 +262,7 @@ class StatefulTest(parameterized.TestCase):
             ]
         )
 
+    @pytest.mark.slow
     def test_each_tower_goes_on_from_the_state_of_its_rows(self):
         self.check(5, 3)
 

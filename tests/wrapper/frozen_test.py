@@ -101,6 +101,7 @@ class FrozenTest(parameterized.TestCase):
 
         return [run(X), run(X[:2])]
 
+    @pytest.mark.slow
     def test_a_tower_fn_may_use_one_that_the_tape_has_seen(self):
         net, model = critic(), make(student)
 

@@ -130,7 +130,7 @@ class EqualityTest(parameterized.TestCase):
             True,
         ),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow
     def test_masks_and_sample_weights_count_as_in_the_plain_model(
         self, loss, rows, weighted
     ):

@@ -151,6 +151,7 @@ class MetricsTest(parameterized.TestCase):
         self.assertEqual(actual[2], expected[2])
         close(actual[:2], expected[:2])
 
+    @pytest.mark.slow
     def test_a_metric_that_no_tower_updates_crosses_to_none(self):
         def transfers(keep):
             model = keras.Sequential([keras.Input([4]), layers.Dense(2)])
@@ -216,7 +217,7 @@ class AttributesTest(absltest.TestCase):
 
 class ComputeLossTest(parameterized.TestCase):
     @parameterized.parameters(Phased, Unphased, Anyhow)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow
     def test_it_is_told_the_phase_as_keras_tells_it(self, model):
         def template():
             return model([keras.Input([4]), layers.Dense(2)])

@@ -292,7 +292,7 @@ def trained(kind, where, **kwargs):
 
 class OwnMethodsTest(parameterized.TestCase):
     @parameterized.parameters(*ALL)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow
     def test_numbers_are_the_plain_model_s(self, kind):
         self.check(kind, WHERE[1])
 

@@ -35,7 +35,7 @@ def of_fixed_rows(**kwargs):
 
 class StatefulTest(parameterized.TestCase):
     @parameterized.parameters((Subclassed, 2, None), (sequential, 3, [3, 2, 1]))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow
     def test_an_unbuilt_one_starts_and_goes_on_as_plain(self, kind, n, weights):
         plain = make(kind)
         towered = towers.TowerModel(make(kind), placement(n, weights))

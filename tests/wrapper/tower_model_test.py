@@ -228,6 +228,7 @@ class PlacedTest(parameterized.TestCase):
             self.assertEndsWith(variable.value.device, "CPU:1")
         self.assertEqual(executed.devices(r"adam\w*/", "Mul|Sqrt"), {"/CPU:1"})
 
+    @pytest.mark.slow
     def test_parameters_on_a_third_device_cost_no_more(self):
         self.check(cnn, 2)
 

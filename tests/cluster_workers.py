@@ -7,12 +7,16 @@ that when its parent is gone.
 """
 
 import ctypes
+import functools
 import json
 import os
 import signal
 import socket
 import sys
 import time
+from unittest import mock
+
+import tensorflow as tf
 
 import towers
 
@@ -23,20 +27,20 @@ def _die_with_parent() -> None:
 
 
 class Workers:
-    """`n` workers, each known by its place.
+    """`n` workers, each known by its place, of so many CPU devices each.
 
     Attributes:
       addresses: theirs, for a `towers.Cluster`.
       pids: of those that run, or ran.
     """
 
-    def __init__(self, n: int, started: int | None = None):
+    def __init__(self, n: int, started: int | None = None, devices: int = 1):
         self.addresses = [f"127.0.0.1:{port}" for port in free_ports(n)]
         self.pids: dict[int, int] = {}
         (self._hears, says), (hears, self._says) = os.pipe(), os.pipe()
         if not os.fork():
             os.close(self._says)
-            _forks(os.fdopen(hears), says)
+            _forks(os.fdopen(hears), says, devices)
         for i in range(n if started is None else started):
             self.start(i)
 
@@ -58,7 +62,7 @@ class Workers:
         os.close(self._says)
 
 
-def _forks(asked, says: int) -> None:
+def _forks(asked, says: int, devices: int) -> None:
     """Forks a worker for each line, until there are no more; ends them."""
     _die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -71,7 +75,12 @@ def _forks(asked, says: int) -> None:
             nothing = os.open(os.devnull, os.O_RDWR)
             for descriptor in (0, 1):
                 os.dup2(nothing, descriptor)
-            towers.serve(int(line), threads=1)
+            # As many as a machine's GPUs; TensorFlow asks for them so only.
+            config = functools.partial(
+                tf.compat.v1.ConfigProto, device_count={"CPU": devices}
+            )
+            with mock.patch.object(tf.compat.v1, "ConfigProto", config):
+                towers.serve(int(line), threads=1)
             os._exit(0)
         pids.append(pid)
         os.write(says, json.dumps(pid).encode())

@@ -1,0 +1,31 @@
+"""Workers of several devices: what is sent crosses once per machine."""
+
+import json
+import sys
+
+import pytest
+from absl.testing import absltest, parameterized
+from cluster_chiefs import run_chief
+
+_ASIDE = 25_000  # bytes of a step: calls, and where each tensor is asked for
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the bytes.")
+class MachinesTest(parameterized.TestCase):
+    @parameterized.parameters(2, 4)
+    @pytest.mark.slow
+    def test_bytes_are_of_machines_and_weights_of_the_plain_model(self, k):
+        status, out, err = run_chief("once_per_machine.py", str(k), timeout=300)
+        self.assertEqual(status, 0, err[-5000:])
+        told = json.loads(out.splitlines()[-1])
+        self.assertNotEmpty(told)
+        for name, (difference, sent, least) in told.items():
+            with self.subTest(name):
+                self.assertLess(difference, 1e-6)
+                self.assertBetween(
+                    sent, 0.97 * least, 1.02 * least + _ASIDE, name
+                )
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,150 @@
+"""A chief that trains on two workers of several devices: run by machines_test.
+
+    python once_per_machine.py DEVICES
+
+As JSON, by model and place of parameters: how far the weights end from the plain
+model's, the bytes of a step that all processes send, and the least of them.
+"""
+
+import json
+import os
+import sys
+
+from cluster_workers import Workers
+
+DEVICES = int(sys.argv[1])
+WORKERS = Workers(2, devices=DEVICES)
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from sent_bytes import sent_bytes  # noqa: E402
+
+import towers  # noqa: E402
+
+layers = keras.layers
+ROWS, STEPS = 16, 5
+HERE = "/job:localhost/replica:0/task:0/device:CPU:0"
+PLACES = [
+    f"/job:worker/task:{i}/device:CPU:{k}"
+    for i in range(2)
+    for k in range(DEVICES)
+]
+
+
+def cnn():
+    """A kernel of 1 MB, and batch norms of all rows."""
+    return [
+        keras.Input([16, 16, 3]),
+        layers.Conv2D(32, 3, activation="relu"),
+        layers.BatchNormalization(synchronized=True),
+        layers.MaxPooling2D(2),
+        layers.Flatten(),
+        layers.Dense(160, activation="relu"),
+        layers.Dense(4),
+    ]
+
+
+def lstm():
+    return [
+        keras.Input([5, 32]),
+        layers.LSTM(128, return_sequences=True),
+        layers.LSTM(128),
+        layers.Dense(4),
+    ]
+
+
+def small():
+    """60 small variables."""
+    hidden = [layers.Dense(90, activation="tanh") for _ in range(29)]
+    return [keras.Input([64]), *hidden, layers.Dense(4)]
+
+
+def embedding():
+    """A table that goes down whole, of which few rows come back."""
+    return [
+        keras.Input([3], dtype="int32"),
+        layers.Embedding(5000, 64),
+        layers.Flatten(),
+        layers.Dense(4),
+    ]
+
+
+def frozen():
+    made = small()
+    made[3].trainable = False
+    return made
+
+
+def model(made):
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(made())
+
+
+def batch(made):
+    rng = np.random.default_rng(0)
+    shape = [ROWS, *made()[0].shape[1:]]
+    x = rng.normal(size=shape).astype("float32")
+    if made is embedding:
+        x = rng.integers(0, 5000, shape).astype("int32")
+    return x, rng.normal(size=[ROWS, 4]).astype("float32")
+
+
+def sent(step):
+    """Bytes of a step, of this process and all workers together."""
+    pids = [os.getpid(), *WORKERS.pids.values()]
+    step()  # traced
+    before = sent_bytes(pids)
+    for _ in range(STEPS):
+        step()
+    return (sent_bytes(pids) - before) / STEPS
+
+
+def trained(made, where, weights):
+    """[difference from plain, bytes of a step, their least]."""
+    home = HERE if where == "chief" else towers.balanced(PLACES)
+    placement = towers.Placement(
+        PLACES, parameter_device=home, output_device=HERE, weights=weights
+    )
+    x, y = batch(made)
+    data = tf.data.Dataset.from_tensors((x, y)).repeat()
+    plain, towered = model(made), towers.TowerModel(model(made), placement)
+    for m in (plain, towered):
+        m.compile(
+            keras.optimizers.SGD(0.01, momentum=0.9), "mse", jit_compile=False
+        )
+        m.fit(data, steps_per_epoch=3, verbose=0)
+    pairs = zip(plain.get_weights(), towered.get_weights())
+    difference = float(max(np.abs(a - b).max() for a, b in pairs))
+    batches = iter(data)
+    least = 2 * x.nbytes + 2 * y.nbytes
+    machines = 2 if where == "chief" else 1
+    for v in plain.variables:
+        size = v.numpy().nbytes
+        back = size if v.trainable else 0
+        if made is embedding and v.shape[0] == 5000:
+            back = x.size * (64 * 4 + 4)
+        least += machines * (size + back)
+    towered.make_train_function()
+    bytes_sent = sent(lambda: towered.train_function(batches))
+    return [difference, bytes_sent, least]
+
+
+def main():
+    spec = {"worker": WORKERS.addresses}
+    tf.config.experimental_connect_to_cluster(tf.train.ClusterSpec(spec))
+    n = len(PLACES)
+    return {
+        f"{made.__name__} {where} {weights}": trained(made, where, weights)
+        for made in (cnn, lstm, small, embedding, frozen)
+        for where, weights in (
+            ("chief", None),
+            ("balanced", None),
+            ("chief", [2, *[1] * (n - 2), 0]),
+        )
+        if made is cnn or weights is None
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))

@@ -1,0 +1,151 @@
+"""parameter_copies: other machines are sent each parameter once.
+
+Here a machine is a pair of this process's devices.
+"""
+
+import contextlib
+from unittest import mock
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl.testing import absltest, parameterized
+from models import NAMED, close, inputs, make, placement
+
+import towers
+from towers.placement import machines
+
+layers = keras.layers
+# By device: of which machine.
+MACHINE = {"/CPU:0": "a", "/CPU:1": "b", "/CPU:2": "b", "/CPU:3": "a"}
+TOWERS = ["/CPU:1", "/CPU:2", "/CPU:1", "/CPU:0", "/CPU:3"]
+
+
+def machine_of(device):
+    return MACHINE[f"/CPU:{tf.DeviceSpec.from_string(device).device_index}"]
+
+
+@contextlib.contextmanager
+def in_machines():
+    """While open, devices are of two machines, and towers are built for those."""
+    with mock.patch.object(machines, "process_of", machine_of):
+        yield
+
+
+def embedding():
+    return keras.Sequential(
+        [
+            keras.Input([3], dtype="int32"),
+            layers.Embedding(5000, 8),
+            layers.Flatten(),
+            layers.Dense(4),
+        ]
+    )
+
+
+def step_of(call, model):
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            losses = [tf.reduce_mean(y**2) for y in tf.nest.flatten(call(x))]
+            loss = tf.add_n(losses)
+        return loss, [
+            tf.convert_to_tensor(g)
+            for g in tape.gradient(loss, model.trainable_variables)
+            if g is not None
+        ]
+
+    return step
+
+
+def between_machines(report):
+    """Bytes by (source, target) machine."""
+    found = {}
+    for pair, size in report.bytes_between.items():
+        ways = tuple(map(machine_of, pair))
+        if ways[0] != ways[1]:
+            found[ways] = found.get(ways, 0) + size
+    return found
+
+
+class MachinesTest(parameterized.TestCase):
+    @parameterized.named_parameters(*NAMED, ("embedding", embedding))
+    @pytest.mark.slow_of("recurrent", "unrolled", "attention", "two_by_two")
+    def test_a_step_is_the_plain_model_s(self, model):
+        model = make(model)
+        x = inputs(model, 7)
+        expected = step_of(lambda x: model(x, training=True), model)(x)
+        # The third has no rows, and shares a device with the first.
+        where = towers.Placement(TOWERS, weights=[2, 1, 0, 1, 1])
+
+        def call(x):
+            return towers.build_towers(model, x, where, training=True).outputs
+
+        with in_machines():
+            close(step_of(call, model)(x), expected)
+
+    def test_machines_without_rows_say_nothing(self):
+        model = keras.Sequential([keras.Input([2]), layers.Dense(2)])
+        where = towers.Placement(TOWERS[:4], weights=[0, 0, 0, 1])
+        x = np.ones([3, 2], "float32")
+
+        def call(x):
+            with mock.patch.object(layers.Dense, "call", not_a_number):
+                return towers.build_towers(model, x, where).outputs
+
+        kept = layers.Dense.call
+
+        def not_a_number(layer, x):
+            y = kept(layer, x)
+            name = tf.compat.v1.get_default_graph().get_name_scope()
+            return y if "tower_3" in name else y * np.nan
+
+        with in_machines():
+            _, gradients = step_of(call, model)(x)
+        for gradient in gradients:
+            self.assertFalse(np.isnan(gradient).any())
+
+    @parameterized.parameters("/CPU:0", "balanced")
+    def test_each_parameter_crosses_once_there_and_back(self, home):
+        # Large ones and small ones.
+        sizes = [150, 150, 150, 10, 10, 10, 10]
+        model = keras.Sequential(
+            [keras.Input([150]), *[layers.Dense(n) for n in sizes]]
+        )
+        if home == "balanced":
+            home = towers.balanced(sorted(MACHINE))
+        where = placement(4, parameter_device=home, output_device="/CPU:0")
+        towers.place_variables(model, where)
+        x = np.ones([8, 150], "float32")
+
+        def call(x):
+            return towers.build_towers(model, x, where).outputs
+
+        with in_machines():
+            step = step_of(call, model)
+            report = towers.execution_report(step, x)
+        parameters = sum(w.nbytes for w in model.get_weights())
+        if isinstance(home, str):
+            crossed = between_machines(report)
+            half, y = x.nbytes / 2, 8 * 10 * 4 / 2
+            self.assertBetween(
+                crossed["a", "b"], 0, 1.01 * (parameters + half + y)
+            )
+            self.assertBetween(crossed["b", "a"], 0, 1.01 * (parameters + y))
+            # No device is sent, from there, all that its machine is.
+            for device in ("/CPU:1", "/CPU:2"):
+                sent = report.bytes_between["/CPU:0", device]
+                self.assertLess(sent, 0.7 * parameters)
+        else:
+            crossed = between_machines(report)
+            both = crossed["a", "b"] + crossed["b", "a"]
+            self.assertLess(
+                both, 1.01 * (2 * parameters + x.nbytes + 2 * 8 * 10 * 4)
+            )
+        # What is relayed is among the least that devices are sent.
+        self.assertBetween(report.total_bytes / report.least_bytes, 1, 1.01)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,4 +1,4 @@
-"""A chief that trains on two workers of several devices: run by machines_test.
+"""A chief that trains on two workers of several devices: run by once_per_machine_test.
 
     python once_per_machine.py DEVICES
 

@@ -1,9 +1,8 @@
 """parameter_copies: other machines are sent each parameter once.
 
-Here a machine is a pair of this process's devices.
+Here a machine is a pair of this process's devices, see `two_machines`.
 """
 
-import contextlib
 from unittest import mock
 
 import keras
@@ -12,25 +11,12 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import NAMED, close, inputs, make, placement
+from two_machines import MACHINE, between_machines, in_machines
 
 import towers
-from towers.placement import machines
 
 layers = keras.layers
-# By device: of which machine.
-MACHINE = {"/CPU:0": "a", "/CPU:1": "b", "/CPU:2": "b", "/CPU:3": "a"}
 TOWERS = ["/CPU:1", "/CPU:2", "/CPU:1", "/CPU:0", "/CPU:3"]
-
-
-def machine_of(device):
-    return MACHINE[f"/CPU:{tf.DeviceSpec.from_string(device).device_index}"]
-
-
-@contextlib.contextmanager
-def in_machines():
-    """While open, devices are of two machines, and towers are built for those."""
-    with mock.patch.object(machines, "process_of", machine_of):
-        yield
 
 
 def embedding():
@@ -59,19 +45,16 @@ def step_of(call, model):
     return step
 
 
-def between_machines(report):
-    """Bytes by (source, target) machine."""
-    found = {}
-    for pair, size in report.bytes_between.items():
-        ways = tuple(map(machine_of, pair))
-        if ways[0] != ways[1]:
-            found[ways] = found.get(ways, 0) + size
-    return found
-
-
 class MachinesTest(parameterized.TestCase):
     @parameterized.named_parameters(*NAMED, ("embedding", embedding))
-    @pytest.mark.slow_of("recurrent", "unrolled", "attention", "two_by_two")
+    @pytest.mark.slow_of(
+        "recurrent",
+        "unrolled",
+        "attention",
+        "two_by_two",
+        "subclassed",
+        "nested",
+    )
     def test_a_step_is_the_plain_model_s(self, model):
         model = make(model)
         x = inputs(model, 7)
@@ -107,6 +90,7 @@ class MachinesTest(parameterized.TestCase):
             self.assertFalse(np.isnan(gradient).any())
 
     @parameterized.parameters("/CPU:0", "balanced")
+    @pytest.mark.slow_after(1)
     def test_each_parameter_crosses_once_there_and_back(self, home):
         # Large ones and small ones.
         sizes = [150, 150, 150, 10, 10, 10, 10]

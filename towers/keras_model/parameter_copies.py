@@ -13,10 +13,10 @@ from towers.keras_model import layer_graph
 from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import statistics
 from towers.keras_model.parameters import Home
-from towers.placement.device_names import same_device
-from towers.placement.machines import Relays
+from towers.placement.device_names import process_of, same_device
 from towers.placement.placement import Placement
 from towers.verbs.parcels import is_small, parcelled, replicate_together
+from towers.verbs.relays import Relays, by_relays, size_of
 from towers.verbs.replicate import replicate, replicate_overwritten
 from towers.verbs.scatter import scatter
 from towers.verbs.split import Shards
@@ -112,7 +112,12 @@ def replicated(
             if dtype.is_floating:
                 some = [values[k] for k in members]
                 trained = graph.kinds[members[0]] is Kind.TRAINED
-                given = copies(some, device, places, ways[key], kept, trained)
+                within = functools.partial(copies, trained=trained)
+                given = (
+                    by_relays(some, device, places, ways[key], kept, within)
+                    if key in ways
+                    else within(some, device, places, kept)
+                )
             elif len(members) > 1:
                 some = [columns[k] for k in members]
                 given = parcelled(some, device, places)
@@ -185,22 +190,23 @@ def _parcels(
 def _ways(
     parcels: dict[Any, list[int]], values: Sequence[tf.Tensor]
 ) -> dict[Any, list[str]]:
-    """Where each parcel of floats crosses to, per tower; the largest choose first."""
+    """By what relays parcels of floats go, if by any; the largest choose first."""
+    devices = {name for device, places, *_ in parcels for name in places}
+    devices.update(device for device, *_ in parcels)
+    if len(set(map(process_of, devices))) < 2:
+        return {}
     sizes = {
-        key: sum(_size(values[k]) for k in members)
+        key: sum(size_of(values[k]) for k in members)
         for key, members in parcels.items()
         if key[2].is_floating
     }
-    relays = Relays()
-    return {
-        key: relays.ways(key[0], key[1], sizes[key])
-        for key in sorted(sizes, key=lambda key: -sizes[key])
-    }
-
-
-def _size(value: tf.Tensor) -> int:
-    """Bytes; 0 if nobody knows."""
-    return (value.shape.num_elements() or 0) * value.dtype.size
+    relays, found = Relays(), {}
+    for key in sorted(sizes, key=lambda key: -sizes[key]):
+        device, places, *_ = key
+        ways = relays.ways(device, places, sizes[key])
+        if ways != list(places):
+            found[key] = ways
+    return found
 
 
 def _groups(graph: layer_graph.LayerGraph) -> list[Any]:
@@ -225,68 +231,42 @@ def copies(
     values: Sequence[tf.Tensor],
     home: str,
     places: Sequence[str],
-    ways: Sequence[str],
     kept: Callable[[str], Sequence[tf.Tensor | None]],
     trained: bool,
 ) -> list[list[tf.Tensor]]:
     """One copy per tower of each value; they cross to each device once.
 
-    Where several towers have theirs on one device, or by way of one, their
-    gradients are summed there, and the sum crosses.
+    Where several towers have theirs on one device, their gradients are summed
+    there, and the sum crosses.
 
     Args:
       values: floats on `home`, small ones if there are several.
       home: where the variables live.
       places: where each tower takes its copies.
-      ways: where they cross to first, see `Relays`.
       kept: by device per tower None, or whether it had rows.
       trained: whether they are trainable.
     """
     units: dict[Any, list[int]] = {}  # of towers that share what crosses
-    for i, device in enumerate(ways):
-        alone = same_device(device, home)
-        units.setdefault(i if alone else device, []).append(i)
+    for i, place in enumerate(places):
+        alone = same_device(place, home)
+        units.setdefault(i if alone else place, []).append(i)
     flags = [kept(home)[u[0]] if len(u) == 1 else None for u in units.values()]
-    targets = [ways[unit[0]] for unit in units.values()]
     if len(values) == 1:
         sent = [replicate(values[0], home, flags)]
     else:
+        targets = [places[unit[0]] for unit in units.values()]
         sent = replicate_together(values, home, targets, flags, trained)
     made: list[dict[int, tf.Tensor]] = [{} for _ in values]
-    relayed: dict[str, list[tf.Tensor]] = {}  # of each value, what is there
     for column, of_value in zip(sent, made):
-        for device, unit, copy in zip(targets, units.values(), column):
+        for unit, copy in zip(units.values(), column):
             there = [copy]
             if len(unit) > 1:
+                device = places[unit[0]]
                 with tf.device(device):
                     copy = tf.identity(copy)
-                if any(places[i] != device for i in unit):
-                    relayed.setdefault(device, []).append(copy)
-                    continue
                 there = replicate(copy, device, [kept(device)[i] for i in unit])
             of_value.update(zip(unit, there))
-    for device, arrived in relayed.items():
-        served = _served(arrived, device, units[device], places, kept, trained)
-        for column, of_value in zip(served, made):
-            of_value.update(zip(units[device], column))
     return [[of_value[i] for i in range(len(places))] for of_value in made]
-
-
-def _served(
-    values: Sequence[tf.Tensor],
-    relay: str,
-    unit: Sequence[int],
-    places: Sequence[str],
-    kept: Callable[[str], Sequence[tf.Tensor | None]],
-    trained: bool,
-) -> list[list[tf.Tensor]]:
-    """The copies of a machine's towers, `unit`, of what is on its relay."""
-
-    def of_unit(device: str) -> list[tf.Tensor | None]:
-        return [kept(device)[i] for i in unit]
-
-    own = [places[i] for i in unit]
-    return copies(values, relay, own, own, of_unit, trained)
 
 
 def of_all_rows(variable: Any, state: tf.Tensor, shards: Shards) -> tf.Tensor:

@@ -5,7 +5,7 @@ and send then, and the others idle: with one thread TensorFlow does, as it goes 
 with what has just become ready, and looks after the rest when that has ended. What
 becomes ready last is sent first: so all shards are cut before one is handed out,
 and those of others are handed out after the device's own. A GPU computes and sends
-side by side.
+side by side. What another machine has for its towers (`relays`) has left already.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import tensorflow as tf
 from towers.engine.boundary import leaves
 from towers.engine.host import is_host
 from towers.foreign.tf_gradients import own_gradient, unrecorded
-from towers.placement.device_names import same_device
+from towers.placement.device_names import process_of, same_device
 from towers.placement.placement import Placement
 
 
@@ -32,19 +32,33 @@ def departing_first(shards: Sequence[Any], placement: Placement) -> list[Any]:
     if all(stays) or not any(stays) or not is_host(device):
         return list(shards)
     with tf.device(device):
-        cut = [x if stay else _same(x) for x, stay in zip(shards, stays)]
+        cut = [
+            x if stay else _same(x, device) for x, stay in zip(shards, stays)
+        ]
         others = [x for x, stay in zip(cut, stays) if not stay]
-        with tf.control_dependencies(leaves(others)):
-            cut = [_same(x) if stay else x for x, stay in zip(cut, stays)]
+        with tf.control_dependencies(_here(others, device)):
+            cut = [
+                _same(x, device) if stay else x for x, stay in zip(cut, stays)
+            ]
         own = [x for x, stay in zip(cut, stays) if stay]
-        with tf.control_dependencies(leaves(own)):
-            return [x if stay else _same(x) for x, stay in zip(cut, stays)]
+        with tf.control_dependencies(_here(own, device)):
+            return [
+                x if stay else _same(x, device) for x, stay in zip(cut, stays)
+            ]
 
 
-def _same(shard: Any) -> Any:
+def _here(shards: Any, device: str) -> list[tf.Tensor]:
+    """What no other machine has."""
+    machine = process_of(device)
+    return [x for x in leaves(shards) if process_of(x.device) == machine]
+
+
+def _same(shard: Any, device: str) -> Any:
     """By ops that pass on what they are given; TensorFlow drops identities."""
     return tf.nest.map_structure(
-        lambda x: x if x is None else _passed(x), shard, expand_composites=True
+        lambda x: _passed(x) if x is not None and _here(x, device) else x,
+        shard,
+        expand_composites=True,
     )
 
 

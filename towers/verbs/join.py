@@ -1,5 +1,6 @@
 """join: what all towers say, computed on together, and handed out."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from towers.engine import meeting
 from towers.engine.host import on_host
 from towers.engine.lockstep import Join
 from towers.placement.placement import Placement
-from towers.verbs.replicate import replicate
+from towers.verbs.relays import Relays, replicate_between
 from towers.verbs.rows import Rows
 from towers.verbs.scatter import scatter
 from towers.verbs.split import Shards
@@ -18,9 +19,11 @@ from towers.verbs.split import Shards
 def joining(shards: Shards, placement: Placement) -> Join:
     """Answers calls of `all_towers`: join, compute once, hand out."""
     device, rows = str(placement.output_device), shards.rows
+    relays = Relays()
 
     def join(calls: Sequence[meeting.Call]) -> list[Any]:
-        kept = rows.kept(device)
+        kept = functools.cache(rows.kept)
+        kept(device)
         first = calls[0]
         if not first.pure and False in rows.may_be_empty:
             # The parameters of a tower without rows get no gradient.
@@ -34,7 +37,9 @@ def joining(shards: Shards, placement: Placement) -> Join:
             columns = [
                 scatter(_of_all_rows(x, rows, device), shards.ranges, device)
                 if first.split
-                else replicate(x, device, kept)
+                else replicate_between(
+                    x, device, placement.devices, relays, kept
+                )
                 for x in tf.nest.flatten(results)
             ]
         return [

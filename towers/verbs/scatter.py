@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from towers.engine.host import on_host
 from towers.foreign.tf_gradients import own_gradient
-from towers.verbs.replicate import replicate
+from towers.verbs.relays import Kept, Relays, replicate_between
 from towers.verbs.rows import Ranges, drop
 
 
@@ -26,10 +26,20 @@ def scatter(leaf: Any, ranges: Ranges, device: str) -> list[Any]:
     return _dense(leaf, ranges, device)
 
 
-def copies(leaf: Any, device: str, kept: Sequence[Any]) -> list[Any]:
-    """The whole leaf for each tower; gradients are summed on `device`."""
+def copies(
+    leaf: Any, device: str, places: Sequence[str], relays: Relays, kept: Kept
+) -> list[Any]:
+    """The whole leaf for each tower; gradients are summed on `device`.
+
+    Args:
+      leaf: dense, ragged or sparse, on `device`.
+      device: where it is.
+      places: per tower, where it is wanted.
+      relays: choose by which devices of other machines it goes.
+      kept: by device, as for `replicate`.
+    """
     columns = [
-        replicate(x, device, kept)
+        replicate_between(x, device, places, relays, kept)
         for x in tf.nest.flatten(leaf, expand_composites=True)
     ]
     return [

@@ -1,6 +1,7 @@
 """split: one batch into one shard per tower, on the input device."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from towers.placement.placement import Placement, check_placement
 from towers.verbs.arrivals import arrived
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.departures import departing_first
+from towers.verbs.relays import Relays
 from towers.verbs.rows import Ranges, Rows, row_count, row_ranges
 from towers.verbs.scatter import copies, first_rows, scatter
 
@@ -87,14 +89,15 @@ def split_batch(
 def split_shards(batch: Batch, placement: Placement) -> Shards:
     """As `split_batch`, in a graph, with all that towers need to know."""
     flat, n = tf.nest.flatten(batch.nest), len(placement.devices)
-    device = placement.input_device
+    device, places = placement.input_device, placement.devices
     divided = [x for x, w in zip(flat, batch.whole) if x is not None and not w]
     with tf.device(device), tf.name_scope("split"):
         ranges = row_ranges(divided, placement.shares, device)
         with on_host(device):
             counts = tf.stack([tf.cast(r, tf.int32) for r in ranges.true])
         rows = Rows(counts, ranges.may_be_empty)
-        kept = rows.kept(device)
+        kept, relays = functools.cache(rows.kept), Relays()
+        kept(device)
         there = [arrived(x, w, placement) for x, w in zip(flat, batch.whole)]
 
         def parts(
@@ -103,7 +106,8 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
             if leaf is None:
                 return [None] * n, [None] * n
             if undivided:
-                return (there or copies(leaf, device, kept),) * 2
+                whole = there or copies(leaf, device, places, relays, kept)
+                return whole, whole
             fed = there or scatter(leaf, ranges, device)
             true = [
                 first_rows(x, r, device) if empty else x

@@ -32,6 +32,7 @@ def short(device: str) -> str:
     return spec.to_string()
 
 
+@functools.lru_cache(maxsize=1024)
 def process_of(device: str) -> str:
     """The task ("/job:worker/replica:0/task:1") of a device; "" of this process."""
     spec = tf.DeviceSpec.from_string(device)

@@ -55,8 +55,11 @@ def _here(shards: Any, device: str) -> list[tf.Tensor]:
 
 def _same(shard: Any, device: str) -> Any:
     """By ops that pass on what they are given; TensorFlow drops identities."""
+    machine = process_of(device)
     return tf.nest.map_structure(
-        lambda x: _passed(x) if x is not None and _here(x, device) else x,
+        lambda x: (
+            x if x is None or process_of(x.device) != machine else _passed(x)
+        ),
         shard,
         expand_composites=True,
     )

@@ -15,7 +15,7 @@ from two_machines import MACHINE, between_machines, in_machines
 
 import towers
 
-layers = keras.layers
+layers, v1 = keras.layers, tf.compat.v1
 TOWERS = ["/CPU:1", "/CPU:2", "/CPU:1", "/CPU:0", "/CPU:3"]
 
 
@@ -68,6 +68,53 @@ class MachinesTest(parameterized.TestCase):
         with in_machines():
             close(step_of(call, model)(x), expected)
 
+    @pytest.mark.slow
+    def test_so_with_layers_elsewhere_and_in_sessions(self):
+        def made():
+            keras.utils.set_random_seed(1)
+            first = layers.Dense(4, activation="tanh", name="first")
+            return keras.Sequential(
+                [keras.Input([3]), first, layers.Dense(2, name="last")]
+            )
+
+        x = np.random.default_rng(0).normal(size=[7, 3]).astype("float32")
+        model = made()
+        expected = step_of(lambda x: model(x, training=True), model)(x)
+        # One that all towers have on another machine, and one by tower.
+        for elsewhere in (
+            {"last": "/CPU:1"},
+            {"last": ["/CPU:2", "/CPU:1", "/CPU:3", "/CPU:2"]},
+            {},
+        ):
+            where = towers.Placement(
+                TOWERS[:4], weights=[2, 1, 0, 1], layer_devices=elsewhere
+            )
+
+            def call(x, where=where):
+                return towers.build_towers(model, x, where).outputs
+
+            def lost(model, x):
+                return tf.reduce_mean(model(x) ** 2, 1)
+
+            def by_function(x, where=where):
+                rows = towers.build_towers(model, x, where, tower_fn=lost)
+                return tf.sqrt(rows.outputs)
+
+            with in_machines():
+                close(step_of(call, model)(x), expected)
+                close(step_of(by_function, model)(x), expected)
+        config = v1.ConfigProto(device_count={"CPU": 4})
+        with (
+            in_machines(),
+            tf.Graph().as_default(),
+            v1.Session(config=config) as session,
+        ):
+            loss = tf.reduce_mean(call(tf.constant(x)) ** 2)
+            weights = v1.trainable_variables()
+            session.run(v1.global_variables_initializer())
+            said = session.run([loss, tf.gradients(loss, weights)])
+        close(said, expected)
+
     def test_machines_without_rows_say_nothing(self):
         model = keras.Sequential([keras.Input([2]), layers.Dense(2)])
         where = towers.Placement(TOWERS[:4], weights=[0, 0, 0, 1])
@@ -81,7 +128,7 @@ class MachinesTest(parameterized.TestCase):
 
         def not_a_number(layer, x):
             y = kept(layer, x)
-            name = tf.compat.v1.get_default_graph().get_name_scope()
+            name = v1.get_default_graph().get_name_scope()
             return y if "tower_3" in name else y * np.nan
 
         with in_machines():

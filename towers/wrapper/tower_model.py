@@ -16,6 +16,7 @@ from towers.keras_model.calls import call_signature, model_call, signed
 from towers.keras_model.parameters import place_variables
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.gather import check_rule
+from towers.wrapper import descriptions
 from towers.wrapper.jit_choice import (
     check_jit,
     jit_of_compile,
@@ -68,12 +69,15 @@ class TowerModel(TowerFunctions):
     With `compile(jit_compile=True)` each tower is an XLA program on its device,
     forward and backward, see `build_towers`. "auto" leaves XLA off.
 
-    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> layers = [keras.Input([3]), keras.layers.Dense(2)]
+    >>> model = keras.Sequential(layers, name="net")
     >>> model = towers.TowerModel(model, towers.Placement.cpus(2))
     >>> model.compile("sgd", "mse")
     >>> _ = model.fit(np.ones([8, 3]), np.ones([8, 2]), batch_size=4, verbose=0)
     >>> model.predict(np.ones([5, 3]), verbose=0).shape
     (5, 2)
+    >>> model
+    <TowerModel of net: 2 towers on /CPU:0, /CPU:1>
 
     Args:
       model: the template, a Keras 3 model.
@@ -293,9 +297,12 @@ class TowerModel(TowerFunctions):
         return super().compute_output_spec(*args, **kwargs)
 
     def summary(self, *args: Any, **kwargs: Any) -> None:
-        """Prints the placement, then the template's summary."""
-        (kwargs.get("print_fn") or print)(str(self.placement))
+        """Prints the template's summary, then the placement."""
         self._lent().summary(*args, **kwargs)
+        descriptions.printer(args, kwargs)(str(self.placement))
+
+    def __repr__(self) -> str:
+        return descriptions.named(self.name, vars(self).get("placement"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TowerModel":
         copied = TowerModel(

@@ -169,6 +169,28 @@ def step_of(
     Raises:
       ValueError: the model is not built, or `rows` is below 1.
     """
+    inputs = batch_of(model, rows, length)
+    towered = TowerModel(model, placement)
+    if kind == "predict":
+        return towered.predict_on_batch, inputs
+    targets = tf.nest.map_structure(
+        lambda y: np.zeros(y.shape, "float32"), model(inputs)
+    )
+    towered.compile(optimizer, "mse")
+    return towered.train_on_batch, inputs, targets
+
+
+def batch_of(model: keras.Model, rows: int, length: int = 16) -> Any:
+    """Random inputs of a built model.
+
+    Args:
+      model: whose.
+      rows: how many.
+      length: what stands for a dimension that the model leaves open.
+
+    Raises:
+      ValueError: the model is not built, or a number is below 1.
+    """
     for flag, value in (("batch", rows), ("length", length)):
         if value < 1:
             raise ValueError(f"--{flag} must be at least 1; got {value}.")
@@ -178,15 +200,7 @@ def step_of(
             "the function that returns it."
         )
     specs = signature.input_specs(model, None, (), rows)
-    inputs = tf.nest.map_structure(lambda spec: _random(spec, length), specs)
-    towered = TowerModel(model, placement)
-    if kind == "predict":
-        return towered.predict_on_batch, inputs
-    targets = tf.nest.map_structure(
-        lambda y: np.zeros(y.shape, "float32"), model(inputs)
-    )
-    towered.compile(optimizer, "mse")
-    return towered.train_on_batch, inputs, targets
+    return tf.nest.map_structure(lambda spec: _random(spec, length), specs)
 
 
 def check_ending(flag: str, path: str) -> None:

@@ -78,6 +78,7 @@ TESTED_BY = {
     "planning.plan_graphs": "planning.plan",
     "planning.steps": "planning.spread",
     "placement.policies": "keras_model.parameters",
+    "placement.weights": "placement.placement",
     "verbs.batch": "verbs.split",
     "verbs.join": "engine.meeting",
     "verbs.rows": "verbs.scatter",

@@ -1,8 +1,7 @@
 """Placement: which device runs each tower, and where the rest happens."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,8 +9,8 @@ import tensorflow as tf
 from towers.placement import device_names
 from towers.placement.device_names import available, resolve
 from towers.placement.from_layers import made_where
-
-Policy = Callable[[Sequence[Any]], Sequence[str]]
+from towers.placement.policies import POLICIES, Policy
+from towers.placement.weights import checked_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Placement:
         `tf.device` takes ("/GPU:0", "gpu:0", "/job:worker/task:1/CPU:0").
       parameter_device: the device of the variables and of the optimizer's
         arithmetic, or a policy: a function from the list of variables to the
-        list of their devices.
+        list of their devices. "balanced" and "round_robin" are the policies of
+        these names, over the towers' devices.
       weights: one share of the batch per tower, as non-negative numbers with a
         positive sum; None means equal shares. A tower of weight 0 gets no rows.
       input_device: where batches are split.
@@ -94,13 +94,14 @@ class Placement:
                 resolve(f"devices[{i}]", name) for i, name in enumerate(devices)
             ),
         )
-        put("weights", _checked_weights(self.weights, len(devices)))
+        put("weights", checked_weights(self.weights, len(devices)))
         put("input_device", resolve("input_device", self.input_device))
-        if not callable(self.parameter_device):
-            put(
-                "parameter_device",
-                resolve("parameter_device", self.parameter_device),
-            )
+        parameters = self.parameter_device
+        if isinstance(parameters, str) and parameters in POLICIES:
+            each = [*dict.fromkeys(self.devices)]
+            put("parameter_device", POLICIES[parameters](each))
+        elif not callable(parameters):
+            put("parameter_device", resolve("parameter_device", parameters))
         default = (
             self.devices[0]
             if callable(self.parameter_device)
@@ -156,6 +157,14 @@ class Placement:
         """
         check_count("n", n, optional=True)
         names = device_names.own("GPU")
+        if not names:
+            raise ValueError(
+                f"`n` asks for {n or 'all'} GPUs, but TensorFlow sees none. If "
+                "there is one, `pip install tensorflow[and-cuda]` brings what it "
+                "needs, and CUDA_VISIBLE_DEVICES must not hide it. If there is "
+                "none, run the same towers on logical CPU devices with "
+                f"Placement.cpus({n or 2})."
+            )
         if len(names) < (n or 1):
             raise ValueError(
                 f"`n` asks for {n or 'all'} GPUs, but TensorFlow sees "
@@ -317,6 +326,15 @@ class Placement:
         )
 
 
+def as_placement(placement: Any) -> Any:
+    """What stands for a placement, as one: 2 for two GPUs, or a list of devices."""
+    if isinstance(placement, int) and not isinstance(placement, bool):
+        return Placement.gpus(placement)
+    if isinstance(placement, (list, tuple)):
+        return Placement(placement)
+    return placement
+
+
 def check_placement(placement: Any) -> None:
     """Raises a `TypeError` unless `placement` is a `Placement`."""
     if not isinstance(placement, Placement):
@@ -350,30 +368,3 @@ def resolve_devices(
     return [
         resolve(name, f"{argument}[{i}]", seen) for i, name in enumerate(names)
     ]
-
-
-def _checked_weights(
-    weights: Sequence[float] | None, n: int
-) -> tuple[float, ...] | None:
-    if weights is None:
-        return None
-    expected = (
-        f"`weights` must be {n} non-negative numbers with a positive sum, one "
-        "per tower"
-    )
-    if isinstance(weights, (str, dict)):
-        raise TypeError(f"{expected}; got {weights!r}.")
-    try:
-        checked = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{expected}; got {weights!r}.") from error
-    if (
-        len(checked) != n
-        or not all(math.isfinite(w) and w >= 0 for w in checked)
-        or sum(checked) <= 0
-    ):
-        raise ValueError(
-            f"{expected}; got {list(weights)!r}. For equal shares, leave it "
-            "out."
-        )
-    return checked

@@ -13,13 +13,12 @@ import tensorflow as tf
 
 from towers.keras_model import signature
 from towers.placement.placement import Placement
-from towers.placement.policies import balanced, round_robin
+from towers.placement.policies import POLICIES
 from towers.planning import pictures
 from towers.report import figure
 from towers.report.text import table
 from towers.wrapper.tower_model import TowerModel
 
-_POLICIES = {"balanced": balanced, "round_robin": round_robin}
 _ENDINGS = {"html": ".html", "json": ".json", "save": ".json"}
 
 
@@ -67,16 +66,15 @@ def placement_of(
     count = max([int(match[1]) for match in found if match], default=0) + 1
     if count > 1:
         Placement.cpus(count)
-    policy = _POLICIES.get(parameters)
-    if policy is None and ":" not in parameters:
+    if parameters not in POLICIES and ":" not in parameters:
         raise ValueError(
             f"--parameters={parameters} is neither a device, such as /CPU:0, nor "
-            f"one of {', '.join(_POLICIES)}."
+            f"one of {', '.join(POLICIES)}."
         )
     return Placement(
         list(devices),
         weights=[_share(w) for w in weights] if weights else None,
-        parameter_device=policy(list(devices)) if policy else parameters,
+        parameter_device=parameters,
         available=available,
     )
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,7 +11,11 @@ import tensorflow as tf
 
 from towers.foreign import keras_compile, keras_layers
 from towers.keras_model.checks import check_model
-from towers.placement.placement import Placement, check_placement
+from towers.placement.placement import (
+    Placement,
+    as_placement,
+    check_placement,
+)
 from towers.planning.compared_steps import Steps
 from towers.planning.figures import Figure, figure
 from towers.planning.suspects import first_suspect
@@ -94,7 +99,7 @@ class Comparison:
 
 def compare(
     model: keras.Model,
-    placement: Placement,
+    placement: Placement | int | Sequence[str],
     x: Any,
     y: Any = None,
     sample_weight: Any = None,
@@ -125,7 +130,7 @@ def compare(
 
     Args:
       model: a built `keras.Model`; of a `TowerModel` its template, with its options.
-      placement: of the towers.
+      placement: of the towers, as for `TowerModel`.
       x: a batch of inputs, a nest of [rows, ...] arrays or tensors.
       y: its targets, as for `fit`; [rows, ...] arrays.
       sample_weight: as for `fit`.
@@ -144,10 +149,11 @@ def compare(
     if isinstance(model, TowerModel):
         options = {**{k: getattr(model, k) for k in _OPTIONS}, **options}
         model = model.template
-    check_placement(placement)
+    where: Placement = as_placement(placement)
+    check_placement(where)
     _check(model, options)
     batch = tf.nest.map_structure(_tensor, (x, y, sample_weight))
-    steps = Steps(model, placement, batch, options)
+    steps = Steps(model, where, batch, options)
     reports: list[ExecutionReport] = []
 
     def reported(step: Any, *args: Any) -> Any:

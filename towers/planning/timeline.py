@@ -192,8 +192,8 @@ class Timeline:
         return dict(sorted(found.items(), key=lambda p: int(p[0][6:])))
 
 
-def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
-    """Runs `fn(*args)` and tells what ran when, per device and tower.
+def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
+    """Runs `fn(*args, **kwargs)` and tells what ran when, per device and tower.
 
     TensorFlow's profiler hears of each op that is executed, and the graphs that
     were executed tell where. `fn` runs twice, as what runs first is optimised
@@ -223,7 +223,7 @@ def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
     Args:
       fn: what to run: a `tf.function`, a model's `train_on_batch` or `fit`, or
         a function that runs a Session.
-      *args: what it is called with.
+      *args, **kwargs: what it is called with.
 
     Returns:
       A `Timeline`. `print(timeline)` shows a table.
@@ -242,12 +242,12 @@ def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
 
     def heard() -> None:
         with profiled_everywhere() as told:
-            call(*args)
+            call(*args, **kwargs)
         events.extend(told.events)
         processes.update(told.processes)
 
     def twice() -> None:
-        call(*args)
+        call(*args, **kwargs)
         heard()
 
     with _sessions() as graphs:

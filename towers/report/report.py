@@ -245,9 +245,9 @@ class ExecutionReport:
 
 
 def execution_report(
-    fn: Callable[..., Any], *args: Any, loops: bool = False
+    fn: Callable[..., Any], *args: Any, loops: bool = False, **kwargs: Any
 ) -> ExecutionReport:
-    """Runs `fn(*args)` once and tells what ran where.
+    """Runs `fn(*args, **kwargs)` once and tells what ran where.
 
     It is read from the graphs that TensorFlow executed, of all functions that
     `fn` calls: a `tf.function`, or anything that uses some, such as a model's
@@ -284,6 +284,8 @@ def execution_report(
       loops: whether TensorFlow's profiler counts how often transfers inside
         loops happen. It hears of those with an end in this process, or in a
         worker of its `Cluster`.
+      **kwargs: what `fn` is called with by name: `batch_size=32` of a `fit`. One
+        that is named `loops` needs a function around it.
 
     Returns:
       An `ExecutionReport`. `print(report)` shows tables.
@@ -303,10 +305,10 @@ def execution_report(
 
     def call() -> None:
         if not loops:
-            fn(*args)
+            fn(*args, **kwargs)
             return
         with profiled_everywhere() as heard:
-            fn(*args)
+            fn(*args, **kwargs)
         events.extend(heard.events)
 
     recording = record(call)

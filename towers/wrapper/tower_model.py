@@ -14,7 +14,11 @@ from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model import checks
 from towers.keras_model.calls import call_signature, model_call, signed
 from towers.keras_model.parameters import place_variables
-from towers.placement.placement import Placement, check_placement
+from towers.placement.placement import (
+    Placement,
+    as_placement,
+    check_placement,
+)
 from towers.verbs.gather import check_rule
 from towers.wrapper import descriptions
 from towers.wrapper.jit_choice import (
@@ -81,7 +85,8 @@ class TowerModel(TowerFunctions):
 
     Args:
       model: the template, a Keras 3 model.
-      placement: where towers, parameters, inputs and outputs live.
+      placement: where towers, parameters, inputs and outputs live. A number n
+        stands for `Placement.gpus(n)`, a list of devices for `Placement` of it.
       merge: how outputs are gathered, see `gather_outputs`. One that is no
         batch, as a weight is none, needs another rule than "concat".
       loss_on_towers: whether towers compute losses and metrics themselves. "auto"
@@ -138,7 +143,7 @@ class TowerModel(TowerFunctions):
     def __init__(
         self,
         model: keras.Model,
-        placement: Placement,
+        placement: Placement | int | Sequence[str],
         merge: Any = "concat",
         loss_on_towers: bool | str = False,
         whole: Sequence[Any] = (),
@@ -149,7 +154,8 @@ class TowerModel(TowerFunctions):
         **kwargs: Any,
     ):
         checks.check_model(model)
-        check_placement(placement)
+        where: Placement = as_placement(placement)
+        check_placement(where)
         if tf.distribute.has_strategy():
             strategy = type(tf.distribute.get_strategy()).__name__
             raise RuntimeError(
@@ -177,7 +183,7 @@ class TowerModel(TowerFunctions):
         # The template converts its inputs itself, on the tower.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
         keras_layers.take_context(self, model)
-        self.placement = placement
+        self.placement = where
         self.merge = merge
         self.loss_on_towers = loss_on_towers
         self.whole = tuple(whole)
@@ -196,7 +202,7 @@ class TowerModel(TowerFunctions):
             keras_compile.use_compute_loss(self, own)
         if keras_layers.is_built(model):
             self.built = True
-            place_variables(model, placement)
+            place_variables(model, where)
             self.tower_calls.placed.note(self)
         self.tower_calls.placed.place_new(self)
         if model.compiled:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from towers.build import build_towers
+from towers.engine.graphs import as_graphs
 from towers.foreign import keras_compile, keras_layers
 from towers.foreign.keras_compile import Compiled
 from towers.foreign.keras_self import compiled_as
@@ -289,9 +290,9 @@ class Numbers:
           run: what runs the step, `run(step, *args)`.
         """
         steps = self._steps
-        with steps.kept():
+        with steps.kept(), as_graphs():
             predictions = steps.outputs_named(self._predict(x))
-        with steps.kept():
+        with steps.kept(), as_graphs():
             given = run(self._step, x, *steps.beside)
             state = {
                 steps.names[id(v)]: keras_layers.raw(v).numpy()

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from towers.build import build_towers
+from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.keras_model.pins import layer_paths
 from towers.planning.compared_steps import Steps
@@ -91,7 +92,7 @@ def _outputs(
 
     found: dict[str, list[list[Any]]] = {}
     for x in batches:
-        with steps.kept():
+        with steps.kept(), as_graphs():
             each, rows = tf.function(run, autograph=False)(x)
         for tower, count in zip(each, rows.numpy()):
             for path in told if count else ():

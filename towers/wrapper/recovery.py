@@ -118,6 +118,8 @@ class Recovering(TowerSteps):
             problems.append(f"steps_per_execution={self.steps_per_execution}")
         if self.run_eagerly:
             problems.append("run_eagerly=True")
+        if tf.config.functions_run_eagerly():
+            problems.append("tf.config.run_functions_eagerly(True)")
         if "train_step" in self.own_steps():
             problems.append("a `train_step` of the model's own")
         if problems:

@@ -1,6 +1,7 @@
 """Placement: which device runs each tower, and where the rest happens."""
 
 import dataclasses
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from towers.placement.device_names import available, resolve
 from towers.placement.from_layers import made_where
 from towers.placement.policies import POLICIES, Policy
 from towers.placement.weights import checked_weights
+
+_SHORT = reprlib.Repr()  # of six of many, and of ends of what is long
+_SHORT.maxdict = _SHORT.maxtuple = 6
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +160,7 @@ class Placement:
           TypeError: `n` is no integer.
           ValueError: `n` is below 1, or there are fewer GPUs.
         """
-        check_count("n", n, optional=True)
+        device_names.check_count("n", n, optional=True)
         names = device_names.own("GPU")
         if not names:
             raise ValueError(
@@ -193,7 +198,7 @@ class Placement:
           ValueError: `n` is below 1.
           RuntimeError: TensorFlow has started with fewer CPU devices.
         """
-        check_count("n", n)
+        device_names.check_count("n", n)
         host = tf.config.list_physical_devices("CPU")[0]
         made = tf.config.get_logical_device_configuration(host) or ()
         if len(made) < n:
@@ -299,6 +304,12 @@ class Placement:
         """The weights as given, or 1.0 for each tower."""
         return tuple(self.weights or [1.0] * len(self.devices))
 
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)
+        short = {f.name: _SHORT.repr(getattr(self, f.name)) for f in fields}
+        given = ", ".join(f"{name}={value}" for name, value in short.items())
+        return f"Placement({given})"
+
     def __str__(self) -> str:
         shares = self.shares
         towers = ", ".join(
@@ -341,22 +352,6 @@ def check_placement(placement: Any) -> None:
         raise TypeError(
             "`placement` must be a towers.Placement; got "
             f"{type(placement).__name__}. Write towers.Placement(devices=...)."
-        )
-
-
-def check_count(argument: str, n: Any, optional: bool = False) -> None:
-    """Raises unless `n` is a whole number of at least 1 (or None)."""
-    if n is None and optional:
-        return
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(
-            f"`{argument}` must be a whole number of devices, at least 1; "
-            f"got {n!r} of type {type(n).__name__}."
-        )
-    if n < 1:
-        raise ValueError(
-            f"`{argument}` must be at least 1; got {n}. For devices of your "
-            "own choice, write towers.Placement(devices=[...])."
         )
 
 

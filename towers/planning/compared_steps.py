@@ -5,6 +5,7 @@ and NumPy are put back, and the optimizer only says what it would do.
 """
 
 import contextlib
+import functools
 import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -277,8 +278,8 @@ class Numbers:
         updated: list[Any],
     ):
         self._steps, self._updated = steps, updated
-        self._predict = tf.function(predict, autograph=False)
-        self._step = tf.function(step, autograph=False)
+        self._predict = as_function(predict, "predict")
+        self._step = as_function(step, "step")
 
     def __call__(
         self, x: Any, run: Callable[..., Any] = lambda f, *args: f(*args)
@@ -325,6 +326,16 @@ def _copied(optimizer: Any, variables: Any) -> Any:
         ):
             mine.assign(its)
     return copied
+
+
+def as_function(call: Callable[..., Any], name: str) -> Any:
+    """A `tf.function` that is traced once, and not counted with others like it.
+
+    TensorFlow counts traces by code, and warns of many.
+    """
+    own = functools.partial(call)
+    own.__name__ = name  # type: ignore[attr-defined]
+    return tf.function(own, autograph=False)
 
 
 def _regularized(model: keras.Model) -> list[Any]:

@@ -11,7 +11,7 @@ from towers.build import build_towers
 from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.keras_model.pins import layer_paths
-from towers.planning.compared_steps import Steps
+from towers.planning.compared_steps import Steps, as_function
 from towers.planning.figures import Numbers, figure
 from towers.verbs.split import split_batch
 
@@ -93,7 +93,7 @@ def _outputs(
     found: dict[str, list[list[Any]]] = {}
     for x in batches:
         with steps.kept(), as_graphs():
-            each, rows = tf.function(run, autograph=False)(x)
+            each, rows = as_function(run, "layers")(x)
         for tower, count in zip(each, rows.numpy()):
             for path in told if count else ():
                 arrays = [y.numpy() for y in tower[path]]

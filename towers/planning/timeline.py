@@ -14,7 +14,7 @@ import tensorflow as tf
 from towers.cluster.profiling import profiled_everywhere
 from towers.foreign.patches import patched
 from towers.foreign.tf_profiler import Event
-from towers.placement.device_names import process_of
+from towers.placement.device_names import few, process_of
 from towers.placement.scopes import tower_of
 from towers.planning.trace_events import trace_events
 from towers.report.profile import (
@@ -143,6 +143,12 @@ class Timeline:
         )
         with open(os.fspath(path), "w", encoding="utf-8") as file:
             json.dump(events, file)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Timeline: {1e3 * self.seconds:.3f} ms, {len(self.ops):,} ops on "
+            f"{few(self.devices)}>"
+        )
 
     def __str__(self) -> str:
         def ms(seconds: float) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from towers.cluster.profiling import profiled_everywhere
 from towers.foreign.tf_profiler import Event
-from towers.placement.device_names import short
+from towers.placement.device_names import few, short
 from towers.report import figure, html, write_graph
 from towers.report.partitions import Partitions, Transfer
 from towers.report.profile import times_sent
@@ -232,6 +232,14 @@ class ExecutionReport:
     def _repr_html_(self) -> str:
         """The short form, which notebooks show."""
         return html.short_form(self.to_dict())
+
+    def __repr__(self) -> str:
+        devices = few(sorted({device for device, _ in self.ops}))
+        return (
+            f"<{type(self).__name__}: {len(self.nodes):,} ops on "
+            f"{devices or 'no device'}; {self.total_bytes:,} bytes in "
+            f"{len(self.transfers):,} transfers>"
+        )
 
     def __str__(self) -> str:
         return printed(self)

@@ -6,11 +6,11 @@ from typing import Any
 import keras
 from absl import logging
 
+from towers.placement.device_names import few
 from towers.placement.placement import Placement
 
 _FIT = list(inspect.signature(keras.Model.fit).parameters)[1:]
 _SUMMARY = list(inspect.signature(keras.Model.summary).parameters)[1:]
-_MOST = 8  # devices that are named, of many towers
 
 
 def named(name: str, placement: Placement | None) -> str:
@@ -21,11 +21,9 @@ def named(name: str, placement: Placement | None) -> str:
 
 def towers_on(placement: Placement) -> str:
     """How many towers, and where: "2 towers on /CPU:0, /CPU:1"."""
-    devices = list(placement.devices)
-    towers = "1 tower" if len(devices) == 1 else f"{len(devices)} towers"
-    if len(devices) > _MOST:
-        devices = [*devices[: _MOST - 2], "...", devices[-1]]
-    return f"{towers} on {', '.join(devices)}"
+    n = len(placement.devices)
+    towers = "1 tower" if n == 1 else f"{n} towers"
+    return f"{towers} on {few(placement.devices)}"
 
 
 def first_line(name: str, placement: Placement) -> str:

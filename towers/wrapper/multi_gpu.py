@@ -6,7 +6,8 @@ from typing import Any
 import keras
 
 from towers.keras_model.checks import check_model
-from towers.placement.placement import Placement, check_count
+from towers.placement.device_names import check_count
+from towers.placement.placement import Placement
 from towers.wrapper.tower_model import TowerModel
 
 

@@ -22,7 +22,7 @@ from towers.planning.suspects import first_suspect
 from towers.report.report import ExecutionReport, execution_report
 from towers.wrapper.tower_model import TowerModel
 
-_ROUGH = 0.1  # what rounding may explain without being told
+_ROUGH = 0.01  # what rounding may explain without being told
 _REPEATED = 1000  # roundings, at most, of a model that is equal to itself
 _OPTIONS = ("merge", "whole", "synchronized")  # those that numbers depend on
 
@@ -230,15 +230,15 @@ def _check(model: Any, options: Any) -> None:
             "compare runs steps of its own: expected an eager call, got one "
             "inside a graph."
         )
-    if not keras_layers.is_built(model):
-        raise ValueError(
-            f"The model {model.name!r} is not built, and to build it would change "
-            "it. Call it on a batch first, model(x), so that it has weights."
-        )
     if not keras_compile.overridden(model, ["call"]):
         raise ValueError(
             f"{type(model).__name__} has no `call`, so there are no outputs to "
             "compare. Compare the models that it holds, one by one."
+        )
+    if not keras_layers.is_built(model):
+        raise ValueError(
+            f"The model {model.name!r} is not built, and to build it would change "
+            "it. Call it on a batch first, model(x), so that it has weights."
         )
 
 

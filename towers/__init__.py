@@ -3,7 +3,7 @@
 The map of the house, from the top down. Each part imports what is below it only:
 
   planning        what looks at a placement from outside, or works one out:
-                  `placement_plan`,
+                  `placement_plan`, `compare`,
                   `spread_layers`, `pipeline`, `measure_weights`,
                   `timeline`, `plot_placement`, `PlacementReport`
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
@@ -38,6 +38,7 @@ from towers.keras_model.parameters import place_variables
 from towers.placement.placement import Placement
 from towers.placement.policies import balanced, round_robin
 from towers.planning.callbacks import PlacementReport
+from towers.planning.compare import Comparison, compare
 from towers.planning.measure import measure_weights
 from towers.planning.pictures import plot_placement
 from towers.planning.pipeline import pipeline
@@ -56,6 +57,7 @@ __version__ = "0.2.0"
 __all__ = [
     "all_towers",
     "Cluster",
+    "Comparison",
     "ExecutionReport",
     "Placement",
     "PlacementReport",
@@ -68,6 +70,7 @@ __all__ = [
     "average_gradients",
     "balanced",
     "build_towers",
+    "compare",
     "execution_report",
     "export_towers",
     "gather_outputs",

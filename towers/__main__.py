@@ -1,7 +1,7 @@
 """The command line: `python -m towers COMMAND --flag=value`.
 
-It exits with 0 if all went well, with 1 if a plan is refused, with 2 after one
-line about what was asked for wrongly.
+It exits with 0 if all went well, with 1 if a plan is refused or towers differ from
+the plain model, with 2 after one line about what was asked for wrongly.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ def _devices(argv: Sequence[str]) -> None:
     print(commands.device_table())
 
 
-def _step_flags() -> None:
+def _batch_flags() -> None:
     flags.DEFINE_list("devices", None, "One per tower: /CPU:0,/CPU:1")
     flags.DEFINE_list("weights", None, "Shares of the batch: 3,1")
     flags.DEFINE_string(
@@ -91,9 +91,22 @@ def _step_flags() -> None:
     )
     flags.DEFINE_integer("batch", 64, "Rows of the batch, of random values.")
     flags.DEFINE_integer("length", 16, "For dimensions that are left open.")
+    _needed("devices", "one per tower, such as --devices=/CPU:0,/CPU:1")
+
+
+def _step_flags() -> None:
+    _batch_flags()
     flags.DEFINE_enum("step", "train", ["train", "predict"], "What is run.")
     flags.DEFINE_string("optimizer", "sgd", "Which one trains.")
-    _needed("devices", "one per tower, such as --devices=/CPU:0,/CPU:1")
+
+
+def _compare_flags() -> None:
+    _batch_flags()
+    flags.DEFINE_boolean(
+        "synchronized",
+        False,
+        "Whether batch norms take the whole batch's rows.",
+    )
 
 
 def _file_flags() -> None:
@@ -133,6 +146,21 @@ def _step(
 ) -> tuple[Any, ...]:
     """The step that the flags speak of; its towers are drawn to `picture`."""
     given = flags.FLAGS
+    model, placement = _placed(command, argv, available)
+    if picture is not None:
+        towers.plot_placement(model, placement, picture)
+    return commands.step_of(
+        model,
+        placement,
+        *(given.batch, given.step, given.length, given.optimizer),
+    )
+
+
+def _placed(
+    command: str, argv: Sequence[str], available: str | None = None
+) -> tuple[Any, towers.Placement]:
+    """The model and the placement that are asked for."""
+    given = flags.FLAGS
     if len(argv) != 2:
         _refuse(
             command,
@@ -142,14 +170,18 @@ def _step(
     placement = commands.placement_of(
         given.devices, given.weights, given.parameters, available
     )
-    model = commands.loaded(argv[1])
-    if picture is not None:
-        towers.plot_placement(model, placement, picture)
-    return commands.step_of(
-        model,
-        placement,
-        *(given.batch, given.step, given.length, given.optimizer),
-    )
+    return commands.loaded(argv[1]), placement
+
+
+def _compare(argv: Sequence[str]) -> None:
+    """Ends with 1 if the towers' numbers are others."""
+    given = flags.FLAGS
+    model, placement = _placed("compare", argv)
+    inputs = commands.batch_of(model, given.batch, given.length)
+    options = {"synchronized": given.synchronized}
+    found = towers.compare(model, placement, inputs, **options)
+    print(found)
+    sys.exit(0 if found.equal else 1)
 
 
 def _report(argv: Sequence[str]) -> None:
@@ -244,6 +276,12 @@ COMMANDS = {
         "python -m towers report model.keras --devices=/CPU:0,/CPU:1\n"
         "python -m towers report my.models:make --devices=/GPU:0,/GPU:1 "
         "--batch=128 --parameters=balanced --html=report.html",
+    ),
+    "compare": Command(
+        "Whether a model has the same numbers in towers as without.",
+        _compare_flags,
+        _compare,
+        "python -m towers compare model.keras --devices=/CPU:0,/CPU:1",
     ),
     "plan": Command(
         "Where a step of a model would be on a machine that is not here.",

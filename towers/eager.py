@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.keras_model.given import Given
 from towers.keras_model.refusals import tower_errors
@@ -39,7 +40,7 @@ def run_eagerly(
         return told
 
     split = batch.nest if batch.each is None else None
-    with tower_errors(placement):
+    with tower_errors(placement), as_graphs():
         values = tf.function(run, autograph=False)(
             split, batch.each, given.values
         )

@@ -8,6 +8,7 @@ import tensorflow as tf
 from towers import v1_graph
 from towers.foreign import keras_layers
 from towers.keras_model import checks
+from towers.placement.device_names import few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Tower:
     outputs: Any = None
     parameters: list[tf.Tensor] = dataclasses.field(default_factory=list)
     layer_outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Tower {self.index} on {self.device}>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,13 @@ class TowerGraph:
     losses: list[tf.Tensor]
     adders: list[Any]
     variables: list[tuple[Any, Any]]
+
+    def __repr__(self) -> str:
+        devices = [tower.device for tower in self.towers]
+        return (
+            f"<TowerGraph: {len(devices)} towers on {few(devices)}; "
+            f"{len(self.variables):,} variables, {len(self.updates):,} updates>"
+        )
 
     @property
     def n_input_losses(self) -> int:

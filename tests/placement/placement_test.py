@@ -36,6 +36,27 @@ class PlacementTest(parameterized.TestCase):
         self.assertLen(set(both), 1)
         self.assertIn("a on /CPU:0", str(both[0]))
 
+    @parameterized.parameters(
+        ("balanced", ["/CPU:1", "/CPU:0", "/CPU:1"]),
+        ("round_robin", ["/CPU:1", "/CPU:0", "/CPU:1"]),
+    )
+    def test_a_policy_by_its_name_is_over_the_towers_devices(self, name, where):
+        devices = ["/CPU:1", "/CPU:0", "/CPU:1"]
+        placement = towers.Placement(devices, name)
+        variables = [tf.Variable(np.ones(n)) for n in (4, 2, 1)]
+        self.assertEqual(placement.parameter_device(variables)[:2], where[:2])
+        named = getattr(towers, name)(devices[:2])
+        self.assertEqual(
+            placement.parameter_device(variables), named(variables)
+        )
+
+    def test_without_gpus_the_error_says_what_to_do(self):
+        if tf.config.list_physical_devices("GPU"):
+            self.skipTest("there is one")
+        for said in ("tensorflow.and-cuda", "CUDA_VISIBLE", r"cpus\(3\)"):
+            with self.assertRaisesRegex(ValueError, said):
+                towers.Placement.gpus(3)
+
     def test_many_layers_on_a_device_are_not_all_printed(self):
         pins = {f"layer_{i}": "/CPU:1" for i in range(9)}
         text = str(towers.Placement(["/CPU:0"], layer_devices=pins))

@@ -115,6 +115,9 @@ class CommandsTest(absltest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("/CPU:1 waited for", done.stdout)
         self.assertTrue(os.path.exists(os.path.join(folder, "step.json")))
+        done = called("compare", model, where, "--batch=6")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("Equal: the towers' numbers", done.stdout)
         gpus = "--devices=/GPU:0,/GPU:1"
         for there, status in ((2, 0), (1, 1)):
             machine = (gpus, f"--gpus={there}", "--strict")

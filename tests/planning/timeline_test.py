@@ -117,9 +117,7 @@ class TimelineTest(absltest.TestCase):
             crossed,
             collections.Counter((t.source, t.target) for t in report.transfers),
         )
-        in_fit = towers.timeline(
-            lambda: model.fit(x, y, batch_size=3, verbose=0)
-        )
+        in_fit = towers.timeline(model.fit, x, y, batch_size=3, verbose=0)
         names = collections.Counter(tower_of(op.name) for op in in_fit.ops)
         for _, name in convolutions:  # two steps
             self.assertEqual(names[tower_of(name)], 2)

@@ -850,6 +850,33 @@ class FitTest(parameterized.TestCase):
                 assert_same(actual, expected, case.tolerance)
 
 
+# What `fit` is given in another way than as arrays.
+ITS_OWN_DATA = {name for name, case in CASES.items() if case.x is None}
+
+
+class CompareTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        (name, name)
+        for name in CASES
+        if name not in ITS_OWN_DATA and not name.startswith("callback")
+    )
+    @pytest.mark.slow
+    def test_compare_finds_no_difference(self, name: str) -> None:
+        case = CASES[name]
+        model = make(case.model)
+        model.compile(**{"optimizer": "sgd", "loss": "mse", **case.compile()})
+        model(tf.nest.map_structure(lambda x: x[:1], case.x))  # built
+        fit = {"y": case.y, **case.fit()}
+        found = towers.compare(
+            model,
+            placement(3, [2, 1, 1], **case.placed()),
+            case.x,
+            *(fit["y"], fit.get("sample_weight")),
+        )
+        self.assertTrue(found.equal, str(found))
+        self.assertIsNotNone(found.weights, str(found))
+
+
 def scopes(run_metadata: bytes) -> Any:
     """First parts of the names of what TensorBoard shows of a run."""
     metadata = tf.compat.v1.RunMetadata.FromString(run_metadata)

@@ -62,6 +62,9 @@ TESTED_BY = {
     "keras_model.row_order": "keras_model.batchless",
     "keras_model.signature": "keras_model.checks",
     "keras_model.tower": "build",
+    "planning.compared_steps": "planning.compare",
+    "planning.figures": "planning.compare",
+    "planning.suspects": "planning.compare",
     "planning.trace_events": "planning.timeline",
     "readers": "inputs_per_tower",
     "report.colours": "report.html",
@@ -75,6 +78,7 @@ TESTED_BY = {
     "planning.plan_graphs": "planning.plan",
     "planning.steps": "planning.spread",
     "placement.policies": "keras_model.parameters",
+    "placement.weights": "placement.placement",
     "verbs.batch": "verbs.split",
     "verbs.join": "engine.meeting",
     "verbs.rows": "verbs.scatter",
@@ -111,7 +115,7 @@ class ReadTest(parameterized.TestCase):
         self.assertEqual([e for _, e in result.failures + result.errors], [])
 
     def test_every_public_name_has_a_docstring_with_an_example(self):
-        records = ["ExecutionReport", "PlacementPlan", "Timeline"]
+        records = ["Comparison", "ExecutionReport", "PlacementPlan", "Timeline"]
         records += ["Tower", "TowerGraph"]
         for name in towers.__all__:
             text = getattr(towers, name).__doc__

@@ -74,7 +74,8 @@ class HandTest(parameterized.TestCase):
             report.assert_runs_on("host/tower_1", "/CPU:1")
 
     def test_one_device_needs_no_transfer(self):
-        report = towers.execution_report(tf.function(lambda x: x + x), X)
+        twice = tf.function(lambda x: x + x)
+        report = towers.execution_report(twice, x=X)  # by keyword
         self.assertEqual((report.transfers, report.least_bytes), ((), 0))
         self.assertIn("0 bytes in 0 transfers", str(report))
 

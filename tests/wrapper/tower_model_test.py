@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from unittest import mock
 
 import keras
 import numpy as np
@@ -325,7 +326,7 @@ class FaceTest(parameterized.TestCase):
         )
         lines = []
         actual.summary(print_fn=lambda line, **_: lines.append(line))
-        self.assertIn("tower_1 on /CPU:1", lines[0])
+        self.assertIn("tower_1 on /CPU:1", lines[-1])
         self.assertIn("Total params", "".join(lines))
 
     def test_it_saves_the_plain_model(self):
@@ -382,6 +383,29 @@ class FaceTest(parameterized.TestCase):
         with self.assertRaisesRegex(error, message):
             towers.to_multi_gpu(model, n_gpus=n)
 
+    @parameterized.parameters(
+        ({"gpus": 64}, ValueError, "`gpus` asks.*Placement.cpus"),
+        ({"gpus": 2, "n_gpus": 2}, TypeError, "Leave one out"),
+        ({}, TypeError, "`n_gpus` must be a whole number"),
+    )
+    def test_gpus_is_another_name(self, given, error, message):
+        with self.assertRaisesRegex(error, message):
+            towers.to_multi_gpu(make(cnn), **given)
+
+    def test_devices_or_a_number_stand_for_a_placement(self):
+        model = towers.TowerModel(make(cnn), ["/CPU:1", "/CPU:0"])
+        self.assertEqual(
+            model.placement, towers.Placement(["/CPU:1", "/CPU:0"])
+        )
+        gpus = mock.Mock(return_value=placement(2))
+        with mock.patch.object(towers.Placement, "gpus", gpus):
+            model = towers.TowerModel(make(cnn), 2)
+        self.assertEqual(model.placement, placement(2))
+        gpus.assert_called_with(2)
+        for wrong in (True, [], ["/CPU:9"]):
+            with self.assertRaises((TypeError, ValueError)):
+                towers.TowerModel(make(cnn), wrong)
+
     def test_an_unknown_rule_is_refused_at_once(self):
         with self.assertRaisesRegex(ValueError, "unknown rule 'avg'"):
             towers.TowerModel(make(cnn), placement(2), merge={"a": "avg"})
@@ -405,7 +429,7 @@ class FaceTest(parameterized.TestCase):
 
     def test_no_placement_is_refused(self):
         with self.assertRaisesRegex(TypeError, "towers.Placement"):
-            towers.TowerModel(make(cnn), ["/CPU:0"])
+            towers.TowerModel(make(cnn), "/CPU:0")
 
 
 if __name__ == "__main__":

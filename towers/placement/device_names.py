@@ -43,6 +43,29 @@ def process_of(device: str) -> str:
     ).to_string()
 
 
+def few(names: Sequence[str], most: int = 8) -> str:
+    """Names with commas between them: of many the first ones and the last."""
+    if len(names) > most:
+        names = [*names[: most - 2], "...", names[-1]]
+    return ", ".join(names)
+
+
+def check_count(argument: str, n: Any, optional: bool = False) -> None:
+    """Raises unless `n` is a whole number of at least 1 (or None)."""
+    if n is None and optional:
+        return
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(
+            f"`{argument}` must be a whole number of devices, at least 1; "
+            f"got {n!r} of type {type(n).__name__}."
+        )
+    if n < 1:
+        raise ValueError(
+            f"`{argument}` must be at least 1; got {n}. For devices of your "
+            "own choice, write towers.Placement(devices=[...])."
+        )
+
+
 def own(kind: str) -> list[str]:
     """This process's devices of a kind, and not those of a cluster."""
     names = [device.name for device in tf.config.list_logical_devices(kind)]

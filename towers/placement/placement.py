@@ -1,8 +1,8 @@
 """Placement: which device runs each tower, and where the rest happens."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,8 +10,12 @@ import tensorflow as tf
 from towers.placement import device_names
 from towers.placement.device_names import available, resolve
 from towers.placement.from_layers import made_where
+from towers.placement.policies import POLICIES, Policy
+from towers.placement.weights import checked_weights
 
-Policy = Callable[[Sequence[Any]], Sequence[str]]
+_SHORT = reprlib.Repr()  # of six of many, and of ends of what is long
+_SHORT.maxdict = _SHORT.maxtuple = 6
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Placement:
         `tf.device` takes ("/GPU:0", "gpu:0", "/job:worker/task:1/CPU:0").
       parameter_device: the device of the variables and of the optimizer's
         arithmetic, or a policy: a function from the list of variables to the
-        list of their devices.
+        list of their devices. "balanced" and "round_robin" are the policies of
+        these names, over the towers' devices.
       weights: one share of the batch per tower, as non-negative numbers with a
         positive sum; None means equal shares. A tower of weight 0 gets no rows.
       input_device: where batches are split.
@@ -94,13 +99,14 @@ class Placement:
                 resolve(f"devices[{i}]", name) for i, name in enumerate(devices)
             ),
         )
-        put("weights", _checked_weights(self.weights, len(devices)))
+        put("weights", checked_weights(self.weights, len(devices)))
         put("input_device", resolve("input_device", self.input_device))
-        if not callable(self.parameter_device):
-            put(
-                "parameter_device",
-                resolve("parameter_device", self.parameter_device),
-            )
+        parameters = self.parameter_device
+        if isinstance(parameters, str) and parameters in POLICIES:
+            each = [*dict.fromkeys(self.devices)]
+            put("parameter_device", POLICIES[parameters](each))
+        elif not callable(parameters):
+            put("parameter_device", resolve("parameter_device", parameters))
         default = (
             self.devices[0]
             if callable(self.parameter_device)
@@ -154,8 +160,16 @@ class Placement:
           TypeError: `n` is no integer.
           ValueError: `n` is below 1, or there are fewer GPUs.
         """
-        check_count("n", n, optional=True)
+        device_names.check_count("n", n, optional=True)
         names = device_names.own("GPU")
+        if not names:
+            raise ValueError(
+                f"`n` asks for {n or 'all'} GPUs, but TensorFlow sees none. If "
+                "there is one, `pip install tensorflow[and-cuda]` brings what it "
+                "needs, and CUDA_VISIBLE_DEVICES must not hide it. If there is "
+                "none, run the same towers on logical CPU devices with "
+                f"Placement.cpus({n or 2})."
+            )
         if len(names) < (n or 1):
             raise ValueError(
                 f"`n` asks for {n or 'all'} GPUs, but TensorFlow sees "
@@ -184,7 +198,7 @@ class Placement:
           ValueError: `n` is below 1.
           RuntimeError: TensorFlow has started with fewer CPU devices.
         """
-        check_count("n", n)
+        device_names.check_count("n", n)
         host = tf.config.list_physical_devices("CPU")[0]
         made = tf.config.get_logical_device_configuration(host) or ()
         if len(made) < n:
@@ -290,6 +304,12 @@ class Placement:
         """The weights as given, or 1.0 for each tower."""
         return tuple(self.weights or [1.0] * len(self.devices))
 
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)
+        short = {f.name: _SHORT.repr(getattr(self, f.name)) for f in fields}
+        given = ", ".join(f"{name}={value}" for name, value in short.items())
+        return f"Placement({given})"
+
     def __str__(self) -> str:
         shares = self.shares
         towers = ", ".join(
@@ -317,28 +337,21 @@ class Placement:
         )
 
 
+def as_placement(placement: Any) -> Any:
+    """What stands for a placement, as one: 2 for two GPUs, or a list of devices."""
+    if isinstance(placement, int) and not isinstance(placement, bool):
+        return Placement.gpus(placement)
+    if isinstance(placement, (list, tuple)):
+        return Placement(placement)
+    return placement
+
+
 def check_placement(placement: Any) -> None:
     """Raises a `TypeError` unless `placement` is a `Placement`."""
     if not isinstance(placement, Placement):
         raise TypeError(
             "`placement` must be a towers.Placement; got "
             f"{type(placement).__name__}. Write towers.Placement(devices=...)."
-        )
-
-
-def check_count(argument: str, n: Any, optional: bool = False) -> None:
-    """Raises unless `n` is a whole number of at least 1 (or None)."""
-    if n is None and optional:
-        return
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(
-            f"`{argument}` must be a whole number of devices, at least 1; "
-            f"got {n!r} of type {type(n).__name__}."
-        )
-    if n < 1:
-        raise ValueError(
-            f"`{argument}` must be at least 1; got {n}. For devices of your "
-            "own choice, write towers.Placement(devices=[...])."
         )
 
 
@@ -350,30 +363,3 @@ def resolve_devices(
     return [
         resolve(name, f"{argument}[{i}]", seen) for i, name in enumerate(names)
     ]
-
-
-def _checked_weights(
-    weights: Sequence[float] | None, n: int
-) -> tuple[float, ...] | None:
-    if weights is None:
-        return None
-    expected = (
-        f"`weights` must be {n} non-negative numbers with a positive sum, one "
-        "per tower"
-    )
-    if isinstance(weights, (str, dict)):
-        raise TypeError(f"{expected}; got {weights!r}.")
-    try:
-        checked = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{expected}; got {weights!r}.") from error
-    if (
-        len(checked) != n
-        or not all(math.isfinite(w) and w >= 0 for w in checked)
-        or sum(checked) <= 0
-    ):
-        raise ValueError(
-            f"{expected}; got {list(weights)!r}. For equal shares, leave it "
-            "out."
-        )
-    return checked

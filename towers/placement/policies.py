@@ -1,12 +1,12 @@
 """policies: which device each variable lives on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from towers.placement.placement import Policy
+Policy = Callable[[Sequence[Any]], Sequence[str]]
 
 
 def balanced(devices: Sequence[str]) -> Policy:
@@ -91,3 +91,10 @@ def _check_devices(function: str, devices: Any) -> None:
             f"`devices` of {function} is empty, so variables can live nowhere. "
             "Expected at least one device name."
         )
+
+
+# Those that are called by their names, over the towers' devices.
+POLICIES: dict[str, Callable[[Sequence[str]], Policy]] = {
+    "balanced": balanced,
+    "round_robin": round_robin,
+}

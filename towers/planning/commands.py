@@ -13,13 +13,12 @@ import tensorflow as tf
 
 from towers.keras_model import signature
 from towers.placement.placement import Placement
-from towers.placement.policies import balanced, round_robin
+from towers.placement.policies import POLICIES
 from towers.planning import pictures
 from towers.report import figure
 from towers.report.text import table
 from towers.wrapper.tower_model import TowerModel
 
-_POLICIES = {"balanced": balanced, "round_robin": round_robin}
 _ENDINGS = {"html": ".html", "json": ".json", "save": ".json"}
 
 
@@ -67,16 +66,15 @@ def placement_of(
     count = max([int(match[1]) for match in found if match], default=0) + 1
     if count > 1:
         Placement.cpus(count)
-    policy = _POLICIES.get(parameters)
-    if policy is None and ":" not in parameters:
+    if parameters not in POLICIES and ":" not in parameters:
         raise ValueError(
             f"--parameters={parameters} is neither a device, such as /CPU:0, nor "
-            f"one of {', '.join(_POLICIES)}."
+            f"one of {', '.join(POLICIES)}."
         )
     return Placement(
         list(devices),
         weights=[_share(w) for w in weights] if weights else None,
-        parameter_device=policy(list(devices)) if policy else parameters,
+        parameter_device=parameters,
         available=available,
     )
 
@@ -169,6 +167,28 @@ def step_of(
     Raises:
       ValueError: the model is not built, or `rows` is below 1.
     """
+    inputs = batch_of(model, rows, length)
+    towered = TowerModel(model, placement)
+    if kind == "predict":
+        return towered.predict_on_batch, inputs
+    targets = tf.nest.map_structure(
+        lambda y: np.zeros(y.shape, "float32"), model(inputs)
+    )
+    towered.compile(optimizer, "mse")
+    return towered.train_on_batch, inputs, targets
+
+
+def batch_of(model: keras.Model, rows: int, length: int = 16) -> Any:
+    """Random inputs of a built model.
+
+    Args:
+      model: whose.
+      rows: how many.
+      length: what stands for a dimension that the model leaves open.
+
+    Raises:
+      ValueError: the model is not built, or a number is below 1.
+    """
     for flag, value in (("batch", rows), ("length", length)):
         if value < 1:
             raise ValueError(f"--{flag} must be at least 1; got {value}.")
@@ -178,15 +198,7 @@ def step_of(
             "the function that returns it."
         )
     specs = signature.input_specs(model, None, (), rows)
-    inputs = tf.nest.map_structure(lambda spec: _random(spec, length), specs)
-    towered = TowerModel(model, placement)
-    if kind == "predict":
-        return towered.predict_on_batch, inputs
-    targets = tf.nest.map_structure(
-        lambda y: np.zeros(y.shape, "float32"), model(inputs)
-    )
-    towered.compile(optimizer, "mse")
-    return towered.train_on_batch, inputs, targets
+    return tf.nest.map_structure(lambda spec: _random(spec, length), specs)
 
 
 def check_ending(flag: str, path: str) -> None:

@@ -153,12 +153,12 @@ def _step(model: Any, placement: Placement) -> Callable[..., Any]:
         if model.compiled:
             loss = model.compute_loss(x=inputs, y=targets, y_pred=outputs)
             return tf.convert_to_tensor(loss)
-        return _mean_square(outputs)
+        return mean_square(outputs)
 
     def step(inputs: Any, *targets: Any) -> tf.Tensor:
         with tf.device(str(placement.output_device)):
             if not targets:
-                return _mean_square(outputs_of(inputs, False))
+                return mean_square(outputs_of(inputs, False))
             with tf.GradientTape() as tape:
                 outputs = outputs_of(inputs, True)
                 loss = loss_of(inputs, outputs, *targets)
@@ -174,7 +174,8 @@ def _step(model: Any, placement: Placement) -> Callable[..., Any]:
     return tf.function(step, autograph=False, reduce_retracing=True)
 
 
-def _mean_square(outputs: Any) -> tf.Tensor:
+def mean_square(outputs: Any) -> tf.Tensor:
+    """The sum of the outputs' mean squares, where no loss is known."""
     return tf.add_n(
         [
             tf.reduce_mean(tf.square(tf.cast(y, tf.float32)))

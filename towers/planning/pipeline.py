@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from towers.keras_model.layer_graph import LayerGraph
-from towers.placement.placement import Placement, check_count
+from towers.placement.device_names import check_count
+from towers.placement.placement import Placement
 from towers.planning.spread import spread_layers
 
 

@@ -65,7 +65,7 @@ class Refusal:
         return f"  {self.op} ({self.kind}): {self.message}{cure}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PlacementPlan(ExecutionReport):
     """What would run where, see `placement_plan`.
 

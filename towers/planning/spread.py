@@ -8,11 +8,12 @@ from typing import Any
 from towers.foreign.keras_layers import is_built
 from towers.keras_model.checks import check_model
 from towers.keras_model.layer_graph import LayerGraph
-from towers.placement.device_names import available, resolve
+from towers.placement.device_names import available, few, resolve
 from towers.planning import steps as model_steps
 
 # By how much a stage may be larger than it need be, for a better cut.
 _ABOUT = 1.04
+_SHOWN = 8  # layers of a `LayerSpread` whose devices its `repr` has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,12 @@ class LayerSpread(dict):
     """
 
     stages: tuple[Stage, ...] = ()
+
+    def __repr__(self) -> str:
+        if len(self) <= _SHOWN:
+            return super().__repr__()
+        devices = few([*dict.fromkeys(map(str, self.values()))])
+        return f"<LayerSpread: {len(self):,} layers on {devices}>"
 
     def __str__(self) -> str:
         lines = []

@@ -14,7 +14,7 @@ import tensorflow as tf
 from towers.cluster.profiling import profiled_everywhere
 from towers.foreign.patches import patched
 from towers.foreign.tf_profiler import Event
-from towers.placement.device_names import process_of
+from towers.placement.device_names import few, process_of
 from towers.placement.scopes import tower_of
 from towers.planning.trace_events import trace_events
 from towers.report.profile import (
@@ -144,6 +144,12 @@ class Timeline:
         with open(os.fspath(path), "w", encoding="utf-8") as file:
             json.dump(events, file)
 
+    def __repr__(self) -> str:
+        return (
+            f"<Timeline: {1e3 * self.seconds:.3f} ms, {len(self.ops):,} ops on "
+            f"{few(self.devices)}>"
+        )
+
     def __str__(self) -> str:
         def ms(seconds: float) -> str:
             return f"{1e3 * seconds:10.3f} ms"
@@ -192,8 +198,8 @@ class Timeline:
         return dict(sorted(found.items(), key=lambda p: int(p[0][6:])))
 
 
-def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
-    """Runs `fn(*args)` and tells what ran when, per device and tower.
+def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
+    """Runs `fn(*args, **kwargs)` and tells what ran when, per device and tower.
 
     TensorFlow's profiler hears of each op that is executed, and the graphs that
     were executed tell where. `fn` runs twice, as what runs first is optimised
@@ -223,7 +229,7 @@ def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
     Args:
       fn: what to run: a `tf.function`, a model's `train_on_batch` or `fit`, or
         a function that runs a Session.
-      *args: what it is called with.
+      *args, **kwargs: what it is called with.
 
     Returns:
       A `Timeline`. `print(timeline)` shows a table.
@@ -242,12 +248,12 @@ def timeline(fn: Callable[..., Any], *args: Any) -> Timeline:
 
     def heard() -> None:
         with profiled_everywhere() as told:
-            call(*args)
+            call(*args, **kwargs)
         events.extend(told.events)
         processes.update(told.processes)
 
     def twice() -> None:
-        call(*args)
+        call(*args, **kwargs)
         heard()
 
     with _sessions() as graphs:

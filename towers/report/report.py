@@ -16,7 +16,7 @@ from typing import Any
 
 from towers.cluster.profiling import profiled_everywhere
 from towers.foreign.tf_profiler import Event
-from towers.placement.device_names import short
+from towers.placement.device_names import few, short
 from towers.report import figure, html, write_graph
 from towers.report.partitions import Partitions, Transfer
 from towers.report.profile import times_sent
@@ -233,6 +233,14 @@ class ExecutionReport:
         """The short form, which notebooks show."""
         return html.short_form(self.to_dict())
 
+    def __repr__(self) -> str:
+        devices = few(sorted({device for device, _ in self.ops}))
+        return (
+            f"<{type(self).__name__}: {len(self.nodes):,} ops on "
+            f"{devices or 'no device'}; {self.total_bytes:,} bytes in "
+            f"{len(self.transfers):,} transfers>"
+        )
+
     def __str__(self) -> str:
         return printed(self)
 
@@ -245,9 +253,9 @@ class ExecutionReport:
 
 
 def execution_report(
-    fn: Callable[..., Any], *args: Any, loops: bool = False
+    fn: Callable[..., Any], *args: Any, loops: bool = False, **kwargs: Any
 ) -> ExecutionReport:
-    """Runs `fn(*args)` once and tells what ran where.
+    """Runs `fn(*args, **kwargs)` once and tells what ran where.
 
     It is read from the graphs that TensorFlow executed, of all functions that
     `fn` calls: a `tf.function`, or anything that uses some, such as a model's
@@ -284,6 +292,8 @@ def execution_report(
       loops: whether TensorFlow's profiler counts how often transfers inside
         loops happen. It hears of those with an end in this process, or in a
         worker of its `Cluster`.
+      **kwargs: what `fn` is called with by name: `batch_size=32` of a `fit`. One
+        that is named `loops` needs a function around it.
 
     Returns:
       An `ExecutionReport`. `print(report)` shows tables.
@@ -303,10 +313,10 @@ def execution_report(
 
     def call() -> None:
         if not loops:
-            fn(*args)
+            fn(*args, **kwargs)
             return
         with profiled_everywhere() as heard:
-            fn(*args)
+            fn(*args, **kwargs)
         events.extend(heard.events)
 
     recording = record(call)

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine.draws import Place
+from towers.engine.graphs import as_graphs
 from towers.engine.host import host_of, on_host
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.arrivals import arrived
@@ -196,4 +197,5 @@ def in_graph(function: Callable[..., Any], *args: Any) -> Any:
     """Calls `function`, in a graph of its own when the caller is eager."""
     if not tf.executing_eagerly():
         return function(*args)
-    return tf.function(function, autograph=False)(*args)
+    with as_graphs():
+        return tf.function(function, autograph=False)(*args)

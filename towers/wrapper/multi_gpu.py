@@ -6,19 +6,21 @@ from typing import Any
 import keras
 
 from towers.keras_model.checks import check_model
-from towers.placement.placement import Placement, check_count
+from towers.placement.device_names import check_count
+from towers.placement.placement import Placement
 from towers.wrapper.tower_model import TowerModel
 
 
 def to_multi_gpu(
     model: keras.Model,
-    n_gpus: int,
+    n_gpus: int | None = None,
     parameter_device: Any = None,
     merge: Any = "concat",
     loss_on_towers: bool | str = False,
     whole: Sequence[Any] = (),
     prefetch: bool = False,
     synchronized: bool = False,
+    gpus: int | None = None,
 ) -> TowerModel:
     """Wraps a model in one tower per GPU, in one line before `compile()`.
 
@@ -55,23 +57,30 @@ def to_multi_gpu(
         `TowerModel`.
       synchronized: whether batch norms that train take the statistics of the
         whole batch, see `TowerModel`.
+      gpus: another name of `n_gpus`, that of Keras's old `multi_gpu_model`.
 
     Returns:
       A `TowerModel`.
 
     Raises:
-      TypeError: `model` is no Keras model, or `n_gpus` no integer.
+      TypeError: `model` is no Keras model, or `n_gpus` no integer, or given twice.
       ValueError: `n_gpus` is below 1, or there are fewer GPUs.
       RuntimeError: called under a `tf.distribute` strategy.
     """
     check_model(model)
-    check_count("n_gpus", n_gpus)
+    name, count = ("n_gpus", n_gpus) if gpus is None else ("gpus", gpus)
+    if None not in (n_gpus, gpus):
+        raise TypeError(
+            f"`n_gpus` is {n_gpus!r} and `gpus` {gpus!r}, but both mean the same. "
+            "Leave one out."
+        )
+    check_count(name, count)
     if parameter_device is None:
         parameter_device = "/CPU:0"  # until figures from GPUs say better
     try:
-        placement = Placement.gpus(n_gpus, parameter_device=parameter_device)
+        placement = Placement.gpus(count, parameter_device=parameter_device)
     except ValueError as error:
-        message = str(error).replace("`n` asks", "`n_gpus` asks")
+        message = str(error).replace("`n` asks", f"`{name}` asks")
         raise ValueError(message) from error
     return TowerModel(
         *(model, placement, merge, loss_on_towers, whole),

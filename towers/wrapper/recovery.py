@@ -14,6 +14,7 @@ from towers.cluster.lost import WorkerLost
 from towers.foreign import keras_compile, keras_layers, keras_optimizer
 from towers.keras_model.layer_graph import variables_of
 from towers.placement.placement import Placement
+from towers.wrapper import descriptions
 from towers.wrapper.repeated_step import BroughtStep, RepeatedStep
 from towers.wrapper.tower_steps import TowerSteps
 from towers.wrapper.watching import watched_method
@@ -37,6 +38,7 @@ class Recovering(TowerSteps):
     test_function: Any
     predict_function: Any
     lost_workers: tuple[str, ...] = ()
+    has_fitted = False  # whose first `fit` says what runs where
 
     evaluate = watched_method(TowerSteps.evaluate)
     predict = watched_method(TowerSteps.predict)
@@ -52,6 +54,9 @@ class Recovering(TowerSteps):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.has_fitted:
+            descriptions.say_first(self.name, self.placement, args, kwargs)
+            object.__setattr__(self, "has_fitted", True)
         if self.on_lost == "raise":
             return self._fit(*args, **kwargs)
         names = list(_FIT.parameters)[1 : len(args) + 1]
@@ -113,6 +118,8 @@ class Recovering(TowerSteps):
             problems.append(f"steps_per_execution={self.steps_per_execution}")
         if self.run_eagerly:
             problems.append("run_eagerly=True")
+        if tf.config.functions_run_eagerly():
+            problems.append("tf.config.run_functions_eagerly(True)")
         if "train_step" in self.own_steps():
             problems.append("a `train_step` of the model's own")
         if problems:

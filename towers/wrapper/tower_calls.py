@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from towers.build import build
 from towers.engine.calls import How
+from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.foreign.keras_self import plain_values
 from towers.keras_model import checks
@@ -50,7 +51,7 @@ class TowerCalls:
                 self._functions.clear()
             given = Given()
             function, effects = self._function(layer, call, given)
-            with tower_errors(self._model.placement):
+            with tower_errors(self._model.placement), as_graphs():
                 outputs, notes, losses, updates = function(
                     call.batch, given.values
                 )

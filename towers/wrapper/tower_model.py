@@ -14,8 +14,13 @@ from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model import checks
 from towers.keras_model.calls import call_signature, model_call, signed
 from towers.keras_model.parameters import place_variables
-from towers.placement.placement import Placement, check_placement
+from towers.placement.placement import (
+    Placement,
+    as_placement,
+    check_placement,
+)
 from towers.verbs.gather import check_rule
+from towers.wrapper import descriptions
 from towers.wrapper.jit_choice import (
     check_jit,
     jit_of_compile,
@@ -68,16 +73,20 @@ class TowerModel(TowerFunctions):
     With `compile(jit_compile=True)` each tower is an XLA program on its device,
     forward and backward, see `build_towers`. "auto" leaves XLA off.
 
-    >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
+    >>> layers = [keras.Input([3]), keras.layers.Dense(2)]
+    >>> model = keras.Sequential(layers, name="net")
     >>> model = towers.TowerModel(model, towers.Placement.cpus(2))
     >>> model.compile("sgd", "mse")
     >>> _ = model.fit(np.ones([8, 3]), np.ones([8, 2]), batch_size=4, verbose=0)
     >>> model.predict(np.ones([5, 3]), verbose=0).shape
     (5, 2)
+    >>> model
+    <TowerModel of net: 2 towers on /CPU:0, /CPU:1>
 
     Args:
       model: the template, a Keras 3 model.
-      placement: where towers, parameters, inputs and outputs live.
+      placement: where towers, parameters, inputs and outputs live. A number n
+        stands for `Placement.gpus(n)`, a list of devices for `Placement` of it.
       merge: how outputs are gathered, see `gather_outputs`. One that is no
         batch, as a weight is none, needs another rule than "concat".
       loss_on_towers: whether towers compute losses and metrics themselves. "auto"
@@ -134,7 +143,7 @@ class TowerModel(TowerFunctions):
     def __init__(
         self,
         model: keras.Model,
-        placement: Placement,
+        placement: Placement | int | Sequence[str],
         merge: Any = "concat",
         loss_on_towers: bool | str = False,
         whole: Sequence[Any] = (),
@@ -145,7 +154,8 @@ class TowerModel(TowerFunctions):
         **kwargs: Any,
     ):
         checks.check_model(model)
-        check_placement(placement)
+        where: Placement = as_placement(placement)
+        check_placement(where)
         if tf.distribute.has_strategy():
             strategy = type(tf.distribute.get_strategy()).__name__
             raise RuntimeError(
@@ -173,7 +183,7 @@ class TowerModel(TowerFunctions):
         # The template converts its inputs itself, on the tower.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
         keras_layers.take_context(self, model)
-        self.placement = placement
+        self.placement = where
         self.merge = merge
         self.loss_on_towers = loss_on_towers
         self.whole = tuple(whole)
@@ -192,7 +202,7 @@ class TowerModel(TowerFunctions):
             keras_compile.use_compute_loss(self, own)
         if keras_layers.is_built(model):
             self.built = True
-            place_variables(model, placement)
+            place_variables(model, where)
             self.tower_calls.placed.note(self)
         self.tower_calls.placed.place_new(self)
         if model.compiled:
@@ -293,9 +303,12 @@ class TowerModel(TowerFunctions):
         return super().compute_output_spec(*args, **kwargs)
 
     def summary(self, *args: Any, **kwargs: Any) -> None:
-        """Prints the placement, then the template's summary."""
-        (kwargs.get("print_fn") or print)(str(self.placement))
+        """Prints the template's summary, then the placement."""
         self._lent().summary(*args, **kwargs)
+        descriptions.printer(args, kwargs)(str(self.placement))
+
+    def __repr__(self) -> str:
+        return descriptions.named(self.name, vars(self).get("placement"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TowerModel":
         copied = TowerModel(

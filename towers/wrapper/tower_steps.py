@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.engine.graphs import as_graphs
 from towers.foreign import keras_compile, keras_layers, tf_autograph
 from towers.foreign.keras_saving import TemplateProxy
 from towers.foreign.keras_self import compiled_as
@@ -203,5 +204,6 @@ class TowerSteps(TemplateProxy):
         if tf.executing_eagerly() and keras_layers.scope_here() is None:
             # Towers at once hand out parameters, whose gradients, which are zeros,
             # would make sparse ones dense.
-            return tf.function(loss, autograph=False)(data)
+            with as_graphs():
+                return tf.function(loss, autograph=False)(data)
         return loss(data)

@@ -11,7 +11,7 @@ from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost, is_sign, tasks_named
 from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model.refusals import tower_errors
-from towers.placement.placement import Placement
+from towers.placement.placement import Placement, as_placement
 
 
 @contextlib.contextmanager
@@ -53,7 +53,9 @@ def watching(method: Any) -> Any:
             kwargs.get("placement"),
             vars(self).get("placement"),
         ]
-        given = [x for x in named if isinstance(x, Placement)]
+        given = [
+            x for x in map(as_placement, named) if isinstance(x, Placement)
+        ]
         if not given:
             return method(self, *args, **kwargs)
         with watched(given[0]):

@@ -228,7 +228,6 @@ DRAWN = {
         *(
             layer(getattr(layers, name), *args)
             for name, args in {
-                "RandAugment": (),
                 "RandomBrightness": (0.2,),
                 "RandomColorDegeneration": (0.5,),
                 "RandomColorJitter": ((0, 255), 0.5, 0.5, 0.5, 0.2),
@@ -255,7 +254,8 @@ DRAWN = {
         ),
     ],
 }
-MIXED = {"AugMix", "CutMix", "MixUp"}
+# `RandAugment` by Keras's `Equalization`, which is of the batch.
+MIXED = {"AugMix", "CutMix", "MixUp", "RandAugment"}
 CELLS = {"GRUCell", "JaxLayer", "LSTMCell", "SimpleRNNCell"}  # of layers above
 
 

@@ -139,7 +139,8 @@ def per_tower(dataset_fn: Callable[[Tower], tf.data.Dataset]) -> PerTower:
     built. For a tower of another process, datasets that call Python are refused
     (`from_generator`, `py_function`): that is in this process. What a dataset
     raises in a loop over `batches` names its tower and the device; in a graph of
-    yours, TensorFlow names an op below "inputs_of_tower_1".
+    yours, TensorFlow names an op below "inputs_of_tower_1", and may call it the end
+    of another tower's inputs, which it cancels: the message has both.
 
     Keras's `fit` has no place for them, nor has a graph of `tf.compat.v1`; they
     say so.

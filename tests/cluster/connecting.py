@@ -114,7 +114,7 @@ class ConnectingTest(absltest.TestCase):
         self.assertEqual(towers.Placement.cpus(1).devices, (ours,))
         with self.assertRaisesRegex(RuntimeError, "already started with 1"):
             towers.Placement.cpus(2)
-        with self.assertRaisesRegex(ValueError, "all GPUs.*sees 0"):
+        with self.assertRaisesRegex(ValueError, "all GPUs.*sees none"):
             towers.Placement.gpus()
         with self.assertRaisesRegex(ValueError, "task:0.*task:1.*task:2"):
             towers.Placement(["/job:worker/CPU:0"])

@@ -124,6 +124,24 @@ ROWS = {
         lambda: x,
     ),
 }
+# Likewise, by a seed that has come by way of what takes rows.
+ROWS |= {
+    "seed of a loop": lambda x, s: tf.random.stateless_normal(
+        tf.shape(x),
+        tf.while_loop(
+            lambda i, *_: i < 2,
+            lambda i, y, seed: (i + 1, y * 2.0, seed + 1),
+            (0, x, pair(s)),
+        )[2],
+    ),
+    "seed of a branch": lambda x, s: tf.random.stateless_normal(
+        tf.shape(x),
+        tf.cond(tf.reduce_sum(x) > 0.0, lambda: pair(3), lambda: pair(4)),
+    ),
+    "seed of a shape": lambda x, s: tf.random.stateless_normal(
+        tf.shape(x), pair(s) + tf.shape(x)[1]
+    ),
+}
 # One for the batch, of as many numbers as a tower of three has rows.
 ONE = {
     "stateless": lambda x, s: 0 * x[:, :1] + keras.random.normal((3,), seed=s),
@@ -179,6 +197,16 @@ OWN = {
         [rows(x), rows(x)], pair(s)
     )[:, :2],
     "views": joined,
+    "parts": lambda x, s: tf.concat(
+        tf.split(keras.random.uniform((2 * rows(x), 2), seed=s), 2), 1
+    ),
+    "samples": lambda x, s: tf.transpose(
+        numbers(
+            tf.random.stateless_categorical(
+                tf.zeros([20, 999]), rows(x), pair(s)
+            )
+        )
+    ),
     "data": of_data,
 }
 SAID = {
@@ -271,6 +299,32 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
             said = [str(w.message) for w in said]
             for what in {*SAID.values()}:
                 self.assertLen([x for x in said if what in x], 1, what)
+
+    def test_a_loop_of_python_over_rows_is_named(self):
+        def of_each(x, seed):
+            noise = [
+                keras.random.normal((2,), seed=seed) for _ in range(rows(x))
+            ]
+            return tf.stack(noise)
+
+        with self.assertWarnsRegex(UserWarning, "as often as it has rows"):
+            drawn({"": of_each}, X, TWO, generator())
+
+    def test_axes_of_unknown_size_are_no_rows(self):
+        def tokens(x, seed):
+            y = keras.random.dropout(tf.reshape(x, [-1]), 0.5, seed=seed)
+            return tf.reshape(y, tf.shape(x))
+
+        model = Drawing({"": tokens}, generator())
+        model(np.ones([4, 30], "float32"))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None])])
+        def call(x):
+            return towers.build_towers(model, x, TWO).outputs[""]
+
+        with self.assertWarnsRegex(UserWarning, "draws random numbers"):
+            y = call(np.ones([4, 30], "float32"))
+        self.assertLen(np.unique(y, axis=0), 4)
 
     def test_a_generator_of_a_function_is_a_stream_of_each_tower(self):
         class Kept(keras.layers.Layer):

@@ -77,6 +77,7 @@ _BY_ROW = (
 _PARAMETERS = ("alpha", "counts", "lam", "logits", "probs")
 MOST = 2**31 - 1  # seeds of an op are taken modulo this
 _LOOPS = ("StatelessWhile", "While")
+_OF_SHAPE = ("Shape", "ShapeN", "Size")  # whose results are of no values
 # Parts of types of ops: those that draw, and those that call functions, of
 # which the last are traced where they are called.
 _RANDOM = ("Random", "Normal", "Multinomial")
@@ -241,13 +242,17 @@ def loops_around(graph: Any) -> Iterator[tuple[tf.Operation, Any]]:
 
 
 def sources(
-    tensor: tf.Tensor, ends: Container[tuple[int, str]] = ()
+    tensor: tf.Tensor,
+    ends: Container[tuple[int, str]] = (),
+    past_calls: bool = True,
 ) -> Iterator[tf.Tensor]:
     """A tensor and what it is made of, also outside of loops and branches.
 
     Args:
       tensor: in a graph.
       ends: by a graph's id and a name, those that are not looked behind.
+      past_calls: whether results of branches and functions are, of which nobody
+        knows what they take.
     """
     seen, todo = set(), [tensor]
     while todo:
@@ -257,12 +262,20 @@ def sources(
             continue
         seen.add(name)
         yield tensor
-        if name not in ends:
+        kind = tensor.op.type
+        is_call = any(x in kind for x in _CALLS) and kind not in _LOOPS
+        if (
+            name not in ends
+            and kind not in _OF_SHAPE
+            and (past_calls or not is_call)
+        ):
             todo += taken(tensor)
 
 
 def taken(tensor: tf.Tensor) -> list[tf.Tensor]:
     """What the op of a tensor takes; of what is from outside, that."""
+    if tensor.op.type in (*_LOOPS, "IdentityN"):
+        return [tensor.op.inputs[tensor.value_index]]
     if tensor.op.type != "Placeholder":
         return list(tensor.op.inputs)
     captures = getattr(tensor.graph, "captures", ())

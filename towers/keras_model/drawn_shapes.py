@@ -94,7 +94,9 @@ class Drawn:
             return Drawn(None, 1, by_row, shape=sizes)
         axes = tuple(a for a, n in enumerate(shape) if n and _is_rows(n))
         of_row = shape[axes[0]] // MANY if axes else 1
-        joined = of_row > 1 and row_order.is_for_joined(tensor, MANY)
+        joined = of_row > 1 and (
+            axes[0] > 0 or row_order.is_for_joined(tensor, MANY)
+        )
         return Drawn(axes, of_row, by_row, joined, tuple(shape))
 
     def of_tower(
@@ -116,14 +118,31 @@ class Drawn:
         of_row = (self.shape[axes[0]] or MANY) // MANY if axes else 1
         return dataclasses.replace(self, axes=axes, of_row=of_row)
 
-    def fits(self, sizes: Sequence[int | None]) -> bool:
-        """Whether a tower may draw this of such sizes, some of them unknown."""
+    def fits(
+        self, sizes: Sequence[int | None], rows: Any, is_filled: bool
+    ) -> bool:
+        """Whether a tower may draw this of such sizes, some of them unknown.
+
+        Args:
+          sizes: what it draws.
+          rows: the tower's, an int if they are known.
+          is_filled: whether it is given other axes of unknown size.
+        """
         if self.shape is None:
             return True
-        return len(sizes) == len(self.shape) and all(
-            n in (None, m) or m is None or a in (self.axes or ())
-            for a, (n, m) in enumerate(zip(sizes, self.shape))
-        )
+        if len(sizes) != len(self.shape):
+            return False
+        if self.axes == () and None in sizes and not is_filled:
+            return False
+        for a, (n, m) in enumerate(zip(sizes, self.shape)):
+            if n is None or m is None:
+                continue
+            if a not in (self.axes or ()):
+                if n != m:
+                    return False
+            elif isinstance(rows, int) and n != rows * (m // MANY):
+                return False
+        return True
 
 
 def _is_rows(n: Any) -> bool:
@@ -167,10 +186,12 @@ class Model:
       shapes: what each draw is of.
       apart: generators, by variable, by which a `tf.function`, a SavedModel or an
         op of `tf.raw_ops` draws.
+      counts: how many draws there are, by a layer's path and their kind.
     """
 
     shapes: Mapping[Key, Drawn]
     apart: frozenset[int]
+    counts: Mapping[Any, int]
 
 
 class Open:
@@ -269,7 +290,8 @@ def of_many_rows(
     models = tuple(weakref.ref(m) for m in graph.models)
     kind = str(call.kind) if isinstance(call, ModelCall) else ""
     specs = str(row_order.specs_of(shard, divided, MANY))
-    key = models, kind, specs, request.training
+    variables = tuple(v.path for v in graph.variables)
+    key = models, variables, kind, specs, request.training
     try:
         kept = _kept.setdefault(request.users_fn or graph.models[0], {})
     except TypeError:  # a function of which there are no weak references
@@ -307,7 +329,7 @@ def _asked(
             *(tower_fn, 0, drawn),
         )
         states = {i: copies[i] for i in graph.seeds}
-        told.append(Model(drawn.shapes(), drawn.apart(states)))
+        told.append(Model(drawn.shapes(), drawn.apart(states), drawn.counts))
 
     many = row_order.specs_of(shard, divided, MANY)
 

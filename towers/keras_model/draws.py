@@ -69,6 +69,7 @@ class Look:
     def at(
         self,
         key: Key,
+        own: "Own",
         sizes: Sequence[int | None] | None,
         tower_fn: Callable[..., Any] | None,
     ) -> Drawn:
@@ -76,16 +77,27 @@ class Look:
 
         Args:
           key: which one.
+          own: the tower's draws.
           sizes: of what the tower draws, as far as they are known.
           tower_fn: what the tower calls.
         """
-        model = self._of(key[0], tower_fn)
-        drawn = model and model.shapes.get(key)
-        fits = drawn and (sizes is None or drawn.fits(sizes))
-        if model and not fits and not self._is_new:  # it has changed since
+        model, rows = self._of(key[0], tower_fn), own.place.fed
+        drawn = model.shapes.get(key) if model else None
+        drawn = drawn and drawn.of_tower(sizes, rows)
+        if drawn and (sizes is None or drawn.fits(sizes, rows, own.is_filled)):
+            return drawn
+        if model and not self._is_new:  # it has changed since
             self._seen, self._is_new = [self._look(tower_fn, True)], True
-            return self.at(key, sizes, tower_fn)
-        return drawn or Drawn(None)
+            return self.at(key, own, sizes, tower_fn)
+        return Drawn(None)
+
+    def check_counts(self, counts: Mapping[Any, int]) -> None:
+        """Warns of layers that draw more or less often in towers of other rows."""
+        model = self._seen[0] if self._seen else None
+        known = model.counts if model else counts
+        for path, kind in sorted(counts):
+            if known.get((path, kind)) != counts[path, kind]:
+                _warn_of_own(path, "as often as it has rows")
 
     def is_apart(
         self, path: str, seed: int, tower_fn: Callable[..., Any] | None
@@ -128,6 +140,7 @@ class Own:
 
     Attributes:
       place: the tower's.
+      is_filled: whether it is given axes of unknown size, besides rows.
       root: its graph.
       counts: of the draws so far.
       rows: those that are of its rows, with the axis of those, and how many there
@@ -149,7 +162,7 @@ class Own:
         self._of_rows: set[Any] = set()
         self._states: dict[Any, int] = {}
         self._streams: dict[int, tf.Tensor] = {}
-        self._is_open = False
+        self._is_open = self.is_filled = False
         self.counts: Counter[Any] = Counter()
         self.rows: list[tuple[tf.Tensor, int, int]] = []
 
@@ -170,6 +183,9 @@ class Own:
         self._of_rows = {_identity(x) for x in rows}
         self._states = {_identity(x): i for i, x in states.items()}
         self._is_open = all(None in x.shape[:1] for x in rows)
+        self.is_filled = any(
+            x.shape.rank is None or None in x.shape[1:] for x in rows
+        )
 
     @property
     def operations(self) -> list[tf.Operation]:
@@ -182,7 +198,7 @@ class Own:
         return [] if self._told is None else [self._told]
 
     def _at(self, key: Key, sizes: Sequence[int | None] | None = None) -> Drawn:
-        return self._look.at(key, sizes, self._tower_fn)
+        return self._look.at(key, self, sizes, self._tower_fn)
 
     def again(self, counts: Counter[Any]) -> "Own":
         """The same draws, from where so many are done, made once more."""
@@ -253,7 +269,7 @@ class Own:
             return original(**given)
         seed = tf.convert_to_tensor(given[by])
         is_alike = True  # in each step of a loop
-        for x in tf_random.sources(seed, self._states):
+        for x in tf_random.sources(seed, self._states, False):
             if _identity(x) in self._of_rows:
                 return original(**given)
             is_alike &= (
@@ -262,7 +278,7 @@ class Own:
                 or bool(tf_random.taken(x))
             )
         sizes = tf_random.sizes(given)
-        drawn = self._at(key, sizes).of_tower(sizes, self.place.fed)
+        drawn = self._at(key, sizes)
         is_one = drawn.is_one or (drawn.axes == () and is_alike)
         if is_one or self._is_fixed(drawn, sizes):
             tf_random.mark_seen(result := original(**given))
@@ -284,9 +300,7 @@ class Own:
         """Whether a number is known where that of rows is not: so it is none."""
         if not (self._is_open and drawn.axes and sizes):
             return False
-        return drawn.fits(sizes) and all(
-            sizes[a] is not None for a in drawn.axes
-        )
+        return all(sizes[a] is not None for a in drawn.axes)
 
     def _rows(
         self, path: str, drawn: Drawn, name: str, original: Any, given: Any
@@ -294,6 +308,14 @@ class Own:
         """The tower's rows of a draw; None if they cannot be told."""
         sizes = tf_random.sizes(given)
         if not (sizes and drawn.is_once and tf_random.is_by_row(name)):
+            return None
+        parameters = tf_random.parameters(given)
+        if any(x.shape.rank is None for x in parameters.values()):
+            return None
+        if "logits" in given and drawn.axis > 0:  # of as many samples as rows
+            return None
+        # So many for each row, as far as the model was asked of other sizes.
+        if drawn.of_row > 1 and self.is_filled and sizes[drawn.axis] is None:
             return None
 
         def draw(shape: Any, counter: Any, parameters: Any) -> tf.Tensor:
@@ -311,7 +333,7 @@ class Own:
             sizes,
             given.get("counter"),
             *(drawn.axis, drawn.of_row, self._numbers()),
-            tf_random.parameters(given),
+            parameters,
         )
         layout = tf_random.counted(name, given, self._look.is_compiled)
         if layout is not None and can_count(asked, Layout(*layout)):
@@ -338,6 +360,11 @@ class Own:
         """While open, what is made is in no loop, and waits for nothing."""
         with self.root.as_default(), tf.control_dependencies(None):
             yield
+
+    def check_counts(self) -> None:
+        """Warns of layers that draw once for each row, in a loop of Python's."""
+        if not (self._look.is_only or self.is_filled):
+            self._look.check_counts(self.counts)
 
     def check(self, scope: str) -> None:
         """Warns of draws by seeds that were made past this, by their layers.

@@ -187,6 +187,7 @@ class Guards:
             of_place, rows = drawn.of_place, drawn.rows
             if drawn.place.index == 0:
                 drawn.check(scope)
+            drawn.check_counts()
             if are_several:
                 check_changes_nothing(made)
         if are_several and not row_widths.SIZED.keys().isdisjoint(kinds):

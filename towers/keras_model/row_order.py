@@ -135,6 +135,8 @@ def is_for_joined(drawn: tf.Tensor, many: int) -> bool:
     while todo:
         tensor = todo.pop()
         for op in tensor.consumers():
+            if _divides(op, tensor, many):
+                return True
             others = [x for x in op.inputs if x.name not in seen]
             if any(joined_by(x, many) is not None for x in others):
                 return True
@@ -142,6 +144,15 @@ def is_for_joined(drawn: tf.Tensor, many: int) -> bool:
             todo += [y for y in same if y.name not in seen]
             seen.update(y.name for y in same)
     return False
+
+
+def _divides(op: tf.Operation, tensor: tf.Tensor, many: int) -> bool:
+    """Whether an op takes some of what is in the first axis apart from the rest."""
+    if op.type == "Reshape":
+        return op.inputs[0] is tensor and not _batches(op.outputs[0], many)
+    return op.type in _ENDS and any(
+        not y.shape.rank or y.shape[0] != tensor.shape[0] for y in op.outputs
+    )
 
 
 def _batches(tensor: Any, many: int) -> int:

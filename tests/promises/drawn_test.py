@@ -394,10 +394,17 @@ class LayersTest(parameterized.TestCase):
     @parameterized.product(shape=tuple(DRAWN), rows=(None, 7))
     @pytest.mark.slow_of(*(f"{k}" for k in range(1, 2 * len(DRAWN))))
     def test_it_draws_what_it_draws_plainly(self, shape, rows):
+        # Of rows whose number is not known, Keras makes all that it distorts
+        # of the batch's first.
+        makers = [
+            maker
+            for maker in DRAWN[shape]
+            if rows or kind_of(maker()) != "RandomElasticTransform"
+        ]
+
         def model():
             x = keras.Input(shape)
-            made = [maker() for maker in DRAWN[shape]]
-            return keras.Model(x, [y(x) for y in made])
+            return keras.Model(x, [maker()(x) for maker in makers])
 
         plain, here = make(model), make(model)
         random = np.random.default_rng(0)
@@ -416,7 +423,7 @@ class LayersTest(parameterized.TestCase):
             return graph.outputs
 
         for _ in range(2):
-            for a, b, maker in zip(in_towers(x), plainly(x), DRAWN[shape]):
+            for a, b, maker in zip(in_towers(x), plainly(x), makers):
                 scale = float(np.max(np.abs(b)))
                 np.testing.assert_allclose(
                     a, b, rtol=1e-5, atol=5e-6 * scale, err_msg=str(maker)

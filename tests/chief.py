@@ -20,7 +20,7 @@ WORKERS = Workers(3)
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from sent_bytes import sent_bytes  # noqa: E402
+from sent_bytes import of_a_step  # noqa: E402
 
 import towers  # noqa: E402
 
@@ -43,16 +43,6 @@ def model() -> keras.Model:
     )
 
 
-def sent(step) -> float:
-    """Bytes of a step, of this process and all workers together."""
-    pids = [os.getpid(), *WORKERS.pids.values()]
-    step()  # traced
-    before = sent_bytes(pids)
-    for _ in range(STEPS):
-        step()
-    return (sent_bytes(pids) - before) / STEPS
-
-
 def of_parameters(n: int, name: str, data, x, y) -> list:
     """[towers, where parameters are, bytes over the least, least over reported]."""
     where = HERE if name == "chief" else towers.balanced(DEVICES[:n])
@@ -71,7 +61,7 @@ def of_parameters(n: int, name: str, data, x, y) -> list:
     # Besides: x down; outputs up, and their gradients down.
     pairs = n if name == "chief" else n - 1
     least = 2 * pairs * parameters + x.nbytes + 2 * y.nbytes
-    over_least = sent(step) / least
+    over_least = of_a_step(step, WORKERS.pids.values(), STEPS) / least
     told = towers.execution_report(
         lambda: made.fit(data, steps_per_epoch=1, verbose=0)
     )
@@ -187,7 +177,9 @@ def of_own_inputs() -> list[float]:
         value = float(step(next(batches)))
         first = np.concatenate([x[: len(x) // 2] for x in read])
         expected = np.mean(np.square(net(first.astype("float32"))))
-        each = sent(lambda: step(next(batches)))
+        each = of_a_step(
+            lambda: step(next(batches)), WORKERS.pids.values(), STEPS
+        )
         inputs = 4 * length * sum(rows) / 2
         return [each / inputs, abs(value - float(expected))]
 

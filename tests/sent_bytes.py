@@ -9,7 +9,8 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 _SOCK_DIAG, _BY_FAMILY, _REQUEST_DUMP = 4, 20, 0x301
 _HEADER = struct.Struct("=IHHII")
@@ -41,6 +42,16 @@ def sent_bytes(pids: Iterable[int]) -> int:
             return sum(received for received, _ in told)
         time.sleep(0.01)
     raise TimeoutError(f"bytes were on their way for {_PATIENCE} seconds")
+
+
+def of_a_step(step: Callable[[], Any], pids: Iterable[int], n: int) -> float:
+    """Bytes of one of n steps, of this process and others, after a first one."""
+    every = [os.getpid(), *pids]
+    step()  # traced
+    before = sent_bytes(every)
+    for _ in range(n):
+        step()
+    return (sent_bytes(every) - before) / n
 
 
 def _inodes(pid: int) -> Iterable[int]:

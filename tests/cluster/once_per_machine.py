@@ -7,7 +7,6 @@ model's, the bytes of a step that all processes send, and the least of them.
 """
 
 import json
-import os
 import sys
 
 from cluster_workers import Workers
@@ -18,7 +17,7 @@ WORKERS = Workers(2, devices=DEVICES)
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from sent_bytes import sent_bytes  # noqa: E402
+from sent_bytes import of_a_step  # noqa: E402
 
 import towers  # noqa: E402
 
@@ -90,16 +89,6 @@ def batch(made):
     return x, rng.normal(size=[ROWS, 4]).astype("float32")
 
 
-def sent(step):
-    """Bytes of a step, of this process and all workers together."""
-    pids = [os.getpid(), *WORKERS.pids.values()]
-    step()  # traced
-    before = sent_bytes(pids)
-    for _ in range(STEPS):
-        step()
-    return (sent_bytes(pids) - before) / STEPS
-
-
 def trained(made, where, weights):
     """[difference from plain, bytes of a step, their least]."""
     home = HERE if where == "chief" else towers.balanced(PLACES)
@@ -126,7 +115,9 @@ def trained(made, where, weights):
             back = x.size * (64 * 4 + 4)
         least += machines * (size + back)
     towered.make_train_function()
-    bytes_sent = sent(lambda: towered.train_function(batches))
+    bytes_sent = of_a_step(
+        lambda: towered.train_function(batches), WORKERS.pids.values(), STEPS
+    )
     return [difference, bytes_sent, least]
 
 

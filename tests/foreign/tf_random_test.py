@@ -85,52 +85,6 @@ class TfRandomTest(absltest.TestCase):
         call.get_concrete_function()
         self.assertEqual(said, [[None, 3], [None, 2], None])
 
-    def test_loops_and_branches_are_known(self):
-        graphs = []
-
-        @tf.function
-        def kept(x):
-            self.assertFalse(tf_random.is_made_in(graphs[0]))
-            return x
-
-        @tf.function(autograph=False)
-        def root(x):
-            graphs.append(tf.compat.v1.get_default_graph())
-
-            def step(i, y):
-                self.assertTrue(tf_random.is_made_in(graphs[0]))
-                graphs.append(tf.compat.v1.get_default_graph())
-                made = [z.name for z in tf_random.sources(y * x)]
-                self.assertIn(x.name, made)
-                return i + 1, kept(y * x)
-
-            return tf.while_loop(lambda i, _: i < 3, step, (0, x))
-
-        root.get_concrete_function(tf.TensorSpec([]))
-        (loop, condition), *more = tf_random.loops_around(graphs[-1])
-        self.assertEmpty(more)
-        self.assertIn("While", loop.type)
-        self.assertTrue(condition.get_operations())
-
-    def test_calls_of_what_draws_by_a_constant_are_known(self):
-        by_op = tf.function(lambda: tf.random.normal([3], seed=4))
-        normal = STATELESS["stateless_random_normal_v2"]
-        by_constant = tf.function(lambda: normal([1, 2]))
-        by_argument = tf.function(normal)
-
-        def missed(call, given=()):
-            yes = tf.TensorSpec([], tf.bool)
-            graph = tf.function(call).get_concrete_function(yes).graph
-            return [*tf_random.missed(graph.get_operations(), given)]
-
-        self.assertLen(missed(lambda _: by_op()), 1)
-        self.assertEmpty(missed(lambda _: by_op(), None))
-        self.assertLen(missed(lambda _: by_constant(), None), 1)
-        branches = by_constant, lambda: normal([1, 2])
-        self.assertLen(missed(lambda yes: tf.cond(yes, *branches)), 1)
-        self.assertEmpty(missed(lambda yes: tf.cond(yes, *branches[1:] * 2)))
-        self.assertEmpty(missed(lambda _: by_argument(tf.constant([1, 2]))))
-
     def test_what_generators_draw_is_taken_back(self):
         with tf_random.nothing_drawn():
             first = np.random.rand()

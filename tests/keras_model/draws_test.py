@@ -307,8 +307,35 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
             ]
             return tf.stack(noise)
 
-        with self.assertWarnsRegex(UserWarning, "as often as it has rows"):
-            drawn({"": of_each}, X, TWO, generator())
+        with self.assertWarnsRegex(UserWarning, "in a loop over rows"):
+            (here, _), _ = drawn({"": of_each}, X, TWO, generator())
+        self.assertLen(np.unique(here[""], axis=0), len(X))
+
+    def test_one_number_for_all_needs_no_seed(self):
+        functions = {
+            "one": lambda x, s: 0 * x + tf.random.uniform([]),
+            "rows": lambda x, s: tf.random.uniform(tf.shape(x)),
+        }
+        tf.random.set_seed(None)
+        with warnings.catch_warnings(action="error"):
+            (first, second), _ = drawn(functions, X, THREE)
+        self.assertLen(np.unique(first["rows"], axis=0), len(X))
+        for made in (first, second):
+            self.assertLen(np.unique(made["one"]), 1)
+        self.assertNotEqual(first["one"][0, 0], second["one"][0, 0])
+
+    def test_seeds_of_raw_ops_are_named(self):
+        def raw(x, seed):
+            shape = tf.shape(x)
+            return tf.raw_ops.StatelessRandomNormal(
+                shape=shape, seed=pair(seed)
+            )
+
+        with self.assertWarnsRegex(UserWarning, "by a constant seed"):
+            drawn({"": raw}, X, TWO)
+        with self.assertWarnsRegex(UserWarning, "a stream of its own"):
+            (here, _), _ = drawn({"": raw}, X, TWO, generator())
+        self.assertLen(np.unique(here[""], axis=0), len(X))
 
     def test_axes_of_unknown_size_are_no_rows(self):
         def tokens(x, seed):

@@ -6,33 +6,23 @@ Those with a state ask the private `random_seed.get_seed` for the seeds of their
 a key and a counter) and `gen_stateless_random_ops` (with a seed), by these names
 in the module `stateless_random_ops`. How much of a shape is known, the public
 `tf.get_static_value` does not say of one that `tf.shape` gives; the private
-`tensor_util.constant_value_as_shape` does. Bodies of loops and branches are graphs of
-the private `control_flow_v2_func_graphs`, and a loop's op keeps its graphs.
-`tf_random_test.py` fails when one of them changes.
+`tensor_util.constant_value_as_shape` does. `tf_random_test.py` fails when one of
+them changes.
 """
 
 import contextlib
 import inspect
 import random
 import types
-from collections.abc import (
-    Callable,
-    Collection,
-    Container,
-    Iterable,
-    Iterator,
-)
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import random_seed, tensor_util
-from tensorflow.python.ops import control_flow_v2_func_graphs as bodies
 from tensorflow.python.ops import stateless_random_ops
 
-from towers.foreign import tf_calls
 from towers.foreign.patches import Shared
-from towers.foreign.tf_nodes import OWN, SEEN
 
 Function = Callable[..., Any]
 
@@ -76,17 +66,6 @@ _BY_ROW = (
 )
 _PARAMETERS = ("alpha", "counts", "lam", "logits", "probs")
 MOST = 2**31 - 1  # seeds of an op are taken modulo this
-_LOOPS = ("StatelessWhile", "While")
-_OF_SHAPE = ("Shape", "ShapeN", "Size")  # whose results are of no values
-# Parts of types of ops: those that draw, and those that call functions, of
-# which the last are traced where they are called.
-_RANDOM = ("Random", "Normal", "Multinomial")
-_CALLS = ("Call", "While", "If", "Case")
-_BODIES = (
-    bodies.CondBranchFuncGraph,
-    bodies.WhileBodyFuncGraph,
-    bodies.WhileCondFuncGraph,
-)
 
 
 def asks(seeds: Function, drawn: Function) -> Any:
@@ -206,189 +185,6 @@ def counted(
         elements, blocks = elements // 2, max(blocks // 2, 1)
     in_pairs = is_compiled and name == "stateless_random_normal_v2"
     return elements, blocks, in_pairs
-
-
-def mark(tensor: tf.Tensor) -> None:
-    """Notes on an op that what it makes is its tower's own."""
-    tensor.op._set_attr(OWN, tf.compat.v1.AttrValue(b=True))
-
-
-def mark_seen(tensor: tf.Tensor) -> None:
-    """Notes on a random op that who draws was asked."""
-    tensor.op._set_attr(SEEN, tf.compat.v1.AttrValue(b=True))
-
-
-def is_made_in(root: Any) -> bool:
-    """Whether what is made here is of a graph, or of loops and branches in it.
-
-    What a `tf.function` makes is kept, and may be another tower's too.
-    """
-    graph = tf.compat.v1.get_default_graph()
-    while graph is not root:
-        if not isinstance(graph, _BODIES):
-            return False
-        graph = graph.outer_graph
-    return True
-
-
-def loops_around(graph: Any) -> Iterator[tuple[tf.Operation, Any]]:
-    """The loops that a graph is in the bodies of: each op, and its condition."""
-    while isinstance(graph, _BODIES):
-        outer = graph.outer_graph
-        for op in outer.get_operations():
-            if op.type in _LOOPS and op._body_graph is graph:
-                yield op, op._cond_graph
-        graph = outer
-
-
-def sources(
-    tensor: tf.Tensor,
-    ends: Container[tuple[int, str]] = (),
-    past_calls: bool = True,
-) -> Iterator[tf.Tensor]:
-    """A tensor and what it is made of, also outside of loops and branches.
-
-    Args:
-      tensor: in a graph.
-      ends: by a graph's id and a name, those that are not looked behind.
-      past_calls: whether results of branches and functions are, of which nobody
-        knows what they take.
-    """
-    seen, todo = set(), [tensor]
-    while todo:
-        tensor = todo.pop()
-        name = id(tensor.graph), tensor.name
-        if name in seen:
-            continue
-        seen.add(name)
-        yield tensor
-        kind = tensor.op.type
-        is_call = any(x in kind for x in _CALLS) and kind not in _LOOPS
-        if (
-            name not in ends
-            and kind not in _OF_SHAPE
-            and (past_calls or not is_call)
-        ):
-            todo += taken(tensor)
-
-
-def taken(tensor: tf.Tensor) -> list[tf.Tensor]:
-    """What the op of a tensor takes; of what is from outside, that."""
-    if tensor.op.type in (*_LOOPS, "IdentityN"):
-        return [tensor.op.inputs[tensor.value_index]]
-    if tensor.op.type != "Placeholder":
-        return list(tensor.op.inputs)
-    captures = getattr(tensor.graph, "captures", ())
-    return [
-        outer
-        for outer, inner in captures
-        if inner is tensor and not hasattr(outer, "numpy")
-    ]
-
-
-def draws_unseen(op: tf.Operation) -> bool:
-    """Whether an op draws statelessly, or calls what does, and nobody asked."""
-    return _is_unseen(op.type, op.node_def) or any(
-        _calls_unseen(name) for name in _called(op.node_def)
-    )
-
-
-def _is_unseen(kind: str, node: Any) -> bool:
-    return (
-        kind.startswith("Stateless")
-        and "Get" not in kind
-        and any(word in kind for word in _RANDOM)
-        and SEEN not in node.attr
-    )
-
-
-def _calls_unseen(name: str) -> bool:
-    function = tf_calls.definition(name)
-    return function is not None and any(
-        _is_unseen(node.op, node) or any(map(_calls_unseen, _called(node)))
-        for node in function.node_def
-    )
-
-
-def is_seeded(op: Any) -> bool:
-    """Whether an op, or a node, has a state and seeds."""
-    attributes = getattr(op, "node_def", op).attr
-    return "seed2" in attributes and any(
-        attributes[name].i for name in ("seed", "seed2")
-    )
-
-
-def missed(
-    ops: Iterable[tf.Operation], given: Collection[tuple[int, int]] | None
-) -> Iterator[str]:
-    """Ops that draw by constant seeds, or call functions that do.
-
-    Args:
-      ops: of a tower.
-      given: the seeds that are the tower's; None if no op with a state goes by
-        seeds, as under XLA.
-    """
-    for op in ops:
-        if any(word in op.type for word in _RANDOM):
-            if given is not None and is_seeded(op) and _seeds(op) not in given:
-                yield op.name
-        elif any(word in op.type for word in _CALLS):
-            names = _called(op.node_def)
-            if any(_draws(x, op.type, given is not None) for x in names):
-                yield op.name
-
-
-def _seeds(op: tf.Operation) -> tuple[int, int]:
-    return op.get_attr("seed"), op.get_attr("seed2")
-
-
-def _called(node: Any) -> list[str]:
-    """The functions that a node calls."""
-    values = list(node.attr.values())
-    return [v.func.name for v in values if v.func.name] + [
-        function.name for v in values for function in v.list.func
-    ]
-
-
-def _draws(name: str, caller: str, by_op: bool) -> bool:
-    """Whether a function draws so, and is not traced where it is called.
-
-    Args:
-      name: the function's.
-      caller: the type of the op that calls it.
-      by_op: whether ops with a state go by seeds.
-    """
-    function = tf_calls.definition(name)
-    if function is None:
-        return False
-    inside = "Call" in caller
-    nodes = {node.name: node for node in function.node_def}
-    for node in nodes.values():
-        seeded = by_op and is_seeded(node)
-        if inside and (seeded or _is_constant_draw(node, nodes)):
-            return True
-        kind = "Call" if inside else node.op
-        if any(_draws(called, kind, by_op) for called in _called(node)):
-            return True
-    return False
-
-
-def _is_constant_draw(node: Any, nodes: dict[str, Any]) -> bool:
-    """Whether a node is stateless, and draws by a constant."""
-    if not node.op.startswith("Stateless") or "Get" in node.op:
-        return False
-    if not any(word in node.op for word in _RANDOM):
-        return False
-    todo = [node.input[2 if "Multinomial" in node.op else 1]]
-    seen = set(todo)
-    while todo:
-        source = nodes.get(todo.pop().lstrip("^").split(":")[0])
-        if source is None:  # an argument of the function
-            return False
-        new = set(source.input) - seen
-        seen |= new
-        todo += new
-    return True
 
 
 @contextlib.contextmanager

@@ -12,9 +12,8 @@ import tensorflow as tf
 
 from towers.engine import all_towers
 from towers.engine.calls import How
-from towers.foreign import keras_layers, specs, tf_random
-from towers.keras_model import checks
-from towers.keras_model.attributes import as_before
+from towers.foreign import keras_layers, specs
+from towers.keras_model.aside import call_aside
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
@@ -30,8 +29,9 @@ def meet(
 ) -> bool:
     """Whether a batch norm that takes all towers' moments trains.
 
-    A tower is built until then, in a graph that is never run. Where it cannot be, and where a layer trains though its model does not, it
-    is found when towers are built (`NeedsOthers`).
+    A tower is built until then, in a graph that is never run. Where it cannot be,
+    and where a layer trains though its model does not, it is found when towers are
+    built (`NeedsOthers`).
 
     Args:
       graph: names the layers, of which one may; `hooked`.
@@ -52,20 +52,11 @@ def meet(
     def call(copies: list[tf.Tensor], shard: Any) -> None:
         replayed(graph, copies, shard, training, "trained/", tower_fn)
 
-    def traced() -> None:
-        with (
-            all_towers.by_themselves(),
-            as_before(graph.layers),
-            tf_random.nothing_drawn(),
-        ):
-            for layer in graph.layers:
-                keras_layers.forget_added(layer)
-            tf.function(call, autograph=False).get_concrete_function(
-                graph.specs_of(copies), specs.of_nest(shard, divided)
-            )
-
     try:
-        checks.eagerly(keras_layers.carried(traced))
+        call_aside(
+            *(call, graph.layers, all_towers.by_themselves),
+            *(graph.specs_of(copies), specs.of_nest(shard, divided)),
+        )
     except all_towers.NeedsOthers:
         return True
     except Exception:  # whatever the user's layers raise, where they are built

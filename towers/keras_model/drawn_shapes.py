@@ -1,4 +1,4 @@
-"""drawn_shapes: which axes of what a model draws are rows, by a call of MANY.
+"""drawn_shapes: which axes of what a model draws are rows, of a call of MANY.
 
 As many rows as hardly any axis has, so that it shows in the shapes, where a tower
 may take the number of its rows for a constant, which no op shows. Not more, as some
@@ -7,25 +7,19 @@ has as many in a tower of other rows is none of rows.
 """
 
 import dataclasses
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import all_towers
-from towers.engine.draws import Place
-from towers.foreign import keras_layers, tf_random
-from towers.keras_model import checks, layer_graph, row_order
-from towers.keras_model.attributes import as_before
-from towers.keras_model.calls import ModelCall
-from towers.keras_model.replay import replayed
-from towers.keras_model.request import Request
+from towers.foreign import tf_random_graphs
+from towers.keras_model import row_order
 
 # A layer's path, the kind of its draw, and which one of those it is.
 Key = tuple[str, str, int]
 MANY = 61  # a prime
+BY_ROW = "in a loop over rows"  # for a sentence
 STATEFUL = "op"  # the kind of all ops with a state
 
 
@@ -65,10 +59,10 @@ class Drawn:
     @property
     def why_own(self) -> str:
         """Why a tower cannot have its rows of it, for a sentence."""
+        if self.by_row:
+            return BY_ROW
         if self.axes is None:
             return "of a size that its data tells"
-        if self.by_row:
-            return "in a loop over rows"
         if self.joined:
             return "for several views of a batch, joined"
         if len(self.axes) > 1:
@@ -87,7 +81,7 @@ class Drawn:
         shape = tensor.shape
         by_row = any(
             _counts_rows(op, condition)
-            for op, condition in tf_random.loops_around(tensor.graph)
+            for op, condition in tf_random_graphs.loops_around(tensor.graph)
         )
         if shape.rank is None or None in shape:
             sizes = None if shape.rank is None else tuple(shape)
@@ -98,6 +92,15 @@ class Drawn:
             axes[0] > 0 or row_order.is_for_joined(tensor, MANY)
         )
         return Drawn(axes, of_row, by_row, joined, tuple(shape))
+
+    def made_each(self, times: int) -> "Drawn":
+        """What it is if its layer makes so many of the kind.
+
+        As many as MANY, and of no rows: a loop of Python's over rows makes them.
+        """
+        if self.axes == () and times >= MANY:
+            return Drawn(None, by_row=True)
+        return self
 
     def of_tower(
         self, sizes: Sequence[int | None] | None, rows: Any
@@ -173,180 +176,11 @@ def _numbers(count: tf.Tensor) -> Iterator[int]:
             if shape is not None and begin is not None:
                 value = shape[tuple(begin)]
         if value is None:
-            todo += tf_random.taken(x)
+            todo += tf_random_graphs.taken(x)
         else:
             yield int(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """What a model draws.
-
-    Attributes:
-      shapes: what each draw is of.
-      apart: generators, by variable, by which a `tf.function`, a SavedModel or an
-        op of `tf.raw_ops` draws.
-      counts: how many draws there are, by a layer's path and their kind.
-    """
-
-    shapes: Mapping[Key, Drawn]
-    apart: frozenset[int]
-    counts: Mapping[Any, int]
-
-
-class Open:
-    """Notes what a model draws, in a graph that is never run."""
-
-    # Of a batch whose rows, and their number, nobody knows.
-    place = Place(0, 0, MANY, None)
-
-    def __init__(self) -> None:
-        self.root = tf.compat.v1.get_default_graph()
-        self.counts: Counter[Any] = Counter()
-        self._stateless: dict[Key, tf.Tensor] = {}
-        self._stateful: list[tuple[Key, Any]] = []
-
-    def again(self, counts: Counter[Any]) -> "Open":
-        """What notes nothing more: a backward pass, which nobody asks for."""
-        return Open()
-
-    def seeds(self, path: str, get_seed: Any, op_seed: Any) -> tuple[int, int]:
-        graph = tf.compat.v1.get_default_graph()
-        self._stateful.append((key_of(self.counts, path, STATEFUL), graph))
-        return MANY, len(self._stateful)
-
-    def drawn(
-        self, path: str, name: str, by: str, original: Any, given: Any
-    ) -> tf.Tensor:
-        result = original(**given)
-        tf_random.mark_seen(result)
-        self._stateless[key_of(self.counts, path, name)] = result
-        return result
-
-    def state(self, path: str, value: tf.Tensor) -> tf.Tensor:
-        return value
-
-    def shapes(self) -> dict[Key, Drawn]:
-        """By draw; to be asked when all is made."""
-        made: dict[tuple[int, int], list[tf.Tensor]] = {}
-        graphs = {id(graph): graph for _, graph in self._stateful}
-        for k, graph in graphs.items():
-            for op in graph.get_operations():
-                # Of what a sampler returns besides, some is of the rows.
-                if tf_random.is_seeded(op):
-                    number = k, op.get_attr("seed2")
-                    made.setdefault(number, []).append(op.outputs[-1])
-        of_ops = {
-            key: Drawn.of(made.get((id(graph), i + 1), ()))
-            for i, (key, graph) in enumerate(self._stateful)
-        }
-        others = {key: Drawn.of([x]) for key, x in self._stateless.items()}
-        return {**of_ops, **others}
-
-    def apart(self, states: Mapping[int, tf.Tensor]) -> frozenset[int]:
-        """Generators, by variable, by which something is drawn past `drawn`.
-
-        Args:
-          states: theirs, as the model was given them.
-        """
-        names = {(id(x.graph), x.name): i for i, x in states.items()}
-        return frozenset(
-            names[name]
-            for op in self.root.get_operations()
-            if tf_random.draws_unseen(op)
-            for given in op.inputs
-            for x in tf_random.sources(given, names)
-            if (name := (id(x.graph), x.name)) in names
-        )
 
 
 def key_of(counts: Counter[Any], path: str, kind: str) -> Key:
     counts[path, kind] += 1
     return path, kind, counts[path, kind]
-
-
-# What is asked once: by a model, or a function of the user's, all the rest.
-_kept: weakref.WeakKeyDictionary[Any, dict[Any, Model | None]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def of_many_rows(
-    graph: layer_graph.LayerGraph,
-    copies: Sequence[tf.Tensor],
-    shard: Any,
-    divided: Sequence[bool],
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
-    anew: bool = False,
-) -> Model | None:
-    """What is drawn; None if the model cannot say. It is asked once.
-
-    Args:
-      graph, copies, shard, divided, request, tower_fn: as for `_asked`.
-      anew: whether what was said before does not do.
-    """
-    call = request.tower_fn
-    models = tuple(weakref.ref(m) for m in graph.models)
-    kind = str(call.kind) if isinstance(call, ModelCall) else ""
-    specs = str(row_order.specs_of(shard, divided, MANY))
-    variables = tuple(v.path for v in graph.variables)
-    key = models, variables, kind, specs, request.training
-    try:
-        kept = _kept.setdefault(request.users_fn or graph.models[0], {})
-    except TypeError:  # a function of which there are no weak references
-        kept = {}
-    if anew or key not in kept:
-        kept[key] = _asked(graph, copies, shard, divided, request, tower_fn)
-    return kept[key]
-
-
-def _asked(
-    graph: layer_graph.LayerGraph,
-    copies: Sequence[tf.Tensor],
-    shard: Any,
-    divided: Sequence[bool],
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
-) -> Model | None:
-    """What is drawn; None if the model cannot say.
-
-    The model is called once more, in a graph that is never run.
-
-    Args:
-      graph: names the variables; `hooked`.
-      copies, shard: what a tower is given.
-      divided: for each leaf whether it is of the tower's rows, or whole.
-      request: tells the phase.
-      tower_fn: what the tower calls, of the request, as it is called there.
-    """
-    told: list[Model] = []
-
-    def call(copies: list[tf.Tensor], shard: Any) -> None:
-        drawn = Open()
-        replayed(
-            *(graph, copies, shard, request.training, "drawn/"),
-            *(tower_fn, 0, drawn),
-        )
-        states = {i: copies[i] for i in graph.seeds}
-        told.append(Model(drawn.shapes(), drawn.apart(states), drawn.counts))
-
-    many = row_order.specs_of(shard, divided, MANY)
-
-    def traced() -> None:
-        with (
-            all_towers.alone(),
-            as_before(graph.layers),
-            tf_random.nothing_drawn(),
-        ):
-            for layer in graph.layers:  # in the middle of whose call it may be
-                keras_layers.forget_added(layer)
-            tf.function(call, autograph=False).get_concrete_function(
-                graph.specs_of(copies, MANY), many
-            )
-
-    try:
-        checks.eagerly(traced)  # in a thread, where no layer is being called
-    except Exception:  # whatever the user's layers raise
-        return None
-    return told[-1]

@@ -7,6 +7,7 @@ all towers, as it is one for the batch.
 
 import contextlib
 import copy
+import secrets
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,103 +30,9 @@ from towers.engine.draws import (
     told,
 )
 from towers.engine.host import device_here, on_host
-from towers.foreign import tf_random
-from towers.keras_model.drawn_shapes import (
-    STATEFUL,
-    Drawn,
-    Key,
-    Model,
-    key_of,
-)
-
-
-class Look:
-    """What all towers of a model know of its draws.
-
-    Args:
-      look: `f(tower_fn, anew)` to what `of_many_rows` tells of the towers'
-        function, when a tower draws by such a seed first.
-      is_compiled: whether XLA compiles the towers.
-      is_only: whether there is but one tower.
-
-    Attributes:
-      first: the seeds that ops have in the first tower.
-      given: all those that ops were given.
-    """
-
-    def __init__(
-        self,
-        look: Callable[[Any, bool], Model | None],
-        is_compiled: bool,
-        is_only: bool,
-    ):
-        self._look, self.is_compiled = look, is_compiled
-        self.is_only = is_only
-        self._seen: list[Model | None] = []
-        self._is_new = False
-        self.first: dict[Key, tuple[int, int]] = {}
-        self.given: set[tuple[int, int]] = set()
-
-    def at(
-        self,
-        key: Key,
-        own: "Own",
-        sizes: Sequence[int | None] | None,
-        tower_fn: Callable[..., Any] | None,
-    ) -> Drawn:
-        """What one draw is of; as if of rows, if the model cannot say.
-
-        Args:
-          key: which one.
-          own: the tower's draws.
-          sizes: of what the tower draws, as far as they are known.
-          tower_fn: what the tower calls.
-        """
-        model, rows = self._of(key[0], tower_fn), own.place.fed
-        drawn = model.shapes.get(key) if model else None
-        drawn = drawn and drawn.of_tower(sizes, rows)
-        if drawn and (sizes is None or drawn.fits(sizes, rows, own.is_filled)):
-            return drawn
-        if model and not self._is_new:  # it has changed since
-            self._seen, self._is_new = [self._look(tower_fn, True)], True
-            return self.at(key, own, sizes, tower_fn)
-        return Drawn(None)
-
-    def check_counts(self, counts: Mapping[Any, int]) -> None:
-        """Warns of layers that draw more or less often in towers of other rows."""
-        model = self._seen[0] if self._seen else None
-        known = model.counts if model else counts
-        for path, kind in sorted(counts):
-            if known.get((path, kind)) != counts[path, kind]:
-                _warn_of_own(path, "as often as it has rows")
-
-    def is_apart(
-        self, path: str, seed: int, tower_fn: Callable[..., Any] | None
-    ) -> bool:
-        """Whether something draws by a generator past the tower's draws."""
-        model = self._of(path, tower_fn)
-        if model is not None and seed in model.apart:
-            _warn_of_own(
-                path,
-                "in a `tf.function`, a SavedModel or an op of `tf.raw_ops`",
-            )
-        return model is None or seed in model.apart
-
-    def _of(
-        self, path: str, tower_fn: Callable[..., Any] | None
-    ) -> Model | None:
-        if not self._seen:
-            self._seen.append(self._look(tower_fn, False))
-        if self._seen[0] is None:
-            warnings.warn(
-                f"{_layer(path)} draws random numbers by a seed, and the model "
-                "cannot be called with another number of rows to see whether "
-                "these are of rows: each tower draws its own, also where one "
-                "number is meant for the whole batch. Expected a model that "
-                "takes any number of rows.",
-                stacklevel=2,
-            )
-        return self._seen[0]
+from towers.foreign import tf_random, tf_random_graphs
+from towers.keras_model.draw_look import Look, layer_named, warn_of_own
+from towers.keras_model.drawn_shapes import STATEFUL, Drawn, Key, key_of
 
 
 class Own:
@@ -140,7 +47,6 @@ class Own:
 
     Attributes:
       place: the tower's.
-      is_filled: whether it is given axes of unknown size, besides rows.
       root: its graph.
       counts: of the draws so far.
       rows: those that are of its rows, with the axis of those, and how many there
@@ -162,7 +68,7 @@ class Own:
         self._of_rows: set[Any] = set()
         self._states: dict[Any, int] = {}
         self._streams: dict[int, tf.Tensor] = {}
-        self._is_open = self.is_filled = False
+        self._is_open = self._is_filled = False
         self.counts: Counter[Any] = Counter()
         self.rows: list[tuple[tf.Tensor, int, int]] = []
 
@@ -183,7 +89,7 @@ class Own:
         self._of_rows = {_identity(x) for x in rows}
         self._states = {_identity(x): i for i, x in states.items()}
         self._is_open = all(None in x.shape[:1] for x in rows)
-        self.is_filled = any(
+        self._is_filled = any(
             x.shape.rank is None or None in x.shape[1:] for x in rows
         )
 
@@ -198,7 +104,9 @@ class Own:
         return [] if self._told is None else [self._told]
 
     def _at(self, key: Key, sizes: Sequence[int | None] | None = None) -> Drawn:
-        return self._look.at(key, self, sizes, self._tower_fn)
+        return self._look.at(
+            *(key, sizes, self.place.fed, self._is_filled, self._tower_fn)
+        )
 
     def again(self, counts: Counter[Any]) -> "Own":
         """The same draws, from where so many are done, made once more."""
@@ -233,23 +141,33 @@ class Own:
     def seeds(self, path: str, get_seed: Any, op_seed: Any) -> Any:
         """The seeds of an op with a state."""
         key, seeds = key_of(self.counts, path, STATEFUL), get_seed(op_seed)
-        if seeds == (None, None) or self._look.is_only:
+        if self._look.is_only:
             return seeds
+        if seeds == (None, None):
+            return self._unseeded(key)
         seeds = self._look.first.setdefault(key, seeds)
         if not self._at(key).is_one:
             seeds = own_seed(seeds, tf_random.MOST, self.place)
-            _warn_of_own(
-                path, "by an op of `tf.random` or `tf.nn` with a state"
-            )
+            warn_of_own(path, "by an op of `tf.random` or `tf.nn` with a state")
         elif self._look.is_compiled:
             warnings.warn(
-                f"{_layer(path)} draws by an op with a seed what has no rows, one "
+                f"{layer_named(path)} draws by an op with a seed what has no rows, one "
                 "number for the whole batch. XLA does not go by such seeds, so "
                 "with `jit_compile=True` each tower draws its own. Use a "
                 "function of `tf.random.stateless_*` or `keras.random`.",
                 stacklevel=2,
             )
         self._look.given.add(seeds)
+        return seeds
+
+    def _unseeded(self, key: Key) -> Any:
+        """The seeds of an op that has none; of one number for all towers, any."""
+        look = self._look
+        if look.is_compiled or not look.is_known_to_be_one(key, self._tower_fn):
+            return None, None
+        anything = 1 + secrets.randbelow(tf_random.MOST - 1), 1
+        seeds = look.first.setdefault(key, anything)
+        look.given.add(seeds)
         return seeds
 
     def drawn(
@@ -269,29 +187,30 @@ class Own:
             return original(**given)
         seed = tf.convert_to_tensor(given[by])
         is_alike = True  # in each step of a loop
-        for x in tf_random.sources(seed, self._states, False):
-            if _identity(x) in self._of_rows:
-                return original(**given)
+        for x in tf_random_graphs.sources(seed, self._states, False):
+            if _identity(x) in self._of_rows:  # which tell the numbers
+                tf_random_graphs.mark_seen(result := original(**given))
+                return result
             is_alike &= (
                 _identity(x) in self._states
                 or x.op.type == "Const"
-                or bool(tf_random.taken(x))
+                or bool(tf_random_graphs.taken(x))
             )
         sizes = tf_random.sizes(given)
         drawn = self._at(key, sizes)
         is_one = drawn.is_one or (drawn.axes == () and is_alike)
         if is_one or self._is_fixed(drawn, sizes):
-            tf_random.mark_seen(result := original(**given))
+            tf_random_graphs.mark_seen(result := original(**given))
             return result
-        result = self._rows(path, drawn, name, original, given)
+        result = self._rows(path, drawn, sizes, name, original, given)
         if result is None:
-            _warn_of_own(path, drawn.why_own)
+            warn_of_own(path, drawn.why_own)
             result = original(**{**given, by: own_key(seed, self._numbers())})
-            tf_random.mark_seen(result)
+            tf_random_graphs.mark_seen(result)
         else:
             self.rows.append((result, drawn.axis, drawn.of_row))
         if self._told is None:
-            tf_random.mark(result)  # no copy of this tower has the same
+            tf_random_graphs.mark(result)  # no copy of this tower has the same
         return result
 
     def _is_fixed(
@@ -303,10 +222,15 @@ class Own:
         return all(sizes[a] is not None for a in drawn.axes)
 
     def _rows(
-        self, path: str, drawn: Drawn, name: str, original: Any, given: Any
+        self,
+        path: str,
+        drawn: Drawn,
+        sizes: list[int | None] | None,
+        name: str,
+        original: Any,
+        given: Any,
     ) -> tf.Tensor | None:
         """The tower's rows of a draw; None if they cannot be told."""
-        sizes = tf_random.sizes(given)
         if not (sizes and drawn.is_once and tf_random.is_by_row(name)):
             return None
         parameters = tf_random.parameters(given)
@@ -315,7 +239,7 @@ class Own:
         if "logits" in given and drawn.axis > 0:  # of as many samples as rows
             return None
         # So many for each row, as far as the model was asked of other sizes.
-        if drawn.of_row > 1 and self.is_filled and sizes[drawn.axis] is None:
+        if drawn.of_row > 1 and self._is_filled and sizes[drawn.axis] is None:
             return None
 
         def draw(shape: Any, counter: Any, parameters: Any) -> tf.Tensor:
@@ -324,7 +248,7 @@ class Own:
                 **{k: changed.get(k, x) for k, x in given.items()}
                 | dict(parameters)
             )
-            tf_random.mark_seen(result)
+            tf_random_graphs.mark_seen(result)
             return result
 
         asked = Draw(
@@ -335,15 +259,16 @@ class Own:
             *(drawn.axis, drawn.of_row, self._numbers()),
             parameters,
         )
-        layout = tf_random.counted(name, given, self._look.is_compiled)
-        if layout is not None and can_count(asked, Layout(*layout)):
-            if has_split_pairs(asked, Layout(*layout)):
-                _warn_of_own(
+        counted = tf_random.counted(name, given, self._look.is_compiled)
+        layout = counted and Layout(*counted)
+        if layout and can_count(asked, layout):
+            if has_split_pairs(asked, layout):
+                warn_of_own(
                     path,
                     "by XLA, which pairs them within odd axes: in a batch "
                     "of an odd number of rows, smaller than such an axis",
                 )
-            return rows_by_counter(asked, Layout(*layout))
+            return rows_by_counter(asked, layout)
         if self._look.is_compiled and not self.place.is_known:
             return None  # XLA knows shapes
         return rows_of_whole(asked)
@@ -363,7 +288,7 @@ class Own:
 
     def check_counts(self) -> None:
         """Warns of layers that draw once for each row, in a loop of Python's."""
-        if not (self._look.is_only or self.is_filled):
+        if not (self._look.is_only or self._is_filled):
             self._look.check_counts(self.counts)
 
     def check(self, scope: str) -> None:
@@ -372,13 +297,15 @@ class Own:
         Args:
           scope: of the tower, with its slash.
         """
+        if self._look.is_only:
+            return
         # Not those that it makes for all towers.
         ops = [op for op in self.operations if op.name.startswith(scope)]
         given = None if self._look.is_compiled else self._look.given
-        for name in tf_random.missed(ops, given):
+        for name in tf_random_graphs.missed(ops, given):
             path = name.removeprefix(scope).rpartition("/")[0]
             warnings.warn(
-                f"{_layer(path)} draws random numbers by a constant seed in a "
+                f"{layer_named(path)} draws random numbers by a constant seed in a "
                 "`tf.function`, a SavedModel or an op of `tf.raw_ops` (by "
                 f"{name!r}): all towers draw the same there, so rows of one have "
                 "the numbers of another's. Draw outside of it, or by a "
@@ -389,19 +316,3 @@ class Own:
 
 def _identity(tensor: tf.Tensor) -> tuple[int, str]:
     return id(tensor.graph), tensor.name
-
-
-def _warn_of_own(path: str, how: str) -> None:
-    """Warns of numbers that are not the plain model's."""
-    warnings.warn(
-        f"{_layer(path)} draws random numbers {how}: each tower has a stream of "
-        "its own there, not its rows of what the plain model draws. "
-        "`keras.random` and `tf.random.stateless_*`, with a number or a "
-        "`keras.random.SeedGenerator` for a seed and the shape of the rows, have "
-        "those.",
-        stacklevel=2,
-    )
-
-
-def _layer(path: str) -> str:
-    return f"The layer {path!r}" if path else "The model"

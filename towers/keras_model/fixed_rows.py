@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from towers.engine.draws import Place
 from towers.engine.host import device_here, on_host
-from towers.foreign import keras_layers, tf_random
+from towers.foreign import keras_layers, tf_random_graphs
 from towers.foreign.patches import patched
 
 
@@ -84,7 +84,7 @@ class Masks:
             start = _checked(place.start, n, total, problem)
             part = tf.constant(value)[start : start + place.fed]
         part = tf.identity(part)
-        tf_random.mark(part)  # no copy of this tower has the same
+        tf_random_graphs.mark(part)  # no copy of this tower has the same
         return part
 
 

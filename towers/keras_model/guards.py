@@ -31,7 +31,7 @@ from towers.engine.boundary import Held
 from towers.foreign import keras_layers
 from towers.keras_model import (
     batchless,
-    drawn_shapes,
+    draw_look,
     draws,
     judged,
     layer_graph,
@@ -133,19 +133,19 @@ class Guards:
 
     def look_at_draws(
         self, copies: Sequence[tf.Tensor], shard: Any, is_compiled: bool
-    ) -> draws.Look | None:
+    ) -> draw_look.Look | None:
         """What a tower of many rows draws, looked at when one does."""
         if self.is_plain:
             return None
 
         def looked(tower_fn: Callable[..., Any] | None, anew: bool) -> Any:
-            return drawn_shapes.of_many_rows(
+            return draw_look.of_many_rows(
                 *(self._graph, copies, shard, self.divided),
                 *(self._request, tower_fn, anew),
             )
 
         is_only = len(self._request.placement.devices) == 1
-        return draws.Look(looked, is_compiled, is_only)
+        return draw_look.Look(looked, is_compiled, is_only)
 
     def findings(
         self,

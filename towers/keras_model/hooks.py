@@ -12,7 +12,12 @@ import keras
 import tensorflow as tf
 
 from towers.engine import errand, host
-from towers.foreign import keras_layers, keras_machine, tf_random
+from towers.foreign import (
+    keras_layers,
+    keras_machine,
+    tf_random,
+    tf_random_graphs,
+)
 from towers.foreign.keras_layers import has_moments, is_stateful
 from towers.foreign.patches import patched
 from towers.keras_model import widths
@@ -95,7 +100,7 @@ def _drawing() -> Notes | None:
     notes = notes_here()
     if notes is None or notes.draws is None or errand.is_run():
         return None
-    return notes if tf_random.is_made_in(notes.draws.root) else None
+    return notes if tf_random_graphs.is_made_in(notes.draws.root) else None
 
 
 def _seeds(get_seed: Function, op_seed: Any) -> Any:

@@ -17,6 +17,7 @@ from towers.foreign import keras_layers, tf_autograph
 from towers.keras_model import (
     batch_norms,
     checks,
+    draw_look,
     draws,
     hooks,
     layer_graph,
@@ -128,7 +129,7 @@ def pure_tower(
     request: Request,
     devices: Sequence[str],
     place: Place,
-    look: draws.Look | None,
+    look: draw_look.Look | None,
     guards: Guards,
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: to a nest of tensors.

@@ -1,0 +1,312 @@
+"""draw_look: what a model draws, looked at once in a call of MANY rows.
+
+The call is made in a graph that is never run, and leaves no trace in the layers.
+"""
+
+import dataclasses
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import all_towers
+from towers.engine.draws import Place
+from towers.foreign import keras_layers, tf_random_graphs
+from towers.keras_model import layer_graph, row_order
+from towers.keras_model.aside import call_aside
+from towers.keras_model.calls import ModelCall
+from towers.keras_model.drawn_shapes import (
+    BY_ROW,
+    MANY,
+    STATEFUL,
+    Drawn,
+    Key,
+    key_of,
+)
+from towers.keras_model.replay import replayed
+from towers.keras_model.request import Request
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a model draws.
+
+    Attributes:
+      shapes: what each draw is of.
+      apart: generators, by variable, by which a `tf.function`, a SavedModel or an
+        op of `tf.raw_ops` draws.
+      counts: how many draws there are, by a layer's path and their kind.
+    """
+
+    shapes: Mapping[Key, Drawn]
+    apart: frozenset[int]
+    counts: Mapping[Any, int]
+
+
+class Open:
+    """Notes what a model draws, in a graph that is never run."""
+
+    # Of a batch whose rows, and their number, nobody knows.
+    place = Place(0, 0, MANY, None)
+
+    def __init__(self) -> None:
+        self.root = tf.compat.v1.get_default_graph()
+        self.counts: Counter[Any] = Counter()
+        self._stateless: dict[Key, tf.Tensor] = {}
+        self._stateful: list[tuple[Key, Any]] = []
+
+    def again(self, counts: Counter[Any]) -> "Open":
+        """What notes nothing more: a backward pass, which nobody asks for."""
+        return Open()
+
+    def seeds(self, path: str, get_seed: Any, op_seed: Any) -> tuple[int, int]:
+        graph = tf.compat.v1.get_default_graph()
+        self._stateful.append((key_of(self.counts, path, STATEFUL), graph))
+        return MANY, len(self._stateful)
+
+    def drawn(
+        self, path: str, name: str, by: str, original: Any, given: Any
+    ) -> tf.Tensor:
+        result = original(**given)
+        tf_random_graphs.mark_seen(result)
+        self._stateless[key_of(self.counts, path, name)] = result
+        return result
+
+    def state(self, path: str, value: tf.Tensor) -> tf.Tensor:
+        return value
+
+    def shapes(self) -> dict[Key, Drawn]:
+        """By draw; to be asked when all is made."""
+        made: dict[tuple[int, int], list[tf.Tensor]] = {}
+        graphs = {id(graph): graph for _, graph in self._stateful}
+        for k, graph in graphs.items():
+            for op in graph.get_operations():
+                # Of what a sampler returns besides, some is of the rows.
+                if tf_random_graphs.is_seeded(op):
+                    number = k, op.get_attr("seed2")
+                    made.setdefault(number, []).append(op.outputs[-1])
+        of_ops = {
+            key: Drawn.of(made.get((id(graph), i + 1), ()))
+            for i, (key, graph) in enumerate(self._stateful)
+        }
+        others = {key: Drawn.of([x]) for key, x in self._stateless.items()}
+        return {
+            (path, kind, k): drawn.made_each(self.counts[path, kind])
+            for (path, kind, k), drawn in {**of_ops, **others}.items()
+        }
+
+    def apart(self, states: Mapping[int, tf.Tensor]) -> frozenset[int]:
+        """Generators, by variable, by which something is drawn past `drawn`.
+
+        Args:
+          states: theirs, as the model was given them.
+        """
+        names = {(id(x.graph), x.name): i for i, x in states.items()}
+        return frozenset(
+            names[name]
+            for op in self.root.get_operations()
+            if tf_random_graphs.draws_unseen(op)
+            for given in op.inputs
+            for x in tf_random_graphs.sources(given, names)
+            if (name := (id(x.graph), x.name)) in names
+        )
+
+
+# What is asked once: by a model, or a function of the user's, all the rest.
+_kept: weakref.WeakKeyDictionary[Any, dict[Any, Model | None]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def of_many_rows(
+    graph: layer_graph.LayerGraph,
+    copies: Sequence[tf.Tensor],
+    shard: Any,
+    divided: Sequence[bool],
+    request: Request,
+    tower_fn: Callable[..., Any] | None,
+    anew: bool = False,
+) -> Model | None:
+    """What is drawn; None if the model cannot say. It is asked once.
+
+    Args:
+      graph, copies, shard, divided, request, tower_fn: as for `_asked`.
+      anew: whether what was said before does not do.
+    """
+    call = request.tower_fn
+    models = tuple(weakref.ref(m) for m in graph.models)
+    kind = str(call.kind) if isinstance(call, ModelCall) else ""
+    specs = str(row_order.specs_of(shard, divided, MANY))
+    variables = tuple(v.path for v in graph.variables)
+    phase = request.training
+    if phase is None:
+        phase = keras_layers.phase_here()
+    key = models, variables, kind, specs, phase
+    try:
+        kept = _kept.setdefault(request.users_fn or graph.models[0], {})
+    except TypeError:  # a function of which there are no weak references
+        kept = {}
+    if anew or key not in kept:
+        kept[key] = _asked(graph, copies, shard, divided, request, tower_fn)
+    return kept[key]
+
+
+def _asked(
+    graph: layer_graph.LayerGraph,
+    copies: Sequence[tf.Tensor],
+    shard: Any,
+    divided: Sequence[bool],
+    request: Request,
+    tower_fn: Callable[..., Any] | None,
+) -> Model | None:
+    """What is drawn; None if the model cannot say.
+
+    The model is called once more, in a graph that is never run.
+
+    Args:
+      graph: names the variables; `hooked`.
+      copies, shard: what a tower is given.
+      divided: for each leaf whether it is of the tower's rows, or whole.
+      request: tells the phase.
+      tower_fn: what the tower calls, of the request, as it is called there.
+    """
+    told: list[Model] = []
+
+    def call(copies: list[tf.Tensor], shard: Any) -> None:
+        drawn = Open()
+        replayed(
+            *(graph, copies, shard, request.training, "drawn/"),
+            *(tower_fn, 0, drawn),
+        )
+        states = {i: copies[i] for i in graph.seeds}
+        told.append(Model(drawn.shapes(), drawn.apart(states), drawn.counts))
+
+    many = row_order.specs_of(shard, divided, MANY)
+    try:
+        call_aside(
+            *(call, graph.layers, all_towers.alone),
+            *(graph.specs_of(copies, MANY), many),
+        )
+    except Exception:  # whatever the user's layers raise
+        return None
+    return told[-1]
+
+
+class Look:
+    """What all towers of a model know of its draws.
+
+    Args:
+      look: `f(tower_fn, anew)` to what `of_many_rows` tells of the towers'
+        function, when a tower draws by such a seed first.
+      is_compiled: whether XLA compiles the towers.
+      is_only: whether there is but one tower.
+
+    Attributes:
+      first: the seeds that ops have in the first tower.
+      given: all those that ops were given.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[Any, bool], Model | None],
+        is_compiled: bool,
+        is_only: bool,
+    ):
+        self._look, self.is_compiled = look, is_compiled
+        self.is_only = is_only
+        self._seen: list[Model | None] = []
+        self._is_new = False
+        self.first: dict[Key, tuple[int, int]] = {}
+        self.given: set[tuple[int, int]] = set()
+
+    def at(
+        self,
+        key: Key,
+        sizes: Sequence[int | None] | None,
+        rows: Any,
+        is_filled: bool,
+        tower_fn: Callable[..., Any] | None,
+    ) -> Drawn:
+        """What one draw is of; as if of rows, if the model cannot say.
+
+        Args:
+          key: which one.
+          sizes, rows, is_filled: of the tower, as for `Drawn.fits`.
+          tower_fn: what the tower calls.
+        """
+        model = self._of(key[0], tower_fn)
+        drawn = model.shapes.get(key) if model else None
+        drawn = drawn and drawn.of_tower(sizes, rows)
+        if drawn and (sizes is None or drawn.fits(sizes, rows, is_filled)):
+            return drawn
+        if model and not self._is_new:  # it has changed since
+            self._seen, self._is_new = [self._look(tower_fn, True)], True
+            return self.at(key, sizes, rows, is_filled, tower_fn)
+        return Drawn(None)
+
+    def is_known_to_be_one(
+        self, key: Key, tower_fn: Callable[..., Any] | None
+    ) -> bool:
+        """Whether a draw is one for the whole batch, as far as anybody knows."""
+        model = self._model(tower_fn)
+        drawn = model.shapes.get(key) if model else None
+        return drawn is not None and drawn.is_one
+
+    def check_counts(self, counts: Mapping[Any, int]) -> None:
+        """Warns of layers that draw more or less often in towers of other rows."""
+        model = self._seen[0] if self._seen else None
+        known = model.counts if model else counts
+        for path, kind in sorted(counts):
+            if known.get((path, kind)) != counts[path, kind]:
+                warn_of_own(path, BY_ROW)
+
+    def is_apart(
+        self, path: str, seed: int, tower_fn: Callable[..., Any] | None
+    ) -> bool:
+        """Whether something draws by a generator past the tower's draws."""
+        model = self._of(path, tower_fn)
+        if model is not None and seed in model.apart:
+            warn_of_own(
+                path,
+                "in a `tf.function`, a SavedModel or an op of `tf.raw_ops`",
+            )
+        return model is None or seed in model.apart
+
+    def _of(
+        self, path: str, tower_fn: Callable[..., Any] | None
+    ) -> Model | None:
+        model = self._model(tower_fn)
+        if model is None:
+            warnings.warn(
+                f"{layer_named(path)} draws random numbers by a seed, and the model "
+                "cannot be called with another number of rows to see whether "
+                "these are of rows: each tower draws its own, also where one "
+                "number is meant for the whole batch. Expected a model that "
+                "takes any number of rows.",
+                stacklevel=2,
+            )
+        return model
+
+    def _model(self, tower_fn: Callable[..., Any] | None) -> Model | None:
+        if not self._seen:
+            self._seen.append(self._look(tower_fn, False))
+        return self._seen[0]
+
+
+def warn_of_own(path: str, how: str) -> None:
+    """Warns of numbers that are not the plain model's."""
+    warnings.warn(
+        f"{layer_named(path)} draws random numbers {how}: each tower has a stream of "
+        "its own there, not its rows of what the plain model draws. "
+        "`keras.random` and `tf.random.stateless_*`, with a number or a "
+        "`keras.random.SeedGenerator` for a seed and the shape of the rows, have "
+        "those.",
+        stacklevel=2,
+    )
+
+
+def layer_named(path: str) -> str:
+    return f"The layer {path!r}" if path else "The model"

@@ -416,6 +416,22 @@ class CopyTest(parameterized.TestCase):
         for _ in range(2):
             np.testing.assert_array_equal(step(x), plain(x, training=True))
 
+    def test_what_a_model_took_when_it_was_made_is_one_for_all(self):
+        def model():
+            x = keras.Input([16, 16])
+            # An eager tensor, too large to be embedded as a constant.
+            places = layers.Embedding(16, 16)(keras.ops.arange(16))
+            return keras.Model(x, layers.Dense(16)(x) + places)
+
+        plain, here = models.make(model), models.make(model)
+        step = tf.function(
+            lambda x: towers.build_towers(here, x, models.placement(4)).outputs
+        )
+        with mock.patch.object(copies, "_copy", wraps=copies._copy) as copied:
+            x = tf.ones([8, 16, 16])
+            models.close(step(x), plain(x))
+        self.assertEqual(copied.call_count, 2)  # of two that are alike
+
     def test_shards_of_other_shapes_are_not_copied(self):
         model = with_layer(Counted)
         Counted.calls = 0

@@ -49,11 +49,17 @@ class Part:
 def needed_ops(
     made: Sequence[tf.Operation], results: Any
 ) -> list[tf.Operation]:
-    """Those ops that results depend on, and those that must not be left out."""
+    """Those ops that results depend on, and those that must not be left out.
+
+    Not placeholders: what a function takes from outside is one for all parts, though
+    it came in with one of them.
+    """
     flat = tf.nest.flatten(results, expand_composites=True)
     needed = {x.op.name for x in flat if x is not None}
     ops = []
     for op in reversed(made):
+        if op.type == "Placeholder":
+            continue
         if op.name in needed or not can_be_copied(op):
             needed.update(x.op.name for x in op.inputs)
             needed.update(x.name for x in op.control_inputs)

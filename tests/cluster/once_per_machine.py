@@ -3,7 +3,8 @@
     python once_per_machine.py DEVICES
 
 As JSON, by model and place of parameters: how far the weights end from the plain
-model's, the bytes of a step that all processes send, and the least of them.
+model's, the bytes of a step that all processes send and the least of them, and the
+same two as a report tells them.
 """
 
 import json
@@ -90,7 +91,7 @@ def batch(made):
 
 
 def trained(made, where, weights):
-    """[difference from plain, bytes of a step, their least]."""
+    """[difference from plain, bytes of a step, their least, and by a report both]."""
     home = HERE if where == "chief" else towers.balanced(PLACES)
     placement = towers.Placement(
         PLACES, parameter_device=home, output_device=HERE, weights=weights
@@ -118,7 +119,10 @@ def trained(made, where, weights):
     bytes_sent = of_a_step(
         lambda: towered.train_function(batches), WORKERS.pids.values(), STEPS
     )
-    return [difference, bytes_sent, least]
+    report = towers.execution_report(towered.train_on_batch, x, y)
+    reported = sum(report.between_machines.values())
+    told = reported, report.least_between_machines
+    return [difference, bytes_sent, least, *told]
 
 
 def main():

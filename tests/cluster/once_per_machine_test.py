@@ -19,8 +19,11 @@ class MachinesTest(parameterized.TestCase):
         self.assertEqual(status, 0, err[-5000:])
         told = json.loads(out.splitlines()[-1])
         self.assertNotEmpty(told)
-        for name, (difference, sent, least) in told.items():
+        for name, (difference, sent, least, *reported) in told.items():
             with self.subTest(name):
+                total, once = reported
+                self.assertBetween(total, once, 1.001 * once)
+                self.assertBetween(total, 0.97 * least, 1.02 * least + 2000)
                 self.assertLess(difference, 1e-6)
                 self.assertBetween(
                     sent, 0.97 * least, 1.02 * least + _ASIDE, name

@@ -81,17 +81,14 @@ class Placed:
         ]
 
     @property
-    def least_bytes(self) -> int:
-        """The bytes if each value crossed once to each device that takes it."""
-        once = {
-            (self._origin(t.tensor), t.target): t.bytes or 0
-            for t in self.transfers
-        }
-        return sum(
-            count
-            for (origin, target), count in once.items()
-            if self._where[source(origin)] != target
-        )
+    def sent(self) -> dict[tuple[Any, str, str], int]:
+        """Bytes by value, the device that made it, and one that received it."""
+        found = {}
+        for transfer in self.transfers:
+            origin = self._origin(transfer.tensor)
+            home = self._where[source(origin)]
+            found[origin, home, transfer.target] = transfer.bytes or 0
+        return found
 
     def _origin(self, tensor: str) -> str:
         """Where a value was made, past copies of it."""

@@ -12,7 +12,7 @@ from towers.keras_model.parameters import parameter_devices
 from towers.placement.placement import Placement, check_placement
 from towers.planning.steps import Steps, steps_of, variable_bytes
 from towers.report.colours import rgb
-from towers.report.html_devices import size
+from towers.report.summary import size
 
 
 def plot_placement(

@@ -13,7 +13,10 @@ from towers.placement.device_names import agrees, process_of, short
 from towers.placement.scopes import tower_of
 from towers.planning import plan_graphs
 from towers.planning.crossings import Placed
+from towers.report import html
+from towers.report.html_tables import table
 from towers.report.report import ExecutionReport
+from towers.report.summary import least, machine_of
 from towers.report.variables import uses
 
 # More ops that are refused than this are not asked for one by one.
@@ -99,6 +102,26 @@ class PlacementPlan(ExecutionReport):
             "moved": [dataclasses.asdict(x) for x in self.moved],
             "refused": [dataclasses.asdict(x) for x in self.refused],
         }
+
+    def _page(self) -> str:
+        refused = table(
+            "Refused",
+            ["op", "type", "layer", "in TensorFlow's words"],
+            [[x.op, x.kind, x.layer, x.message] for x in self.refused],
+        )
+        moved = table(
+            "Moved",
+            ["op", "type", "asked for", "would be on"],
+            [[x.op, x.kind, x.asked, x.got] for x in self.moved],
+        )
+        return html.page(
+            self,
+            "What would run where",
+            [
+                ("Refused by TensorFlow", refused),
+                ("Elsewhere than asked", moved),
+            ],
+        )
 
     def __str__(self) -> str:
         moved = [
@@ -193,7 +216,8 @@ def placement_plan(
         tuple(node for node in placed.nodes if node[2] not in _STAND_INS),
         tuple(placed.transfers),
         uses(planned.variables, planned.device_of),
-        placed.least_bytes,
+        least(placed.sent),
+        least(placed.sent, machine_of),
         machine=devices,
         moved=tuple(_moved(placed.nodes, asked)),
         refused=tuple(refused),

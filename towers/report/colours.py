@@ -1,27 +1,28 @@
 """colours: one for each device, the same in all pictures."""
 
 import colorsys
+from collections.abc import Sequence
 
 # Hues that people with colour blindness tell apart best, in this order.
 _HUES = (210, 30, 150, 330, 55, 270, 0, 180)
 
 
-def tint(devices: list[str], device: str) -> str:
+def tint(devices: Sequence[str], device: str) -> str:
     """What stands behind text of any colour, for CSS."""
     return f"hsla({_hue(devices, device)},75%,50%,.22)"
 
 
-def line(devices: list[str], device: str) -> str:
+def line(devices: Sequence[str], device: str) -> str:
     """What is seen on a light and on a dark ground, for CSS."""
     return f"hsl({_hue(devices, device)},65%,48%)"
 
 
-def rgb(devices: list[str], device: str, lightness: float = 0.85) -> str:
+def rgb(devices: Sequence[str], device: str, lightness: float = 0.85) -> str:
     """As "#rrggbb"."""
     hue = _hue(devices, device) / 360
     parts = colorsys.hls_to_rgb(hue, lightness, 0.65)
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
 
 
-def _hue(devices: list[str], device: str) -> int:
+def _hue(devices: Sequence[str], device: str) -> int:
     return _HUES[devices.index(device) % len(_HUES)]

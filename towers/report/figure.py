@@ -6,24 +6,23 @@ import os
 from typing import Any
 
 from towers.report.colours import rgb
-from towers.report.html_devices import size
-
-_KINDS = (("parameter", "parameters"), ("slot", "slots"), ("state", "state"))
+from towers.report.summary import KINDS, Summary, size
 
 
-def figure(told: dict[str, Any], devices: list[str]) -> Any:
-    """A `matplotlib.figure.Figure` of `ExecutionReport.to_dict()`.
+def figure(summary: Summary) -> Any:
+    """A `matplotlib.figure.Figure` of a report's sums.
 
     Raises:
       ImportError: there is no matplotlib.
     """
+    devices = summary.devices
     # Not pyplot, which keeps every figure and may want a screen.
     made = _matplotlib("figure").Figure(
         figsize=(10, 1.6 + 0.55 * len(devices)), layout="constrained"
     )
     held, crossed = made.subplots(1, 2)
-    _held(held, told, devices)
-    _crossed(crossed, told, devices)
+    _held(held, summary)
+    _crossed(crossed, summary)
     return made
 
 
@@ -53,18 +52,12 @@ def _matplotlib(module: str) -> Any:
         ) from error
 
 
-def _held(axes: Any, told: dict[str, Any], devices: list[str]) -> None:
+def _held(axes: Any, summary: Summary) -> None:
     """A bar per device: parameters, slots and state in a row."""
+    devices = summary.devices
     left = [0] * len(devices)
-    for k, (kind, name) in enumerate(_KINDS):
-        widths = [
-            sum(
-                v["bytes"]
-                for v in told["variables"]
-                if (v["device"], v["kind"]) == (device, kind)
-            )
-            for device in devices
-        ]
+    for k, (kind, name) in enumerate(KINDS.items()):
+        widths = [summary.held[device, kind] for device in devices]
         axes.barh(
             devices,
             widths,
@@ -86,29 +79,34 @@ def _held(axes: Any, told: dict[str, Any], devices: list[str]) -> None:
     axes.legend(fontsize="small")
 
 
-def _crossed(axes: Any, told: dict[str, Any], devices: list[str]) -> None:
+def _crossed(axes: Any, summary: Summary) -> None:
     """A square per pair, dark where many bytes crossed."""
+    devices = summary.devices
     at = {device: i for i, device in enumerate(devices)}
+    pairs = summary.bytes_between.items()
     # By the logarithm, since a few bytes are as telling as many.
     values = [[math.nan] * len(devices) for _ in devices]
-    for pair in told["bytes_between"]:
-        values[at[pair["source"]]][at[pair["target"]]] = math.log10(
-            pair["bytes"] + 1
-        )
+    for (source, target), count in pairs:
+        values[at[source]][at[target]] = math.log10(count + 1)
     known = [v for row in values for v in row if not math.isnan(v)]
     # So that the darkest has text that is read on it.
     axes.imshow(
         values, cmap="Blues", vmin=0, vmax=2 * max(known, default=1) + 1
     )
-    for pair in told["bytes_between"]:
+    for (source, target), count in pairs:
         axes.text(
-            at[pair["target"]],
-            at[pair["source"]],
-            size(pair["bytes"]),
+            at[target],
+            at[source],
+            size(count),
             ha="center",
             va="center",
             fontsize="small",
         )
     axes.set_xticks(range(len(devices)), devices)
     axes.set_yticks(range(len(devices)), devices)
+    first = 0
+    for own in list(summary.machines.values())[:-1]:  # a line between machines
+        first += len(own)
+        for line in (axes.axhline, axes.axvline):
+            line(first - 0.5, color="black", linewidth=0.8)
     axes.set(title="bytes that crossed", xlabel="to", ylabel="from")

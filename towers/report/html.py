@@ -10,107 +10,119 @@ from towers.report.colours import tint
 from towers.report.html_devices import drawing
 from towers.report.html_page import framed
 from towers.report.html_tables import Cell, count, table
+from towers.report.partitions import Transfer
+from towers.report.summary import KINDS, Summary, size
+from towers.report.variables import VariableUse
 
-Told = dict[str, Any]  # what ExecutionReport.to_dict() gives
-Nodes = Sequence[tuple[str, str, str]]
 _DEEP = 2
 
 
-def page(told: Told, nodes: Nodes) -> str:
-    """The whole page.
+def page(
+    report: Any,
+    heading: str = "What ran where",
+    first: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The whole page of an `ExecutionReport`.
 
     Args:
-      told: the report as plain data.
-      nodes: (device, name, op type) of each op that ran.
+      report: what it shows.
+      heading: above all.
+      first: titles and HTML of what comes before the rest; "" is left out.
 
     Returns:
       HTML, with its style and its script inside.
     """
+    summary = report.summary
     sections = [
-        ("Devices", _devices(told)),
-        ("What crossed, by pair of devices", _pairs(told)),
-        ("Layers by tower", _layers(devices(told), nodes)),
-        ("Every transfer, the largest first", _transfers(told)),
-        ("Where variables live", _variables(told)),
-        ("Ops by device and type", _ops("Ops", told["ops"])),
-        ("Ops outside of functions", _ops("Eager ops", told["eager"])),
+        *first,
+        ("Devices", _devices(report)),
+        ("What crossed, by pair of devices", _pairs(summary)),
+        ("What crossed between machines", _links(summary)),
+        ("Layers by tower", _layers(summary.devices, report.nodes)),
+        ("Every transfer, the largest first", _transfers(report.transfers)),
+        ("Where variables live", _variables(report.variables)),
+        ("Ops by device and type", _ops("Ops", report.ops)),
+        ("Ops outside of functions", _ops("Eager ops", report.eager)),
     ]
     return framed(
-        "What ran where",
-        f"<p>{_sum(told)}</p>"
+        heading,
+        f"<p>{_sum(report)}</p>"
         f'<div class="wide" tabindex="0" role="group" '
-        f'aria-label="Drawing of the devices">{drawing(told, devices(told))}'
-        "</div>",
+        f'aria-label="Drawing of the devices">{drawing(summary)}</div>',
         [(title, body) for title, body in sections if body],
     )
 
 
-def short_form(told: Told) -> str:
+def short_form(report: Any) -> str:
     """Drawing, sum and the tables of devices and pairs, for notebooks."""
     return (
-        f'<div class="towers-report"><p>{_sum(told)}</p>'
-        f"{drawing(told, devices(told))}{_devices(told)}{_pairs(told)}</div>"
+        f'<div class="towers-report"><p>{_sum(report)}</p>'
+        f"{drawing(report.summary)}{_devices(report)}"
+        f"{_pairs(report.summary)}{_links(report.summary)}</div>"
     )
 
 
-def devices(told: Told) -> list[str]:
-    """All devices that a report speaks of, sorted."""
-    return sorted(
-        {row["device"] for part in ("ops", "variables") for row in told[part]}
-        | {t[end] for t in told["transfers"] for end in ("source", "target")}
-    )
-
-
-def _sum(told: Told) -> str:
-    total, least = told["total_bytes"], told["least_bytes"]
-    times = total / least if least else 1.0
-    unknown = sum(t["bytes"] is None for t in told["transfers"])
+def _sum(report: Any) -> str:
+    unknown = len(report.unknown)
     more = f", and {count(unknown)} of unknown size" * bool(unknown)
-    return (
-        f"<strong>{count(total)} bytes</strong> crossed between devices in "
-        f"{count(len(told['transfers']))} transfers{more}: {times:.3f} times "
-        f"the least possible, {count(least)}."
+    told = (
+        f"<strong>{count(report.total_bytes)} bytes</strong> crossed between "
+        f"devices in {count(len(report.transfers))} transfers{more}: "
+        f"{_times(report.total_bytes, report.least_bytes)}."
     )
+    busiest = report.busiest_link
+    if busiest is not None:
+        machine, sent, received = busiest
+        total = sum(report.between_machines.values())
+        told += (
+            f" <strong>{count(total)}</strong> of them went between machines: "
+            f"{_times(total, report.least_between_machines)}. The busiest link "
+            f"is that of {escape(machine)}: {size(sent)} out, "
+            f"{size(received)} in."
+        )
+    return told
 
 
-def _devices(told: Told) -> str:
-    ran: collections.Counter = collections.Counter()
-    for row in told["ops"]:
-        ran[row["device"]] += row["count"]
-    held: dict[str, collections.Counter] = collections.defaultdict(
-        collections.Counter
-    )
-    for variable in told["variables"]:
-        held[variable["kind"]][variable["device"]] += variable["bytes"]
-    kinds = ("parameter", "slot", "state")
-    peaks = told["peak_bytes"]
-    head = ["device", "ops", *(f"{kind} bytes" for kind in kinds)]
+def _times(total: int, least: int) -> str:
+    times = total / least if least else 1.0
+    return f"{times:.3f} times the least possible, {count(least)}"
+
+
+def _devices(report: Any) -> str:
+    summary = report.summary
+    head = ["device", "ops", *(f"{kind} bytes" for kind in KINDS)]
     rows: list[list[Cell]] = [
-        [d, ran[d], *(held[kind][d] for kind in kinds)] for d in devices(told)
+        [d, summary.ran[d], *(summary.held[d, kind] for kind in KINDS)]
+        for d in summary.devices
     ]
-    if peaks:
+    if report.peak_bytes:
         head.append("peak bytes")
-        for row in rows:
-            row.append(peaks.get(row[0]))
+        for device, row in zip(summary.devices, rows):
+            row.append(report.peak_bytes.get(device))
     return table("Devices", head, rows)
 
 
-def _pairs(told: Told) -> str:
-    crossed = collections.Counter(
-        (t["source"], t["target"]) for t in told["transfers"]
-    )
+def _pairs(summary: Summary) -> str:
+    pairs = sorted(summary.bytes_between.items(), key=lambda p: -p[1])
     return table(
         "What crossed",
         ["from", "to", "transfers", "bytes"],
-        [
-            [p["source"], p["target"], crossed[p["source"], p["target"]]]
-            + [p["bytes"]]
-            for p in sorted(told["bytes_between"], key=lambda p: -p["bytes"])
-        ],
+        [[*pair, summary.crossed[pair], total] for pair, total in pairs],
     )
 
 
-def _layers(devices: list[str], nodes: Nodes) -> str:
+def _links(summary: Summary) -> str:
+    links = sorted(summary.between_machines.items(), key=lambda p: -p[1])
+    return table(
+        "Between machines",
+        ["from", "to", "bytes"],
+        [[*link, total] for link, total in links],
+    )
+
+
+def _layers(
+    devices: Sequence[str], nodes: Sequence[tuple[str, str, str]]
+) -> str:
     """A row per layer, a column per tower: where its ops ran, and how many."""
     ran: dict[Any, collections.Counter] = {}
     for device, name, _ in nodes:
@@ -155,39 +167,40 @@ def _layers(devices: list[str], nodes: Nodes) -> str:
     )
 
 
-def _transfers(told: Told) -> str:
+def _transfers(transfers: Sequence[Transfer]) -> str:
     largest = sorted(
-        told["transfers"],
-        key=lambda t: (t["bytes"] is not None, -(t["bytes"] or 0)),
+        transfers, key=lambda t: (t.bytes is not None, -(t.bytes or 0))
     )
     return table(
         "Transfers",
         ["from", "to", "bytes", "times", "dtype", "shape", "tensor"],
         [
-            [t["source"], t["target"], t["bytes"], t["times"], t["dtype"]]
-            + ["?" if t["shape"] is None else str(t["shape"]), t["tensor"]]
+            [t.source, t.target, t.bytes, t.times, t.dtype.name]
+            + ["?" if t.shape is None else str(list(t.shape)), t.tensor]
             for t in largest
         ],
     )
 
 
-def _variables(told: Told) -> str:
+def _variables(variables: Sequence[VariableUse]) -> str:
     return table(
         "Variables",
         ["device", "kind", "bytes", "variable"],
         [
-            [v["device"], v["kind"], v["bytes"], v["name"]]
-            for v in sorted(told["variables"], key=lambda v: -v["bytes"])
+            [v.device, v.kind, v.bytes, v.name]
+            for v in sorted(variables, key=lambda v: -v.bytes)
         ],
     )
 
 
-def _ops(caption: str, ran: list[dict[str, Any]]) -> str:
+def _ops(caption: str, ran: collections.Counter) -> str:
     return table(
         caption,
         ["device", "count", "op"],
         [
-            [o["device"], o["count"], o["op"]]
-            for o in sorted(ran, key=lambda o: -o["count"])
+            [device, times, kind]
+            for (device, kind), times in sorted(
+                sorted(ran.items()), key=lambda pair: -pair[1]
+            )
         ],
     )

@@ -4,34 +4,21 @@ Boxes stand in a column. What goes down the list is drawn to their right, what
 goes up to their left, further out the further it goes.
 """
 
-import collections
-import math
 from html import escape
-from typing import Any
 
 from towers.report.colours import line, tint
+from towers.report.summary import KINDS, Summary, size
 
 _WIDTH, _HEIGHT, _GAP = 190, 92, 38
 _FIRST, _FURTHER = 62, 76  # how far out an arrow goes, and one box further
 
 
-def size(count: int) -> str:
-    """Bytes in three digits: "1.23 MB"."""
-    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if count >= 10**power:
-            value = count / 10**power
-            return f"{value:.{max(0, 2 - int(math.log10(value)))}f} {unit}"
-    return f"{count} B"
-
-
-def drawing(told: dict[str, Any], devices: list[str]) -> str:
-    """An SVG of `ExecutionReport.to_dict()`; "" if nothing ran."""
+def drawing(summary: Summary) -> str:
+    """An SVG of a report's sums; "" if nothing ran."""
+    devices = summary.devices
     if not devices:
         return ""
-    pairs = {
-        (p["source"], p["target"]): p["bytes"] for p in told["bytes_between"]
-    }
-    at = {device: i for i, device in enumerate(devices)}
+    pairs, at = summary.bytes_between, {d: i for i, d in enumerate(devices)}
     reach = {
         down: max(
             (abs(at[s] - at[t]) for s, t in pairs if (at[s] < at[t]) == down),
@@ -48,7 +35,7 @@ def drawing(told: dict[str, Any], devices: list[str]) -> str:
         for (s, t), count in sorted(pairs.items(), key=lambda p: p[1])
     )
     boxes = "".join(
-        _box(told, device, i, left, tint(devices, device))
+        _box(summary, device, i, left, tint(devices, device))
         for device, i in at.items()
     )
     label = "; ".join(
@@ -59,30 +46,36 @@ def drawing(told: dict[str, Any], devices: list[str]) -> str:
         f'height="{height}" aria-label="{escape(label or "no transfers")}" '
         'font-family="system-ui,sans-serif" font-size="13" '
         f'style="max-width:100%;height:auto;min-width:{width * 3 // 4}px">'
-        f"{arrows}{boxes}</svg>"
+        f"{_frames(summary.machines, left)}{arrows}{boxes}</svg>"
     )
+
+
+def _frames(machines: dict[str, list[str]], left: int) -> str:
+    """A frame around the devices of each machine, if there are several."""
+    frames, first = [], 0
+    for machine, devices in machines.items():
+        top = first * (_HEIGHT + _GAP) + 2
+        height = len(devices) * (_HEIGHT + _GAP) - 4
+        first += len(devices)
+        frames.append(
+            f'<rect class="machine" x="{left - 6}" y="{top}" '
+            f'width="{_WIDTH + 12}" height="{height}" rx="10" fill="none" '
+            'stroke="currentColor" stroke-opacity=".35" '
+            f'stroke-dasharray="5 4"/><text x="{left}" y="{top + 12}" '
+            f'font-size="10" fill="currentColor">{escape(machine)}</text>'
+        )
+    return "".join(frames) if len(frames) > 1 else ""
 
 
 def _room(reach: int) -> int:
     return _FIRST + _FURTHER * reach + 24 if reach else 8
 
 
-def _box(
-    told: dict[str, Any], device: str, i: int, left: int, colour: str
-) -> str:
-    held: collections.Counter = collections.Counter()
-    for v in told["variables"]:
-        if v["device"] == device:
-            held[v["kind"]] += v["bytes"]
-    ops = sum(o["count"] for o in told["ops"] if o["device"] == device)
-    lines = [f"{ops:,} ops"] + [
-        f"{name} {size(held[kind])}"
-        for kind, name in (
-            ("parameter", "parameters"),
-            ("slot", "slots"),
-            ("state", "state"),
-        )
-        if held[kind]
+def _box(summary: Summary, device: str, i: int, left: int, colour: str) -> str:
+    lines = [f"{summary.ran[device]:,} ops"] + [
+        f"{name} {size(summary.held[device, kind])}"
+        for kind, name in KINDS.items()
+        if summary.held[device, kind]
     ]
     top = i * (_HEIGHT + _GAP) + _GAP // 2
     text = "".join(

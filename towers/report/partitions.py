@@ -45,6 +45,15 @@ class Transfer:
             return None
         return self.times * math.prod(self.shape) * self.dtype.size
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, fit for JSON."""
+        return {
+            **dataclasses.asdict(self),
+            "dtype": self.dtype.name,
+            "shape": None if self.shape is None else list(self.shape),
+            "bytes": self.bytes,
+        }
+
 
 class Partitions:
     """The partitions of one function, put side by side.

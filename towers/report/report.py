@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from towers.cluster.profiling import profiled_everywhere
@@ -21,6 +21,7 @@ from towers.report import figure, html, write_graph
 from towers.report.partitions import Partitions, Transfer
 from towers.report.profile import times_sent
 from towers.report.recording import record
+from towers.report.summary import Summary, least, machine_of, summed
 from towers.report.text import listed, printed
 from towers.report.variables import VariableUse, uses
 
@@ -43,12 +44,15 @@ class ExecutionReport:
       variables: what was read or written.
       least_bytes: the bytes if each value crossed once to each device that
         received it; of several that are joined for their way, each counts.
+      least_between_machines: the bytes if each value crossed once to each other
+        machine that received it; a machine is a process.
     """
 
     nodes: tuple[tuple[str, str, str], ...]
     transfers: tuple[Transfer, ...]
     variables: tuple[VariableUse, ...]
     least_bytes: int
+    least_between_machines: int = 0
     eager: collections.Counter = dataclasses.field(
         default_factory=collections.Counter, hash=False
     )
@@ -64,18 +68,34 @@ class ExecutionReport:
         """How many ops of a (device, type) there are, in graphs that ran."""
         return collections.Counter((d, kind) for d, _, kind in self.nodes)
 
+    @functools.cached_property
+    def summary(self) -> Summary:
+        """What it comes to, by device, pair of devices and machine."""
+        return summed(self.nodes, self.transfers, self.variables)
+
     @property
     def total_bytes(self) -> int:
         """All bytes that crossed, but those of `unknown`."""
-        return sum(t.bytes or 0 for t in self.transfers)
+        return sum(self.bytes_between.values())
 
     @property
     def bytes_between(self) -> dict[tuple[str, str], int]:
         """Bytes by (source, target)."""
-        found: collections.Counter = collections.Counter()
-        for t in self.transfers:
-            found[t.source, t.target] += t.bytes or 0
-        return dict(found)
+        return self.summary.bytes_between
+
+    @property
+    def between_machines(self) -> dict[tuple[str, str], int]:
+        """What the network carries: bytes by (source, target), which are tasks.
+
+        As ("/job:localhost/replica:0/task:0", "/job:worker/replica:0/task:1"), of
+        which the first is this process. Empty where nothing left it.
+        """
+        return self.summary.between_machines
+
+    @property
+    def busiest_link(self) -> tuple[str, int, int] | None:
+        """The machine with most on its network: task, bytes sent, received."""
+        return self.summary.busiest_link
 
     @property
     def unknown(self) -> tuple[Transfer, ...]:
@@ -85,12 +105,12 @@ class ExecutionReport:
     @property
     def parameter_bytes(self) -> dict[str, int]:
         """Bytes of trainable variables, by device."""
-        return self._bytes_of("parameter")
+        return self.summary.of_kind("parameter")
 
     @property
     def slot_bytes(self) -> dict[str, int]:
         """Bytes of the optimizers' variables, by device."""
-        return self._bytes_of("slot")
+        return self.summary.of_kind("slot")
 
     def assert_runs_on(self, scope: str, device: str) -> None:
         """Raises unless all ops of a name scope ran on one device.
@@ -151,35 +171,17 @@ class ExecutionReport:
     def to_dict(self) -> dict[str, Any]:
         """All of it as numbers, strings, lists and dicts, fit for JSON."""
         return {
-            "ops": [
-                {"device": device, "op": kind, "count": count}
-                for (device, kind), count in sorted(self.ops.items())
-            ],
-            "transfers": [
-                {
-                    "source": t.source,
-                    "target": t.target,
-                    "tensor": t.tensor,
-                    "dtype": t.dtype.name,
-                    "shape": None if t.shape is None else list(t.shape),
-                    "times": t.times,
-                    "bytes": t.bytes,
-                }
-                for t in self.transfers
-            ],
+            "ops": _counted(self.ops),
+            "transfers": [t.to_dict() for t in self.transfers],
             "variables": [dataclasses.asdict(v) for v in self.variables],
-            "bytes_between": [
-                {"source": source, "target": target, "bytes": count}
-                for (source, target), count in self.bytes_between.items()
-            ],
+            "bytes_between": _listed(self.bytes_between),
             "total_bytes": self.total_bytes,
             "least_bytes": self.least_bytes,
+            "between_machines": _listed(self.between_machines),
+            "least_between_machines": self.least_between_machines,
             "parameter_bytes": self.parameter_bytes,
             "slot_bytes": self.slot_bytes,
-            "eager": [
-                {"device": device, "op": kind, "count": count}
-                for (device, kind), count in sorted(self.eager.items())
-            ],
+            "eager": _counted(self.eager),
             "peak_bytes": self.peak_bytes,
         }
 
@@ -195,7 +197,7 @@ class ExecutionReport:
         """
         ending = os.path.splitext(os.fspath(path))[1].lower()
         if ending in (".html", ".htm"):
-            text = html.page(self.to_dict(), self.nodes)
+            text = self._page()
         elif ending == ".json":
             text = json.dumps(self.to_dict(), indent=1)
         else:
@@ -226,12 +228,14 @@ class ExecutionReport:
         Raises:
           ImportError: `pip install towers[pictures]` brings what is missing.
         """
-        told = self.to_dict()
-        return figure.figure(told, html.devices(told))
+        return figure.figure(self.summary)
+
+    def _page(self) -> str:
+        return html.page(self)
 
     def _repr_html_(self) -> str:
         """The short form, which notebooks show."""
-        return html.short_form(self.to_dict())
+        return html.short_form(self)
 
     def __repr__(self) -> str:
         devices = few(sorted({device for device, _ in self.ops}))
@@ -244,12 +248,19 @@ class ExecutionReport:
     def __str__(self) -> str:
         return printed(self)
 
-    def _bytes_of(self, kind: str) -> dict[str, int]:
-        found: collections.Counter = collections.Counter()
-        for v in self.variables:
-            if v.kind == kind:
-                found[v.device] += v.bytes
-        return dict(found)
+
+def _counted(ran: collections.Counter) -> list[dict[str, Any]]:
+    return [
+        {"device": device, "op": kind, "count": count}
+        for (device, kind), count in sorted(ran.items())
+    ]
+
+
+def _listed(pairs: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
+    return [
+        {"source": source, "target": target, "bytes": count}
+        for (source, target), count in pairs.items()
+    ]
 
 
 def execution_report(
@@ -324,23 +335,21 @@ def execution_report(
     counts = times_sent(graphs, events) if loops else {}
     nodes: list[tuple[str, str, str]] = []
     transfers: list[Transfer] = []
-    least = 0
-    for ran in recording.functions:
+    sent: dict[tuple[Any, str, str], int] = {}
+    for i, ran in enumerate(recording.functions):
         executed = Partitions(ran)
         told = executed.crossings(recording.batches, counts)
         nodes += executed.nodes
         transfers += [transfer for transfer, _ in told]
-        once: dict[Any, int] = {}
         for transfer, values in told:
-            for (value, at), size in values.items():
-                if at != transfer.target:
-                    once[value, transfer.target] = size
-        least += sum(once.values())
+            for (value, home), size in values.items():
+                sent[(i, value), home, transfer.target] = size
     report = ExecutionReport(
         tuple(nodes),
         tuple(transfers),
         uses(recording.variables),
-        least,
+        least(sent),
+        least(sent, machine_of),
         collections.Counter(recording.eager),
         recording.peak_bytes,
         tuple(graphs),

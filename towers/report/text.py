@@ -1,41 +1,55 @@
 """text: tables and lists for a terminal."""
 
-import collections
 from collections.abc import Sequence
 from typing import Any
+
+from towers.report.summary import KINDS, size
 
 
 def printed(report: Any) -> str:
     """An `ExecutionReport`: devices, what crossed, the largest transfers."""
-    ran = collections.Counter(device for device, _, _ in report.nodes)
-    kinds = ("parameter", "slot", "state")
-    held: collections.Counter = collections.Counter()
-    for variable in report.variables:
-        held[variable.device, variable.kind] += variable.bytes
-    rows = [("device", "ops", *(f"{kind} bytes" for kind in kinds))]
+    summary = report.summary
+    rows = [("device", "ops", *(f"{kind} bytes" for kind in KINDS))]
     rows += [
-        (d, f"{ran[d]:,}", *(f"{held[d, kind]:,}" for kind in kinds))
-        for d in sorted({*ran, *(device for device, _ in held)})
+        (
+            device,
+            f"{summary.ran[device]:,}",
+            *(f"{summary.held[device, kind]:,}" for kind in KINDS),
+        )
+        for device in summary.devices
     ]
-    crossed = collections.Counter(
-        (t.source, t.target) for t in report.transfers
-    )
-    between = report.bytes_between
     pairs = [
         ("from", "to", "transfers", "bytes"),
         *(
-            (*pair, f"{count:,}", f"{between[pair]:,}")
-            for pair, count in sorted(crossed.items())
+            (*pair, f"{count:,}", f"{summary.bytes_between[pair]:,}")
+            for pair, count in sorted(summary.crossed.items())
         ),
     ]
-    total, least = report.total_bytes, report.least_bytes
     more = f", and {len(report.unknown)} of unknown size" * bool(report.unknown)
+    told = _times(report.total_bytes, report.least_bytes)
     return (
-        f"{table(rows)}\n\n{table(pairs)}\n\n{total:,} bytes in "
-        f"{len(report.transfers)} transfers{more}: "
-        f"{total / least if least else 1:.3f} times the "
-        f"least possible, {least:,}\n{listed(report.transfers)}"
+        f"{table(rows)}\n\n{table(pairs)}\n\n{report.total_bytes:,} bytes in "
+        f"{len(report.transfers)} transfers{more}: {told}\n"
+        f"{_network(report)}{listed(report.transfers)}"
     )
+
+
+def _network(report: Any) -> str:
+    """What crossed from machine to machine; "" if nothing did."""
+    between, busiest = report.between_machines, report.busiest_link
+    if busiest is None:
+        return ""
+    total = sum(between.values())
+    machine, sent, received = busiest
+    return (
+        f"{total:,} of the bytes went between machines: "
+        f"{_times(total, report.least_between_machines)}. The busiest link is "
+        f"that of {machine}: {size(sent)} out, {size(received)} in\n"
+    )
+
+
+def _times(count: int, least: int) -> str:
+    return f"{count / least if least else 1:.3f} times the least possible, {least:,}"
 
 
 def listed(transfers: Any, most: int = 10) -> str:

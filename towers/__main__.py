@@ -201,9 +201,7 @@ def _plan(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     paths = _paths("plan", "html", "json")
     named = [*given.devices, *[given.parameters] * (":" in given.parameters)]
-    machine = commands.machine_of(named)
-    if given.gpus is not None:
-        machine["GPU"] = given.gpus
+    machine = commands.machine_of(named, given.gpus)
     function, *args = _step("plan", argv, available="any")
     try:
         plan = towers.placement_plan(

@@ -21,7 +21,10 @@ class MachinesTest(parameterized.TestCase):
         self.assertNotEmpty(told)
         for name, (difference, sent, least, *reported) in told.items():
             with self.subTest(name):
-                total, once = reported
+                total, once, *planned = reported
+                self.assertLen(planned, name.startswith("cnn"))
+                for count in planned:
+                    self.assertBetween(count, total, 1.002 * total)
                 self.assertBetween(total, once, 1.001 * once)
                 self.assertBetween(total, 0.97 * least, 1.02 * least + 2000)
                 self.assertLess(difference, 1e-6)

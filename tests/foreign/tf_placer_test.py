@@ -21,13 +21,11 @@ class PlacerTest(absltest.TestCase):
             self.skipTest("This TensorFlow was built without kernels for GPUs.")
 
     def place(self, graph, target, strict, gpus=4):
-        machine = {"CPU": 1, "GPU": gpus}
-        parts = tf_placer.placed(
-            graph.as_graph_def(), [target], machine, strict
+        machines = {tf_placer.JOB: {"CPU": 1, "GPU": gpus}}
+        placed = tf_placer.placed(
+            graph.as_graph_def(), [target], machines, strict
         )
-        return {
-            n.name: n.device.split("device:")[-1] for g in parts for n in g.node
-        }
+        return {n.name: n.device.split("device:")[-1] for n in placed.node}
 
     def test_softly_and_strictly(self):
         graph = made()

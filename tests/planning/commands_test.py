@@ -98,6 +98,17 @@ class CommandsTest(absltest.TestCase):
             self.assertIn(device, commands.device_table())
 
     @pytest.mark.slow
+    def test_machines_that_are_named(self):
+        self.assertEqual(
+            commands.machine_of(["/GPU:1", "/cpu:0"]), {"CPU": 1, "GPU": 2}
+        )
+        self.assertEqual(
+            commands.machine_of(["/CPU:0", "/job:worker/task:1/GPU:3"]),
+            [{"CPU": 1, "GPU": 0}, {"CPU": 1, "GPU": 4}],
+        )
+        with self.assertRaisesRegex(ValueError, "no device of a machine"):
+            commands.machine_of(["/job:worker"])
+
     def test_the_command_line(self):
         folder, model = tempfile.mkdtemp(), saved()
         where = f"--devices={','.join(DEVICES[:2])}"

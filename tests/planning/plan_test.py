@@ -14,6 +14,7 @@ from models import cnn, inputs, make, placement, recurrent, targets
 
 import towers
 from towers.foreign import keras_machine, tf_kernels
+from towers.placement.device_names import short
 
 v1 = tf.compat.v1
 layers = keras.layers
@@ -97,6 +98,9 @@ class CpuTest(parameterized.TestCase):
         ({"CPU": -1}, "numbers of devices", ValueError),
         ({"TPU": 1}, "numbers of devices", ValueError),
         ({"CPU": 0, "GPU": 1}, "without a CPU", ValueError),
+        ([], "empty list", ValueError),
+        ([{"CPU": 1}, {"CPU": -1}], r"`machine\[1\]`.*numbers", ValueError),
+        ([{"CPU": 1}, 2], r"`machine\[1\]` must be", TypeError),
     )
     def test_machines_that_cannot_be(self, machine, message, error):
         with self.assertRaisesRegex(error, message):
@@ -125,9 +129,58 @@ class CpuTest(parameterized.TestCase):
                 shape,
                 machine=here,
             )
+        with self.assertRaisesRegex(ValueError, "tasks 0 to 0 of the job"):
+            towers.placement_plan(
+                lambda x: towers.build_towers(model, x, far).outputs,
+                shape,
+                machine=[here],
+            )
         with mock.patch.object(tf_kernels, "knows_gpus", lambda: False):
             with self.assertRaisesRegex(RuntimeError, "cannot know"):
                 towers.placement_plan(model)
+
+
+class ClusterTest(parameterized.TestCase):
+    @parameterized.parameters("/CPU:0", "balanced")
+    def test_workers_that_are_not_here(self, home):
+        workers = [
+            f"/job:worker/task:{i}/CPU:{k}" for i in range(2) for k in (0, 1)
+        ]
+        where = towers.Placement(
+            workers,
+            parameter_device=home,
+            output_device="/CPU:0",
+            available="any",
+        )
+        model = towers.TowerModel(
+            keras.Sequential(
+                [keras.Input([100]), *[layers.Dense(100) for _ in range(4)]]
+            ),
+            where,
+        )
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+        x = np.ones([8, 100], "float32")
+        plan = towers.placement_plan(
+            model, x, x, machine=[{"CPU": 2}] * 2, strict=True
+        )
+        self.assertEqual((plan.refused, plan.moved), ((), ()))
+        for i, device in enumerate(workers):
+            plan.assert_runs_on(f"tower_{i}", device)
+        crosses = 2 * (2 if home == "/CPU:0" else 1)  # down and up, by machine
+        expected = crosses * 4 * model.count_params() + 3 * x.nbytes
+        total = sum(plan.between_machines.values())
+        self.assertBetween(total, expected, expected + 2000)
+        self.assertEqual(total, plan.least_between_machines)
+        held = {"/CPU:0"} if home == "/CPU:0" else set(map(short, workers))
+        self.assertEqual(set(plan.parameter_bytes), held)
+        self.assertEqual(set(plan.slot_bytes) - {"/CPU:0"}, held - {"/CPU:0"})
+        machine, sent, received = plan.busiest_link
+        if home == "/CPU:0":
+            self.assertEndsWith(machine, "localhost/replica:0/task:0")
+            self.assertEqual(sent + received, total)
+        self.assertIn(machine, str(plan))
+        with self.assertRaisesRegex(RuntimeError, "sees no such device"):
+            model.fit(x, x, verbose=0)
 
 
 class GpuTest(parameterized.TestCase):

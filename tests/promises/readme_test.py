@@ -66,6 +66,7 @@ TESTED_BY = {
     "keras_model.tower": "build",
     "planning.compared_steps": "planning.compare",
     "planning.figures": "planning.compare",
+    "planning.machines": "planning.plan",
     "planning.suspects": "planning.compare",
     "planning.trace_events": "planning.timeline",
     "readers": "inputs_per_tower",

@@ -71,7 +71,7 @@ def pin_optimizer(optimizer: Any) -> None:
                 yield
 
     def of_reference(reference_variable: Any, *_: Any, **__: Any) -> Any:
-        return tf.device(device_of(reference_variable))
+        return tf.device(raw(reference_variable).device)
 
     def meant_as(function: Callable) -> Callable:
         @functools.wraps(function)

@@ -1,9 +1,9 @@
-"""tf_placer: where TensorFlow would put a graph on a machine that is not here.
+"""tf_placer: where TensorFlow would put a graph on machines that are not here.
 
 TensorFlow has no word for that. But its master, in a process that has a Session,
 places and cuts a graph for whatever devices a worker says it has, and asks for no
-more than that before it registers the parts. So a worker that says so, and runs
-nothing, stands for the machine. What it is asked and answers are TensorFlow's own
+more than that before it registers the parts. So workers that say so, and run
+nothing, stand for the machines. What one is asked and answers are TensorFlow's own
 messages: `DeviceAttributes` and `GraphDef`, of `tensorflow.core`, and those of
 `worker.proto`, of which the wheel has no Python. `tf_placer_test.py` fails when
 one of them changes.
@@ -15,12 +15,14 @@ import itertools
 import re
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import device_attributes_pb2
+
+from towers.foreign.tf_nodes import RECEIVES, SENDS
 
 v1 = tf.compat.v1
 
@@ -36,29 +38,39 @@ _lock = threading.Lock()
 
 
 def placed(
-    graph: Any, targets: Sequence[str], machine: Mapping[str, int], strict: bool
-) -> list[Any]:
-    """A graph in its parts: one `GraphDef` for each task that has any.
+    graph: Any,
+    targets: Sequence[str],
+    machines: Mapping[str, Mapping[str, int]],
+    strict: bool,
+) -> Any:
+    """A graph, each node with its device, and functions put in their callers' place.
 
     Args:
       graph: a `GraphDef`, of whose nodes some have devices.
       targets: names of nodes; what none of them needs is left out.
-      machine: how many devices there are of each type.
+      machines: by task, `JOB` among them, how many devices it has of each type.
       strict: whether an op must be where it was asked to be.
+
+    Returns:
+      A `GraphDef`, in which nothing is sent or received yet.
 
     Raises:
       tf.errors.InvalidArgumentError: no placement is possible.
     """
     config = v1.ConfigProto(
-        allow_soft_placement=not strict, device_filters=["/job:localhost"]
+        allow_soft_placement=not strict,
+        device_filters=["/job:localhost", "/job:worker"],
     )
     # As it was made: what becomes of an op is for the machine itself to say.
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     config.graph_options.optimizer_options.do_function_inlining = True
+    names = {node.name for node in graph.node}
     graph = _elsewhere(graph)
     with _lock:
-        worker, master = _master()
-        worker.devices, worker.graphs = list(_attributes(machine)), []
+        workers, master = _master(tuple(machines))
+        for worker, (task, machine) in zip(workers, machines.items()):
+            worker.devices = list(_attributes(task, machine))
+            worker.graphs = []
         answer = master.ask(
             "CreateSession",
             _field(1, graph.SerializeToString()),
@@ -80,7 +92,7 @@ def placed(
                 raise
         finally:
             master.ask("CloseSession", session)
-        return worker.graphs
+        return _joined([g for worker in workers for g in worker.graphs], names)
 
 
 def refused(error: tf.errors.OpError) -> str | None:
@@ -90,11 +102,11 @@ def refused(error: tf.errors.OpError) -> str | None:
 
 
 def _elsewhere(graph: Any) -> Any:
-    """The graph, all of it on the machine, and nothing on the master."""
+    """The graph, what has a device on those machines, and not on the master."""
     copy = v1.GraphDef()
     copy.CopyFrom(graph)
     machine = tf.DeviceSpec.from_string(JOB)
-    known: dict[str, str] = {}
+    known: dict[str, str] = {"": ""}
     bodies = [function.node_def for function in copy.library.function]
     for node in itertools.chain(copy.node, *bodies):
         if node.device not in known:
@@ -106,12 +118,61 @@ def _elsewhere(graph: Any) -> Any:
     return copy
 
 
-def _attributes(machine: Mapping[str, int]) -> Iterator[bytes]:
+def _joined(parts: Sequence[Any], names: Container[str]) -> Any:
+    """Parts as one graph again, as it was before it was cut between tasks.
+
+    Args:
+      parts: `GraphDef`s, a task's each.
+      names: of the nodes that were there before.
+    """
+    nodes = {node.name: node for part in parts for node in part.node}
+    sent = {_key(node): node for node in nodes.values() if node.op in SENDS}
+    passed: dict[str, str] = {}  # what each node that was added stands for
+    for node in nodes.values():
+        if node.op in (*SENDS, *RECEIVES):
+            passed[node.name] = sent[_key(node)].input[0]
+        source = node.input[0] if node.input else ""
+        made_for = nodes.get(source.lstrip("^").split(":")[0])
+        if node.name in names or made_for is None:
+            continue
+        if node.op == "Identity" and made_for.op in RECEIVES:
+            passed[node.name] = source
+    for send in sent.values():  # to wait for a node, an empty constant is sent
+        empty = nodes[send.input[0].split(":")[0]]
+        if empty.name not in names and empty.op == "Const" and empty.input:
+            passed[empty.name] = empty.input[0]
+    whole = v1.GraphDef()
+    functions = {f.signature.name: f for g in parts for f in g.library.function}
+    whole.library.function.extend(functions.values())
+    for node in nodes.values():
+        if node.name not in passed:
+            inputs = [_behind(name, passed) for name in node.input]
+            del node.input[:]
+            node.input.extend(inputs)
+            whole.node.append(node)
+    return whole
+
+
+def _behind(name: str, passed: Mapping[str, str]) -> str:
+    """The input that one stands for."""
+    waits = name.startswith("^")
+    while (own := name.lstrip("^").split(":")[0]) in passed:
+        name = passed[own]
+    return f"^{own}" if waits else name
+
+
+def _key(node: Any) -> tuple[bytes, ...]:
+    """What a send and its receive have in common."""
+    ends = ("send_device", "recv_device", "tensor_name")
+    return tuple(node.attr[name].s for name in ends)
+
+
+def _attributes(task: str, machine: Mapping[str, int]) -> Iterator[bytes]:
     """What a worker says of each of its devices."""
     for kind, count in machine.items():
         for i in range(count):
             yield device_attributes_pb2.DeviceAttributes(
-                name=f"{JOB}/device:{kind}:{i}",
+                name=f"{task}/device:{kind}:{i}",
                 device_type=kind,
                 memory_limit=_MEMORY,
                 incarnation=next(_incarnations),
@@ -163,21 +224,21 @@ class _Worker:
 
 
 class _Master:
-    """A master in this process, which knows one worker.
+    """A master in this process, which knows some workers.
 
     Args:
-      worker: the port of that.
+      ports: of those, by task.
     """
 
-    def __init__(self, worker: int) -> None:
+    def __init__(self, ports: Mapping[str, int]) -> None:
         self._grpc = importlib.import_module("grpc")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        jobs = {
-            "master": [f"127.0.0.1:{port}"],
-            "localhost": [f"127.0.0.1:{worker}"],
-        }
+        jobs: dict[str, Any] = {"master": {0: f"127.0.0.1:{port}"}}
+        for name, worker in ports.items():
+            task = tf.DeviceSpec.from_string(name)
+            jobs.setdefault(task.job, {})[task.task] = f"127.0.0.1:{worker}"
         self._server = tf.distribute.Server(
             tf.train.ClusterSpec(jobs),
             job_name="master",
@@ -209,10 +270,11 @@ def _error(code: int, message: str) -> Exception:
 
 
 @functools.cache
-def _master() -> tuple[_Worker, _Master]:
-    """A worker, and the master that knows it: one for all, as neither ends."""
-    worker = _Worker()
-    return worker, _Master(worker.port)
+def _master(tasks: tuple[str, ...]) -> tuple[list[_Worker], _Master]:
+    """Workers, and the master that knows them: kept, as none of them ends."""
+    workers = [_Worker() for _ in tasks]
+    ports = {task: worker.port for task, worker in zip(tasks, workers)}
+    return workers, _Master(ports)
 
 
 def _field(number: int, value: bytes) -> bytes:

@@ -17,7 +17,7 @@ from towers.foreign.keras_layers import (
 )
 from towers.keras_model import checks, layer_graph
 from towers.keras_model.held import held_variables
-from towers.placement.device_names import same_device
+from towers.placement.device_names import HOST_HERE, is_reached, same_device
 from towers.placement.placement import (
     Placement,
     check_placement,
@@ -231,7 +231,8 @@ def move_variable(variable: Any, device: str) -> bool:
         else contextlib.nullcontext()
     ):
         value = old.read_value()  # of all replicas, where each has its own
-    with tf.device(device):
+    # Of those that are absent, TensorFlow takes only this process's for its CPU.
+    with tf.device(device if is_reached(device) else HOST_HERE):
         new = tf.Variable(
             value,
             trainable=old.trainable,

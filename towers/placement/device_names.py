@@ -29,7 +29,7 @@ def short(device: str) -> str:
     spec = tf.DeviceSpec.from_string(device)
     if not process_of(device):
         return f"/{spec.device_type}:{spec.device_index or 0}"
-    return spec.to_string()
+    return spec.replace(replica=spec.replica or 0).to_string()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -41,6 +41,15 @@ def process_of(device: str) -> str:
     return tf.DeviceSpec(
         job=spec.job, replica=spec.replica or 0, task=spec.task or 0
     ).to_string()
+
+
+def is_reached(device: str) -> bool:
+    """Whether TensorFlow knows the process that a device is of."""
+    process = process_of(device)
+    return not process or any(
+        process_of(other.name) == process
+        for other in tf.config.list_logical_devices()
+    )
 
 
 def few(names: Sequence[str], most: int = 8) -> str:

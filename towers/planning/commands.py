@@ -11,10 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from towers.cluster.cluster import task_of
 from towers.keras_model import signature
 from towers.placement.placement import Placement
 from towers.placement.policies import POLICIES
-from towers.planning import pictures
+from towers.planning import machines, pictures
 from towers.report import figure
 from towers.report.text import table
 from towers.wrapper.tower_model import TowerModel
@@ -88,22 +89,30 @@ def _share(text: str) -> float:
         ) from None
 
 
-def machine_of(devices: Sequence[str]) -> dict[str, int]:
-    """The least machine that has the devices: how many of each type.
+def machine_of(devices: Sequence[str], gpus: int | None = None) -> Any:
+    """The least machine that has the devices, or a list of them if workers have.
+
+    Args:
+      devices: names.
+      gpus: how many each machine has; by default as many as are named.
 
     Raises:
-      ValueError: a name has no type, or no number.
+      ValueError: a name is of no CPU or GPU.
     """
-    least = {"CPU": 1}
     for name in devices:
-        found = re.search(r"(CPU|GPU):(\d+)$", name, re.I)
-        if found is None:
+        kind = tf.DeviceSpec.from_string(name).device_type
+        if kind not in ("CPU", "GPU"):
             raise ValueError(
                 f"{name!r} is no device of a machine. Expected /CPU:0 or /GPU:3."
             )
-        kind = found[1].upper()
-        least[kind] = max(least.get(kind, 0), int(found[2]) + 1)
-    return least
+    last = max([t for t in map(task_of, devices) if t is not None], default=-1)
+    of_each = [
+        machines.least(d for d in devices if task_of(d) == task)
+        for task in ([None] if last < 0 else range(last + 1))
+    ]
+    for machine in of_each:
+        machine["GPU"] = machine["GPU"] if gpus is None else gpus
+    return of_each[0] if last < 0 else of_each
 
 
 def loaded(source: str) -> keras.Model:

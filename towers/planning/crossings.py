@@ -1,7 +1,6 @@
 """crossings: what would go from device to device in a graph that was placed."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,26 +16,22 @@ class Placed:
     """A placed graph, not cut yet.
 
     Args:
-      parts: `GraphDef`s, all nodes with a device.
+      placed: a `GraphDef`, all nodes with a device.
       graph: what it was made of, which knows shapes.
 
     Attributes:
       nodes: (device, name, op type).
     """
 
-    def __init__(self, parts: Sequence[Any], graph: tf.Graph):
-        self.nodes: list[tuple[str, str, str]] = []
+    def __init__(self, placed: Any, graph: tf.Graph):
         self._graph = graph
-        self._nodes: dict[str, Any] = {}
-        self._where: dict[str, str] = {}
-        self._parts = parts
-        for part in parts:
-            library = {f.signature.name: f for f in part.library.function}
-            self.nodes += [
-                (device, name, op_of_kernel(node.op))
-                for device, name, node in walked(part.node, library)
-            ]
-            self._nodes.update((node.name, node) for node in part.node)
+        self._placed = placed
+        library = {f.signature.name: f for f in placed.library.function}
+        self.nodes = [
+            (device, name, op_of_kernel(node.op))
+            for device, name, node in walked(placed.node, library)
+        ]
+        self._nodes = {node.name: node for node in placed.node}
         spelled = functools.cache(short)
         self._where = {
             name: spelled(node.device) for name, node in self._nodes.items()
@@ -124,8 +119,7 @@ class Placed:
     def _inlined(self) -> tf.Graph:
         """The placed graph, of which TensorFlow infers dtypes and shapes."""
         whole = tf.compat.v1.GraphDef()
-        for part in self._parts:
-            whole.MergeFrom(part)
+        whole.CopyFrom(self._placed)
         for node in whole.node:  # neither says anything of shapes
             node.device = ""
             node.attr.pop(tf_nodes.BESIDE, None)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,12 +11,12 @@ import tensorflow as tf
 from towers.foreign import keras_machine, tf_kernels, tf_placer
 from towers.placement.device_names import agrees, process_of, short
 from towers.placement.scopes import tower_of
-from towers.planning import plan_graphs
+from towers.planning import machines, plan_graphs
 from towers.planning.crossings import Placed
 from towers.report import html
 from towers.report.html_tables import table
 from towers.report.report import ExecutionReport
-from towers.report.summary import least, machine_of
+from towers.report.summary import HERE, least, machine_of
 from towers.report.variables import uses
 
 # More ops that are refused than this are not asked for one by one.
@@ -88,9 +88,7 @@ class PlacementPlan(ExecutionReport):
         rest of the plan is what it would be with those on the host.
     """
 
-    machine: Mapping[str, int] = dataclasses.field(
-        default_factory=dict, hash=False
-    )
+    machine: Any = dataclasses.field(default_factory=dict, hash=False)
     moved: tuple[Moved, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
@@ -98,7 +96,7 @@ class PlacementPlan(ExecutionReport):
         """All of it as numbers, strings, lists and dicts, fit for JSON."""
         return {
             **super().to_dict(),
-            "machine": dict(self.machine),
+            "machine": self.machine,
             "moved": [dataclasses.asdict(x) for x in self.moved],
             "refused": [dataclasses.asdict(x) for x in self.refused],
         }
@@ -140,7 +138,7 @@ class PlacementPlan(ExecutionReport):
 def placement_plan(
     fn_or_model: Any,
     *args: Any,
-    machine: Mapping[str, int] | None = None,
+    machine: machines.Machine | Sequence[machines.Machine] | None = None,
     strict: bool = False,
     step: str = "train",
     signature: str = "serving_default",
@@ -177,7 +175,9 @@ def placement_plan(
         and sample weights for a model; what is fetched of a graph, by default
         all of it.
       machine: how many devices there are of each type; one CPU unless it says
-        otherwise. By default {"CPU": 1, "GPU": 4}.
+        otherwise. By default {"CPU": 1, "GPU": 4}. Or a list of such, one for
+        each worker of a cluster, `/job:worker/task:0` first; this process has
+        what is named of it then.
       strict: as a Session with `allow_soft_placement=False`; else what cannot
         be where it was asked to be is moved, see `moved`.
       step: which step a model takes: "train", "test" or "predict".
@@ -194,24 +194,25 @@ def placement_plan(
       RuntimeError: called inside a graph, or this TensorFlow was built without
         kernels for GPUs, so that it cannot know.
     """
-    devices = _checked_machine(machine)
+    devices = machines.checked(machine)
     if not tf.executing_eagerly():
         raise RuntimeError(
             "placement_plan makes a graph of its own: expected an eager call, "
             "got one inside a graph. Call it outside of tf.function."
         )
-    if devices["GPU"] and not tf_kernels.knows_gpus():
+    gpus = machines.have_gpus(devices)
+    if gpus and not tf_kernels.knows_gpus():
         raise RuntimeError(
             "placement_plan cannot know where ops would be on GPUs: this "
             "TensorFlow was built without kernels for them. Expected the Linux "
             "wheel of `tensorflow`; or a `machine` without GPUs."
         )
-    with keras_machine.with_gpus(bool(devices["GPU"])):
+    with keras_machine.with_gpus(gpus):
         planned = _planned(fn_or_model, args, step, signature)
-    _check_processes(planned.graph)
+    tasks = machines.by_task(devices, planned.graph)
     asked = {node.name: node for node in planned.graph.node}
-    parts, refused = _settled(planned, devices, strict)
-    placed = Placed(parts, planned.shapes)
+    graph, refused = _settled(planned, tasks, strict)
+    placed = Placed(graph, planned.shapes)
     return PlacementPlan(
         tuple(node for node in placed.nodes if node[2] not in _STAND_INS),
         tuple(placed.transfers),
@@ -222,44 +223,6 @@ def placement_plan(
         moved=tuple(_moved(placed.nodes, asked)),
         refused=tuple(refused),
     )
-
-
-def _checked_machine(machine: Mapping[str, int] | None) -> dict[str, int]:
-    if machine is None:
-        machine = {"CPU": 1, "GPU": 4}
-    expected = '`machine` must be a dict such as {"CPU": 1, "GPU": 4}'
-    if not isinstance(machine, Mapping):
-        raise TypeError(f"{expected}; got {machine!r}.")
-    unknown = set(machine) - {"CPU", "GPU"}
-    if unknown or not all(
-        isinstance(n, int) and not isinstance(n, bool) and n >= 0
-        for n in machine.values()
-    ):
-        raise ValueError(
-            f"{expected}, with numbers of devices; got {dict(machine)!r}."
-        )
-    devices = {"CPU": 1, "GPU": 0, **machine}
-    if not devices["CPU"]:
-        raise ValueError(
-            f"{expected}; got {dict(machine)!r}, but no machine is without a "
-            "CPU. Leave it out, or say 1."
-        )
-    return devices
-
-
-def _check_processes(graph: Any) -> None:
-    """Raises if a graph has ops in other processes than this one."""
-    inside = [f.node_def for f in graph.library.function]
-    devices = {node.device for nodes in (graph.node, *inside) for node in nodes}
-    others = sorted({process_of(device) for device in devices} - {""})
-    if others:
-        raise ValueError(
-            f"`fn_or_model` has ops on {', '.join(others)}, but `machine` is one "
-            "machine, and its devices are of this process. Expected a placement "
-            'on that alone, as Placement(["/CPU:0", "/CPU:1"], '
-            'available="any"); for what runs on workers, call '
-            "execution_report(model.train_on_batch, x, y)."
-        )
 
 
 def _planned(
@@ -288,31 +251,34 @@ def _planned(
 
 
 def _settled(
-    planned: plan_graphs.Planned, machine: Mapping[str, int], strict: bool
-) -> tuple[list[Any], list[Refusal]]:
-    """The graph in parts, and what had to be put on the host for them."""
+    planned: plan_graphs.Planned,
+    tasks: Mapping[str, machines.Machine],
+    strict: bool,
+) -> tuple[Any, list[Refusal]]:
+    """The placed graph, and what had to be put on the host for it."""
     graph = tf.compat.v1.GraphDef()
     graph.CopyFrom(planned.graph)
     nodes = {node.name: node for node in graph.node}
     refused: list[Refusal] = []
     while True:
         try:
-            parts = tf_placer.placed(graph, planned.targets, machine, strict)
-            return parts, refused
+            placed = tf_placer.placed(graph, planned.targets, tasks, strict)
+            return placed, refused
         except tf.errors.InvalidArgumentError as error:
             name = tf_placer.refused(error)
             again = [r for r in refused if r.op == name]
             if name is None or (not strict and again):
                 raise ValueError(
-                    "TensorFlow can place this graph in no way on the machine "
-                    f"{dict(machine)}: {_words(error)}"
+                    "TensorFlow can place this graph in no way on "
+                    f"{dict(tasks)}: {_words(error)}"
                 ) from error
             if not again:
                 refused.append(_refusal(name, nodes, error))
             if again or name not in nodes or len(refused) == _MANY:
                 strict = False  # see at least where the rest would be
             else:
-                nodes[name].device = "/device:CPU:0"
+                task = process_of(nodes[name].device)
+                nodes[name].device = f"{task}/device:CPU:0"
 
 
 def _refusal(name: str, nodes: Mapping[str, Any], error: Any) -> Refusal:
@@ -349,11 +315,9 @@ def _moved(
 
 @functools.cache
 def _agrees(wish: str, device: str) -> bool:
-    return agrees(_spec(wish), _spec(device))
-
-
-def _spec(device: str) -> tf.DeviceSpec:
-    spec = tf.DeviceSpec.from_string(device)
-    return tf.DeviceSpec(
-        device_type=spec.device_type, device_index=spec.device_index
+    here = tf.DeviceSpec.from_string(HERE)
+    asked, got = (
+        here.make_merged_spec(tf.DeviceSpec.from_string(name))
+        for name in (wish, device)
     )
+    return agrees(asked, got)

@@ -156,6 +156,9 @@ class ReadTest(parameterized.TestCase):
             (
                 "pipeline.py",
             ): r"weights differ by \d\.\de-0[678] from the plain .*\n$",
+            (
+                *("planned_cluster.py", "--machines=3", "--gpus=1"),
+            ): r"GPUs \| \d+ \| ([\d.]+ MB) \| ([\d.]+ MB) \| \1, \2 \|\n$",
             ("serve.py",): r"for_gpus \(7, 3\)\nplain \(7, 3\)\n$",
         }
         commands = [

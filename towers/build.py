@@ -99,12 +99,11 @@ def build_towers(
       quick_start: whether TensorFlow leaves towers as they are built, and does
         not rewrite them before the first step, which for many towers of a deep
         model takes half of the time until then. Steps take a few per cent
-        longer, or more where much could be folded or fused. Towers that meet,
-        or have layers on devices of their own, start as ever; those compiled
-        by XLA are rewritten by that.
+        longer, or more where much could be folded. Towers that meet, or have
+        layers on devices of their own, start as ever, as do those of XLA.
       synchronized: whether each `BatchNormalization` that trains takes the mean
-        and variance of all rows, whatever its own `synchronized` says; see
-        `TowerModel`. To see whether one trains, a `tower_fn` is begun once more.
+        and variance of all rows, whatever it says; see `TowerModel`. To see
+        whether one trains, a `tower_fn` is begun once more.
 
     Returns:
       A `TowerGraph`. Call its `apply_updates()` when `training`; in a graph of
@@ -117,7 +116,7 @@ def build_towers(
       ValueError: inputs, merge rules or layer names do not fit, the model
         cannot be built, or towers return different structures, create
         variables or use some that are not the model's.
-      RuntimeError: eager execution is switched off for the whole program.
+      RuntimeError: eager execution is off for the whole program.
     """
     checks.check_model(model, nested=tower_fn is not None)
     check_placement(placement)
@@ -173,6 +172,7 @@ def build(model: Any, batch: Batch, request: Request) -> TowerGraph:
     graph = request.graph_of(model)
     homes, penalties = homes_of(graph, request.placement)
     with (
+        request.told(model),
         checks.phase_known(request.training),
         speaks_of_all(model, batch, request),
     ):

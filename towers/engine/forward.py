@@ -9,7 +9,6 @@ import tensorflow as tf
 from towers.engine import all_towers, boundary, lockstep
 from towers.engine.calls import How, made_called
 from towers.engine.copies import Maker, made_alike
-from towers.engine.progress import Progress
 from towers.foreign.tf_gradients import own_gradient
 
 
@@ -51,16 +50,14 @@ def run_towers(
     if join is not None:
         return lockstep.run_in_step(tasks, join, held)
     makers, towers = (Maker(), Maker()), []
-    progress = Progress(len(tasks))
     with all_towers.by_themselves():
-        for i, task in enumerate(tasks, 1):
+        for task in tasks:
             make = _built
             if task.scope:
                 make = functools.partial(
                     made_alike, makers, task.scope, determined
                 )
             towers.append(pinned(task, make, held))
-            progress.tell(i, makers[0].copied)
     return towers
 
 

@@ -2,9 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import tensorflow as tf
+
 from towers.engine.calls import How
+from towers.foreign import long_waits
 from towers.keras_model import checks
 from towers.keras_model.calls import ModelCall
 from towers.keras_model.layer_graph import LayerGraph
@@ -59,6 +63,12 @@ class Request:
         if self.how is How.COMPILED:
             checks.check_compilable(graph, self.training, self.users_fn)
         return graph
+
+    def told(self, model: Any) -> AbstractContextManager[None]:
+        """While open, says that its towers are built, if that takes long."""
+        names = [x.name for x in tf.nest.flatten(model) if hasattr(x, "name")]
+        n = len(self.placement.devices)
+        return long_waits.told(f"building {n} towers of {', '.join(names)}")
 
     def of_call(self, call: ModelCall) -> "Request":
         """The same of one call of the model, which says the phase."""

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.cluster.profiling import profiled_everywhere
+from towers.foreign import long_waits
 from towers.foreign.patches import patched
 from towers.foreign.tf_profiler import Event
 from towers.placement.device_names import few, process_of
@@ -247,16 +248,18 @@ def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
     processes: set[str] = set()
 
     def heard() -> None:
-        with profiled_everywhere() as told:
+        with profiled_everywhere() as profiled:
             call(*args, **kwargs)
-        events.extend(told.events)
-        processes.update(told.processes)
+        events.extend(profiled.events)
+        processes.update(profiled.processes)
 
     def twice() -> None:
         call(*args, **kwargs)
         heard()
 
-    with _sessions() as graphs:
+    name = getattr(fn, "__name__", None) or type(fn).__name__
+    told = long_waits.told(f"running {name} for a timeline")
+    with told, _sessions() as graphs:
         # A Session's bound `run` was bound before it was replaced.
         session = isinstance(getattr(fn, "__self__", None), _SESSIONS)
         call = fn.__self__.run if session else fn  # type: ignore[attr-defined]

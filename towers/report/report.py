@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from towers.cluster.profiling import profiled_everywhere
+from towers.foreign import long_waits
 from towers.foreign.tf_profiler import Event
 from towers.placement.device_names import few, short
 from towers.report import figure, html, write_graph
@@ -330,7 +331,9 @@ def execution_report(
             fn(*args, **kwargs)
         events.extend(heard.events)
 
-    recording = record(call)
+    name = getattr(fn, "__name__", None) or type(fn).__name__
+    with long_waits.told(f"running {name} for a report"):
+        recording = record(call)
     graphs = [g for ran in recording.functions for g in ran.partitions]
     counts = times_sent(graphs, events) if loops else {}
     nodes: list[tuple[str, str, str]] = []

@@ -1,7 +1,9 @@
 """A chief that connects, loses workers, and watches them: run by cluster_test."""
 
 import collections
+import contextlib
 import http.server
+import io
 import tempfile
 import threading
 import time
@@ -85,7 +87,12 @@ class ConnectingTest(absltest.TestCase):
         towers.Cluster(WORKERS.addresses[:1])  # it is there
         (port,) = free_ports(1)
         self.refused(f"127.0.0.1:{port}", rf"127.0.0.1:{port} .*refused")
-        self.refused("no.such.invalid:2222", "no.such.invalid:2222 .*resolve")
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.refused("no.such.invalid:2222", "such.invalid:2222 .*resolve")
+        line = (
+            "the worker no.such.invalid:2222 does not resolve; trying for 1 s"
+        )
+        self.assertIn(line, said.getvalue())
         servers = [http_server(port), http_server(port + 1000)]
         self.refused(f"127.0.0.1:{port}", f"{port} .*heartbeat: something else")
         heartbeat = int(WORKERS.addresses[1].split(":")[1]) + 1000
@@ -98,8 +105,11 @@ class ConnectingTest(absltest.TestCase):
     def test_2_who_comes_late_is_waited_for(self):
         threading.Timer(10, WORKERS.start, [2]).start()
         start = time.monotonic()
-        cluster = towers.Cluster(WORKERS.addresses[:3], timeout=50)
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            cluster = towers.Cluster(WORKERS.addresses[:3], timeout=50)
         self.assertGreater(time.monotonic() - start, 9.5)
+        late = rf"waiting for \d of 3 workers: .*{WORKERS.addresses[2]} \(heart"
+        self.assertRegex(said.getvalue(), late)
         self.assertLen(cluster.devices("CPU"), 3)
         self.assertEmpty(cluster.devices("GPU"))
         self.assertEqual(cluster.alive(), WORKERS.addresses[:3])

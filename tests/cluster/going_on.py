@@ -11,6 +11,7 @@ import random
 import sys
 import threading
 import time
+import warnings
 
 from cluster_workers import Workers, wait_until
 
@@ -161,7 +162,9 @@ def main():
     placement = towers.Placement.workers(cluster, weights=[2, 1, 1])
     towered = towers.TowerModel(model(), placement, on_lost="continue")
     kills = Kills(cluster)
-    history = fit(towered, [kills])
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        history = fit(towered, [kills])
     by_batch = train_on_batch(), train_on_batch(placement)
     pairs = zip(plain.get_weights(), towered.get_weights())
     return {
@@ -176,7 +179,8 @@ def main():
         "kills": KILLS - len([k for k in kills.at if k > kills.steps]),
         "by batch": float(np.abs(np.subtract(*by_batch)).max()),
         "refused": refused(towered.placement),
-        "dead": len(kills.dead),
+        "dead": [WORKERS.addresses[i] for i in kills.dead],
+        "warned": [str(w.message) for w in warned],
         "returned": kills.returned,
         "towers": sorted(kills.towers),
         "slowest": max(kills.took[2:]),

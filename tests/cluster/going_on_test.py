@@ -49,6 +49,10 @@ class GoingOnTest(absltest.TestCase):
         self.assertEqual(told["kills"], int(kills))
         self.assertEqual(told["returned"], int(returns))
         self.assertContainsSubset([2, 3], told["towers"])
+        warned = " ".join(x for x in told["warned"] if "Workers of" in x)
+        for address in told["dead"]:
+            self.assertRegex(warned, f"lost [^;]*{address}.*of 3 towers")
+        self.assertEqual(warned.count("back: "), int(returns))
         for pattern, message in zip(
             (
                 "`parameter_device` is .*task:0.*Backup",

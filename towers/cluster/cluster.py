@@ -16,7 +16,7 @@ from towers.cluster.lost import WorkerLost
 from towers.cluster.members import Members
 from towers.cluster.pulse import Pulse
 from towers.cluster.waiting import ended_before
-from towers.foreign import tf_cluster
+from towers.foreign import long_waits, tf_cluster
 
 # Names this process to workers, which serve one chief at a time.
 _CHIEF = uuid.uuid4().hex
@@ -81,7 +81,8 @@ class Cluster:
         self._graves: list[Any] = []
         self._members = Members(tasks, _CHIEF, heartbeat)
         try:
-            self._connect(time.monotonic() + timeout)
+            with long_waits.told(self._members.waited_for):
+                self._connect(time.monotonic() + timeout)
         except BaseException:
             self._end()
             raise
@@ -196,6 +197,11 @@ class Cluster:
             self.lost(), "The others cannot be connected. Try again later."
         )
 
+    def addresses(self, devices: Sequence[str]) -> list[str]:
+        """Addresses of the workers that have these devices, each once."""
+        tasks = {task_of(device) for device in devices} - {None}
+        return self._members.texts(i for i in tasks if i is not None)
+
     def has(self, devices: Sequence[str]) -> bool:
         """Whether all those devices that are of workers are of these."""
         tasks = [task_of(device) for device in devices]
@@ -307,7 +313,15 @@ class Cluster:
         """
         own = Address.parse(self.address, "address")
         members = self._members
+        named: set[str] = set()
         while True:
+            for text in members.unresolved() - named:
+                named.add(text)
+                left = deadline - time.monotonic()
+                long_waits.say(
+                    f"the name of the worker {text} does not resolve; trying "
+                    f"for {left:.0f} s"
+                )
             now = members.usable()
             apart: list[str] = []
             if len(now) == len(members.workers):

@@ -15,6 +15,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(
     [0, 0, 0, 4, 0, 0, 0, 0, 0]
 )
 _SETTINGS = 4
+NO_SUCH_NAME = "the name does not resolve"
 
 
 def cut(worker: Address) -> int:
@@ -65,7 +66,7 @@ def trouble_with(worker: Address, patience: float) -> str:
 
 def words_of(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
-        return "the name does not resolve"
+        return NO_SUCH_NAME
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return (error.strerror or str(error)).lower()

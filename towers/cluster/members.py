@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from towers.cluster.address import Address
-from towers.cluster.connections import cut, trouble_with
+from towers.cluster.connections import NO_SUCH_NAME, cut, trouble_with
 from towers.cluster.lost import is_sign, tasks_named
 from towers.cluster.pulse import Pulse
 
@@ -91,6 +91,27 @@ class Members:
         if not is_sign(error):
             return None
         return self.texts(i for i in tasks_named(error) if i in self.joined)
+
+    def waited_for(self) -> str:
+        """Which workers do not answer, and why."""
+        troubles = self._troubles()
+        named = [f"{text} ({why})" for text, why in troubles.items()]
+        return (
+            f"waiting for {len(named)} of {len(self.workers)} workers: "
+            f"{', '.join(named) or 'to be connected'}"
+        )
+
+    def unresolved(self) -> set[str]:
+        """Those whose names nobody knows."""
+        return {
+            text
+            for text, why in self._troubles().items()
+            if NO_SUCH_NAME in why
+        }
+
+    def _troubles(self) -> dict[str, str]:
+        pulses = list(self._pulses.values())
+        return {p.worker.text: p.trouble for p in pulses if p.trouble}
 
     def apart(self, chief: Address) -> list[str]:
         """Which workers cannot call the chief, or the next of them.

@@ -43,8 +43,10 @@ def told(what: str | Callable[[], str]) -> Iterator[None]:
         teller.join()
 
 
-def say(words: str, prints: bool) -> None:
-    """Says it now: printed, or logged."""
+def say(words: str, prints: bool | None = None) -> None:
+    """Says it now: printed or logged, by default as Keras does in this thread."""
+    if prints is None:
+        prints = keras.config.is_interactive_logging_enabled()
     if prints:
         print(f"towers: {words}", file=sys.stderr, flush=True)
     else:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -156,6 +157,7 @@ class Recovering(TowerSteps):
           WorkerLost: there is none.
         """
         cluster = clusters.current()
+        lost = cluster.lost()
         cluster.update()
         before: Placement = self.whole_placement
         here = set(cluster.devices())
@@ -171,12 +173,44 @@ class Recovering(TowerSteps):
         if not kept:
             raise WorkerLost(cluster.lost(), "No tower is left.")
         devices = [before.devices[i] for i in kept]
+        self._warn_of_change(cluster, lost, devices)
         if tuple(devices) != tuple(self.placement.devices):
             placement = dataclasses.replace(
                 before, devices=devices, weights=weights
             )
             object.__setattr__(self, "placement", placement)
             self.tower_calls.forget()
+
+    def _warn_of_change(
+        self, cluster: clusters.Cluster, lost: list[str], devices: list[str]
+    ) -> None:
+        """Says which workers are lost, and which are back.
+
+        Args:
+          cluster: theirs.
+          lost: addresses of those that were lost, before the cluster was updated.
+          devices: of the towers that there are from now on.
+        """
+        before = self.placement.devices
+        gone = cluster.addresses([d for d in before if d not in devices])
+        back = cluster.addresses([d for d in devices if d not in before])
+        again = [text for text in lost if text not in (*gone, *back)]
+        told = [
+            f"{what} {', '.join(texts)}"
+            for what, texts in (
+                ("lost", gone),
+                ("back:", back),
+                ("started anew:", again),
+            )
+            if texts
+        ]
+        if told:
+            n = len(self.whole_placement.devices)
+            warnings.warn(
+                f"Workers of {self.name!r}: {'; '.join(told)}. Going on in "
+                f"{len(devices)} of {n} towers.",
+                stacklevel=2,
+            )
 
     def catch_up(self) -> None:
         """Goes on without workers that were lost since the last step."""

@@ -186,10 +186,26 @@ class PlacementReportTest(parameterized.TestCase):
     def test_refusals(self):
         with self.assertRaisesRegex(ValueError, "`batch`.*got 0"):
             towers.PlacementReport("logs", batch=0)
+        nowhere = os.path.join(__file__, "logs")
+        with self.assertRaisesRegex(ValueError, "`log_dir`.*nothing can be wr"):
+            towers.PlacementReport(nowhere)
         with self.assertWarnsRegex(UserWarning, "runs eagerly"):
             trained(
                 [towers.PlacementReport(tempfile.mkdtemp())], run_eagerly=True
             )
+
+    def test_beside_a_profiler_of_somebody_else_s(self):
+        seen = towers.PlacementReport(tempfile.mkdtemp())
+        other = keras.callbacks.TensorBoard(
+            tempfile.mkdtemp(), profile_batch=(2, 3)
+        )
+        with self.assertWarnsRegex(UserWarning, "when a step .*runs already"):
+            model, _ = trained([other, seen])
+        close(model.get_weights(), trained([])[0].get_weights())
+        seen.report.assert_runs_on("tower_1", DEVICES[1])
+        self.assertIsNone(seen.timeline)
+        profile = "train/plugins/profile/*/*.xplane.pb"
+        self.assertLen(glob.glob(os.path.join(other.log_dir, profile)), 1)
 
     def test_what_cannot_be_measured_ends_no_fit(self):
         seen = towers.PlacementReport(tempfile.mkdtemp())
@@ -203,10 +219,8 @@ class PlacementReportTest(parameterized.TestCase):
         ):
             model.fit(X, Y, batch_size=6, verbose=0, callbacks=[seen, late])
         told = [str(w.message) for w in caught.warnings]
-        self.assertRegex(
-            told[0], "not measure .*, and training goes on: .*prof"
-        )
-        self.assertRegex(told[1], "to report step 9, but there were 4")
+        self.assertRegex(told[0], "not tell where .* training goes on: .*prof")
+        self.assertRegex(told[-1], "to report step 9, but there were 4")
         self.assertEqual(model.optimizer.iterations, 4)
         self.assertIsNone(seen.report)
 

@@ -1,10 +1,12 @@
 """callbacks: report and timeline of one step in the middle of a `fit`."""
 
+import contextlib
 import functools
 import itertools
 import os
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -46,7 +48,8 @@ class PlacementReport(keras.callbacks.Callback):
       timeline: the `Timeline`; None before, or if it is not asked for.
 
     Raises:
-      ValueError: `batch` is no whole number from 1 on.
+      ValueError: `batch` is no whole number from 1 on, or nothing can be written
+        to `log_dir`.
     """
 
     def __init__(self, log_dir: Any, batch: int = 2, timeline: bool = True):
@@ -56,7 +59,7 @@ class PlacementReport(keras.callbacks.Callback):
                 "`batch` must be a whole number from 1 on, the step to report; "
                 f"got {batch!r}."
             )
-        self.log_dir = os.fspath(log_dir)
+        self.log_dir = _writable(os.fspath(log_dir))
         self.batch = batch
         self.report: ExecutionReport | None = None
         self.timeline: Timeline | None = None
@@ -109,15 +112,18 @@ class PlacementReport(keras.callbacks.Callback):
         if not batches:
             return step(iterator)
         spec = iterator.element_spec
-        try:
-            self._tell(lambda: step(_again(batches, spec)))
-        except Exception as error:  # if it is the step's, that says so below
-            warnings.warn(
-                "PlacementReport could not measure a step, and training goes "
-                f"on: {type(error).__name__}: {error}",
-                stacklevel=2,
-            )
-        return step(_again(batches, spec))
+
+        def run() -> Any:
+            return step(_again(batches, spec))
+
+        scalars: dict[str, float] = {}
+        with _only_warned("where a step runs"):
+            scalars.update(self._where(run))
+        with _only_warned("when a step runs"):
+            scalars.update(self._when(run) if self._timed else {})
+        with _only_warned("a step for TensorBoard"):
+            _write(scalars, self.log_dir, self.batch)
+        return run()
 
     def _drawn(self, iterator: Any) -> list[Any]:
         """The batches of a step, those that were read ahead first."""
@@ -130,9 +136,10 @@ class PlacementReport(keras.callbacks.Callback):
         except tf.errors.OutOfRangeError:  # as it was read ahead
             return []
 
-    def _tell(self, run: Callable[[], Any]) -> None:
+    def _where(self, run: Callable[[], Any]) -> dict[str, float]:
+        """Reports a step; the scalars of it."""
         self.report = execution_report(run)
-        self.report.save(self._path("report.html"))
+        self.report.save(os.path.join(self.log_dir, "report.html"))
         self.report.write_graph(self.log_dir)
         scalars: dict[str, float] = {
             "placement/total_bytes": self.report.total_bytes,
@@ -140,19 +147,48 @@ class PlacementReport(keras.callbacks.Callback):
         }
         for (source, target), count in self.report.bytes_between.items():
             scalars[f"placement/bytes{source} to {target}"] = count
-        if self._timed:
-            self.timeline = timeline(run)
-            self.timeline.save(self._path("step.json"))
-            total = self.timeline.seconds
-            parts = {**self.timeline.busy, **self.timeline.towers}
-            for name, seconds in parts.items():
-                share = seconds / total if total else 0.0
-                scalars[f"placement/busy/{name.removeprefix('/')}"] = share
-        _write(scalars, self.log_dir, self.batch)
+        return scalars
 
-    def _path(self, name: str) -> str:
-        os.makedirs(self.log_dir, exist_ok=True)
-        return os.path.join(self.log_dir, name)
+    def _when(self, run: Callable[[], Any]) -> dict[str, float]:
+        """Times a step; the scalars of it."""
+        self.timeline = timeline(run)
+        self.timeline.save(os.path.join(self.log_dir, "step.json"))
+        total = self.timeline.seconds
+        parts = {**self.timeline.busy, **self.timeline.towers}
+        return {
+            f"placement/busy/{name.removeprefix('/')}": seconds / (total or 1.0)
+            for name, seconds in parts.items()
+        }
+
+
+@contextlib.contextmanager
+def _only_warned(what: str) -> Iterator[None]:
+    """While open, an error is a warning: if it is the step's, that says so itself."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(
+            f"PlacementReport could not tell {what}, and training goes on: "
+            f"{type(error).__name__}: {error}",
+            stacklevel=3,
+        )
+
+
+def _writable(folder: str) -> str:
+    """The folder, made if it was not there.
+
+    Raises:
+      ValueError: nothing can be written there.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(
+            f"`log_dir` is {folder!r}, where nothing can be written: "
+            f"{error.strerror}. Expected a folder for TensorBoard."
+        ) from error
 
 
 def _again(batches: list[Any], spec: Any) -> Any:

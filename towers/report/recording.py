@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.foreign import tf_calls, tf_iterators, tf_nodes
+from towers.foreign import tf_calls, tf_iterators, tf_nodes, tf_traces
 from towers.foreign.patches import patched
 from towers.placement.device_names import short
 from towers.report.remote_functions import parts_of, remote
@@ -141,7 +141,7 @@ def record(call: Callable[[], Any]) -> Recording:
         called[key][1].append(inputs)
 
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, tf_traces.aside():
             with _noted_batches(touched) as batches, _instantiated_anew():
                 # What ran before is not ours.
                 _traced(lambda: None, os.path.join(folder, "before"))

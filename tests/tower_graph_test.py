@@ -1,129 +1,113 @@
-"""TowerGraph: what each tower hands out, and what may be done with it."""
+"""tower_graph: updates that nobody applies are warned of, and no others."""
+
+import copy
+import gc
+import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
-from absl.testing import absltest
-from executed import Executed
-from models import close, inputs, make, nested, placement, recurrent
+from absl.testing import absltest, parameterized
+from models import make, placement
 
 import towers
 
-
-class HandlesTest(absltest.TestCase):
-    def test_towers_hand_out_what_they_are(self):
-        model = make(nested)
-        x = tf.constant(inputs(model, 3))
-
-        @tf.function
-        def run(x):
-            graph = towers.build_towers(
-                model, x, placement(4), layer_outputs=["inner/deep", "inner"]
-            )
-            tower = graph.towers[3]
-            loss = tf.reduce_sum(tower.outputs)
-            return (
-                tower.inputs,
-                tf.gradients(loss, tower.parameters),
-                tower.layer_outputs["inner"],
-                graph.towers[0].inputs,
-            )
-
-        shard, gradients, deep, empty = run(x)
-        np.testing.assert_array_equal(shard, x[2:])
-        self.assertEqual(empty.shape[0], 0)
-        self.assertLen(deep, 2)  # called twice
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(model(x[2:]))
-        close(gradients, tape.gradient(loss, model.trainable_variables))
-
-    def test_gradients_of_layers_and_of_each_tower_s_loss(self):
-        model = make(nested)
-        x = tf.constant(inputs(model, 5))
-
-        @tf.function
-        def run(x):
-            graph = towers.build_towers(
-                model, x, placement(2), layer_outputs=["inner/deep"]
-            )
-            each = [
-                tf.gradients(tf.reduce_mean(t.outputs**2), t.parameters)
-                for t in graph.towers
-            ]
-            deep = tf.add_n(
-                [
-                    tf.reduce_sum(y)
-                    for t in graph.towers
-                    for y in t.layer_outputs["inner/deep"]
-                ]
-            )
-            variables = [v.value for v in model.trainable_variables]
-            return (
-                towers.average_gradients(each, rows=graph.rows),
-                tf.gradients(deep, variables)[:2],
-            )
-
-        step = Executed(lambda: run(x))
-        average, deep = run(x)
-        with tf.GradientTape(persistent=True) as tape:
-            loss = tf.reduce_mean(model(x) ** 2)
-            hidden = model.get_layer("inner")(x)
-            total = tf.reduce_sum(hidden)
-            total += tf.reduce_sum(model.get_layer("inner")(hidden))
-        close(average, tape.gradient(loss, model.trainable_variables))
-        close(deep, tape.gradient(total, model.trainable_variables)[:2])
-        for i in range(2):
-            self.assertEqual(step.heavy()[f"tower_{i}"], {f"/CPU:{i}"})
-
-    def test_updates_name_the_model_s_own_variables(self):
-        model = make(nested)
-        graph = towers.build_towers(model, inputs(model, 3), placement(2))
-        self.assertEqual(graph.apply_updates(), None)
-        for ours, theirs in graph.variables:
-            self.assertIs(ours.value, theirs)
+layers = keras.layers
+X = tf.ones([4, 3])
 
 
-class RefusalTest(absltest.TestCase):
-    def test_copying_without_a_session_graph_is_refused(self):
-        model = make(recurrent)
-        graph = towers.build_towers(model, inputs(model, 3), placement(2))
-        for copy in (graph.copy_to_model, graph.copy_from_model):
-            with self.assertRaisesRegex(RuntimeError, "the model's own"):
-                copy(None)
+def normed():
+    return keras.Sequential(
+        [keras.Input([3]), layers.BatchNormalization(name="norm")]
+    )
 
 
-class TowerFnTest(absltest.TestCase):
-    def test_a_function_that_asks_gets_its_tower(self):
-        placement = towers.Placement(["/CPU:1", "/CPU:2"], weights=[1, 2])
-        model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+def built(model, x=X, training=True):
+    return towers.build_towers(model, x, placement(2), training=training)
 
-        def scaled(model, shard, tower):
-            where = tf.constant(tower.device)
-            rows = tf.shape(tower.inputs)[0]
-            return model(shard) * (tower.index + 1), [where], [rows]
 
-        def not_asked(model, tower):  # here that is the shard
-            return model(tower)
+def in_a_function(body):
+    model = make(normed)
+    return tf.function(lambda x: body(model, x), autograph=False)(X)
 
-        x = tf.ones([6, 2])
-        for build in (lambda f: f(), lambda f: tf.function(f)()):
-            graph = build(
-                lambda: (
-                    towers.build_towers(
-                        model, x, placement, merge="none", tower_fn=scaled
-                    ).outputs
-                )
-            )
-            plain = model(x).numpy()
-            (one, two), (wheres,), (rows,) = graph
-            np.testing.assert_allclose(one, plain[:2], rtol=1e-6)
-            np.testing.assert_allclose(two, 2 * plain[2:], rtol=1e-6)
-            self.assertEqual(
-                [w.numpy() for w in wheres], [b"/CPU:1", b"/CPU:2"]
-            )
-            self.assertEqual([int(r) for r in rows], [2, 4])
-        graph = towers.build_towers(model, x, placement, tower_fn=not_asked)
-        np.testing.assert_allclose(graph.outputs, model(x), rtol=1e-6)
+
+def raising(model, x):
+    built(model, x)
+    raise KeyError("the user's")
+
+
+def in_a_v1_graph():
+    model = make(normed)
+    with tf.Graph().as_default():
+        built(model, tf.ones([4, 3]))
+
+
+def in_an_error():
+    try:
+        in_a_function(raising)
+    except KeyError:
+        pass
+
+
+def planned():
+    model = make(normed)
+    towers.placement_plan(
+        lambda x: built(model, x).outputs, X, machine={"CPU": 2}
+    )
+
+
+def copied():
+    graph = built(make(normed))
+    other, deep = copy.copy(graph), copy.deepcopy(graph.pending)
+    del graph
+    gc.collect()
+    del deep
+    other.apply_updates()
+
+
+SILENT = {
+    "applied": lambda: in_a_function(lambda m, x: built(m, x).apply_updates()),
+    "read": lambda: in_a_function(lambda m, x: built(m, x).updates[0][1]),
+    "nothing to apply": lambda: in_a_function(
+        lambda m, x: built(m, x, False).outputs
+    ),
+    "an error": in_an_error,
+    "a graph of tf.compat.v1": in_a_v1_graph,
+    "a plan": planned,
+    "compare": lambda: towers.compare(make(normed), placement(2), X),
+    "an eager model": lambda: towers.TowerModel(make(normed), placement(2))(
+        X, training=True
+    ),
+    "eager, applied": lambda: built(make(normed)).apply_updates(),
+    "eager, copies": copied,
+}
+WARNED = {
+    "in a function": lambda: in_a_function(lambda m, x: built(m, x).outputs),
+    "in a branch": lambda: in_a_function(
+        lambda m, x: tf.cond(
+            x[0, 0] > 0, lambda: built(m, x).outputs, lambda: x
+        )
+    ),
+    "eager": lambda: built(make(normed)).outputs,
+}
+
+
+class PendingTest(parameterized.TestCase):
+    def warned(self, call):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+            gc.collect()
+        told = [str(w.message) for w in caught]
+        return [x for x in told if "nobody has applied" in x]
+
+    @parameterized.named_parameters(SILENT.items())
+    def test_no_word(self, call):
+        self.assertEqual(self.warned(call), [])
+
+    @parameterized.named_parameters(WARNED.items())
+    def test_a_word(self, call):
+        (told,) = self.warned(call)
+        self.assertRegex(told, r"norm/moving_mean, .*`apply_updates\(\)`")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from towers.keras_model.state import Before, merge_state
 from towers.keras_model.tower import forward, scope_of
 from towers.keras_model.whole_call import speaks_of_all
 from towers.placement.placement import Placement, check_placement
-from towers.tower_graph import Tower, TowerGraph
+from towers.tower_graph import Pending, Tower, TowerGraph
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.gather import gather_known
 from towers.verbs.split import own_shards, split_shards
@@ -233,7 +233,7 @@ def assemble(
         outputs,
         towers,
         shards.rows.counts,
-        [(homes[k].owner, merged[k]) for k in sorted(merged)],
+        Pending([(homes[k].owner, merged[k]) for k in sorted(merged)], False),
         losses + penalties,
         adders,
         [(v, home.variable) for v, home in zip(graph.variables, homes)],

@@ -11,7 +11,7 @@ from towers.foreign import keras_layers
 from towers.keras_model.given import Given
 from towers.keras_model.refusals import tower_errors
 from towers.placement.placement import Placement
-from towers.tower_graph import TowerGraph
+from towers.tower_graph import Pending, TowerGraph
 from towers.verbs.batch import Batch
 
 
@@ -57,10 +57,10 @@ def run_eagerly(
             for tower, value in zip(graph.towers, values["towers"])
         ],
         rows=values["rows"],
-        updates=[
-            (v, value)
-            for (v, _), value in zip(graph.updates, values["updates"])
-        ],
+        pending=Pending(
+            [(v, x) for (v, _), x in zip(graph.updates, values["updates"])],
+            is_value=True,
+        ),
         losses=values["losses"],
     )
 

@@ -1,14 +1,24 @@
 """TowerGraph: a model as towers, what a builder hands out."""
 
 import dataclasses
+import sys
+import warnings
 from typing import Any
 
 import tensorflow as tf
 
 from towers import v1_graph
-from towers.foreign import keras_layers
+from towers.foreign import keras_layers, tf_functions
 from towers.keras_model import checks
 from towers.placement.device_names import few
+
+UNAPPLIED = (
+    "Towers were built in training, and nobody has applied what they change"
+)
+_CURE = (
+    "Call `apply_updates()` of the TowerGraph in each step, or read its `updates`; "
+    "without, moving statistics stand still, and dropout masks are always the same."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +48,40 @@ class Tower:
         return f"<Tower {self.index} on {self.device}>"
 
 
+class Pending:
+    """What a step changes, which somebody is to apply; warns if nobody does.
+
+    Attributes:
+      pairs: (variable, merged value).
+      seen: whether somebody has read them.
+
+    Args:
+      pairs: those.
+      is_value: whether they are eager values, which end with the last copy of
+        their `TowerGraph`; else they end with the function that is being made.
+    """
+
+    def __init__(self, pairs: list[tuple[Any, tf.Tensor]], is_value: bool):
+        self.pairs = pairs
+        self.seen = not pairs
+        self._is_value = is_value
+        if not is_value and not self.seen:
+            tf_functions.when_made(self._warn)
+
+    def _warn(self) -> None:
+        if not self.seen:
+            self.seen = True
+            names = [getattr(v, "path", v.name) for v, _ in self.pairs]
+            warnings.warn(f"{UNAPPLIED}: {few(names)}. {_CURE}", stacklevel=2)
+
+    def __del__(self) -> None:
+        if self._is_value and not sys.is_finalizing():
+            self._warn()
+
+    def __deepcopy__(self, memo: Any) -> "Pending":
+        return self
+
+
 @dataclasses.dataclass(frozen=True)
 class TowerGraph:
     """A model as towers.
@@ -46,8 +90,7 @@ class TowerGraph:
       outputs: gathered on the output device, like `model(inputs)`.
       towers: one `Tower` per device.
       rows: int32 [n_towers], the rows of each true shard.
-      updates: (variable, merged value) for the state that a step changes. In
-        a `tf.compat.v1` graph the variables are the graph's own.
+      pending: holds `updates`.
       losses: scalars: `add_loss` and activity terms of the whole batch, then
         weight regularisers once.
       adders: of those that depend on the inputs, the layers that added them.
@@ -58,7 +101,7 @@ class TowerGraph:
     outputs: Any
     towers: list[Tower]
     rows: tf.Tensor
-    updates: list[tuple[Any, tf.Tensor]]
+    pending: Pending
     losses: list[tf.Tensor]
     adders: list[Any]
     variables: list[tuple[Any, Any]]
@@ -67,8 +110,17 @@ class TowerGraph:
         devices = [tower.device for tower in self.towers]
         return (
             f"<TowerGraph: {len(devices)} towers on {few(devices)}; "
-            f"{len(self.variables):,} variables, {len(self.updates):,} updates>"
+            f"{len(self.variables):,} variables, {len(self.pending.pairs):,} updates>"
         )
+
+    @property
+    def updates(self) -> list[tuple[Any, tf.Tensor]]:
+        """(variable, merged value) for the state that a step changes.
+
+        In a `tf.compat.v1` graph the variables are the graph's own.
+        """
+        self.pending.seen = True
+        return self.pending.pairs
 
     @property
     def n_input_losses(self) -> int:

@@ -182,6 +182,20 @@ class ClusterTest(parameterized.TestCase):
         with self.assertRaisesRegex(RuntimeError, "sees no such device"):
             model.fit(x, x, verbose=0)
 
+    def test_what_says_no_device_is_here_or_beside_its_variable(self):
+        model = keras.Sequential([keras.Input([3]), layers.Dense(2)])
+        far = "/job:worker/replica:0/task:1/device:CPU:0"
+        where = towers.Placement([far], parameter_device=far, available="any")
+        towers.place_variables(model, where)
+        plan = towers.placement_plan(
+            lambda x: x * tf.reduce_sum(model.weights[0]),
+            tf.ones([2]),
+            machine=[{"CPU": 1}] * 2,
+        )
+        ran = {kind: device for device, _, kind in plan.nodes}
+        self.assertEqual(ran["ReadVariableOp"], far)
+        self.assertEqual((ran["Sum"], ran["Mul"]), ("/CPU:0", "/CPU:0"))
+
 
 class GpuTest(parameterized.TestCase):
     def setUp(self):

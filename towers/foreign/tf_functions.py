@@ -1,12 +1,16 @@
-"""tf_functions: the graph of a function that an op calls.
+"""tf_functions: the graph of a function that an op calls, and the end of its making.
 
-TensorFlow has no public words for it: a graph knows its functions by
-`_get_function`. `tf_functions_test.py` fails when that changes.
+TensorFlow has no public words for either: a graph knows its functions by
+`_get_function`, and calls at the end what `add_exit_callback_to_default_func_graph`
+was given. `tf_functions_test.py` fails when one changes.
 """
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 
 def body(op: tf.Operation, attribute: str) -> Any:
@@ -16,3 +20,17 @@ def body(op: tf.Operation, attribute: str) -> Any:
     """
     function = op.graph._get_function(op.get_attr(attribute).name)
     return getattr(function, "graph", None)
+
+
+def when_made(call: Callable[[], None]) -> None:
+    """Calls something when the function is made that is being made now.
+
+    Not if that fails, and not outside of a function, as in a graph of tf.compat.v1.
+    """
+
+    def ended() -> None:
+        if sys.exc_info()[0] is None:
+            call()
+
+    if tf.compat.v1.get_default_graph().building_function:
+        ops.add_exit_callback_to_default_func_graph(ended)

@@ -21,6 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import device_attributes_pb2
+from tensorflow.python.framework import op_def_registry
 
 from towers.foreign.tf_nodes import RECEIVES, SENDS
 
@@ -102,13 +103,19 @@ def refused(error: tf.errors.OpError) -> str | None:
 
 
 def _elsewhere(graph: Any) -> Any:
-    """The graph, what has a device on those machines, and not on the master."""
+    """The graph, all of it on those machines, and nothing on the master.
+
+    What has no device is on this process's, but for what works on a resource: that
+    is where the resource is.
+    """
     copy = v1.GraphDef()
     copy.CopyFrom(graph)
     machine = tf.DeviceSpec.from_string(JOB)
-    known: dict[str, str] = {"": ""}
+    known: dict[str, str] = {}
     bodies = [function.node_def for function in copy.library.function]
     for node in itertools.chain(copy.node, *bodies):
+        if not node.device and _takes_resource(node.op):
+            continue
         if node.device not in known:
             spec = machine.make_merged_spec(
                 tf.DeviceSpec.from_string(node.device)
@@ -116,6 +123,14 @@ def _elsewhere(graph: Any) -> Any:
             known[node.device] = spec.to_string()
         node.device = known[node.device]
     return copy
+
+
+@functools.cache
+def _takes_resource(kind: str) -> bool:
+    definition = op_def_registry.get(kind)
+    return definition is not None and any(
+        x.type == tf.resource.as_datatype_enum for x in definition.input_arg
+    )
 
 
 def _joined(parts: Sequence[Any], names: Container[str]) -> Any:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from towers import tower_graph
 from towers.foreign import keras_machine, tf_kernels, tf_placer
 from towers.placement.device_names import agrees, process_of, short
 from towers.placement.scopes import tower_of
@@ -207,7 +209,8 @@ def placement_plan(
             "TensorFlow was built without kernels for them. Expected the Linux "
             "wheel of `tensorflow`; or a `machine` without GPUs."
         )
-    with keras_machine.with_gpus(gpus):
+    with keras_machine.with_gpus(gpus), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", tower_graph.UNAPPLIED)
         planned = _planned(fn_or_model, args, step, signature)
     tasks = machines.by_task(devices, planned.graph)
     asked = {node.name: node for node in planned.graph.node}

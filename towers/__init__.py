@@ -21,7 +21,11 @@ The map of the house, from the top down. Each part imports what is below it only
   foreign         the one door to private names of Keras and TensorFlow
 """
 
-# First: `foreign` refuses other backends than TensorFlow, with what to do.
+# First, for who calls the command line.
+import towers.log_level  # noqa: F401
+
+# isort: split
+# Then: `foreign` refuses other backends than TensorFlow, with what to do.
 from towers.foreign.tf_autograph import keep_as_they_are
 
 # isort: split
@@ -53,7 +57,7 @@ from towers.verbs.split import split_batch
 from towers.wrapper.multi_gpu import to_multi_gpu
 from towers.wrapper.tower_model import TowerModel
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "all_towers",
     "Cluster",

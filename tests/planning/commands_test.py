@@ -25,14 +25,16 @@ def saved(model=cnn):
     return path
 
 
-def called(*arguments, cwd=None):
+def called(*arguments, cwd=None, log_level="3"):
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    if log_level:
+        env["TF_CPP_MIN_LOG_LEVEL"] = log_level
     return subprocess.run(
         [*COMMAND_LINE, *arguments],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        },
+        env=env,
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -114,10 +116,12 @@ class CommandsTest(absltest.TestCase):
         where = f"--devices={','.join(DEVICES[:2])}"
         done = called(
             *("report", model, where, "--batch=6", "--html=report.html"),
-            *("--json=report.json", "--loops"),
+            *("--json=report.json", "--loops", "--check"),
             cwd=folder,
         )
         self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("Wrote report.html", done.stdout)
+        self.assertIn("All ops of 2 towers ran where asked", done.stdout)
         self.assertIn("times the least possible", done.stdout)
         with open(os.path.join(folder, "report.json")) as file:
             self.assertNotEmpty(json.load(file)["transfers"])
@@ -140,8 +144,9 @@ class CommandsTest(absltest.TestCase):
             (["plan", model, "--devices=/TPU:0"], "/TPU:0"),
             (["report", "nowhere.keras", where], "There is no file"),
             (["report", model, "--devices=/GPU:9"], "TensorFlow sees only"),
-            (["report", model, where, "--batch=many"], "--batch=many"),
-            (["report", where], "expected one model"),
+            (["report", model, where, "--batch=many"], "--batch: .*'many'"),
+            (["report", where], "are required: model"),
+            (["repot", model, where], "Did you mean report"),
             (["report", "nowhere", where, "--figure=a.xyz"], "end in .*.png"),
         ):
             done = called(*arguments)
@@ -156,7 +161,10 @@ class CommandsTest(absltest.TestCase):
         done = called("report", "--help")
         self.assertEqual(done.returncode, 0)
         self.assertIn("python -m towers report model.keras", done.stdout)
-        self.assertIn("--parameters", done.stdout)
+        self.assertIn("--parameter-device", done.stdout)
+        done = called("--version", log_level=None)
+        self.assertEqual(done.stdout, f"{towers.__version__}\n")
+        self.assertEqual(done.stderr, "")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ TESTED_BY = {
     "engine.row_shapes": "engine.row_sums",
     "engine.row_slices": "engine.row_sums",
     "eager": "build",
+    "log_level": "planning.commands",
     "homes": "keras_model.given",
     "foreign.keras_optimizer": "foreign.keras_updates",
     "foreign.tf_calls": "report.recording",

@@ -30,6 +30,15 @@ def embedding():
     )
 
 
+def normed():
+    """Batch norms of equal and of masked rows; each normalises its shard."""
+    words = keras.Input([3], dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True)(words)
+    x = layers.BatchNormalization(trainable=True)(x)
+    x = layers.Dense(4)(layers.GlobalAveragePooling1D()(x))
+    return keras.Model(words, layers.BatchNormalization()(x))
+
+
 def step_of(call, model):
     @tf.function
     def step(x):
@@ -56,17 +65,21 @@ class MachinesTest(parameterized.TestCase):
         "nested",
     )
     def test_a_step_is_the_plain_model_s(self, model):
-        model = make(model)
-        x = inputs(model, 7)
-        expected = step_of(lambda x: model(x, training=True), model)(x)
+        plain, here = make(model), make(model)
+        x = inputs(plain, 7)
+        expected = step_of(lambda x: plain(x, training=True), plain)(x)
         # The third has no rows, and shares a device with the first.
         where = towers.Placement(TOWERS, weights=[2, 1, 0, 1, 1])
 
         def call(x):
-            return towers.build_towers(model, x, where, training=True).outputs
+            graph = towers.build_towers(here, x, where, training=True)
+            graph.apply_updates()
+            return graph.outputs
 
         with in_machines():
-            close(step_of(call, model)(x), expected)
+            close(step_of(call, here)(x), expected)
+        # Of all rows, by way of what each machine has seen.
+        close(here.non_trainable_variables, plain.non_trainable_variables)
 
     @pytest.mark.slow
     def test_so_with_layers_elsewhere_and_in_sessions(self):
@@ -135,6 +148,28 @@ class MachinesTest(parameterized.TestCase):
             _, gradients = step_of(call, model)(x)
         for gradient in gradients:
             self.assertFalse(np.isnan(gradient).any())
+
+    def test_moving_statistics_are_of_all_rows_by_way_of_each_machine_s(self):
+        here, machines = make(normed), make(normed)
+        x = np.array([[1, 2, 0], [3, 0, 0], [4, 5, 6], [7, 8, 0]] * 2)
+        where = towers.Placement(TOWERS, weights=[2, 1, 0, 1, 1])
+
+        @tf.function(reduce_retracing=True)
+        def step(model, x):
+            graph = towers.build_towers(model, x, where, training=True)
+            graph.apply_updates()
+            return graph.towers[0].outputs
+
+        for rows in (8, 3):
+            step(here, x[:rows])
+            with in_machines():
+                report = towers.execution_report(step, machines, x[:rows])
+                step(machines, x[:rows])
+            close(machines.get_weights(), here.get_weights())
+        # Of both norms, the masked one by itself: what was seen, and how much.
+        pooled = [t for t in report.transfers if "merge_moments" in t.tensor]
+        sent = [t.bytes for t in pooled if t.target == "/CPU:0"]
+        self.assertEqual(sent, 2 * [3 * 4 * 4])
 
     @parameterized.parameters("/CPU:0", "balanced")
     @pytest.mark.slow_after(1)

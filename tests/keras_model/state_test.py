@@ -20,7 +20,7 @@ class PooledTest(parameterized.TestCase):
             for s in shards
         ]
         mean, variance = of_all_shards(
-            parts, Rows(tf.constant(rows), [r == 0 for r in rows])
+            parts, Rows(tf.constant(rows), [r == 0 for r in rows]), "/CPU:0"
         )
         np.testing.assert_allclose(mean, x.mean(0), rtol=1e-6)
         np.testing.assert_allclose(variance, x.var(0), rtol=1e-6)

@@ -10,7 +10,8 @@ import tensorflow as tf
 from towers.engine import all_towers
 from towers.foreign.keras_layers import has_moments
 from towers.keras_model import merge_rules
-from towers.verbs.rows import Rows
+from towers.placement.device_names import process_of
+from towers.verbs.rows import Rows, drop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,16 +219,50 @@ def besides_moments(
 
 
 def of_all_shards(
-    parts: Sequence[tf.Tensor], rows: Rows
+    parts: Sequence[tf.Tensor], rows: Rows, home: str
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and variance of all shards together, from those of each."""
+    """Mean and variance of all shards together, from those of each.
+
+    Those of several towers of another machine are pooled there, and cross once.
+
+    Args:
+      parts: per tower, `packed`, on its device; or of one that speaks for all.
+      rows: how many each tower has.
+      home: the device where they are wanted.
+    """
     if len(parts) == 1:
         return parts[0][0], parts[0][1]
-    each = tf.stack(rows.masked(parts))
-    counts = tf.cast(rows.counts, each.dtype)[:, tf.newaxis]
-    if each.shape[1] == 3:
-        counts = each[:, 2]
-    return pooled(each[:, 0], each[:, 1], counts)
+    machines: dict[str, list[int]] = {}
+    for i, part in enumerate(parts):
+        machines.setdefault(process_of(part.device), []).append(i)
+    here = machines.pop(process_of(home), [])
+    relays = [several for several in machines.values() if len(several) > 1]
+    if not relays:
+        each = tf.stack(rows.masked(parts))
+        counts = tf.cast(rows.counts, each.dtype)[:, tf.newaxis]
+        if each.shape[1] == 3:
+            counts = each[:, 2]
+        return pooled(each[:, 0], each[:, 1], counts)
+    counted = []
+    for several in relays:
+        with tf.device(parts[several[0]].device):
+            each = tf.stack([_counted(parts[i], rows, i) for i in several])
+            seen = pooled(each[:, 0], each[:, 1], each[:, 2])
+            counted.append(tf.stack([*seen, tf.reduce_sum(each[:, 2], 0)]))
+    alone = [i for (i, *more) in machines.values() if not more]
+    counted += [_counted(parts[i], rows, i) for i in (*here, *alone)]
+    each = tf.stack(counted)
+    return pooled(each[:, 0], each[:, 1], each[:, 2])
+
+
+def _counted(part: tf.Tensor, rows: Rows, tower: int) -> tf.Tensor:
+    """[3, channels]: what a tower says, zeros without rows, and of how much."""
+    if rows.may_be_empty[tower]:
+        part = drop(part, rows.counts[tower] > 0)
+    if part.shape[0] == 3:
+        return part
+    count = tf.cast(rows.counts[tower], part.dtype)
+    return tf.concat([part, tf.fill([1, part.shape[1]], count)], 0)
 
 
 def moving_average(

@@ -244,6 +244,7 @@ def _statistics(
             pooled = of_all_shards(
                 [tower[group] for tower in moments if group in tower],
                 before.rows,
+                group.device,
             )
             each = zip(*[tf.split(x, sizes) for x in pooled])
             seen.update(zip(group.calls, each))

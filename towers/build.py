@@ -126,6 +126,7 @@ def build_towers(
         *(placement, training, merge, tower_fn, tuple(layer_outputs)),
         how=how,
         synchronized=synchronized,
+        hands_out=True,
     )
     if jit_compile and checks.are_built(model):
         request.graph_of(model)  # refused before arrays become ops
@@ -191,15 +192,15 @@ def assemble(
     placement = request.placement
     divide = split_shards if batch.each is None else own_shards
     shards = divide(batch, placement)
-    values, copies, told = replicated(graph, homes, placement, shards)
+    copied = functools.partial(replicated, graph, homes, placement, shards)
     with tf.name_scope(""):
         begun = [
             Tower(i, device, scope_of(i), request.inputs_of(shards.true[i]))
             for i, device in enumerate(placement.devices)
         ]
     where = [home.device for home in homes]
-    replays, verdict = forward(
-        graph, where, shards, copies, told, begun, request, batch.nest
+    copies, replays, verdict = forward(
+        graph, homes, shards, copied, begun, request, batch.nest
     )
 
     def gather(each: Any, rule: Any, label: str = "output") -> Any:
@@ -215,7 +216,7 @@ def assemble(
         )
     if any(replay["state"] or replay["moments"] for replay in replays):
         merged = merge_state(
-            Before(graph, values, where, shards.rows),
+            Before(graph, copies.values, where, shards.rows),
             [replay["state"] for replay in replays],
             verdict,
             [replay["moments"] for replay in replays],
@@ -224,10 +225,10 @@ def assemble(
         dataclasses.replace(
             tower,
             outputs=replay["outputs"],
-            parameters=[own[k] for k in graph.trainable],
+            parameters=own,
             layer_outputs=replay["layer_outputs"],
         )
-        for tower, replay, own in zip(begun, replays, copies)
+        for tower, replay, own in zip(begun, replays, copies.parameters)
     ]
     return TowerGraph(
         outputs,

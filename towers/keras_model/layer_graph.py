@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from towers.engine.host import host_of
-from towers.foreign import keras_layers, specs
+from towers.foreign import keras_layers
 from towers.foreign.keras_layers import all_layers, unique
 from towers.foreign.keras_saving import TemplateProxy
 from towers.keras_model import pins
@@ -101,6 +101,11 @@ class LayerGraph:
         }
         self.pinned = {i: x for i, x in found.items() if isinstance(x, str)}
         self.spread = {i: x for i, x in found.items() if i not in self.pinned}
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether a layer computes in another dtype than that of its weights."""
+        return any(x.compute_dtype != x.variable_dtype for x in self.layers)
 
     @property
     def is_spread(self) -> bool:
@@ -225,10 +230,17 @@ class LayerGraph:
     def specs_of(
         self, values: Sequence[tf.Tensor], rows: int | None = None
     ) -> list[Any]:
-        """Of one value per variable; of so many rows, or any, where it has some."""
-        return [
-            specs.of(x, rows) if i in self.row_states else specs.of(x)
+        """Of one value per variable; of so many rows, or any, where it has some.
+
+        As wide as the variables are, though values may come in half of that.
+        """
+        shapes = [
+            [rows, *x.shape[1:]] if i in self.row_states else x.shape
             for i, x in enumerate(values)
+        ]
+        return [
+            tf.TensorSpec(shape, keras_layers.raw(variable).dtype)
+            for shape, variable in zip(shapes, self.variables)
         ]
 
     def index_of(self, variable: keras.Variable) -> int:

@@ -11,9 +11,15 @@ import tensorflow as tf
 from towers.foreign.tf_gradients import own_gradient
 from towers.verbs.rows import drop
 
+# In which gradients are summed that come in a half dtype.
+_FULL = tf.float32
+
 
 def replicate(
-    value: tf.Tensor, device: str, kept: Sequence[tf.Tensor | None]
+    value: tf.Tensor,
+    device: str,
+    kept: Sequence[tf.Tensor | None],
+    half: tf.DType | None = None,
 ) -> list[tf.Tensor]:
     """One copy per tower; the gradients are summed on `device`.
 
@@ -22,6 +28,8 @@ def replicate(
       device: where the variable lives.
       kept: per tower None, or a bool scalar that is False when the tower had
         no rows, so that its gradient is dropped.
+      half: the dtype of the copies, if that is half of float32, in which their
+        gradients are summed; `value` is of either.
 
     Returns:
       A list of tensors like `value`, one per tower.
@@ -34,12 +42,22 @@ def replicate(
     def copies(value: tf.Tensor) -> Any:
         def backward(*upstream: Any) -> Any:
             with tf.device(device):
-                return total(upstream, kept)
+                return total([at_full_width(g, half) for g in upstream], kept)
 
-        return [value] * n, backward
+        return [at_width(value, half)] * n, backward
 
     with tf.device(device):
         return copies(value)
+
+
+def at_width(value: tf.Tensor, half: tf.DType | None) -> tf.Tensor:
+    """A value in the dtype in which it crosses."""
+    return value if half is None else tf.cast(value, half)
+
+
+def at_full_width(gradient: Any, half: tf.DType | None) -> Any:
+    """A gradient to be summed, if it may come in a half dtype."""
+    return gradient if half is None else tf.cast(gradient, _FULL)
 
 
 def replicate_overwritten(

@@ -204,7 +204,8 @@ def _parcels(
         graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
     ]
     dtypes = [halves.get(k, x.dtype) for k, x in enumerate(values)]
-    groups, small = _groups(graph), list(map(is_small, values, dtypes))
+    groups = _groups(graph, halves)
+    small = list(map(is_small, values, dtypes))
     for k, (home, kind) in enumerate(zip(homes, graph.kinds)):
         if kind in _ALONE:
             continue
@@ -249,11 +250,14 @@ def _ways(
     return found
 
 
-def _groups(graph: layer_graph.LayerGraph) -> list[Any]:
+def _groups(
+    graph: layer_graph.LayerGraph, halves: Mapping[int, tf.DType]
+) -> list[Any]:
     """Which variables are used, or have gradients, only with which others.
 
     What travels together comes as a whole, or not at all: in training no tower
-    asks for moving statistics, and of frozen weights nobody wants gradients.
+    asks for moving statistics, and of frozen weights nobody wants gradients. Nor
+    does what is cast for that go with what is of that dtype.
     """
     models = [{id(v) for v in model.variables} for model in graph.models]
     norms = {
@@ -262,8 +266,11 @@ def _groups(graph: layer_graph.LayerGraph) -> list[Any]:
         for v in statistics(layer)
     }
     return [
-        (tuple(id(v) in own for own in models), kind, norms.get(id(v)))
-        for v, kind in zip(graph.variables, graph.kinds)
+        (
+            tuple(id(v) in own for own in models),
+            *(kind, norms.get(id(v)), k in halves),
+        )
+        for k, (v, kind) in enumerate(zip(graph.variables, graph.kinds))
     ]
 
 

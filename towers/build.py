@@ -24,7 +24,7 @@ from towers.keras_model.tower import forward, scope_of
 from towers.keras_model.whole_call import speaks_of_all
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Pending, Tower, TowerGraph
-from towers.verbs.batch import Batch, checked_batch
+from towers.verbs.batch import Batch, checked_batch, checked_each
 from towers.verbs.gather import gather_known
 from towers.verbs.split import own_shards, split_shards
 
@@ -83,7 +83,8 @@ def build_towers(
         (`trainable = False`) need not be passed: its weights are read where
         they are. Autograph converts the function where it converts the caller.
         If it has a third parameter named `tower`, it gets its `Tower`: index,
-        device, scope and true shard.
+        device, scope and true shard. Under mixed precision it is called once
+        more, in a graph that is never run, to see which weights it casts.
       layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
         each tower hands out.
       whole: keys of a dict of inputs, or positions in a list, that are no
@@ -149,12 +150,7 @@ def build_towers(
         )
     if own is None:
         return build(model, checked_batch(inputs, whole=whole), request)
-    checked = [
-        checked_batch(nest, f"inputs of tower {i}", whole)
-        for i, nest in enumerate(own)
-    ]
-    each = [batch.nest for batch in checked]
-    return build(model, dataclasses.replace(checked[0], each=each), request)
+    return build(model, checked_each(own, whole), request)
 
 
 def build(model: Any, batch: Batch, request: Request) -> TowerGraph:

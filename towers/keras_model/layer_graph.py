@@ -35,6 +35,7 @@ class LayerGraph:
         seeds, and of what stateful RNNs keep for each row.
       batch_norms: the layers whose statistics are pooled, by the place of their
         `moving_mean`.
+      is_mixed: whether a layer computes in another dtype than its weights are.
       pins: by a layer's id its device, or one per tower.
       pinned: by a variable's place the device of a layer that is the same for
         all towers: it lives there.
@@ -63,6 +64,9 @@ class LayerGraph:
         self.models = [m for m in leaves if isinstance(m, keras.Layer)]
         self.wanted = tuple(layer_outputs)
         self.layers = all_layers(self.models)
+        self.is_mixed = any(
+            x.compute_dtype != x.variable_dtype for x in self.layers
+        )
         _refuse_wrapped(self.layers)
         own = unique(v for m in self.models for v in m.variables)
         given = [m for m in leaves if not isinstance(m, keras.Layer)]
@@ -101,11 +105,6 @@ class LayerGraph:
         }
         self.pinned = {i: x for i, x in found.items() if isinstance(x, str)}
         self.spread = {i: x for i, x in found.items() if i not in self.pinned}
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether a layer computes in another dtype than that of its weights."""
-        return any(x.compute_dtype != x.variable_dtype for x in self.layers)
 
     @property
     def is_spread(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign.tf_gradients import own_gradient
-from towers.verbs.replicate import at_full_width, at_width, total
+from towers.verbs.replicate import FULL, total
 
 # What is larger goes by itself, as soon as it is ready: joining is a copy on
 # either side, which costs more than the message from about here.
@@ -132,7 +132,9 @@ def replicate_together(
             with tf.device(device):
                 return post.sums(upstream)
 
-        return [at_width(_joined(values), half)] * n, backward
+        parcel = _joined(values)
+        parcel = parcel if half is None else tf.cast(parcel, half)
+        return [parcel] * n, backward
 
     with tf.device(device):
         parcels = joined(*values)
@@ -192,12 +194,16 @@ class _Post:
         places = tuple(k for k in heard if k not in sparse)
         dense = [upstream[k] for k in places]
         if len({x.dtype for x in dense}) > 1:  # what is summed there is full
-            dense = [at_full_width(x, self._half) for x in dense]
+            dense = [self._full(x) for x in dense]
         joined = _joined(dense, parcel.dtype)
         self.letters[tower] = _Letter(places, joined, sparse)
         if len(places) == len(self.values):
             return joined
         return tf.zeros(parcel.shape, parcel.dtype)  # nobody reads it
+
+    def _full(self, gradient: Any) -> Any:
+        """A gradient as it is summed."""
+        return gradient if self._half is None else tf.cast(gradient, FULL)
 
     def sums(self, upstream: Sequence[tf.Tensor]) -> list[Any]:
         """The gradient of each value, or None."""
@@ -212,11 +218,10 @@ class _Post:
         for i, letter in letters.items():
             whole = letter.places == everything
             parcel = upstream[i] if whole else letter.gradients
-            parcel = at_full_width(parcel, self._half)
-            alike.setdefault(letter.places, []).append((parcel, self._kept[i]))
+            pair = self._full(parcel), self._kept[i]
+            alike.setdefault(letter.places, []).append(pair)
             for k, gradient in letter.sparse.items():
-                gradient = at_full_width(gradient, self._half)
-                terms[k].append((gradient, self._kept[i]))
+                terms[k].append((self._full(gradient), self._kept[i]))
         for places, pairs in alike.items():
             if not places:
                 continue

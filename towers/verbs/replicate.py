@@ -12,7 +12,7 @@ from towers.foreign.tf_gradients import own_gradient
 from towers.verbs.rows import drop
 
 # In which gradients are summed that come in a half dtype.
-_FULL = tf.float32
+FULL = tf.float32
 
 
 def replicate(
@@ -38,26 +38,19 @@ def replicate(
     if not value.dtype.is_floating:
         return [value] * n
 
+    def full(gradient: Any) -> Any:
+        return gradient if half is None else tf.cast(gradient, FULL)
+
     @own_gradient
     def copies(value: tf.Tensor) -> Any:
         def backward(*upstream: Any) -> Any:
             with tf.device(device):
-                return total([at_full_width(g, half) for g in upstream], kept)
+                return total([full(g) for g in upstream], kept)
 
-        return [at_width(value, half)] * n, backward
+        return [value if half is None else tf.cast(value, half)] * n, backward
 
     with tf.device(device):
         return copies(value)
-
-
-def at_width(value: tf.Tensor, half: tf.DType | None) -> tf.Tensor:
-    """A value in the dtype in which it crosses."""
-    return value if half is None else tf.cast(value, half)
-
-
-def at_full_width(gradient: Any, half: tf.DType | None) -> Any:
-    """A gradient to be summed, if it may come in a half dtype."""
-    return gradient if half is None else tf.cast(gradient, _FULL)
 
 
 def replicate_overwritten(

@@ -52,7 +52,7 @@ def halves_of(
     if not cross:
         return {}
     shard, divided = shards.fed[0], shards.divided
-    said = _read_once(graph, shard, divided, request, tower_fn)
+    said = _known(graph, shard, divided, request, tower_fn)
     return {k: dtype for k, dtype in said.items() if k in cross}
 
 
@@ -73,14 +73,14 @@ def _crossing(
     return found
 
 
-def _read_once(
+def _known(
     graph: LayerGraph,
     shard: Any,
     divided: Sequence[bool],
     request: Request,
     tower_fn: Callable[..., Any] | None,
 ) -> dict[int, tf.DType]:
-    """By place, the half dtype of what is cast to that where it is read, once."""
+    """As `read_once`, which is asked once."""
     call = request.tower_fn
     phase = request.training
     if phase is None:
@@ -98,18 +98,21 @@ def _read_once(
     except TypeError:  # a function of which there are no weak references
         kept = {}
     if key not in kept:
-        kept[key] = _asked(graph, shard, divided, request, tower_fn)
+        kept[key] = read_once(graph, shard, divided, request, tower_fn)
     return kept[key]
 
 
-def _asked(
+def read_once(
     graph: LayerGraph,
     shard: Any,
     divided: Sequence[bool],
     request: Request,
     tower_fn: Callable[..., Any] | None,
 ) -> dict[int, tf.DType]:
-    """The same, asked; nothing if the model cannot be called so."""
+    """By place, the half dtype of what is cast to that where it is read, once.
+
+    Nothing, if the model cannot be called so.
+    """
     told: list[dict[int, tf.DType]] = [{}]
 
     def call(values: list[tf.Tensor], shard: Any) -> None:

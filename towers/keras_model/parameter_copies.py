@@ -156,15 +156,13 @@ def replicated(
         n = len(placement.devices)
         places = columns.pop() if graph.seeds else [None] * n
         each = [list(own) for own in zip(*columns)] or [[]] * n
-        shown = [list(own) for own in each]
-        for k in halves if are_handed_out else ():
+        shown = [{k: own[k] for k in graph.trainable} for own in each]
+        for k in sorted(halves.keys() & shown[0]) if are_handed_out else ():
             for i, device in enumerate(placement.devices):
                 there = graph.elsewhere(i, device).get(k, device)
-                shown[i][k], each[i][k] = handed_out(
-                    values[k], each[i][k], there
-                )
-    shown = [[own[k] for k in graph.trainable] for own in shown]
-    return Copies(values, each, places, shown)
+                pair = handed_out(values[k], each[i][k], there)
+                shown[i][k], each[i][k] = pair
+    return Copies(values, each, places, [[*own.values()] for own in shown])
 
 
 def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:

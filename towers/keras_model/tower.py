@@ -67,7 +67,7 @@ def forward(
     rest = towers, request, inputs
     if graph.is_mixed:
         tower_fn = called_in(request, towers[0])
-        with contextlib.suppress(Misread):
+        with warned.once(), contextlib.suppress(Misread):
             halves = halves_of(graph, homes, shards, request, tower_fn)
             copies = copied(halves, request.hands_out)
             return copies, *one(copies, *rest)

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from two_machines import between_machines, in_machines
 
 import towers
-from towers.keras_model import halves, tower
+from towers.keras_model import halves, reads, tower
 
 layers, ops, v1 = keras.layers, keras.ops, tf.compat.v1
 HOME = "/CPU:3"
@@ -34,7 +34,10 @@ class Own(layers.Layer):
         self.function = function
 
     def build(self, shape):
-        self.k = self.add_weight(shape=(shape[-1], shape[-1]), name="k")
+        penalty = "l2" if self.function is in_a_penalty else None
+        self.k = self.add_weight(
+            shape=(shape[-1], shape[-1]), name="k", regularizer=penalty
+        )
 
     def call(self, x):
         return self.function(self, x)
@@ -95,6 +98,11 @@ def anew(layer, x):
     return tf.recompute_grad(lambda x: tf.tanh(x @ layer.k.value))(x)
 
 
+def in_a_penalty(layer, x):
+    """Keras reads it past autocast."""
+    return x + tf.cast(tf.add_n(layer.losses), x.dtype)
+
+
 def backward_too(layer, x):
     """A gradient of a user's own may read what it likes."""
 
@@ -114,7 +122,8 @@ def backward_too(layer, x):
 # What crosses in half, and what does not.
 ONCE = [by_autocast, before_all, by_rows]
 OTHERWISE = [
-    *(outside, twice, in_a_function, in_a_branch, assigned, on_a_tape, anew)
+    *(outside, twice, in_a_function, in_a_branch, assigned, on_a_tape, anew),
+    in_a_penalty,
 ]
 
 
@@ -276,6 +285,25 @@ class HalvesTest(parameterized.TestCase):
         for pair, size in before.bytes_between.items():
             less = size - report.bytes_between[pair]
             self.assertEqual(less, saved.get(pair, 0), pair)
+
+    def test_reads_tell_it_as_well_as_what_is_made_of_them(self):
+        """As they do of a tower that is built, of which it is not asked."""
+        told = []
+
+        def noted(graph, *args):
+            found = halves.halves_of(graph, *args)
+            told.extend(graph.variables[k].path.split("/")[-2] for k in found)
+            return found
+
+        model = make(own(*ONCE, *OTHERWISE[:-1]))
+        with (
+            mock.patch.object(reads.Reads, "is_cast", lambda *_: True),
+            mock.patch.object(tower, "halves_of", noted),
+        ):
+            towers.build_towers(model, batch(model)[0], placement())
+        once = [f.__name__ for f in ONCE]
+        self.assertContainsSubset(once, told)
+        self.assertNoCommonElements([f.__name__ for f in OTHERWISE], told)
 
     @pytest.mark.slow
     def test_another_machine_is_sent_half_and_says_the_sum(self):

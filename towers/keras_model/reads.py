@@ -95,11 +95,11 @@ class Reads:
             return found
         for k, variable in enumerate(variables):
             seen = self._seen.get(id(variable), [])
-            if len(seen) == 1 and seen[0] and self._is_cast(variable, seen[0]):
+            if len(seen) == 1 and seen[0] and self.is_cast(variable, seen[0]):
                 found[k] = seen[0]
         return found
 
-    def _is_cast(self, variable: Any, dtype: tf.DType) -> bool:
+    def is_cast(self, variable: Any, dtype: tf.DType) -> bool:
         """Whether nothing takes the value but one cast."""
         takers = self._values[id(variable)].consumers()
         takers = [op for op in takers if op.name not in self._beside]

@@ -300,7 +300,8 @@ class HalvesTest(parameterized.TestCase):
             mock.patch.object(reads.Reads, "is_cast", lambda *_: True),
             mock.patch.object(tower, "halves_of", noted),
         ):
-            towers.build_towers(model, batch(model)[0], placement())
+            x, _ = batch(model)
+            towers.build_towers(model, x, placement()).apply_updates()
         once = [f.__name__ for f in ONCE]
         self.assertContainsSubset(once, told)
         self.assertNoCommonElements([f.__name__ for f in OTHERWISE], told)

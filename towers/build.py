@@ -24,7 +24,7 @@ from towers.keras_model.tower import forward, scope_of
 from towers.keras_model.whole_call import speaks_of_all
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Pending, Tower, TowerGraph
-from towers.verbs.batch import Batch, checked_batch
+from towers.verbs.batch import Batch, checked_batch, checked_each
 from towers.verbs.gather import gather_known
 from towers.verbs.split import own_shards, split_shards
 
@@ -83,7 +83,8 @@ def build_towers(
         (`trainable = False`) need not be passed: its weights are read where
         they are. Autograph converts the function where it converts the caller.
         If it has a third parameter named `tower`, it gets its `Tower`: index,
-        device, scope and true shard.
+        device, scope and true shard. Under mixed precision it is called once
+        more, in a graph that is never run, to see which weights it casts.
       layer_outputs: paths of layers ("conv2d", "encoder/conv2d") whose outputs
         each tower hands out.
       whole: keys of a dict of inputs, or positions in a list, that are no
@@ -126,6 +127,7 @@ def build_towers(
         *(placement, training, merge, tower_fn, tuple(layer_outputs)),
         how=how,
         synchronized=synchronized,
+        hands_out=True,
     )
     if jit_compile and checks.are_built(model):
         request.graph_of(model)  # refused before arrays become ops
@@ -148,12 +150,7 @@ def build_towers(
         )
     if own is None:
         return build(model, checked_batch(inputs, whole=whole), request)
-    checked = [
-        checked_batch(nest, f"inputs of tower {i}", whole)
-        for i, nest in enumerate(own)
-    ]
-    each = [batch.nest for batch in checked]
-    return build(model, dataclasses.replace(checked[0], each=each), request)
+    return build(model, checked_each(own, whole), request)
 
 
 def build(model: Any, batch: Batch, request: Request) -> TowerGraph:
@@ -191,15 +188,15 @@ def assemble(
     placement = request.placement
     divide = split_shards if batch.each is None else own_shards
     shards = divide(batch, placement)
-    values, copies, told = replicated(graph, homes, placement, shards)
+    copied = functools.partial(replicated, graph, homes, placement, shards)
     with tf.name_scope(""):
         begun = [
             Tower(i, device, scope_of(i), request.inputs_of(shards.true[i]))
             for i, device in enumerate(placement.devices)
         ]
     where = [home.device for home in homes]
-    replays, verdict = forward(
-        graph, where, shards, copies, told, begun, request, batch.nest
+    copies, replays, verdict = forward(
+        graph, homes, shards, copied, begun, request, batch.nest
     )
 
     def gather(each: Any, rule: Any, label: str = "output") -> Any:
@@ -215,7 +212,7 @@ def assemble(
         )
     if any(replay["state"] or replay["moments"] for replay in replays):
         merged = merge_state(
-            Before(graph, values, where, shards.rows),
+            Before(graph, copies.values, where, shards.rows),
             [replay["state"] for replay in replays],
             verdict,
             [replay["moments"] for replay in replays],
@@ -224,10 +221,10 @@ def assemble(
         dataclasses.replace(
             tower,
             outputs=replay["outputs"],
-            parameters=[own[k] for k in graph.trainable],
+            parameters=own,
             layer_outputs=replay["layer_outputs"],
         )
-        for tower, replay, own in zip(begun, replays, copies)
+        for tower, replay, own in zip(begun, replays, copies.parameters)
     ]
     return TowerGraph(
         outputs,

@@ -7,8 +7,10 @@ model's, the bytes of a step that all processes send and the least of them, the 
 two as a report tells them, and, of the CNN, the bytes as planned.
 """
 
+import contextlib
 import json
 import sys
+from unittest import mock
 
 from cluster_workers import Workers
 
@@ -21,6 +23,7 @@ import tensorflow as tf  # noqa: E402
 from sent_bytes import of_a_step  # noqa: E402
 
 import towers  # noqa: E402
+from towers.keras_model import tower  # noqa: E402
 
 layers = keras.layers
 ROWS, STEPS = 16, 5
@@ -76,6 +79,20 @@ def frozen():
     return made
 
 
+def mixed():
+    """Weights that go down in half, of which sums of float32 come back."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return small()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def full():
+    """While open, all weights cross as they are."""
+    return mock.patch.object(tower, "halves_of", lambda *_: {})
+
+
 def model(made):
     keras.utils.set_random_seed(1)
     return keras.Sequential(made())
@@ -99,11 +116,14 @@ def trained(made, where, weights):
     x, y = batch(made)
     data = tf.data.Dataset.from_tensors((x, y)).repeat()
     plain, towered = model(made), towers.TowerModel(model(made), placement)
+    if made is mixed:  # rounded by shards
+        plain = towers.TowerModel(plain, placement)
     for m in (plain, towered):
         m.compile(
             keras.optimizers.SGD(0.01, momentum=0.9), "mse", jit_compile=False
         )
-        m.fit(data, steps_per_epoch=3, verbose=0)
+        with full() if m is plain else contextlib.nullcontext():
+            m.fit(data, steps_per_epoch=3, verbose=0)
     pairs = zip(plain.get_weights(), towered.get_weights())
     difference = float(max(np.abs(a - b).max() for a, b in pairs))
     batches = iter(data)
@@ -114,7 +134,8 @@ def trained(made, where, weights):
         back = size if v.trainable else 0
         if made is embedding and v.shape[0] == 5000:
             back = x.size * (64 * 4 + 4)
-        least += machines * (size + back)
+        down = size // 2 if made is mixed else size
+        least += machines * (down + back)
     towered.make_train_function()
     bytes_sent = of_a_step(
         lambda: towered.train_function(batches), WORKERS.pids.values(), STEPS
@@ -135,7 +156,7 @@ def main():
     n = len(PLACES)
     return {
         f"{made.__name__} {where} {weights}": trained(made, where, weights)
-        for made in (cnn, lstm, small, embedding, frozen)
+        for made in (cnn, lstm, small, embedding, frozen, mixed)
         for where, weights in (
             ("chief", None),
             ("balanced", None),

@@ -60,6 +60,7 @@ TESTED_BY = {
     "keras_model.moments": "keras_model.state",
     "keras_model.parameter_copies": "keras_model.parameters",
     "keras_model.outputs": "foreign.keras_layers",
+    "keras_model.reads": "keras_model.halves",
     "keras_model.replay": "keras_model.hooks",
     "keras_model.request": "build",
     "keras_model.row_order": "keras_model.batchless",

@@ -173,7 +173,9 @@ class _Tower:
             try:
                 self.result = function()
                 self._said.put(None)
-            except Exception as error:  # whatever the model raises
+            except SystemExit:
+                raise
+            except BaseException as error:  # whatever the model raises
                 self._said.put(error)
             # A graph is left in the reverse order of entering it.
             while self._answers.get() is not _STOP:

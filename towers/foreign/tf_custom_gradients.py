@@ -47,6 +47,14 @@ class Follower:
         self.inside = 0  # so many custom gradients' functions
         self.read: dict[int, tf.Tensor] = {}  # in the innermost one
         self.tapes: list[tf.GradientTape] = []
+        self.is_opaque = (
+            False  # whether one is a user's, who knows what it reads
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no gradient is taken here and now."""
+        return not self.inside and not self.tapes
 
     def heard(self, copy: tf.Tensor) -> None:
         """Tells those who listen that a trainable variable's copy is read."""
@@ -79,6 +87,9 @@ def _followed(
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
+        module = getattr(function, "__module__", None) or ""
+        if module.split(".")[0] not in ("tensorflow", "keras"):
+            follower.is_opaque = True
         resumed = follower.resumption()
         around, follower.read = follower.read, {}
         follower.inside += 1

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from towers.engine.host import host_of
-from towers.foreign import keras_layers, specs
+from towers.foreign import keras_layers
 from towers.foreign.keras_layers import all_layers, unique
 from towers.foreign.keras_saving import TemplateProxy
 from towers.keras_model import pins
@@ -35,6 +35,7 @@ class LayerGraph:
         seeds, and of what stateful RNNs keep for each row.
       batch_norms: the layers whose statistics are pooled, by the place of their
         `moving_mean`.
+      is_mixed: whether a layer computes in another dtype than its weights are.
       pins: by a layer's id its device, or one per tower.
       pinned: by a variable's place the device of a layer that is the same for
         all towers: it lives there.
@@ -63,6 +64,9 @@ class LayerGraph:
         self.models = [m for m in leaves if isinstance(m, keras.Layer)]
         self.wanted = tuple(layer_outputs)
         self.layers = all_layers(self.models)
+        self.is_mixed = any(
+            x.compute_dtype != x.variable_dtype for x in self.layers
+        )
         _refuse_wrapped(self.layers)
         own = unique(v for m in self.models for v in m.variables)
         given = [m for m in leaves if not isinstance(m, keras.Layer)]
@@ -225,10 +229,17 @@ class LayerGraph:
     def specs_of(
         self, values: Sequence[tf.Tensor], rows: int | None = None
     ) -> list[Any]:
-        """Of one value per variable; of so many rows, or any, where it has some."""
-        return [
-            specs.of(x, rows) if i in self.row_states else specs.of(x)
+        """Of one value per variable; of so many rows, or any, where it has some.
+
+        As wide as the variables are, though values may come in half of that.
+        """
+        shapes = [
+            [rows, *x.shape[1:]] if i in self.row_states else x.shape
             for i, x in enumerate(values)
+        ]
+        return [
+            tf.TensorSpec(shape, keras_layers.raw(variable).dtype)
+            for shape, variable in zip(shapes, self.variables)
         ]
 
     def index_of(self, variable: keras.Variable) -> int:

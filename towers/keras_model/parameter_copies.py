@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +15,7 @@ from towers.keras_model.moments import statistics
 from towers.keras_model.parameters import Home
 from towers.placement.device_names import process_of, same_device
 from towers.placement.placement import Placement
+from towers.verbs.handing_out import handed_out
 from towers.verbs.parcels import is_small, parcelled, replicate_together
 from towers.verbs.relays import Relays, by_relays, size_of
 from towers.verbs.replicate import replicate, replicate_overwritten
@@ -77,15 +78,41 @@ _TO_TOWERS: dict[Kind, Callable[[_Read], list[Any]]] = {
 _ALONE = (Kind.OVERWRITTEN, Kind.ROWS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """What towers are given of a model's variables.
+
+    Attributes:
+      values: of all variables, where they live.
+      each: per tower, its copies of them.
+      told: per tower, where it is in the batch, for what it draws, see
+        `draws.told`; None where nothing is.
+      parameters: per tower, its copies of those that are trained, as wide.
+    """
+
+    values: list[Any]
+    each: list[list[Any]]
+    told: list[tf.Tensor | None]
+    parameters: list[list[tf.Tensor]]
+
+
 def replicated(
     graph: layer_graph.LayerGraph,
     homes: list[Home],
     placement: Placement,
     shards: Shards,
-) -> tuple[list[Any], list[list[Any]], list[tf.Tensor | None]]:
-    """Values of all variables, copies per tower, and where each tower is.
+    halves: Mapping[int, tf.DType],
+    are_handed_out: bool = False,
+) -> Copies:
+    """Copies of all variables for each tower.
 
-    The last is for what it draws, see `draws.told`; None where nothing is.
+    Args:
+      graph: names the variables.
+      homes: where they live.
+      placement: says where the towers are.
+      shards: the batch.
+      halves: by place the dtype of those that cross in half of theirs.
+      are_handed_out: whether anyone but the towers may take their parameters.
     """
     kept = functools.cache(shards.rows.kept)
     values, columns = [], []
@@ -105,14 +132,15 @@ def replicated(
             columns.append(_told(shards, placement))
         travels = graph.seeds and not shards.ranges.are_known
         told_at = host_of(placement.input_device) if travels else None
-        parcels = _parcels(graph, homes, values, placement, told_at)
+        parcels = _parcels(graph, homes, values, placement, halves, told_at)
         ways = _ways(parcels, values)
         for key, members in parcels.items():
             device, places, dtype, _ = key
             if dtype.is_floating:
                 some = [values[k] for k in members]
                 trained = graph.kinds[members[0]] is Kind.TRAINED
-                within = functools.partial(copies, trained=trained)
+                half = halves.get(members[0])
+                within = functools.partial(copies, trained=trained, half=half)
                 given = (
                     by_relays(some, device, places, ways[key], kept, within)
                     if key in ways
@@ -125,9 +153,16 @@ def replicated(
                 continue
             for k, column in zip(members, given):
                 columns[k] = column
-    n = len(placement.devices)
-    places = columns.pop() if graph.seeds else [None] * n
-    return values, [list(own) for own in zip(*columns)] or [[]] * n, places
+        n = len(placement.devices)
+        places = columns.pop() if graph.seeds else [None] * n
+        each = [list(own) for own in zip(*columns)] or [[]] * n
+        shown = [{k: own[k] for k in graph.trainable} for own in each]
+        for k in sorted(halves.keys() & shown[0]) if are_handed_out else ():
+            for i, device in enumerate(placement.devices):
+                there = graph.elsewhere(i, device).get(k, device)
+                pair = handed_out(values[k], each[i][k], there)
+                shown[i][k], each[i][k] = pair
+    return Copies(values, each, places, [[*own.values()] for own in shown])
 
 
 def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:
@@ -148,15 +183,17 @@ def _parcels(
     homes: Sequence[Home],
     values: Sequence[tf.Tensor],
     placement: Placement,
+    halves: Mapping[int, tf.DType],
     told_at: str | None,
 ) -> dict[Any, list[int]]:
-    """What travels together: by from where, to where, dtype and group.
+    """What travels together: by from where, to where, in which dtype, and group.
 
     Args:
       graph: names the variables.
       homes: where they live.
       values: theirs.
       placement: says where they go.
+      halves: those that are sent in a half dtype, and in which.
       told_at: the device of what tells towers where they are, if that travels: it
         comes after the variables, and with seeds, if those come from there.
     """
@@ -164,7 +201,9 @@ def _parcels(
     elsewhere = [
         graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
     ]
-    groups, small = _groups(graph), [is_small(value) for value in values]
+    dtypes = [halves.get(k, x.dtype) for k, x in enumerate(values)]
+    groups = _groups(graph, halves)
+    small = list(map(is_small, values, dtypes))
     for k, (home, kind) in enumerate(zip(homes, graph.kinds)):
         if kind in _ALONE:
             continue
@@ -176,7 +215,7 @@ def _parcels(
         together = small[k] and not all(
             same_device(place, device) for place in places
         )
-        key = device, places, values[k].dtype, groups[k] if together else k
+        key = device, places, dtypes[k], groups[k] if together else k
         parcels.setdefault(key, []).append(k)
     if told_at is not None:
         for (device, _, dtype, group), members in parcels.items():
@@ -196,7 +235,7 @@ def _ways(
     if len(set(map(process_of, devices))) < 2:
         return {}
     sizes = {
-        key: sum(size_of(values[k]) for k in members)
+        key: sum(size_of(values[k], key[2]) for k in members)
         for key, members in parcels.items()
         if key[2].is_floating
     }
@@ -209,11 +248,14 @@ def _ways(
     return found
 
 
-def _groups(graph: layer_graph.LayerGraph) -> list[Any]:
+def _groups(
+    graph: layer_graph.LayerGraph, halves: Mapping[int, tf.DType]
+) -> list[Any]:
     """Which variables are used, or have gradients, only with which others.
 
     What travels together comes as a whole, or not at all: in training no tower
-    asks for moving statistics, and of frozen weights nobody wants gradients.
+    asks for moving statistics, and of frozen weights nobody wants gradients. Nor
+    does what is cast for that go with what is of that dtype.
     """
     models = [{id(v) for v in model.variables} for model in graph.models]
     norms = {
@@ -222,8 +264,11 @@ def _groups(graph: layer_graph.LayerGraph) -> list[Any]:
         for v in statistics(layer)
     }
     return [
-        (tuple(id(v) in own for own in models), kind, norms.get(id(v)))
-        for v, kind in zip(graph.variables, graph.kinds)
+        (
+            tuple(id(v) in own for own in models),
+            *(kind, norms.get(id(v)), k in halves),
+        )
+        for k, (v, kind) in enumerate(zip(graph.variables, graph.kinds))
     ]
 
 
@@ -233,6 +278,7 @@ def copies(
     places: Sequence[str],
     kept: Callable[[str], Sequence[tf.Tensor | None]],
     trained: bool,
+    half: tf.DType | None = None,
 ) -> list[list[tf.Tensor]]:
     """One copy per tower of each value; they cross to each device once.
 
@@ -245,6 +291,8 @@ def copies(
       places: where each tower takes its copies.
       kept: by device per tower None, or whether it had rows.
       trained: whether they are trainable.
+      half: the dtype in which they cross, and so do gradients of towers that are
+        alone on a device; sums are of float32.
     """
     units: dict[Any, list[int]] = {}  # of towers that share what crosses
     for i, place in enumerate(places):
@@ -252,10 +300,10 @@ def copies(
         units.setdefault(i if alone else place, []).append(i)
     flags = [kept(home)[u[0]] if len(u) == 1 else None for u in units.values()]
     if len(values) == 1:
-        sent = [replicate(values[0], home, flags)]
+        sent = [replicate(values[0], home, flags, half)]
     else:
         targets = [places[unit[0]] for unit in units.values()]
-        sent = replicate_together(values, home, targets, flags, trained)
+        sent = replicate_together(values, home, targets, flags, trained, half)
     made: list[dict[int, tf.Tensor]] = [{} for _ in values]
     for column, of_value in zip(sent, made):
         for unit, copy in zip(units.values(), column):
@@ -264,7 +312,8 @@ def copies(
                 device = places[unit[0]]
                 with tf.device(device):
                     copy = tf.identity(copy)
-                there = replicate(copy, device, [kept(device)[i] for i in unit])
+                flags = [kept(device)[i] for i in unit]
+                there = replicate(copy, device, flags, half)
             of_value.update(zip(unit, there))
     return [[of_value[i] for i in range(len(places))] for of_value in made]
 

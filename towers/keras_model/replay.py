@@ -17,6 +17,7 @@ from towers.keras_model.attributes import kept_by
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.moments import Moments
 from towers.keras_model.notes import Notes, note_update
+from towers.keras_model.reads import Reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Replay:
       state: new values by index into `LayerGraph.variables`.
       moments: by batch-norm layer's index, one `Moments` per call.
       layer_outputs: output by layer path, a list if called several times.
+      halves: under mixed precision, by index the half dtype of those variables
+        that are read once, and cast to that.
     """
 
     outputs: Any
@@ -46,6 +49,7 @@ class Replay:
     state: dict[int, tf.Tensor]
     moments: dict[int, list[Moments]]
     layer_outputs: dict[str, Any]
+    halves: dict[int, tf.DType]
 
 
 def replayed(
@@ -75,6 +79,8 @@ def replayed(
     stateless = Values(graph.variables, values)
     notes = Notes(graph, scope, training, stateless, tower, draws)
     stateless.notes = None if draws is None else notes
+    reads = Reads(graph.variables, values) if graph.is_mixed else None
+    stateless.reads = reads
     with tf.name_scope(scope), opened(notes):
         if tower_fn is not None:
             outputs = tower_fn(graph.model, inputs)
@@ -82,7 +88,8 @@ def replayed(
             outputs = graph.model(inputs)
         else:
             outputs = graph.model(inputs, training=training)
-        losses = [loss for m in graph.models for loss in own_losses(m)]
+        with contextlib.nullcontext() if reads is None else reads.aside():
+            losses = [loss for m in graph.models for loss in own_losses(m)]
         adders = [_adder(graph.layers, loss) for loss in losses]
         losses = [tf.convert_to_tensor(loss) for loss in losses]
         # Here, where a variable among them is the tower's copy.
@@ -102,6 +109,7 @@ def replayed(
         state,
         notes.moments,
         {k: v[0] if len(v) == 1 else v for k, v in notes.seen.items()},
+        reads.halves(graph.variables, stateless.follower) if reads else {},
     )
 
 
@@ -111,10 +119,12 @@ class Values(keras.StatelessScope):
     Attributes:
       follower: hears which copies of trainable variables are read.
       notes: of the replay, which know what a generator's state is in a tower.
+      reads: notes them under mixed precision.
     """
 
     follower: Follower | None = None
     notes: Notes | None = None
+    reads: Reads | None = None
 
     def __init__(self, variables: Sequence[Any], values: Sequence[tf.Tensor]):
         # Set here and not by the parent, which casts to a half dtype when the
@@ -138,8 +148,16 @@ class Values(keras.StatelessScope):
         """What the variable was when the tower began."""
         return self._copies.get(id(variable))
 
+    def handle_of(self, variable: Any) -> tf.Tensor | None:
+        """The same, for a tape that takes gradients for it."""
+        if self.reads is not None:
+            self.reads.note(variable)
+        return self.copy_of(variable)
+
     def get_current_value(self, variable: Any) -> tf.Tensor | None:
         value = super().get_current_value(variable)
+        if self.reads is not None:
+            value = self.reads.read(variable, value, self.follower)
         if self.follower is not None:
             self._tell(self.follower, variable)
         if self.notes is not None and value is not None:
@@ -212,6 +230,8 @@ class Values(keras.StatelessScope):
                 "`seed=keras.random.SeedGenerator(...)` kept as an attribute "
                 "of a layer, and keep a metric as an attribute of a layer."
             )
+        if self.reads is not None:
+            self.reads.note(variable)
         note_update(variable, self.state_mapping[id(variable)])
         if variable.trainable and copy.dtype.is_floating:
             # What is read after an assignment differentiates to the variable,
@@ -257,7 +277,7 @@ def _followed(notes: Notes) -> Iterator[None]:
         return resumed
 
     stateless = notes.stateless
-    stateless.follower = Follower(stateless.copy_of, resumption)
+    stateless.follower = Follower(stateless.handle_of, resumption)
     with kept_by(notes.graph.layers), stateless.follower.opened():
         yield
 

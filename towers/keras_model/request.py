@@ -31,6 +31,7 @@ class Request:
       how: whether towers are built op by op, or called as functions.
       synchronized: whether all batch norms that train take the statistics of
         the whole batch, whatever they say.
+      hands_out: whether towers hand out their copies of parameters.
     """
 
     placement: Placement
@@ -41,6 +42,7 @@ class Request:
     part_of: Any = None
     how: How = How.BUILT
     synchronized: bool = False
+    hands_out: bool = False
 
     @property
     def is_synchronized(self) -> bool:

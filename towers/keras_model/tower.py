@@ -1,5 +1,6 @@
 """tower: the pure function that one tower computes, and all towers forward."""
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -24,7 +25,11 @@ from towers.keras_model import (
     losses,
 )
 from towers.keras_model.guards import Guards
+from towers.keras_model.halves import halves_of
 from towers.keras_model.moments import besides_moments, packed
+from towers.keras_model.parameter_copies import Copies
+from towers.keras_model.parameters import Home
+from towers.keras_model.reads import Misread
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
 from towers.verbs.join import joining
@@ -33,24 +38,24 @@ from towers.verbs.split import Shards
 
 def forward(
     graph: layer_graph.LayerGraph,
-    homes: list[str],
+    homes: Sequence[Home],
     shards: Shards,
-    copies: list[list[Any]],
-    told: Sequence[tf.Tensor | None],
+    copied: Callable[..., Copies],
     towers: Sequence[Any],
     request: Request,
     inputs: Any,
-) -> tuple[list[Any], dict[int, str]]:
-    """What each tower computes, and how state merges, as its graph says.
+) -> tuple[Copies, list[Any], dict[int, str]]:
+    """What each tower is given and computes, and how state merges.
 
-    By variable: "same" is all towers' alike; of a metric, "sum" or "mean".
+    As its graph says, by variable: "same" is all towers' alike; of a metric, "sum"
+    or "mean".
 
     Args:
       graph: the model.
-      homes: the device of each variable.
+      homes: where each variable lives.
       shards: each tower's inputs.
-      copies: each tower's parameters.
-      told: where each tower is in the batch, if it may draw.
+      copied: gives copies of all, of which some cross in a half dtype, see
+        `replicated`.
       towers: a `Tower` each, of which index, device, scope and inputs are known.
       request: what is asked for.
       inputs: the nest of which the shards are.
@@ -58,20 +63,43 @@ def forward(
     Raises:
       ValueError: towers cannot be built, or their outputs not be joined.
     """
+    one = functools.partial(_computed, graph, homes, shards)
+    rest = towers, request, inputs
+    if graph.is_mixed:
+        tower_fn = called_in(request, towers[0])
+        with warned.once(), contextlib.suppress(Misread):
+            halves = halves_of(graph, homes, shards, request, tower_fn)
+            copies = copied(halves, request.hands_out)
+            return copies, *one(copies, *rest)
+    copies = copied({})
+    return copies, *one(copies, *rest)
+
+
+def _computed(
+    graph: layer_graph.LayerGraph,
+    homes: Sequence[Home],
+    shards: Shards,
+    copies: Copies,
+    towers: Sequence[Any],
+    request: Request,
+    inputs: Any,
+) -> tuple[list[Any], dict[int, str]]:
+    """What each tower computes, and how state merges."""
     placement, own = request.placement, request.users_fn
-    how = request.how
+    how, where = request.how, [home.device for home in homes]
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
     places, fed = shards.places(), shards.fed[0]
+    each, told = copies.each, copies.told
     guards = Guards(graph, fed, shards.divided, request)
 
     def built(talk: bool, how: How) -> list[Any]:
-        look = guards.look_at_draws(copies[0], fed, how is How.COMPILED)
+        look = guards.look_at_draws(each[0], fed, how is How.COMPILED)
         return run_towers(
             [
                 Task(
                     pure_tower(
-                        graph, tower, request, homes, place, look, guards
+                        graph, tower, request, where, place, look, guards
                     ),
                     tower.device,
                     argument,
@@ -79,7 +107,7 @@ def forward(
                     tower.scope if alike or how is not How.BUILT else "",
                 )
                 for tower, place, argument in zip(
-                    towers, places, zip(copies, told, shards.fed)
+                    towers, places, zip(each, told, shards.fed)
                 )
             ],
             joining(shards, placement) if talk else None,
@@ -92,7 +120,7 @@ def forward(
         talks = graph.talks(own)
         if graph.meeting_norms and not talks:
             talks = batch_norms.meet(
-                *(graph, copies[0], fed, shards.divided, request),
+                *(graph, each[0], fed, shards.divided, request),
                 called_in(request, towers[0]),
             )
         if how is not How.COMPILED and (talks or graph.pinned_layers):
@@ -104,7 +132,7 @@ def forward(
                 raise checks.not_compilable(*needs.args) from None
             replays = built(True, How.BUILT)
         are_known = shards.ranges.are_known
-        verdict = guards.agreed(replays, copies[0], fed, are_known)
+        verdict = guards.agreed(replays, each[0], fed, are_known)
     guards.check_outputs(replays, inputs)
     return replays, verdict
 

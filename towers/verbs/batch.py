@@ -140,3 +140,13 @@ def checked_batch(
             "`whole` those that are not batched."
         )
     return Batch(tf.nest.pack_sequence_as(batch, flat), undivided)
+
+
+def checked_each(each: Sequence[Any], whole: Sequence[Any]) -> Batch:
+    """The same of what each tower has already, one nest per tower."""
+    checked = [
+        checked_batch(nest, f"inputs of tower {i}", whole)
+        for i, nest in enumerate(each)
+    ]
+    nests = [batch.nest for batch in checked]
+    return dataclasses.replace(checked[0], each=nests)

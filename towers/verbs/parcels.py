@@ -14,17 +14,23 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign.tf_gradients import own_gradient
-from towers.verbs.replicate import total
+from towers.verbs.replicate import FULL, total
 
 # What is larger goes by itself, as soon as it is ready: joining is a copy on
 # either side, which costs more than the message from about here.
 SMALL = 64 * 1024  # bytes
 
 
-def is_small(value: tf.Tensor) -> bool:
-    """Whether a value is better sent together with others."""
+def is_small(value: tf.Tensor, dtype: tf.DType | None = None) -> bool:
+    """Whether a value is better sent together with others.
+
+    Args:
+      value: of any dtype.
+      dtype: that in which it is sent, if it is another.
+    """
+    size = (dtype or value.dtype).size
     known = value.shape.is_fully_defined() and value.dtype != tf.string
-    return known and value.shape.num_elements() * value.dtype.size <= SMALL
+    return known and value.shape.num_elements() * size <= SMALL
 
 
 def packed(values: Sequence[tf.Tensor]) -> dict[tuple[int, ...], tf.Tensor]:
@@ -98,6 +104,7 @@ def replicate_together(
     targets: Sequence[str],
     kept: Sequence[tf.Tensor | None],
     trained: bool = True,
+    half: tf.DType | None = None,
 ) -> list[list[tf.Tensor]]:
     """As `replicate` of each, with one tensor per tower and direction.
 
@@ -111,12 +118,13 @@ def replicate_together(
       kept: as for `replicate`.
       trained: whether anyone asks which of the values have a gradient. To know
         takes an op for each value and tower.
+      half: as for `replicate`.
 
     Returns:
       For each value its copies, one per tower, on `targets`.
     """
     n = len(kept)
-    post = _Post(values, device, kept)
+    post = _Post(values, kept, half)
 
     @own_gradient
     def joined(*values: tf.Tensor) -> Any:
@@ -124,7 +132,9 @@ def replicate_together(
             with tf.device(device):
                 return post.sums(upstream)
 
-        return [_joined(values)] * n, backward
+        parcel = _joined(values)
+        parcel = parcel if half is None else tf.cast(parcel, half)
+        return [parcel] * n, backward
 
     with tf.device(device):
         parcels = joined(*values)
@@ -161,12 +171,15 @@ class _Post:
     """
 
     def __init__(
-        self, values: Sequence[tf.Tensor], device: str, kept: Sequence[Any]
+        self,
+        values: Sequence[tf.Tensor],
+        kept: Sequence[Any],
+        half: tf.DType | None = None,
     ):
         self.heard: dict[int, set[int]] = collections.defaultdict(set)
         self.letters: dict[int, _Letter] = {}
         self.values = values
-        self._kept = kept
+        self._kept, self._half = kept, half
 
     def written(
         self, tower: int, upstream: Sequence[Any], parcel: tf.Tensor
@@ -179,11 +192,18 @@ class _Post:
             if isinstance(upstream[k], tf.IndexedSlices)
         }
         places = tuple(k for k in heard if k not in sparse)
-        joined = _joined([upstream[k] for k in places], parcel.dtype)
+        dense = [upstream[k] for k in places]
+        if len({x.dtype for x in dense}) > 1:  # what is summed there is full
+            dense = [self._full(x) for x in dense]
+        joined = _joined(dense, parcel.dtype)
         self.letters[tower] = _Letter(places, joined, sparse)
         if len(places) == len(self.values):
             return joined
         return tf.zeros(parcel.shape, parcel.dtype)  # nobody reads it
+
+    def _full(self, gradient: Any) -> Any:
+        """A gradient as it is summed."""
+        return gradient if self._half is None else tf.cast(gradient, FULL)
 
     def sums(self, upstream: Sequence[tf.Tensor]) -> list[Any]:
         """The gradient of each value, or None."""
@@ -198,9 +218,10 @@ class _Post:
         for i, letter in letters.items():
             whole = letter.places == everything
             parcel = upstream[i] if whole else letter.gradients
-            alike.setdefault(letter.places, []).append((parcel, self._kept[i]))
+            pair = self._full(parcel), self._kept[i]
+            alike.setdefault(letter.places, []).append(pair)
             for k, gradient in letter.sparse.items():
-                terms[k].append((gradient, self._kept[i]))
+                terms[k].append((self._full(gradient), self._kept[i]))
         for places, pairs in alike.items():
             if not places:
                 continue

@@ -146,6 +146,6 @@ def _on(relay: str, value: tf.Tensor) -> tf.Tensor:
         return tf.identity(value)
 
 
-def size_of(value: tf.Tensor) -> int:
-    """Bytes; 0 if nobody knows."""
-    return (value.shape.num_elements() or 0) * value.dtype.size
+def size_of(value: tf.Tensor, dtype: tf.DType | None = None) -> int:
+    """Bytes, in a dtype if not in its own; 0 if nobody knows."""
+    return (value.shape.num_elements() or 0) * (dtype or value.dtype).size

@@ -5,9 +5,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.build import build_towers
+from towers.build import build
+from towers.engine.calls import How
 from towers.foreign.keras_compile import Compiled
 from towers.keras_model import checks
+from towers.keras_model.request import Request
 from towers.keras_model.whole_call import WholeCall
 from towers.verbs.batch import checked_batch, whole_paths
 from towers.verbs.parcels import packed, unpacked
@@ -55,18 +57,14 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
             sums += loss_parts.metric_sums(made.metrics, y, y_pred, weights)
         return packed(sums), divisors
 
+    request = Request(
+        *(where, training, "sum", on_tower),
+        how=How.COMPILED if model.jit_towers else How.BUILT,
+        synchronized=model.synchronized,
+    )
+    batch = checked_batch((x, y, weights), whole=whole_of_data(model))
     with WholeCall(model.template, x, training).refused_as_given():
-        graph = build_towers(
-            model.template,
-            (x, y, weights),
-            where,
-            training,
-            merge="sum",
-            tower_fn=on_tower,
-            whole=whole_of_data(model),
-            jit_compile=model.jit_towers,
-            synchronized=model.synchronized,
-        )
+        graph = build(model.template, batch, request)
     graph.apply_updates()
     parcels, divisors = graph.outputs
     shapes = [tf.TensorShape([losses])] * bool(losses)

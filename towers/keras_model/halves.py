@@ -1,0 +1,136 @@
+"""halves: weights that cross in the half dtype in which towers take them.
+
+Under mixed precision Keras casts a weight where a layer reads it. If all of a tower
+that reads it is one such cast, it can be cast where it lives: the tower computes
+the same, and so does its gradient. Whether it is, is seen in a call of the model
+before anything crosses, in a graph that is never run; a tower which reads
+otherwise is not built (`Misread`), and all weights cross as they are.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.engine import all_towers
+from towers.foreign import keras_layers, specs
+from towers.keras_model import guards, hooks
+from towers.keras_model.aside import call_aside
+from towers.keras_model.calls import ModelCall
+from towers.keras_model.kinds import Kind
+from towers.keras_model.layer_graph import LayerGraph
+from towers.keras_model.parameters import Home
+from towers.keras_model.replay import replayed
+from towers.keras_model.request import Request
+from towers.placement.device_names import same_device
+from towers.verbs.split import Shards
+
+# What is asked once: by a model, or a function of the user's, all the rest.
+_kept: weakref.WeakKeyDictionary[Any, dict[Any, dict[int, tf.DType]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def halves_of(
+    graph: LayerGraph,
+    homes: Sequence[Home],
+    shards: Shards,
+    request: Request,
+    tower_fn: Callable[..., Any] | None,
+) -> dict[int, tf.DType]:
+    """By place in `graph.variables`, the half dtype in which a weight crosses.
+
+    Args:
+      graph: the model.
+      homes: where its variables live.
+      shards: what towers are given.
+      request: what is asked for.
+      tower_fn: what the tower calls, of the request.
+    """
+    cross = _crossing(graph, homes, request.placement.devices)
+    if not cross:
+        return {}
+    shard, divided = shards.fed[0], shards.divided
+    said = _known(graph, shard, divided, request, tower_fn)
+    return {k: dtype for k, dtype in said.items() if k in cross}
+
+
+def _crossing(
+    graph: LayerGraph, homes: Sequence[Home], devices: Sequence[str]
+) -> set[int]:
+    """The places of weights of float32 that a tower has elsewhere."""
+    found = set()
+    for i, device in enumerate(devices):
+        elsewhere = graph.elsewhere(i, device)
+        found |= {
+            k
+            for k, home in enumerate(homes)
+            if graph.kinds[k] in (Kind.TRAINED, Kind.OWN)
+            and keras_layers.raw(graph.variables[k]).dtype == tf.float32
+            and not same_device(home.device, elsewhere.get(k, device))
+        }
+    return found
+
+
+def _known(
+    graph: LayerGraph,
+    shard: Any,
+    divided: Sequence[bool],
+    request: Request,
+    tower_fn: Callable[..., Any] | None,
+) -> dict[int, tf.DType]:
+    """As `read_once`, which is asked once."""
+    call = request.tower_fn
+    phase = request.training
+    if phase is None:
+        phase = keras_layers.phase_here()
+    key = (
+        tuple(weakref.ref(m) for m in graph.models),
+        tuple(v.path for v in graph.variables),
+        tuple(x.dtype_policy.name for x in graph.layers),
+        str(call.kind) if isinstance(call, ModelCall) else "",
+        str(specs.of_nest(shard, divided)),
+        phase,
+    )
+    try:
+        kept = _kept.setdefault(request.users_fn or graph.models[0], {})
+    except TypeError:  # a function of which there are no weak references
+        kept = {}
+    if key not in kept:
+        kept[key] = read_once(graph, shard, divided, request, tower_fn)
+    return kept[key]
+
+
+def read_once(
+    graph: LayerGraph,
+    shard: Any,
+    divided: Sequence[bool],
+    request: Request,
+    tower_fn: Callable[..., Any] | None,
+) -> dict[int, tf.DType]:
+    """By place, the half dtype of what is cast to that where it is read, once.
+
+    Nothing, if the model cannot be called so.
+    """
+    told: list[dict[int, tf.DType]] = [{}]
+
+    def call(values: list[tf.Tensor], shard: Any) -> None:
+        replay = replayed(
+            graph, values, shard, request.training, "read/", tower_fn
+        )
+        told.append(replay.halves)
+
+    is_plain = request.users_fn is None and guards.is_plain(graph, shard)
+    try:
+        with hooks.hooked(graph, is_plain):
+            call_aside(
+                *(call, graph.layers, all_towers.alone),
+                *(
+                    graph.specs_of(graph.variables),
+                    specs.of_nest(shard, divided),
+                ),
+            )
+    except Exception:  # whatever the user's layers raise, where they are built
+        return {}
+    return told[-1]

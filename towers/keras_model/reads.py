@@ -1,0 +1,110 @@
+"""reads: how a tower reads weights: how often, and through which cast.
+
+A weight that is read once, and cast to a half dtype there, may come in that dtype:
+see `halves`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign.keras_autocast import half_here
+from towers.foreign.keras_layers import raw
+from towers.foreign.tf_custom_gradients import Follower
+
+
+class Misread(BaseException):
+    """Ends a tower that reads otherwise than was seen before it was built.
+
+    It passes what a layer catches, and Keras.
+    """
+
+
+class Reads:
+    """Notes how one replay of a model reads its variables.
+
+    Args:
+      variables, values: as for `replay.Values`. Values of half their variables'
+        width are those that are taken for such.
+    """
+
+    def __init__(self, variables: Sequence[Any], values: Sequence[tf.Tensor]):
+        self._values = {id(v): x for v, x in zip(variables, values)}
+        self._halves = {
+            id(v): x.dtype
+            for v, x in zip(variables, values)
+            if x.dtype != raw(v).dtype
+        }
+        self._graph = tf.compat.v1.get_default_graph()
+        self._seen: dict[int, list[tf.DType | None]] = {}
+        self._is_aside = False
+        self._beside: set[str] = set()  # ops
+
+    def read(self, variable: Any, value: Any, follower: Follower | None) -> Any:
+        """What a read gives: the value, if it is noted.
+
+        Args:
+          variable: what is read.
+          value: what the scope has for it, or None.
+          follower: knows of gradients that are taken there.
+
+        Raises:
+          Misread: it was to be read once, and through a cast.
+        """
+        if self._is_aside:
+            full = raw(variable).dtype
+            return value if value is None else tf.cast(value, full)
+        is_plain = tf.compat.v1.get_default_graph() is self._graph and (
+            follower is None or follower.is_idle
+        )
+        self.note(variable, half_here(variable) if is_plain else None)
+        return value
+
+    def note(self, variable: Any, dtype: tf.DType | None = None) -> None:
+        """Notes a read; of no dtype if it is no plain one, through a cast."""
+        seen = self._seen.setdefault(id(variable), [])
+        seen.append(dtype)
+        half = self._halves.get(id(variable))
+        if half is not None and seen != [half]:
+            raise Misread
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """While open, reads are none of the tower's, and of the full width."""
+        before = len(self._graph.get_operations())
+        self._is_aside = True
+        yield
+        self._is_aside = False
+        made = self._graph.get_operations()[before:]
+        self._beside = {op.name for op in made}
+
+    def halves(
+        self, variables: Sequence[Any], follower: Follower | None
+    ) -> dict[int, tf.DType]:
+        """By place, the dtype of what is read once, and cast to that.
+
+        Raises:
+          Misread: a backward pass may read what was to be read once.
+        """
+        found: dict[int, tf.DType] = {}
+        if follower is not None and follower.is_opaque:
+            if self._halves:
+                raise Misread
+            return found
+        for k, variable in enumerate(variables):
+            seen = self._seen.get(id(variable), [])
+            if len(seen) == 1 and seen[0] and self.is_cast(variable, seen[0]):
+                found[k] = seen[0]
+        return found
+
+    def is_cast(self, variable: Any, dtype: tf.DType) -> bool:
+        """Whether nothing takes the value but one cast."""
+        takers = self._values[id(variable)].consumers()
+        takers = [op for op in takers if op.name not in self._beside]
+        return (
+            len(takers) == 1
+            and takers[0].type == "Cast"
+            and takers[0].outputs[0].dtype == dtype
+        )

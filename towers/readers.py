@@ -173,19 +173,13 @@ class Read:
         def taken(found: Any) -> Any:
             return found.get_value()
 
-        def function(call: Callable[..., Any], name: str) -> Any:
-            # TensorFlow counts traces by code, and warns of many.
-            own = functools.partial(call)
-            own.__name__ = name  # type: ignore[attr-defined]
-            return tf.function(own, autograph=False)
-
         return [
             (
-                function(
+                _function(
                     functools.partial(looked, device),
                     f"{_INPUTS}{tower.index}",
                 ),
-                function(taken, "taken"),
+                _function(taken, "taken"),
             )
             for tower, device in zip(self.towers, self.devices)
         ]
@@ -193,7 +187,7 @@ class Read:
     @functools.cached_property
     def _waited(self) -> Callable[[Any], tf.Tensor]:
         """[towers, leaves], what other processes say, which call back at once."""
-        return tf.function(lambda there: tf.stack(there), autograph=False)
+        return _function(lambda there: tf.stack(there), "waited")
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -232,6 +226,13 @@ def watched(
     if cluster is None or all(clusters.task_of(d) is None for d in devices):
         return contextlib.nullcontext()
     return cluster.watch()
+
+
+def _function(call: Callable[..., Any], name: str) -> Any:
+    """A function of its own: TensorFlow counts traces by code, and warns of many."""
+    own = functools.partial(call)
+    own.__name__ = name  # type: ignore[attr-defined]
+    return tf.function(own, autograph=False)
 
 
 def _dataset(dataset_fn: Callable[..., Any], tower: Tower) -> tf.data.Dataset:

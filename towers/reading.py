@@ -62,6 +62,7 @@ class Reading:
         self._spares: dict[int, Any] = {}
         self._ended: set[int] = set()
         self._sure: int | None = None
+        self._back: list[Drawn] = []
         self.lost: list[Tower] = []
         self.begin(which)
         clusters.hold(self)
@@ -103,6 +104,8 @@ class Reading:
           ValueError: leaves of a tower have different rows, or none.
           WorkerLost: one of them is lost; what others have read is gone too.
         """
+        if self._back:
+            return self._back.pop(0)
         at = {self._which.index(i): i for i in which if i in self._iterators}
         going = {
             p: self._iterators[i] for p, i in at.items() if i not in self._ended
@@ -121,6 +124,11 @@ class Reading:
             self._sure_of(which, rows) if 0 in counts else None,
             tuple(self._spec.get(i) or self._any_spec() for i in which),
         )
+
+    def put_back(self, batches: Sequence[Drawn]) -> "Reading":
+        """The same, which gives these batches first."""
+        self._back = list(batches)
+        return self
 
     def lose(self, tasks: set[int], workers: Any) -> list[Any]:
         """Gives up what is on lost workers, before anybody touches it."""

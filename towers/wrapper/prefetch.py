@@ -19,6 +19,7 @@ from absl import logging
 
 from towers.foreign import specs, tf_calls
 from towers.placement.device_names import HOST_HERE, process_of
+from towers.reading import Drawn
 from towers.verbs.arrivals import Arrivals, arriving
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.split import split_shards
@@ -62,7 +63,11 @@ class Prefetch:
     def rest_of(self, iterator: Any) -> Iterator[Any]:
         """Batches that an iterator has still to give, what was read first."""
         if iterator in self._ahead:
-            yield self._brought(iterator)[0]
+            try:
+                brought = self._brought(iterator)
+            except StopIteration:  # of a `Reading`
+                return
+            yield brought if isinstance(brought, Drawn) else brought[0]
         yield from iterator
 
     def function(

@@ -29,9 +29,9 @@ MODULES = [
 # Files that have no test of their own, and those that would fail.
 TESTED_BY = {
     "__main__": "cluster.worker",
-    "cluster.environment": "cluster.cluster",
     "cluster.members": "cluster.cluster",
     "cluster.pulse": "cluster.heartbeat",
+    "cluster.schedulers": "cluster.cluster",
     "verbs.arrivals": "wrapper.prefetch",
     "wrapper.recovery": "cluster.going_on",
     "wrapper.repeated_step": "cluster.going_on",

@@ -77,10 +77,10 @@ class RecipesTest(absltest.TestCase):
         self.addCleanup(_end, process)
         return process
 
-    def assert_trains(self, process):
+    def assert_trains(self, process, last=LAST):
         out, err = process.communicate(timeout=200)
         self.assertEqual(process.returncode, 0, err[-5000:])
-        self.assertRegex(out, LAST)
+        self.assertRegex(out, last)
 
     @pytest.mark.slow
     def test_examples_of_slurm(self):
@@ -91,6 +91,11 @@ class RecipesTest(absltest.TestCase):
                 PORT=str(free_port()),
             )
         )
+
+    @pytest.mark.slow
+    def test_examples_of_coming_from_another_strategy(self):
+        process = self.started([sys.executable, "examples/multi_worker.py"])
+        self.assert_trains(process, r"Epoch 3/3\n.*loss: 0\.\d+\n$")
 
     def kubernetes(self):
         """The commands of a worker and of the chief, and the workers' names."""

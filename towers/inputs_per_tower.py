@@ -117,26 +117,54 @@ class PerTower:
 def per_tower(dataset_fn: Callable[[Tower], tf.data.Dataset]) -> PerTower:
     """Inputs that each tower reads on its own machine, so that none crosses.
 
-    For functions and loops of your own: give them, or batches of them, to
-    `build_towers` in the place of inputs. Each tower gets the elements of its own
-    dataset, of as many rows as those have: together they are the batch. So
+    Each tower gets the elements of its own dataset, of as many rows as those have:
+    together, in the order of the towers, they are the batch. So
     `placement.weights` say nothing here, and what is a mean weights each tower by
     its rows.
+
+    For `fit`, `evaluate` and `predict` of a `TowerModel`, and as
+    `validation_data`, datasets give what `fit` takes: (x, y), (x, y,
+    sample_weight), or x alone. The numbers are those of plain `fit` on the joined
+    batches. A tower that has ended has no rows until all have. Targets and sample
+    weights are gathered beside the outputs, or stay too with `loss_on_towers`.
 
     >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     >>> def read(tower):  # 3 rows on one, 5 on the other
-    ...     rows = tf.data.Dataset.range(20).map(lambda i: tf.ones([3]))
+    ...     rows = tf.data.Dataset.range(20)
+    ...     rows = rows.map(lambda i: (tf.ones([3]), tf.zeros([2])))
     ...     return rows.batch([3, 5][tower.index], drop_remainder=True)
     >>> data = towers.per_tower(read)
+    >>> towered = towers.TowerModel(model, placement, loss_on_towers="auto")
+    >>> towered.compile("sgd", "mse")
+    >>> towered.fit(data, epochs=2, verbose=0).params["steps"]
+    6
+    >>> towered.predict(data, verbose=0).shape  # 3 and 5, four times, and 3, 3
+    (38, 2)
+
+    `predict` gives rows batch by batch, each tower's after those of the one before.
+    What a step of your own, or a metric, makes of inputs outside of towers is right,
+    and has them cross. With `TowerModel(prefetch=True)` the next batch is read while
+    a step runs. With `on_lost="continue"` the batch that a lost worker has read a
+    part of is left out, and what its datasets had still to give is not read, of
+    which a warning tells; in `predict` it is a `WorkerLost`. A worker that comes back
+    begins its datasets anew at the next epoch.
+
+    For functions and loops of your own: give them, or batches of them, to
+    `build_towers` in the place of inputs.
+
+    >>> def outputs(model, shard):
+    ...     x, y = shard
+    ...     return model(x)
     >>> @tf.function
     ... def step(batch):
-    ...     return towers.build_towers(model, batch, placement).outputs
+    ...     return towers.build_towers(model, batch, placement,
+    ...                                tower_fn=outputs).outputs
     >>> [step(batch).shape[0] for batch in data.batches(placement)]
     [8, 8, 8, 8]
 
-    It ends with the first tower that ends; the next loop begins anew. Steps whose
-    batches differ in size are traced again, unless they are a
+    Such a loop ends with the first tower that ends; the next begins anew. Steps
+    whose batches differ in size are traced again, unless they are a
     `tf.function(reduce_retracing=True)`.
 
     In a `tf.function`, inputs may be given to `build_towers` themselves, loops

@@ -47,6 +47,7 @@ class Reading:
 
     Attributes:
       lost: towers that were lost, with the rest of what they had to read.
+      count: how many batches were read.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Reading:
         self._sure: int | None = None
         self._back: list[Drawn] = []
         self.lost: list[Tower] = []
+        self.count = 0
         self.begin(which)
         clusters.hold(self)
 
@@ -117,6 +119,7 @@ class Reading:
             raise StopIteration
         fed = {at[p]: self._read.take(p, found[p]) for p in found if told[p]}
         self._keep_spares(fed)
+        self.count += 1
         counts = tuple(rows.get(i, 0) for i in which)
         return Drawn(
             tuple(fed[i] if i in fed else self._spare(i, fed) for i in which),

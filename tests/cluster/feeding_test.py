@@ -10,7 +10,7 @@ from cluster_chiefs import run_chief
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the bytes.")
 @pytest.mark.slow
-class FeedingTest(absltest.TestCase):
+class FedWorkersTest(absltest.TestCase):
     def test_workers_read_for_fit_and_no_input_crosses(self):
         status, out, err = run_chief("feeding.py", timeout=240)
         self.assertEqual(status, 0, err[-5000:])

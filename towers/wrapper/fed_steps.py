@@ -147,8 +147,9 @@ def _tell_lost(reading: Reading, first: str = "") -> None:
     reading.lost.clear()
     if whose:
         warnings.warn(
-            f"A worker was lost. {first}What the datasets of these towers had "
-            f"still to give is not read: {whose}. They read again in the next "
-            "epoch whose worker has come back by then.",
+            f"A worker was lost, after {reading.count} batches were read. {first}"
+            "What the datasets of these towers had still to give is not read: "
+            f"{whose}. They begin anew in the first epoch to which their worker "
+            "has come back.",
             stacklevel=2,
         )

@@ -9,7 +9,7 @@ import tensorflow as tf
 _OWN = ("chief", "master")  # jobs of which this process may be
 
 
-_Cluster = TypeVar("_Cluster", bound="Scheduled")
+Named = TypeVar("Named", bound="Scheduled")
 
 
 class Scheduled:
@@ -20,8 +20,8 @@ class Scheduled:
 
     @classmethod
     def from_environment(
-        cls: type[_Cluster], timeout: float = 60, heartbeat: float = 5.0
-    ) -> _Cluster:
+        cls: type[Named], timeout: float = 60, heartbeat: float = 5.0
+    ) -> Named:
         """The cluster that the environment variable TF_CONFIG names.
 
         TF_CONFIG is JSON: `{"cluster": {"chief": [...], "worker": [...]}, "task":
@@ -51,11 +51,11 @@ class Scheduled:
 
     @classmethod
     def from_resolver(
-        cls: type[_Cluster],
+        cls: type[Named],
         resolver: Any,
         timeout: float = 60,
         heartbeat: float = 5.0,
-    ) -> _Cluster:
+    ) -> Named:
         """The cluster that a resolver of `tf.distribute` names.
 
         Its job "worker" are the workers, and "chief", or "master", if it is there,

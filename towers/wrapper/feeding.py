@@ -1,7 +1,7 @@
 """feeding: `fit`, `evaluate` and `predict` given what each tower reads itself."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -35,15 +35,14 @@ def fed(
     Raises:
       ValueError: the method takes no such inputs, or not with these arguments.
     """
-    values = [*args, *kwargs.values()]
-    validation = kwargs.get("validation_data")
-    if not any(map(is_per_tower, [*values, *tf.nest.flatten(validation)])):
+    values = _parts([*args, *kwargs.values()])
+    if not any(map(is_per_tower, values)):
         return args, kwargs
-    names = list(inspect.signature(getattr(keras.Model, method)).parameters)
-    given = {**dict(zip(names[1:], args)), **kwargs}
     if method not in ("fit", "evaluate", "predict"):
         refuse_per_tower(values, method)
-    if is_per_tower(given["x"]):
+    names = list(inspect.signature(getattr(keras.Model, method)).parameters)
+    given = {**dict(zip(names[1:], args)), **kwargs}
+    if is_per_tower(given.get("x")):
         _check_alone(given)
         weights = given.pop("class_weight", None)
         given["x"] = _epochs(model, given["x"], method, weights)
@@ -52,11 +51,21 @@ def fed(
             raise _not_beside("validation_batch_size")
         data = given["validation_data"]
         given["validation_data"] = _epochs(model, data, method)
-    refuse_per_tower(
-        [*given.values(), *tf.nest.flatten(given.get("validation_data"))],
-        method,
-    )
+    refuse_per_tower(_parts(given.values()), method)
     return (), given
+
+
+def _parts(values: Iterable[Any]) -> list[Any]:
+    """The values, and what is in tuples, as `validation_data` may be one."""
+    return [
+        part
+        for value in values
+        for part in (
+            value
+            if isinstance(value, tuple) and not is_per_tower(value)
+            else [value]
+        )
+    ]
 
 
 class _Feed:

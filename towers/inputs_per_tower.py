@@ -41,7 +41,7 @@ class PerTower:
     """What `per_tower` makes; see there."""
 
     def __init__(self, dataset_fn: Callable[[Tower], tf.data.Dataset]):
-        self._dataset_fn = dataset_fn
+        self.dataset_fn = dataset_fn
         # By the towers' devices, and the starts of the workers that have them.
         self._read: dict[Any, Read] = {}
 
@@ -58,7 +58,7 @@ class PerTower:
             a device is not here.
           WorkerLost: in the loop, when a worker is lost.
         """
-        return Batches(self._read_for(placement))
+        return Batches(self.read_for(placement))
 
     def restart(self) -> None:
         """Begins anew, where the inputs were given to `build_towers` themselves.
@@ -66,7 +66,7 @@ class PerTower:
         Loops over `batches` have their own place, and do so by themselves.
         """
         for known, read in self._read.items():
-            if known != key(known[0]):  # what is lost is not touched
+            if known != key(read.towers):  # what is lost is not touched
                 continue
             read.restart()
 
@@ -76,12 +76,19 @@ class PerTower:
         Raises:
           tf.errors.OutOfRangeError: when it runs, that a tower has no more.
         """
-        read = self._read_for(placement)
+        read = self.read_for(placement)
         if tf.executing_eagerly():
             return read.drawn_now(read.iterators)
         return read.drawn(read.iterators)
 
-    def _read_for(self, placement: Placement) -> Read:
+    def read_for(
+        self, placement: Placement, which: Sequence[int] | None = None
+    ) -> Read:
+        """The datasets of a placement's towers, or of some of them.
+
+        Raises:
+          ValueError: the graph is one of tf.compat.v1, or a device is not here.
+        """
         check_placement(placement)
         if checks.in_v1_graph():
             raise ValueError(
@@ -89,42 +96,75 @@ class PerTower:
                 "tf.function, but this is a graph of tf.compat.v1. Give "
                 "build_towers there a whole batch, which it splits."
             )
-        missing = absent(list(placement.devices))
+        devices = placement.devices
+        whose = [
+            Tower(i, devices[i], f"tower_{i}/", None)
+            for i in (range(len(devices)) if which is None else which)
+        ]
+        missing = absent([tower.device for tower in whose])
         if missing:
             raise ValueError(
                 "`placement` has towers on "
                 f"{', '.join(missing)}, which TensorFlow does not see, so "
                 "nothing can be read there. Expected devices that are here."
             )
-        known = key(placement.devices)
+        known = key(whose)
         if known not in self._read:
-            self._read[known] = Read.by(self._dataset_fn, placement)
+            self._read[known] = Read.by(self.dataset_fn, whose)
         return self._read[known]
 
 
 def per_tower(dataset_fn: Callable[[Tower], tf.data.Dataset]) -> PerTower:
     """Inputs that each tower reads on its own machine, so that none crosses.
 
-    For functions and loops of your own: give them, or batches of them, to
-    `build_towers` in the place of inputs. Each tower gets the elements of its own
-    dataset, of as many rows as those have: together they are the batch. So
+    Each tower gets the elements of its own dataset, of as many rows as those have:
+    together, in the order of the towers, they are the batch. So
     `placement.weights` say nothing here, and what is a mean weights each tower by
     its rows.
+
+    For `fit`, `evaluate` and `predict` of a `TowerModel`, and as
+    `validation_data`, datasets give what `fit` takes: (x, y), (x, y,
+    sample_weight), or x alone. The numbers are those of plain `fit` on the joined
+    batches. A tower that has ended has no rows until all have. Targets and sample
+    weights are gathered beside the outputs, or stay too with `loss_on_towers`.
 
     >>> placement = towers.Placement(["/CPU:0", "/CPU:1"])
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     >>> def read(tower):  # 3 rows on one, 5 on the other
-    ...     rows = tf.data.Dataset.range(20).map(lambda i: tf.ones([3]))
+    ...     rows = tf.data.Dataset.range(20)
+    ...     rows = rows.map(lambda i: (tf.ones([3]), tf.zeros([2])))
     ...     return rows.batch([3, 5][tower.index], drop_remainder=True)
     >>> data = towers.per_tower(read)
+    >>> towered = towers.TowerModel(model, placement, loss_on_towers="auto")
+    >>> towered.compile("sgd", "mse")
+    >>> towered.fit(data, epochs=2, verbose=0).params["steps"]
+    6
+    >>> towered.predict(data, verbose=0).shape  # 3 and 5, four times, and 3, 3
+    (38, 2)
+
+    `predict` gives rows batch by batch, each tower's after those of the one before.
+    What a step of your own, or a metric, makes of inputs outside of towers is right,
+    and has them cross. With `TowerModel(prefetch=True)` the next batch is read while
+    a step runs. With `on_lost="continue"` the batch that a lost worker has read a
+    part of is left out, and what its datasets had still to give is not read, of
+    which a warning tells; in `predict` it is a `WorkerLost`. A worker that comes back
+    begins its datasets anew at the next epoch.
+
+    For functions and loops of your own: give them, or batches of them, to
+    `build_towers` in the place of inputs.
+
+    >>> def outputs(model, shard):
+    ...     x, y = shard
+    ...     return model(x)
     >>> @tf.function
     ... def step(batch):
-    ...     return towers.build_towers(model, batch, placement).outputs
+    ...     return towers.build_towers(model, batch, placement,
+    ...                                tower_fn=outputs).outputs
     >>> [step(batch).shape[0] for batch in data.batches(placement)]
     [8, 8, 8, 8]
 
-    It ends with the first tower that ends; the next loop begins anew. Steps whose
-    batches differ in size are traced again, unless they are a
+    Such a loop ends with the first tower that ends; the next begins anew. Steps
+    whose batches differ in size are traced again, unless they are a
     `tf.function(reduce_retracing=True)`.
 
     In a `tf.function`, inputs may be given to `build_towers` themselves, loops
@@ -142,8 +182,7 @@ def per_tower(dataset_fn: Callable[[Tower], tf.data.Dataset]) -> PerTower:
     yours, TensorFlow names an op below "inputs_of_tower_1", and may call it the end
     of another tower's inputs, which it cancels: the message has both.
 
-    Keras's `fit` has no place for them, nor has a graph of `tf.compat.v1`; they
-    say so.
+    A graph of `tf.compat.v1` has no place for them, and says so.
 
     Args:
       dataset_fn: `f(tower)` that returns a `tf.data.Dataset` of batches: nests of
@@ -181,22 +220,18 @@ class Batches:
             yield batch
 
 
-def refuse_per_tower(
-    given: Iterable[Any], method: str, on_lost: str = "raise"
-) -> None:
+def is_per_tower(value: Any) -> bool:
+    """Whether it is what towers read themselves."""
+    return isinstance(value, (PerTower, Batches, BatchPerTower))
+
+
+def refuse_per_tower(given: Iterable[Any], method: str) -> None:
     """Raises a `ValueError` if one of these is what towers read themselves."""
-    if not any(
-        isinstance(x, (PerTower, Batches, BatchPerTower)) for x in given
-    ):
-        return
-    continued = (
-        '; nor can `on_lost="continue"` take again what a lost worker has read'
-        if on_lost == "continue"
-        else ""
-    )
-    raise ValueError(
-        f"Inputs of towers.per_tower were given to `{method}` of a TowerModel, "
-        f"which splits whole batches{continued}. Expected arrays or a "
-        "tf.data.Dataset. In a loop of your own, give them to "
-        "towers.build_towers(model.template, batch, placement, tower_fn=...)."
-    )
+    if any(map(is_per_tower, given)):
+        raise ValueError(
+            f"Inputs of towers.per_tower were given to `{method}` of a TowerModel, "
+            "which splits whole batches. Expected arrays or tensors. Give what "
+            "towers.per_tower returned to `fit`, `evaluate` or `predict`, alone or "
+            "as `validation_data`; in a loop of your own, give its batches to "
+            "towers.build_towers(model.template, batch, placement, tower_fn=...)."
+        )

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -15,37 +15,50 @@ from towers.cluster import cluster as clusters
 from towers.engine.host import host_of
 from towers.foreign import tf_iterators
 from towers.placement.device_names import HOST_HERE
-from towers.placement.placement import Placement
 from towers.tower_graph import Tower
 from towers.verbs.batch import BatchPerTower
+from towers.verbs.rows import row_count
 
 _INPUTS = "inputs_of_tower_"  # scopes and functions, which errors name
 
 
 @dataclasses.dataclass
 class Read:
-    """The towers' datasets, for a list of devices.
+    """The datasets of some towers.
 
     Attributes:
+      towers: whose they are, which may be some of a placement's only.
       devices: where each is read, the tower's device or its host.
       datasets: one per tower.
       iterators: one per tower, of inputs that are given themselves.
     """
 
+    towers: Sequence[Tower]
     devices: list[str]
     datasets: list[tf.data.Dataset]
 
     @classmethod
-    def by(cls, dataset_fn: Callable[..., Any], where: Placement) -> "Read":
-        devices = [host_of(device) for device in where.devices]
+    def by(
+        cls, dataset_fn: Callable[..., Any], whose: Sequence[Tower]
+    ) -> "Read":
+        devices = [host_of(tower.device) for tower in whose]
         datasets = []
         with watched(devices):
-            for i, device in enumerate(where.devices):
-                tower = Tower(i, device, f"tower_{i}/", None)
-                with tf.init_scope(), tf.device(devices[i]):
+            for tower, device in zip(whose, devices):
+                with tf.init_scope(), tf.device(device):
                     datasets.append(_dataset(dataset_fn, tower))
         _check_alike(datasets)
-        return cls(devices, datasets)
+        return cls(whose, devices, datasets)
+
+    @functools.cached_property
+    def lengths(self) -> list[int | None]:
+        """How many elements each has; None if it has no end or cannot tell."""
+        told = []
+        with watched(self.devices):
+            for dataset, device in zip(self.datasets, self.devices):
+                with tf.device(device):
+                    told.append(int(dataset.cardinality()))
+        return [None if count < 0 else count for count in told]
 
     @functools.cached_property
     def iterators(self) -> list[Any]:
@@ -81,11 +94,12 @@ class Read:
 
     def begun(self) -> list[Any]:
         """Iterators, where the datasets are."""
-        found = []
-        for dataset, device in zip(self.datasets, self.devices):
-            with tf.init_scope(), tf.device(device):
-                found.append(iter(dataset))
-        return found
+        return [self.begun_at(i) for i in range(len(self.datasets))]
+
+    def begun_at(self, i: int) -> Any:
+        """One tower's iterator, where its dataset is."""
+        with tf.init_scope(), tf.device(self.devices[i]):
+            return iter(self.datasets[i])
 
     def drawn(self, iterators: list[Any]) -> BatchPerTower:
         """The next elements, in this graph."""
@@ -101,60 +115,79 @@ class Read:
         Raises:
           tf.errors.OutOfRangeError: a tower has no more.
         """
+        found, rows = self.look(dict(enumerate(iterators)))
+        for i, told in rows.items():
+            if told is None:
+                raise tf.errors.OutOfRangeError(
+                    None, None, f"The inputs of tower {i} have ended."
+                )
+        return BatchPerTower(tuple(self.take(i, x) for i, x in found.items()))
+
+    def look(
+        self, iterators: Mapping[int, Any]
+    ) -> tuple[dict[int, Any], dict[int, list[int] | None]]:
+        """What may be the next element of each of these towers, where it is.
+
+        Returns:
+          By tower, what `take` makes the element of; and how many rows each of
+          its leaves has, 0 for what has no axis, or None if there is no more.
+        """
 
         def look(i: int) -> Any:
             # A function's results are taken to the device that it is called on.
             with tf.device(self.devices[i]):
                 return self._functions[i][0](iterators[i])
 
-        n = len(iterators)
+        which = list(iterators)
         with watched(self.devices), self._named():
-            with futures.ThreadPoolExecutor(n) as pool:
-                found, there = zip(*pool.map(look, range(n)))
+            with futures.ThreadPoolExecutor(len(which)) as pool:
+                found, there = zip(*pool.map(look, which))
             with tf.device(HOST_HERE):
-                has_value = self._waited(there).numpy().tolist()
-            if not all(has_value):
-                tower = has_value.index(False)
-                raise tf.errors.OutOfRangeError(
-                    None, None, f"The inputs of tower {tower} have ended."
-                )
-            elements = []
-            for i, device in enumerate(self.devices):
-                with tf.device(device):
-                    elements.append(self._functions[i][1](found[i]))
-        return BatchPerTower(tuple(elements))
+                rows = self._waited(there).numpy().tolist()
+        told = [None if -1 in counts else counts for counts in rows]
+        return dict(zip(which, found)), dict(zip(which, told))
+
+    def take(self, i: int, found: Any) -> Any:
+        """A tower's element, of what `look` has found."""
+        with watched(self.devices), self._named(), tf.device(self.devices[i]):
+            return self._functions[i][1](found)
 
     @functools.cached_property
     def _functions(self) -> list[tuple[Any, Any]]:
-        """From an iterator to what may be its next element, and whether it is;
+        """From an iterator to what may be its next element, and the rows of that;
         and to that element.
 
         For each device, as they are traced for it. The end is no error there:
         those of other processes come when they like.
         """
 
-        def looked(iterator: Any) -> tuple[Any, tf.Tensor]:
+        def looked(device: str, iterator: Any) -> tuple[Any, tf.Tensor]:
             found = iterator.get_next_as_optional()
-            return found, found.has_value()
+            n = len(tf.nest.flatten(iterator.element_spec))
+            return found, tf.cond(
+                found.has_value(),
+                lambda: _rows(found.get_value(), device),
+                lambda: tf.fill([n], -1),
+            )
 
         def taken(found: Any) -> Any:
             return found.get_value()
 
-        def function(call: Callable[[Any], Any], name: str) -> Any:
-            # TensorFlow counts traces by code, and warns of many.
-            own = functools.partial(call)
-            own.__name__ = name  # type: ignore[attr-defined]
-            return tf.function(own, autograph=False)
-
         return [
-            (function(looked, f"{_INPUTS}{i}"), function(taken, "taken"))
-            for i in range(len(self.devices))
+            (
+                _function(
+                    functools.partial(looked, device),
+                    f"{_INPUTS}{tower.index}",
+                ),
+                _function(taken, "taken"),
+            )
+            for tower, device in zip(self.towers, self.devices)
         ]
 
     @functools.cached_property
     def _waited(self) -> Callable[[Any], tf.Tensor]:
-        """[towers], what other processes say, which call back at once."""
-        return tf.function(lambda there: tf.stack(there), autograph=False)
+        """[towers, leaves], what other processes say, which call back at once."""
+        return _function(lambda there: tf.stack(there), "waited")
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -169,18 +202,20 @@ class Read:
             if not found or isinstance(error, tf.errors.OutOfRangeError):
                 raise
             i = int(found[1])
+            where = {x.index: d for x, d in zip(self.towers, self.devices)}[i]
             raise type(error)(
                 error.node_def,
                 error.op,
-                f"The dataset of tower {i}, on {self.devices[i]}, raised: "
+                f"The dataset of tower {i}, on {where}, raised: "
                 f"{error.message}",
             ).with_traceback(error.__traceback__) from None
 
 
-def key(devices: Sequence[str]) -> tuple[Any, ...]:
-    """By which datasets are known: devices, and the starts of their workers."""
+def key(whose: Sequence[Tower]) -> tuple[Any, ...]:
+    """By which datasets are known: towers, and the starts of their workers."""
     cluster = clusters.connected()
-    return tuple(devices), cluster and cluster.starts(devices)
+    known = tuple((tower.index, tower.device) for tower in whose)
+    return known, cluster and cluster.starts([x.device for x in whose])
 
 
 def watched(
@@ -191,6 +226,13 @@ def watched(
     if cluster is None or all(clusters.task_of(d) is None for d in devices):
         return contextlib.nullcontext()
     return cluster.watch()
+
+
+def _function(call: Callable[..., Any], name: str) -> Any:
+    """A function of its own: TensorFlow counts traces by code, and warns of many."""
+    own = functools.partial(call)
+    own.__name__ = name  # type: ignore[attr-defined]
+    return tf.function(own, autograph=False)
 
 
 def _dataset(dataset_fn: Callable[..., Any], tower: Tower) -> tf.data.Dataset:
@@ -216,6 +258,16 @@ def _dataset(dataset_fn: Callable[..., Any], tower: Tower) -> tf.data.Dataset:
             "tf.data.TFRecordDataset of files that are there."
         )
     return dataset
+
+
+def _rows(element: Any, device: str) -> tf.Tensor:
+    """[leaves], how many rows each has; 0 for what has no axis."""
+    return tf.stack(
+        [
+            row_count(x, device) if x is not None and x.shape.rank != 0 else 0
+            for x in tf.nest.flatten(element)
+        ]
+    )
 
 
 def _check_alike(datasets: list[tf.data.Dataset]) -> None:

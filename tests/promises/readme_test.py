@@ -29,9 +29,9 @@ MODULES = [
 # Files that have no test of their own, and those that would fail.
 TESTED_BY = {
     "__main__": "cluster.worker",
-    "cluster.environment": "cluster.cluster",
     "cluster.members": "cluster.cluster",
     "cluster.pulse": "cluster.heartbeat",
+    "cluster.schedulers": "cluster.cluster",
     "verbs.arrivals": "wrapper.prefetch",
     "wrapper.recovery": "cluster.going_on",
     "wrapper.repeated_step": "cluster.going_on",
@@ -72,6 +72,7 @@ TESTED_BY = {
     "planning.suspects": "planning.compare",
     "planning.trace_events": "planning.timeline",
     "readers": "inputs_per_tower",
+    "reading": "wrapper.feeding",
     "report.colours": "report.html",
     "report.text": "report.report",
     "report.variables": "report.report",
@@ -88,7 +89,9 @@ TESTED_BY = {
     "verbs.join": "engine.meeting",
     "verbs.rows": "verbs.scatter",
     "engine.warned": "wrapper.warned",
+    "wrapper.fed_steps": "wrapper.feeding",
     "wrapper.jit_choice": "wrapper.jit",
+    "wrapper.joined_batch": "wrapper.feeding",
     "wrapper.model_export": "export",
     "wrapper.multi_gpu": "wrapper.tower_model",
     "wrapper.tower_calls": "wrapper.own_steps",

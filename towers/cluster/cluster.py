@@ -11,10 +11,10 @@ from typing import Any
 import tensorflow as tf
 
 from towers.cluster.address import Address, checked_addresses, own_address
-from towers.cluster.environment import named_workers
 from towers.cluster.lost import WorkerLost
 from towers.cluster.members import Members
 from towers.cluster.pulse import Pulse
+from towers.cluster.schedulers import Scheduled
 from towers.cluster.waiting import ended_before
 from towers.foreign import long_waits, tf_cluster
 
@@ -24,7 +24,7 @@ _TASKS: dict[str, int] = {}  # by address, the same for all clusters
 _TRIES = 5  # to drop a worker while others may be dying
 
 
-class Cluster:
+class Cluster(Scheduled):
     """Workers, started by `python -m towers worker`, that this chief uses.
 
     Every address is asked first whether a worker answers, so that a wrong one is
@@ -91,40 +91,6 @@ class Cluster:
         tf_cluster.wait_by(self._wait)
         for cluster in before:
             cluster._end()
-
-    @classmethod
-    def from_environment(
-        cls, timeout: float = 60, heartbeat: float = 5.0
-    ) -> "Cluster":
-        """The cluster that the environment variable TF_CONFIG names.
-
-        TF_CONFIG is JSON: `{"cluster": {"chief": [...], "worker": [...]}, "task":
-        {"type": "chief", "index": 0}}`. What follows "worker" are the workers,
-        and "chief", or "master", if it is there, is where this process is.
-        Kubeflow's TFJob sets it on Kubernetes; other schedulers tell names of
-        machines, of which it is made in a line or two. Under SLURM these are
-        what `scontrol show hostnames $SLURM_JOB_NODELIST` prints, and
-        `srun python -m towers worker --port=2222 --host=0.0.0.0` starts a worker
-        on each.
-
-        >>> os.environ["TF_CONFIG"] = '{"cluster": {}}'
-        >>> towers.Cluster.from_environment()
-        Traceback (most recent call last):
-          ...
-        ValueError: TF_CONFIG names no workers: {"cluster": {}}. Expected
-        {"cluster": {"worker": ["host:port", ...]}}.
-        >>> del os.environ["TF_CONFIG"]
-
-        Args:
-          timeout, heartbeat: as for `Cluster`.
-
-        Raises:
-          ValueError: TF_CONFIG is missing, or names no workers, or says that
-            this process is one of them.
-          TimeoutError: as for `Cluster`.
-        """
-        workers, own = named_workers()
-        return cls(workers, own, timeout=timeout, heartbeat=heartbeat)
 
     def devices(self, kind: str | None = None) -> list[str]:
         """Names of the workers' devices, by worker.

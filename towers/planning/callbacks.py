@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from towers.planning.timeline import Timeline, timeline
+from towers.reading import Reading
 from towers.report.report import ExecutionReport, execution_report
 from towers.wrapper.tower_model import TowerModel
 
@@ -101,7 +102,11 @@ class PlacementReport(keras.callbacks.Callback):
 
     def _repeated(self, step: Any, iterator: Any) -> Any:
         """What a step says, after it was measured with the same batches."""
-        if not isinstance(iterator, tf.data.Iterator):
+        if isinstance(iterator, Reading):
+            again = iterator.put_back
+        elif isinstance(iterator, tf.data.Iterator):
+            again = functools.partial(_again, iterator.element_spec)
+        else:
             warnings.warn(
                 "PlacementReport repeats a step on the same batch, which "
                 f"it cannot take from a {type(iterator).__name__}.",
@@ -111,10 +116,9 @@ class PlacementReport(keras.callbacks.Callback):
         batches = self._drawn(iterator)
         if not batches:
             return step(iterator)
-        spec = iterator.element_spec
 
         def run() -> Any:
-            return step(_again(batches, spec))
+            return step(again(batches))
 
         scalars: dict[str, float] = {}
         with _only_warned("where a step runs"):
@@ -191,7 +195,7 @@ def _writable(folder: str) -> str:
         ) from error
 
 
-def _again(batches: list[Any], spec: Any) -> Any:
+def _again(spec: Any, batches: list[Any]) -> Any:
     """An iterator over batches that were taken from another one.
 
     Of the same spec, so that the step is not traced for it.

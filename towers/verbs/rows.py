@@ -1,6 +1,7 @@
 """rows: who gets which rows of a batch, and what says nothing for want of any."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,6 +136,26 @@ def _ranges(
         ],
         rows,
         empty,
+    )
+
+
+def ranges_of(true: Sequence[Any], may_be_empty: Sequence[bool]) -> Ranges:
+    """Which rows towers have that read their own, one after the other.
+
+    Args:
+      true: how many each has, Python ints or int32 scalars on a host.
+      may_be_empty: which can have none, of their own; one has some.
+    """
+    ends = list(itertools.accumulate(true))
+    starts = [0, *ends[:-1]]
+    if not any(may_be_empty):
+        return Ranges(starts, list(true), list(true), list(may_be_empty))
+    last = ends[-1] - 1
+    return Ranges(
+        [tf.minimum(start, last) for start in starts],
+        [tf.maximum(r, 1) if e else r for r, e in zip(true, may_be_empty)],
+        list(true),
+        list(may_be_empty),
     )
 
 

@@ -11,11 +11,11 @@ from towers.engine.draws import Place
 from towers.engine.graphs import as_graphs
 from towers.engine.host import host_of, on_host
 from towers.placement.placement import Placement, check_placement
-from towers.verbs.arrivals import arrived
+from towers.verbs.arrivals import arrived, own_ranges
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.departures import departing_first
 from towers.verbs.relays import Relays
-from towers.verbs.rows import Ranges, Rows, row_count, row_ranges
+from towers.verbs.rows import Ranges, Rows, ranges_of, row_count, row_ranges
 from towers.verbs.scatter import copies, first_rows, scatter
 
 
@@ -93,7 +93,9 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
     device, places = placement.input_device, placement.devices
     divided = [x for x, w in zip(flat, batch.whole) if x is not None and not w]
     with tf.device(device), tf.name_scope("split"):
-        ranges = row_ranges(divided, placement.shares, device)
+        ranges = own_ranges(divided, placement) or row_ranges(
+            divided, placement.shares, device
+        )
         with on_host(device):
             counts = tf.stack([tf.cast(r, tf.int32) for r in ranges.true])
         rows = Rows(counts, ranges.may_be_empty)
@@ -173,8 +175,7 @@ def own_shards(batch: Batch, placement: Placement) -> Shards:
                 r if isinstance(r, int) else counts[i]
                 for i, r in enumerate(true)
             ]
-            starts = [sum(here[:i]) for i in range(len(here))]
-    ranges = Ranges(starts, here, here, [False] * len(here))
+            ranges = ranges_of(here, [False] * len(here))
     own, rows = list(each), Rows(counts, ranges.may_be_empty)
     return Shards(own, own, rows, ranges, [not w for w in batch.whole])
 

@@ -11,6 +11,7 @@ from towers.foreign.keras_compile import Compiled
 from towers.keras_model import checks
 from towers.keras_model.request import Request
 from towers.keras_model.whole_call import WholeCall
+from towers.verbs.arrivals import are_read_there
 from towers.verbs.batch import checked_batch, whole_paths
 from towers.verbs.parcels import packed, unpacked
 from towers.wrapper import loss_parts
@@ -38,8 +39,10 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
     losses = len(made.flat_losses)
     where = model.placement
     # Beside a tower the count, and the gradient that waits for it, would come late.
+    # What towers have read is not here to be counted.
     counted = (
         where.output_device not in where.devices
+        and not are_read_there()
         and loss_parts.are_counted_by_targets(model, outputs)
     )
     state = made.metrics.variables if made.metrics is not None else []

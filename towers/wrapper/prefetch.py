@@ -6,6 +6,7 @@ stays where batches are split, and the shards, which stay on the towers: nobody 
 reads them. The step gets both.
 """
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from absl import logging
 
 from towers.foreign import specs, tf_calls
 from towers.placement.device_names import HOST_HERE, process_of
+from towers.reading import Drawn
 from towers.verbs.arrivals import Arrivals, arriving
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.split import split_shards
@@ -61,7 +63,11 @@ class Prefetch:
     def rest_of(self, iterator: Any) -> Iterator[Any]:
         """Batches that an iterator has still to give, what was read first."""
         if iterator in self._ahead:
-            yield self._brought(iterator)[0]
+            try:
+                brought = self._brought(iterator)
+            except StopIteration:  # of a `Reading`
+                return
+            yield brought if isinstance(brought, Drawn) else brought[0]
         yield from iterator
 
     def function(
@@ -99,10 +105,25 @@ class Prefetch:
             goes_on = data in self._ahead or not alone
             batch, shards = self._next(data, traced)
             if goes_on:
-                self._ahead[data] = _Errand(traced, data, alone)
+                bring = functools.partial(traced.bring, data)
+                self._ahead[data] = _Errand(bring, alone, traced)
             return traced.step(batch, shards)
 
         return stepped
+
+    def drawn(self, reading: Any, draw: Callable[[], Any]) -> Any:
+        """What towers have read, while the step before it ran.
+
+        Args:
+          reading: whose it is.
+          draw: reads the next.
+        """
+        alone = tf_calls.is_heard()
+        was_ahead = reading in self._ahead
+        drawn = self._brought(reading) if was_ahead else draw()
+        if was_ahead or not alone:
+            self._ahead[reading] = _Errand(draw, alone)
+        return drawn
 
     def _next(self, iterator: Any, traced: "_Traced") -> Any:
         """The iterator's next batch, and its shards."""
@@ -167,19 +188,24 @@ class _Errand:
     for data without end.
     """
 
-    def __init__(self, traced: "_Traced", iterator: Any, at_once: bool):
+    def __init__(
+        self,
+        bring: Callable[[], Any],
+        at_once: bool,
+        traced: "_Traced | None" = None,
+    ):
         self.traced = traced
         self.told: futures.Future = futures.Future()
         if at_once:
-            self._bring(iterator)
+            self._bring(bring)
             return
         threading.Thread(
-            target=self._bring, args=(iterator,), name="prefetch", daemon=True
+            target=self._bring, args=(bring,), name="prefetch", daemon=True
         ).start()
 
-    def _bring(self, iterator: Any) -> None:
+    def _bring(self, bring: Callable[[], Any]) -> None:
         try:
-            self.told.set_result(self.traced.bring(iterator))
+            self.told.set_result(bring())
         except BaseException as error:  # for the step that asks for it
             self.told.set_exception(error)
 

@@ -150,6 +150,12 @@ class Recovering(TowerSteps):
         """The towers' devices, for which a step is made."""
         return tuple(self.placement.devices)
 
+    def towers_now(self) -> list[int]:
+        """Places, in `whole_placement`, of the towers that there are now."""
+        here = set(self.placement.devices)
+        devices = self.whole_placement.devices
+        return [i for i, device in enumerate(devices) if device in here]
+
     def go_on(self) -> None:
         """Goes on with the workers that there are now.
 

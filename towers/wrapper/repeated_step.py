@@ -55,16 +55,27 @@ class RepeatedStep:
         while True:
             if cluster.lost() or not cluster.has(self._placed_now()):
                 self._go_on()
-            made, before = None, None
             try:
-                with cluster.guard():
-                    made = self._made_for(spec)
-                    before = made.keep()
-                    return made.step(batch)
+                return self.take_once(batch, spec)
             except WorkerLost:
-                if made is not None and before is not None:
-                    made.put_back(before)
                 self._go_on()
+
+    def take_once(self, batch: Any, spec: Any) -> Any:
+        """As `take`, if no worker is lost; else all is as it was before.
+
+        Raises:
+          WorkerLost: one is.
+        """
+        made, before = None, None
+        try:
+            with clusters.current().guard():
+                made = self._made_for(spec)
+                before = made.keep()
+                return made.step(batch)
+        except WorkerLost:
+            if made is not None and before is not None:
+                made.put_back(before)
+            raise
 
     def _made_for(self, spec: Any) -> "_Made":
         key = (self._placed_now(), str(spec))
@@ -81,6 +92,9 @@ class BroughtStep(RepeatedStep):
     """
 
     def take(self, batch: Any, spec: Any) -> Any:
+        return self.take_once(batch, spec)
+
+    def take_once(self, batch: Any, spec: Any) -> Any:
         with tf.device(HOST_HERE):
             return self._made_for(spec).step(batch)
 

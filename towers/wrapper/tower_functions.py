@@ -18,6 +18,7 @@ from towers.foreign import keras_compile, keras_layers
 from towers.keras_model.parameters import place_metrics, place_slots
 from towers.placement.device_names import HOST_HERE, absent, process_of
 from towers.placement.placement import Placement
+from towers.wrapper.fed_steps import FedSteps
 from towers.wrapper.prefetch import Prefetch
 from towers.wrapper.recovery import Recovering
 
@@ -78,6 +79,8 @@ class TowerFunctions(Recovering):
         step = _STEPS[name]
         if self.prefetch and step is not None:
             function = self.read_ahead.function(getattr(self, step), function)
+        steps = FedSteps(self, step or "predict_step", function)
+        function = steps.predict if step is None else steps
         if self.quick_start:
             function = _as_built(function)
         setattr(self, name, function)

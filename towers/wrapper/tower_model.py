@@ -211,7 +211,7 @@ class TowerModel(TowerFunctions):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Keras would take them for what is no input.
-        refuse_per_tower([*args, *kwargs.values()], "call", self.on_lost)
+        refuse_per_tower([*args, *kwargs.values()], "call")
         self.built = True  # or Keras would build it, for this number of rows
         return super().__call__(*args, **kwargs)
 

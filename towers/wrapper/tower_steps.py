@@ -20,6 +20,7 @@ from towers.foreign.keras_self import compiled_as
 from towers.foreign.patches import patched
 from towers.keras_model import checks
 from towers.placement.placement import Placement
+from towers.verbs.arrivals import own_rows
 from towers.wrapper import loss_choice
 from towers.wrapper.loss_on_towers import loss_on_towers
 from towers.wrapper.own_steps import layers_in_towers
@@ -144,9 +145,11 @@ class TowerSteps(TemplateProxy):
         """Takes a step, the template's own if it has one."""
         own = self._own(name)
         if own is None:
-            if name != "predict_step":
-                self._build_compiled(data)
-            return getattr(super(), name)(data)
+            if name == "predict_step":
+                return super().predict_step(data)
+            self._build_compiled(data)
+            with self._counted_where_read():
+                return getattr(super(), name)(data)
         result = own(data)
         if not self.tower_calls.ran:
             raise ValueError(
@@ -157,6 +160,22 @@ class TowerSteps(TemplateProxy):
                 "its `tower_fn`."
             )
         return result
+
+    def _counted_where_read(self) -> contextlib.AbstractContextManager[None]:
+        """While open, the mean loss counts rows, and needs no inputs for that.
+
+        Keras's step counts those of the inputs, which towers may have read.
+        """
+        rows = own_rows()
+        if rows is None:
+            return contextlib.nullcontext()
+        tracker = keras_compile.Compiled.of(self).tracker
+        update = tracker.update_state
+
+        def counted(values: Any, sample_weight: Any = None) -> Any:
+            return update(values, sample_weight=rows)
+
+        return patched((tracker, "update_state", counted))
 
     def _build_compiled(self, data: Any) -> None:
         """Makes what losses and metrics need before the step would.

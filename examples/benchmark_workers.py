@@ -9,6 +9,8 @@ Two worker processes, pinned to a core each, compute the halves of a batch. Ways
 - ahead: the same with `prefetch=True`;
 - loss: the same with `loss_on_towers="auto"`;
 - balanced: parameters on the two workers;
+- given, read, readloss: `fit` itself, given a dataset on the chief, or one on each
+  worker by `towers.per_tower`, the last with `loss_on_towers="auto"`;
 - self, selfloss: the chief is a tower itself, beside one worker;
 - mirrored: `MultiWorkerMirroredStrategy`, a loop with `strategy.run`, since Keras
   3's `fit` does not run under it.
@@ -33,6 +35,7 @@ from absl import app, flags
 FLAGS = flags.FLAGS
 WAYS = [
     *("plain", "chief", "ahead", "loss", "balanced"),
+    *("given", "read", "readloss"),
     *("self", "selfloss", "mirrored"),
 ]
 flags.DEFINE_string("model", "pooled", "What is trained.")
@@ -103,20 +106,29 @@ def fitted(
             model, placement, loss_on_towers=auto, prefetch=way == "ahead"
         )
     model = benchmark_models.compiled(model)
-    model.make_train_function()
-    batches = iter(data)
+    if way.startswith("read"):
+        data = towers.per_tower(
+            lambda i: benchmark_models.batches(model.template, batch // 2)
+        )
 
-    def steps(count: int) -> None:
-        for _ in range(count):
-            logs = model.train_function(batches)
-        float(logs["loss"])
+    def fit(count: int) -> None:
+        model.fit(data, steps_per_epoch=count, verbose=0, shuffle=False)
+
+    if way in ("given", "read", "readloss"):
+        steps = fit
+    else:
+        model.make_train_function()
+        batches = iter(data)
+
+        def steps(count: int) -> None:
+            for _ in range(count):
+                logs = model.train_function(batches)
+            float(logs["loss"])
 
     def about() -> list[int] | None:
         if way == "plain":
             return None
-        report = towers.execution_report(
-            lambda: model.fit(data, steps_per_epoch=1, verbose=0, shuffle=False)
-        )
+        report = towers.execution_report(fit, 1)
         return [len(report.transfers), report.total_bytes]
 
     served(connection, steps, about)

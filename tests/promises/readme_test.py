@@ -1,4 +1,4 @@
-"""What a user reads is run: docstrings, README's Python and the examples."""
+"""What a user reads is run: docstrings and the examples; see `blocks_test.py`."""
 
 import doctest
 import importlib
@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import pkgutil
-import re
 import subprocess
 import sys
 import tempfile
@@ -141,14 +140,6 @@ class ReadTest(parameterized.TestCase):
         ]
         self.assertEqual(missing, [])
         self.assertContainsSubset(TESTED_BY, MODULES)
-
-    def test_readme_s_python(self):
-        blocks = re.findall(
-            r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
-        )
-        self.assertNotEmpty(blocks)
-        for block in blocks:
-            exec(compile(block, "README.md", "exec"), {})
 
     @pytest.mark.slow
     def test_examples(self):

@@ -36,7 +36,7 @@ def blocks(path, *languages):
 class BlocksTest(parameterized.TestCase):
     @parameterized.parameters(*NAMES)
     def test_python_compiles_and_is_run_or_says_why_not(self, name):
-        for line, above, block in blocks(ROOT / name, "python", "py"):
+        for line, _, block in blocks(ROOT / name, "python", "py"):
             compile("\n" * (line - 1) + block, name, "exec")
         for line, above, _ in blocks(ROOT / name, "py"):
             self.assertRegex(above, EXCUSE, f"{name}:{line}")
@@ -72,9 +72,7 @@ class BlocksTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_each_block_runs_in_a_process_of_its_own(self):
-        folder = pathlib.Path(
-            self.enter_context(tempfile.TemporaryDirectory())
-        )
+        folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
         files = []
         for path, name in zip(PAGES, NAMES):
             for line, _, block in blocks(path, "python"):

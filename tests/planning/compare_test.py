@@ -150,6 +150,15 @@ class CompareTest(parameterized.TestCase):
         for variable in (*wrapped.variables, *wrapped.optimizer.variables):
             self.assertEndsWith(raw(variable).device, "CPU:3")
 
+    def test_a_wrapped_model_has_the_loss_that_it_was_compiled_to(self):
+        model = around(layers.ReLU, None)
+        wrapped = towers.TowerModel(model, placement(2))
+        wrapped.compile("adam", "mae")
+        found = towers.compare(wrapped, placement(2), X, Y)
+        self.assertTrue(found.equal, str(found))
+        self.assertEqual(found.notes, ())  # of no other loss
+        self.assertIsNotNone(found.weights)
+
     @parameterized.parameters(
         (lambda: cnn, {}, TypeError, "keras.Model"),
         (lambda: around(layers.ReLU), {"mood": 1}, TypeError, "option mood"),

@@ -129,7 +129,8 @@ def compare(
     it calls is compared, as its `call` and `compute_loss` have it.
 
     Args:
-      model: a built `keras.Model`; of a `TowerModel` its template, with its options.
+      model: a built `keras.Model`; of a `TowerModel` its template, with its options,
+        and what it was compiled to.
       placement: of the towers, as for `TowerModel`.
       x: a batch of inputs, a nest of [rows, ...] arrays or tensors.
       y: its targets, as for `fit`; [rows, ...] arrays.
@@ -146,14 +147,16 @@ def compare(
       RuntimeError: called inside a graph.
     """
     check_model(model)
+    compiled = model  # which `fit` is called of
     if isinstance(model, TowerModel):
         options = {**{k: getattr(model, k) for k in _OPTIONS}, **options}
         model = model.template
+        compiled = compiled if compiled.compiled else model
     where: Placement = as_placement(placement)
     check_placement(where)
     _check(model, options)
     batch = tf.nest.map_structure(_tensor, (x, y, sample_weight))
-    steps = Steps(model, where, batch, options)
+    steps = Steps(model, where, batch, options, compiled)
     reports: list[ExecutionReport] = []
 
     def reported(step: Any, *args: Any) -> Any:

@@ -32,18 +32,23 @@ Values = dict[str, dict[str, Any]]
 
 
 class Judge(keras.Model):
-    """What a model was compiled to, once more, with no variable of the model's."""
+    """What a model was compiled to, once more, with no variable of the model's.
+
+    Args:
+      model: whose outputs are judged.
+      compiled: which was compiled for it: itself, or the `TowerModel` around it.
+    """
 
     _is_lent = False  # as `compiled_as` asks
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, compiled: keras.Model):
         super().__init__()
         object.__setattr__(self, "template", model)  # not a layer of this one
         names = getattr(model, "output_names", None)
         if names is not None:
             self.output_names = names
-        if model.compiled:
-            given = keras_compile.compile_arguments(model)
+        if compiled.compiled:
+            given = keras_compile.compile_arguments(compiled)
             # Its loss alone is asked.
             given |= {"optimizer": "sgd", "metrics": None}
             self.compile(**{**given, "weighted_metrics": None})
@@ -57,6 +62,7 @@ class Steps:
       placement: of the towers.
       batch: inputs, targets and sample weights.
       options: of `build_towers`.
+      compiled: which was compiled for it: itself, or the `TowerModel` around it.
 
     Attributes:
       notes: what is done otherwise than in a `fit`.
@@ -71,14 +77,16 @@ class Steps:
         placement: Placement,
         batch: tuple[Any, Any, Any],
         options: Mapping[str, Any],
+        compiled: keras.Model,
     ):
         self.model, self.placement = model, placement
+        self.compiled = compiled
         self.options = dict(options)
         self.notes: list[str] = []
         self.variables = variables_of(model)
         dtypes = {x.compute_dtype for x in keras_layers.all_layers(model)}
         self.rounding = max(_ROUNDING.get(d, 2**-23) for d in dtypes)
-        self._judge = Judge(model)
+        self._judge = Judge(model, compiled)
         self.names = _named(self.variables)
         self.x, *self.beside = batch
         if "train_step" in keras_compile.overridden(model, ["train_step"]):
@@ -168,12 +176,12 @@ class Steps:
 
     def weights(self, values: Values) -> dict[str, Any] | None:
         """What the optimizer makes of gradients; None if that cannot be asked."""
-        model = self.model
-        trained = model.trainable_variables
-        if not model.compiled or model.optimizer is None or not trained:
+        compiled = self.compiled
+        trained = self.model.trainable_variables
+        if not (compiled.compiled and trained) or compiled.optimizer is None:
             return None
         try:
-            optimizer = _copied(model.optimizer, trained)
+            optimizer = _copied(compiled.optimizer, trained)
             names = [self.names[id(v)] for v in trained]
             found = zip(map(values["gradients"].get, names), trained)
             pairs = [(tf.constant(g), v) for g, v in found if g is not None]
@@ -222,7 +230,7 @@ class Steps:
           added: how many of those depend on the inputs.
         """
         loss = self._loss(x, y, outputs, weights, list(terms), added)
-        optimizer = getattr(self.model, "optimizer", None)
+        optimizer = getattr(self.compiled, "optimizer", None)
         return loss, optimizer.scale_loss(loss) if optimizer else loss
 
     def _loss(
@@ -230,7 +238,7 @@ class Steps:
     ) -> tf.Tensor:
         compiled = self._judge.compiled and Compiled.of(self._judge).loss
         own = keras_compile.overridden(self.model, ["compute_loss"])
-        if own and y is not None and self.model.compiled:
+        if own and y is not None and self.compiled.compiled:
             if not added:
                 given = {"x": x, "y": y, "y_pred": outputs}
                 given["sample_weight"] = weights
@@ -247,7 +255,7 @@ class Steps:
             )
         if compiled and y is not None:
             terms.append(compiled(y, outputs, weights))
-        elif compiled or not self.model.compiled or not terms:
+        elif compiled or not self.compiled.compiled or not terms:
             self.note(
                 "The loss is the mean of the outputs' squares, as "
                 + ("there is no `y`." if compiled else "none is compiled.")

@@ -232,8 +232,8 @@ def _first_values(handles: set[int]) -> dict[int, tf.Tensor]:
     }
 
 
-def alive(kind: type) -> list[Any]:
-    """All objects of a class that the garbage collector knows of."""
+def alive(kind: type | tuple[type, ...]) -> list[Any]:
+    """All objects of a class, or of several, that the garbage collector knows of."""
     things = gc.get_objects()
     # Not `isinstance`, which asks proxies what they stand for; and once per
     # type, since there are a million objects.

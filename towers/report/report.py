@@ -19,7 +19,8 @@ from towers.foreign import long_waits
 from towers.foreign.tf_profiler import Event
 from towers.placement.device_names import few, short
 from towers.report import figure, html, write_graph
-from towers.report.partitions import Partitions, Transfer
+from towers.report.executed import executed
+from towers.report.partitions import Transfer
 from towers.report.profile import times_sent
 from towers.report.recording import record
 from towers.report.summary import Summary, least, machine_of, summed
@@ -336,23 +337,14 @@ def execution_report(
         recording = record(call)
     graphs = [g for ran in recording.functions for g in ran.partitions]
     counts = times_sent(graphs, events) if loops else {}
-    nodes: list[tuple[str, str, str]] = []
-    transfers: list[Transfer] = []
-    sent: dict[tuple[Any, str, str], int] = {}
-    for i, ran in enumerate(recording.functions):
-        executed = Partitions(ran)
-        told = executed.crossings(recording.batches, counts)
-        nodes += executed.nodes
-        transfers += [transfer for transfer, _ in told]
-        for transfer, values in told:
-            for (value, home), size in values.items():
-                sent[(i, value), home, transfer.target] = size
+    variables = uses(recording.variables)
+    ran = executed(recording, variables, counts)
     report = ExecutionReport(
-        tuple(nodes),
-        tuple(transfers),
-        uses(recording.variables),
-        least(sent),
-        least(sent, machine_of),
+        ran.nodes,
+        ran.transfers,
+        variables,
+        least(ran.sent),
+        least(ran.sent, machine_of),
         collections.Counter(recording.eager),
         recording.peak_bytes,
         tuple(graphs),

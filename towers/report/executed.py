@@ -1,0 +1,95 @@
+"""executed: what recorded functions ran, sent, and how they call it."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from towers.foreign import tf_nodes
+from towers.report.kinds import Kinds
+from towers.report.partitions import Partitions, Transfer
+from towers.report.recording import Ran, Recording
+from towers.report.values import Held
+from towers.report.variables import VariableUse
+
+# A function that was called once in one that was nothing but its call.
+_CALL = re.compile(r"^((?:Stateful)?PartitionedCall/)+")
+_BACKWARD = "__backward_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """What ran.
+
+    Attributes:
+      nodes: (device, name, op type).
+      transfers: what crossed.
+      sent: bytes by value, the device that made it, and one that received it.
+    """
+
+    nodes: tuple[tuple[str, str, str], ...]
+    transfers: tuple[Transfer, ...]
+    sent: Mapping[tuple[Any, str, str], int]
+
+
+def executed(
+    recording: Recording,
+    uses: Sequence[VariableUse],
+    counts: Mapping[Any, int],
+) -> Executed:
+    """What all functions come to.
+
+    Args:
+      recording: has them.
+      uses: what its variables are, in their order.
+      counts: how often sends in loops happened, where that was counted.
+    """
+    held = {
+        id(variable.handle): Held(use, math.prod(variable.shape))
+        for variable, use in zip(recording.variables, uses)
+    }
+    nodes: list[tuple[str, str, str]] = []
+    transfers: list[Transfer] = []
+    sent: dict[tuple[Any, str, str], int] = {}
+    for i, ran in enumerate(recording.functions):
+        parts = Partitions(ran)
+        told = parts.crossings(recording.batches, counts, _kinds(ran, held))
+        named = outside_of_call(
+            [name for _, name, _ in parts.nodes] + [t.tensor for t, _ in told]
+        )
+        nodes += [(device, named(name), op) for device, name, op in parts.nodes]
+        transfers += [
+            dataclasses.replace(t, tensor=named(t.tensor)) for t, _ in told
+        ]
+        for transfer, values in told:
+            for (value, home), size in values.items():
+                sent[(i, value), home, transfer.target] = size
+    return Executed(tuple(nodes), tuple(transfers), sent)
+
+
+def _kinds(ran: Ran, held: Mapping[int, Held]) -> Kinds:
+    """What a function's tensors are."""
+    handles = {
+        node.name: held[id(argument)]
+        for node in ran.graph.node
+        if node.op in tf_nodes.ARGUMENTS
+        and node.attr["T"].type == tf.resource.as_datatype_enum
+        for argument in [ran.calls[0][node.attr["index"].i]]
+        if id(argument) in held
+    }
+    return Kinds(ran.graph.node, handles, held.values(), _BACKWARD in ran.name)
+
+
+def outside_of_call(names: Iterable[str]) -> Callable[[str], str]:
+    """Takes from names the call that they are of, if they are all of one.
+
+    Keras calls the function of a step in another, as its `fit` does.
+    """
+    every = set(names)
+    bare = {_CALL.sub("", name) for name in every}
+    if len(bare) < len(every):  # two would be called the same
+        return lambda name: name
+    return lambda name: _CALL.sub("", name)

@@ -1,0 +1,314 @@
+"""kinds: what it is that crosses, by its kind, its layer and its variable."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from towers.foreign import tf_nodes
+from towers.placement.device_names import short
+from towers.placement.scopes import is_backward, layer_of, tower_of
+from towers.report.values import Held, Values
+
+# What crosses, and how people call one of that kind.
+KINDS = {
+    "parameters": "weights of",
+    "gradients": "gradient of",
+    "batch": "batch",
+    "batch gradients": "gradient of the batch",
+    "outputs": "outputs",
+    "output gradients": "gradient of the outputs",
+    "activations": "activations of",
+    "activation gradients": "gradient of activations, from",
+    "state": "state",
+    "rest": "",
+}
+WITHIN = ("activations", "activation gradients")
+_PICKS = ("StridedSlice", "Slice", "GatherV2", "Split", "SplitV")
+_GIVEN = (*tf_nodes.ARGUMENTS, "IteratorGetNext", "Placeholder", "Const")
+_VERBS = re.compile(
+    r"(?:^|/)(split|replicate|gather|merge_state|merge_moments|all_towers)"
+    r"(?:_\d+)?(?=/)"
+)
+_SHARED = "what all towers share"
+_MANY = 100  # steps back to the batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a transfer holds of one variable or layer.
+
+    Attributes:
+      kind: one of `KINDS`.
+      layer: the path of the layer that it is of; "" if of none.
+      name: the variable's, from the layer on; "" if it is of none.
+      bytes: what it came to; None where that is not known.
+    """
+
+    kind: str
+    layer: str = ""
+    name: str = ""
+    bytes: int | None = None
+
+    def __str__(self) -> str:
+        of = self.name or self.layer
+        words = KINDS[self.kind]
+        if not words:
+            return of
+        if words.endswith((" of", " from")):
+            return f"{words} {of or '?'}"
+        return f"{words} {of}" if self.kind == "state" and of else words
+
+
+def in_words(parts: Sequence[Part], most: int = 3) -> str:
+    """Parts of a transfer in words: "weights of dense/kernel, dense/bias"."""
+    lines = []
+    for kind in dict.fromkeys(part.kind for part in parts):
+        own = list(dict.fromkeys(str(p) for p in parts if p.kind == kind))
+        words = f"{KINDS[kind]} "
+        names = [own[0], *(text.removeprefix(words) for text in own[1:])]
+        more = f" and {len(names) - most} more" * (len(names) > most)
+        lines.append(", ".join(names[:most]) + more)
+    return "; ".join(filter(None, lines))
+
+
+class Kinds:
+    """What the tensors of one placed graph are.
+
+    Args:
+      nodes: all of it, before it was cut.
+      handles: by the names of nodes that are handles of variables, those.
+      known: variables that a gradient may be of which is assigned nowhere here.
+      backward: whether this is a backward pass alone, which takes no batch.
+    """
+
+    def __init__(
+        self,
+        nodes: Iterable[Any],
+        handles: Mapping[str, Held],
+        known: Iterable[Held] = (),
+        backward: bool = False,
+    ):
+        self._values = Values(nodes, handles)
+        self._known = list(
+            {id(h): h for h in (*known, *handles.values())}.values()
+        )
+        self._backward = backward
+        self._short = functools.cache(short)
+
+    def pieces(self, tensor: str) -> list[str]:
+        """What was joined for its way in a tensor, or just that."""
+        node = self._values.node(self._values.made(tensor))
+        joined = self._values.joined(node)
+        if not joined or _layer(node.name):
+            return [tensor]
+        return [piece for each in joined for piece in self.pieces(each)]
+
+    def parts(
+        self, transfer: Any, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Part, ...]:
+        """What a transfer holds: parts that have all of its bytes.
+
+        Args:
+          transfer: one of this graph.
+          shapes: those of `pieces` that are known.
+        """
+        pieces = self.pieces(transfer.tensor)
+        sizes = [
+            dataclasses.replace(transfer, shape=shapes.get(piece)).bytes
+            for piece in pieces
+        ]
+        own = [self._part(x, transfer, shapes.get(x)) for x in pieces]
+        if len(own) == 1:
+            return (dataclasses.replace(own[0], bytes=transfer.bytes),)
+        if None not in sizes and sum(map(int, sizes)) == transfer.bytes:
+            return _summed(own, sizes)
+        kinds, layers = {x.kind for x in own}, {x.layer for x in own}
+        names = ", ".join(dict.fromkeys(x.name for x in own if x.name))
+        return (
+            Part(
+                kinds.pop() if len(kinds) == 1 else "rest",
+                layers.pop() if len(layers) == 1 else "",
+                names,
+                transfer.bytes,
+            ),
+        )
+
+    def _part(
+        self, tensor: str, transfer: Any, shape: tuple[int, ...] | None
+    ) -> Part:
+        """What one value is that crosses."""
+        origin = self._values.made(tensor)
+        node = self._values.node(origin)
+        if node is None or tensor.startswith("^"):
+            return Part("rest")
+        held = self._values.read(origin)
+        if held is not None and node.op == "ReadVariableOp":
+            trained = held.use.kind == "parameter"
+            return self._of_variables(
+                "parameters" if trained else "state", [held]
+            )
+        if not self._tops:
+            return Part("rest")
+        takers = list(
+            self._values.taken_by(
+                tensor, lambda n: self._short(n.device) == transfer.target
+            )
+        )
+        if _verb(tensor) == "all_towers":
+            return Part("rest", name=_SHARED)
+        return self._beside(origin, node, takers, shape)
+
+    def _beside(
+        self,
+        origin: str,
+        node: Any,
+        takers: Sequence[Any],
+        shape: tuple[int, ...] | None,
+    ) -> Part:
+        """What a value is by who makes it and who takes it."""
+        names = [taker.name for taker in takers]
+        layer, back = self._layer(node.name), is_backward(node.name)
+        own, verbs = _verb(node.name), set(map(_verb, names))
+        if not tower_of(node.name) and not back and self._is_given(origin):
+            return Part("batch")
+        if own == "gather":
+            return Part("output gradients" if back else "outputs")
+        if "all_towers" in (own, *verbs):
+            return Part("rest", layer, _SHARED)
+        if "gather" in verbs and not back:
+            return Part("outputs", layer)
+        changed = self._changed(origin, shape, verbs)
+        return changed or self._of_tower(node, takers, shape)
+
+    def _changed(
+        self, origin: str, shape: tuple[int, ...] | None, verbs: set[str]
+    ) -> Part | None:
+        """What changes variables: a gradient, or a state."""
+        merging = bool(verbs & {"merge_state", "merge_moments"})
+        held = self._values.assigned(origin, merging)
+        trained = [h for h in held if h.use.kind == "parameter"]
+        if trained and not merging:
+            return self._of_variables("gradients", _like(trained, shape))
+        state = [h for h in held if h.use.kind == "state"]
+        if state or merging:
+            return self._of_variables("state", state)
+        return None
+
+    def _of_tower(
+        self, node: Any, takers: Sequence[Any], shape: tuple[int, ...] | None
+    ) -> Part:
+        """What a tower makes that no variable comes to hear of."""
+        made, layer = tower_of(node.name), self._layer(node.name)
+        back = is_backward(node.name)
+        if made is None or "host/" in node.name:
+            return Part("rest", layer)
+        same = [tower_of(taker.name) for taker in takers]
+        if all(x is not None and x[0] == made[0] for x in same):
+            kind = "activation gradients" if back else "activations"
+            return Part(kind if takers else "rest", layer)
+        if not back:
+            returned = any(taker.op in tf_nodes.RESULTS for taker in takers)
+            return Part("outputs" if returned else "rest", layer)
+        if any(_verb(taker.name) == "split" for taker in takers):
+            return Part("batch gradients", layer)
+        like = [
+            h
+            for h in _like(self._known, shape, strictly=True)
+            if h.use.kind == "parameter" and self._path(h)[0] == layer
+        ]
+        if len(like) == 1:
+            return self._of_variables("gradients", like)
+        return Part(
+            "gradients", layer, " or ".join(self._path(h)[1] for h in like)
+        )
+
+    def _of_variables(self, kind: str, held: Sequence[Held]) -> Part:
+        paths = [self._path(h) for h in held]
+        layers = dict.fromkeys(layer for layer, _ in paths)
+        return Part(
+            kind,
+            next(iter(layers)) if len(layers) == 1 else "",
+            ", ".join(dict.fromkeys(name for _, name in paths)),
+        )
+
+    def _path(self, held: Held) -> tuple[str, str]:
+        """The layer of a variable, and its name from the model's top on.
+
+        A model may give its own name to what it holds, its tower does not.
+        """
+        parts = held.use.path.split("/")
+        known = (k for k in range(len(parts) - 1) if parts[k] in self._tops)
+        first = next(known, 0)
+        return "/".join(parts[first:-1]), "/".join(parts[first:])
+
+    def _layer(self, name: str) -> str:
+        """The layer that an op of a tower is of, past what the layer calls inside."""
+        parts = _layer(name).split("/")
+        for end in range(len(parts), 0, -1):
+            if "/".join(parts[:end]) in self._holding:
+                return "/".join(parts[:end])
+        above = any(x.startswith(f"{parts[0]}/") for x in self._holding)
+        return "/".join(parts[: 1 + above])
+
+    @functools.cached_property
+    def _holding(self) -> set[str]:
+        """The layers that have variables."""
+        return {self._path(held)[0] for held in self._known}
+
+    @functools.cached_property
+    def _tops(self) -> set[str]:
+        """What stands at the top of the towers' models."""
+        names = filter(tower_of, self._values.nodes)
+        return {_layer(name).split("/")[0] for name in names}
+
+    def _is_given(self, origin: str) -> bool:
+        """Whether a value is of the batch, or rows of it."""
+        for _ in range(_MANY):
+            node = self._values.node(origin)
+            if node is None or self._backward:
+                return False
+            if node.op in _GIVEN or _verb(node.name) == "split":
+                return True
+            if node.op not in _PICKS:
+                return False
+            at = 1 if node.op == "Split" else 0
+            origin = self._values.made(node.input[at])
+        return False
+
+
+def _layer(name: str) -> str:
+    """The path of the layer that an op of a tower is of."""
+    found = tower_of(name)
+    return layer_of(found[1]) if found else ""
+
+
+def _verb(name: str) -> str:
+    """The verb of towers that an op belongs to; "" for others."""
+    found = _VERBS.findall(name)
+    return found[-1] if found and not tower_of(name) else ""
+
+
+def _like(
+    held: Iterable[Held], shape: tuple[int, ...] | None, strictly: bool = False
+) -> list[Held]:
+    """Variables of as many elements; all, if there are none and nothing is strict."""
+    every = list(held)
+    if shape is None:
+        return [] if strictly else every
+    same = [h for h in every if h.elements == math.prod(shape)]
+    return same if same or strictly else every
+
+
+def _summed(
+    parts: Sequence[Part], sizes: Sequence[int | None]
+) -> tuple[Part, ...]:
+    """Each part once, with its bytes."""
+    found: dict[Part, int] = {}
+    for part, size in zip(parts, sizes):
+        found[part] = found.get(part, 0) + (size or 0)
+    return tuple(
+        dataclasses.replace(part, bytes=size) for part, size in found.items()
+    )

@@ -51,8 +51,10 @@ def rows(text, caption):
     )
     return [
         [
-            html.unescape(cell)
-            for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)
+            f"{int(exact):,}" if exact else html.unescape(cell)
+            for exact, cell in re.findall(
+                r'<td(?:[^>]*data-n="(\d+)")?[^>]*>(.*?)</td>', row
+            )
         ]
         for row in re.findall(r"<tr>(.*?)</tr>", body, re.S)
     ]

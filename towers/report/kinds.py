@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from towers.foreign import tf_nodes
 from towers.placement.device_names import short
 from towers.placement.scopes import is_backward, layer_of, tower_of
-from towers.report.values import Held, Values
+from towers.report.values import Held, Places, Values
 
 # What crosses, and how people call one of that kind.
 KINDS = {
@@ -74,6 +74,13 @@ def in_words(parts: Sequence[Part], most: int = 3) -> str:
     return "; ".join(filter(None, lines))
 
 
+class _Sent(NamedTuple):
+    """A tensor, and which of its takers it is sent to."""
+
+    tensor: str
+    counts: Callable[[Any], bool]
+
+
 class Kinds:
     """What the tensors of one placed graph are.
 
@@ -100,11 +107,19 @@ class Kinds:
 
     def pieces(self, tensor: str) -> list[str]:
         """What was joined for its way in a tensor, or just that."""
+        return [piece for piece, _ in self._pieces(tensor)]
+
+    def _pieces(self, tensor: str) -> list[tuple[str, Places]]:
+        """The same, and where in the tensor each is."""
         node = self._values.node(self._values.made(tensor))
         joined = self._values.joined(node)
         if not joined or _layer(node.name):
-            return [tensor]
-        return [piece for each in joined for piece in self.pieces(each)]
+            return [(tensor, ())]
+        return [
+            (piece, ((k, len(joined)), *places))
+            for k, each in enumerate(joined)
+            for piece, places in self._pieces(each)
+        ]
 
     def parts(
         self, transfer: Any, shapes: Mapping[str, tuple[int, ...]]
@@ -115,34 +130,37 @@ class Kinds:
           transfer: one of this graph.
           shapes: those of `pieces` that are known.
         """
-        pieces = self.pieces(transfer.tensor)
+        sent = _Sent(
+            transfer.tensor,
+            lambda node: self._short(node.device) == transfer.target,
+        )
+        pieces = self._pieces(transfer.tensor)
+        own = [
+            self._part(sent, piece, places, shapes.get(piece))
+            for piece, places in pieces
+        ]
         sizes = [
             dataclasses.replace(transfer, shape=shapes.get(piece)).bytes
-            for piece in pieces
+            for piece, _ in pieces
         ]
-        own = [self._part(x, transfer, shapes.get(x)) for x in pieces]
         if len(own) == 1:
             return (dataclasses.replace(own[0], bytes=transfer.bytes),)
-        if None not in sizes and sum(map(int, sizes)) == transfer.bytes:
-            return _summed(own, sizes)
-        kinds, layers = {x.kind for x in own}, {x.layer for x in own}
-        names = ", ".join(dict.fromkeys(x.name for x in own if x.name))
-        return (
-            Part(
-                kinds.pop() if len(kinds) == 1 else "rest",
-                layers.pop() if len(layers) == 1 else "",
-                names,
-                transfer.bytes,
-            ),
-        )
+        known = [size for size in sizes if size is not None]
+        if len(known) == len(own) and sum(known) == transfer.bytes:
+            return _summed(own, known)
+        return (_merged(own, transfer.bytes),)
 
     def _part(
-        self, tensor: str, transfer: Any, shape: tuple[int, ...] | None
+        self,
+        sent: _Sent,
+        piece: str,
+        places: Places,
+        shape: tuple[int, ...] | None,
     ) -> Part:
         """What one value is that crosses."""
-        origin = self._values.made(tensor)
+        origin = self._values.made(piece)
         node = self._values.node(origin)
-        if node is None or tensor.startswith("^"):
+        if node is None or piece.startswith("^"):
             return Part("rest")
         held = self._values.read(origin)
         if held is not None and node.op == "ReadVariableOp":
@@ -152,43 +170,37 @@ class Kinds:
             )
         if not self._tops:
             return Part("rest")
-        takers = list(
-            self._values.taken_by(
-                tensor, lambda n: self._short(n.device) == transfer.target
-            )
+        takers = list(self._values.taken_by(*sent))
+        verbs = {_verb(taker.name) for taker in takers}
+        return (
+            self._of_verb(node, origin, {_verb(piece), *verbs})
+            or self._changed(sent, places, shape, verbs)
+            or self._of_tower(node, takers, shape)
         )
-        if _verb(tensor) == "all_towers":
-            return Part("rest", name=_SHARED)
-        return self._beside(origin, node, takers, shape)
 
-    def _beside(
-        self,
-        origin: str,
-        node: Any,
-        takers: Sequence[Any],
-        shape: tuple[int, ...] | None,
-    ) -> Part:
-        """What a value is by who makes it and who takes it."""
-        names = [taker.name for taker in takers]
+    def _of_verb(self, node: Any, origin: str, verbs: set[str]) -> Part | None:
+        """What a value is by the verbs that make and take it."""
         layer, back = self._layer(node.name), is_backward(node.name)
-        own, verbs = _verb(node.name), set(map(_verb, names))
         if not tower_of(node.name) and not back and self._is_given(origin):
             return Part("batch")
-        if own == "gather":
+        if _verb(node.name) == "gather":
             return Part("output gradients" if back else "outputs")
-        if "all_towers" in (own, *verbs):
+        if "all_towers" in (_verb(node.name), *verbs):
             return Part("rest", layer, _SHARED)
         if "gather" in verbs and not back:
             return Part("outputs", layer)
-        changed = self._changed(origin, shape, verbs)
-        return changed or self._of_tower(node, takers, shape)
+        return None
 
     def _changed(
-        self, origin: str, shape: tuple[int, ...] | None, verbs: set[str]
+        self,
+        sent: _Sent,
+        places: Places,
+        shape: tuple[int, ...] | None,
+        verbs: set[str],
     ) -> Part | None:
         """What changes variables: a gradient, or a state."""
         merging = bool(verbs & {"merge_state", "merge_moments"})
-        held = self._values.assigned(origin, merging)
+        held = self._values.assigned(sent.tensor, places, sent.counts, merging)
         trained = [h for h in held if h.use.kind == "parameter"]
         if trained and not merging:
             return self._of_variables("gradients", _like(trained, shape))
@@ -302,13 +314,22 @@ def _like(
     return same if same or strictly else every
 
 
-def _summed(
-    parts: Sequence[Part], sizes: Sequence[int | None]
-) -> tuple[Part, ...]:
+def _summed(parts: Sequence[Part], sizes: Sequence[int]) -> tuple[Part, ...]:
     """Each part once, with its bytes."""
     found: dict[Part, int] = {}
     for part, size in zip(parts, sizes):
-        found[part] = found.get(part, 0) + (size or 0)
+        found[part] = found.get(part, 0) + size
     return tuple(
         dataclasses.replace(part, bytes=size) for part, size in found.items()
+    )
+
+
+def _merged(parts: Sequence[Part], size: int | None) -> Part:
+    """Parts whose own bytes are not known, as one."""
+    kinds, layers = {p.kind for p in parts}, {p.layer for p in parts}
+    return Part(
+        kinds.pop() if len(kinds) == 1 else "rest",
+        layers.pop() if len(layers) == 1 else "",
+        ", ".join(dict.fromkeys(p.name for p in parts if p.name)),
+        size,
     )

@@ -1,7 +1,7 @@
 """values: where a tensor of a graph comes from, who takes it, where it ends."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from towers.foreign.tf_nodes import op_of_kernel
@@ -37,7 +37,7 @@ _MERGING = frozenset(
 _ASSIGNS = ("AssignVariable", "AssignAddVariable", "AssignSubVariable")
 _APPLIES = ("ResourceApply", "ResourceSparseApply", "ResourceScatter")
 # Which of how many in each of the tensors that a value was joined in.
-_Places = tuple[tuple[int, int], ...]
+Places = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,19 +110,21 @@ class Values:
         """The variable that a handle is of."""
         return self._handles.get(source(self.made(handle)))
 
-    def taken_by(self, tensor: str, device: Any = None) -> Iterator[Any]:
+    def taken_by(
+        self, tensor: str, counts: Callable[[Any], bool]
+    ) -> Iterator[Any]:
         """What takes a value, past copies and what it is joined in.
 
         Args:
           tensor: the value.
-          device: says of a node whether that counts; else all do.
+          counts: which of those that take it at once are meant.
         """
-        ahead, seen = [full(tensor)], set()
-        first = device
+        start = full(tensor)
+        ahead, seen = [start], set()
         while ahead:
             now = ahead.pop()
             for node, k in self.takers(now):
-                if first is not None and not first(node):
+                if now == start and not counts(node):
                     continue
                 if node.op not in _SAME:
                     yield node
@@ -132,21 +134,31 @@ class Values:
                 if after not in seen:
                     seen.add(after)
                     ahead.append(after)
-            first = None
 
-    def assigned(self, tensor: str, merging: bool = False) -> list[Held]:
+    def assigned(
+        self,
+        tensor: str,
+        places: Places,
+        counts: Callable[[Any], bool],
+        merging: bool,
+    ) -> list[Held]:
         """The variables that a value goes into, element by element.
 
         Args:
-          tensor: the value.
+          tensor: what it is in.
+          places: where in there.
+          counts: which takers of the tensor are meant.
           merging: whether it is a state, which is merged on its way.
         """
         found: dict[int, Held] = {}
-        ahead: list[tuple[str, _Places]] = [(full(tensor), ())]
+        start = full(tensor)
+        ahead: list[tuple[str, Places]] = [(start, places)]
         seen = set(ahead)
         while ahead:
             now, places = ahead.pop()
             for node, k in self.takers(now):
+                if now == start and not counts(node):
+                    continue
                 for after in self._after(node, k, places, merging, found):
                     if after not in seen:
                         seen.add(after)
@@ -157,10 +169,10 @@ class Values:
         self,
         node: Any,
         k: int,
-        places: _Places,
+        places: Places,
         merging: bool,
         found: dict[int, Held],
-    ) -> Iterator[tuple[str, _Places]]:
+    ) -> Iterator[tuple[str, Places]]:
         """Where a value goes on after an op that takes it as its input `k`."""
         op = op_of_kernel(node.op)
         if op.startswith((*_ASSIGNS, *_APPLIES)):
@@ -183,7 +195,7 @@ class Values:
 
     def _written(
         self, node: Any, found: dict[int, Held]
-    ) -> Iterator[tuple[str, _Places]]:
+    ) -> Iterator[tuple[str, Places]]:
         """Notes what an op writes, and goes on with who reads a slot."""
         some = op_of_kernel(node.op).startswith(_APPLIES)
         for handle in node.input if some else node.input[:1]:

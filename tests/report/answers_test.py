@@ -57,14 +57,15 @@ class AnswersTest(absltest.TestCase):
         @tf.function
         def apply(x):
             with tf.device("/GPU:0"):
-                y = tf.exp(x, name="away")
+                y = tf.matmul(x, x, name="away")
             with tf.device(DEVICES[1]):
                 return tf.sin(y)
 
-        report = towers.execution_report(apply, np.ones([3], "float32"))
+        report = towers.execution_report(apply, np.ones([3, 3], "float32"))
         told = dict(answers(report))
         self.assertEqual(
-            told["Elsewhere than asked"], "away (Exp) is on /CPU:0, not /GPU:0"
+            told["Elsewhere than asked"],
+            "away (MatMul) is on /CPU:0, not /GPU:0",
         )
         self.assertIn("asked for /GPU:0 and got /CPU:0", report.hints[0])
         (stray,) = report.to_dict()["moved"]

@@ -144,7 +144,7 @@ class PageTest(absltest.TestCase):
     @pytest.mark.skipif(not BROWSER, reason="apt-get install chromium")
     def test_in_a_browser(self):
         click = (
-            "<script>document.querySelectorAll('table')[1].querySelectorAll("
+            "<script>document.querySelectorAll('table')[2].querySelectorAll("
             "'button')[3].click(); document.title = 'fetched ' + "
             "performance.getEntriesByType('resource').length</script>"
         )

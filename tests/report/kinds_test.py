@@ -130,12 +130,13 @@ class KindsTest(parameterized.TestCase):
         @tf.function
         def gradients():
             with tf.GradientTape() as tape:
+                tape.watch(x)
                 y = towers.build_towers(model, x, placement(2)).outputs
                 loss = tf.reduce_sum(y**2)
-            return tape.gradient(loss, model.trainable_variables)
+            return tape.gradient(loss, [x, *model.trainable_variables])
 
         report = towers.execution_report(gradients)
-        self.assertEqual(set(report.by_kind), ALWAYS)
+        self.assertEqual(set(report.by_kind), {*ALWAYS, "batch gradients"})
         self.assertLen(named(report, "gradients"), 4)
         self.assertEqual(
             named(report, "gradients"), named(report, "parameters")

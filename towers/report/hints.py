@@ -83,13 +83,20 @@ def _one_home(report: Any) -> Iterator[str]:
             if part.kind == "parameters" and part.bytes:
                 homes[transfer.source] += part.bytes
                 targets.add(transfer.target)
-    kinds, total = report.by_kind, report.total_bytes
-    own = kinds.get("parameters", 0) + kinds.get("gradients", 0)
-    if len(homes) == 1 and len(targets) > 1 and 2 * own > total:
-        (home,) = homes
+    if len(homes) != 1 or len(targets) < 2:
+        return
+    (home,) = homes
+    own, total = homes[home], report.total_bytes
+    own += sum(
+        part.bytes or 0
+        for transfer in report.transfers
+        for part in transfer.parts
+        if part.kind == "gradients" and transfer.target == home
+    )
+    if 2 * own > total:
         yield (
-            f"{size(own)} of {size(total)} are parameters and their gradients, all "
-            f"of them between {home} and {len(targets)} others. "
+            f"{size(own)} of {size(total)} are parameters and their gradients "
+            f"between {home} and {len(targets)} others. "
             'parameter_device="balanced" spreads them; a larger batch has fewer '
             "steps."
         )

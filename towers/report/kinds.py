@@ -32,6 +32,7 @@ _VERBS = re.compile(
     r"(?:^|/)(split|replicate|gather|merge_state|merge_moments|all_towers)"
     r"(?:_\d+)?(?=/)"
 )
+_HOST = "host/"  # of a tower, see `engine/host`
 _SHARED = "what all towers share"
 _MANY = 100  # steps back to the batch
 
@@ -174,8 +175,9 @@ class Kinds:
         verbs = {_verb(taker.name) for taker in takers}
         return (
             self._of_verb(node, origin, {_verb(piece), *verbs})
+            or self._within(node, takers)
             or self._changed(sent, places, shape, verbs)
-            or self._of_tower(node, takers, shape)
+            or self._leaving(node, takers, shape)
         )
 
     def _of_verb(self, node: Any, origin: str, verbs: set[str]) -> Part | None:
@@ -209,33 +211,55 @@ class Kinds:
             return self._of_variables("state", state)
         return None
 
-    def _of_tower(
+    def _within(self, node: Any, takers: Sequence[Any]) -> Part | None:
+        """What goes from one part of a tower to another, which is elsewhere."""
+        made, same = tower_of(node.name), [tower_of(t.name) for t in takers]
+        if made is None or not same or _HOST in node.name:
+            return None
+        if not all(found and found[0] == made[0] for found in same):
+            return None
+        back = is_backward(node.name)
+        return Part(
+            "activation gradients" if back else "activations",
+            self._layer(node.name),
+        )
+
+    def _leaving(
         self, node: Any, takers: Sequence[Any], shape: tuple[int, ...] | None
     ) -> Part:
-        """What a tower makes that no variable comes to hear of."""
-        made, layer = tower_of(node.name), self._layer(node.name)
-        back = is_backward(node.name)
-        if made is None or "host/" in node.name:
+        """What a tower hands out that is no verb's, and changes nothing here."""
+        layer = self._layer(node.name)
+        if not tower_of(node.name) or not takers or _HOST in node.name:
             return Part("rest", layer)
-        same = [tower_of(taker.name) for taker in takers]
-        if all(x is not None and x[0] == made[0] for x in same):
-            kind = "activation gradients" if back else "activations"
-            return Part(kind if takers else "rest", layer)
-        if not back:
-            returned = any(taker.op in tf_nodes.RESULTS for taker in takers)
-            return Part("outputs" if returned else "rest", layer)
-        if any(_verb(taker.name) == "split" for taker in takers):
-            return Part("batch gradients", layer)
-        like = [
-            h
-            for h in _like(self._known, shape, strictly=True)
-            if h.use.kind == "parameter" and self._path(h)[0] == layer
+        if is_backward(node.name):
+            return self._gradient(node, layer, takers, shape)
+        returned = any(taker.op in tf_nodes.RESULTS for taker in takers)
+        return Part("outputs" if returned else "rest", layer)
+
+    def _gradient(
+        self,
+        node: Any,
+        layer: str,
+        takers: Sequence[Any],
+        shape: tuple[int, ...] | None,
+    ) -> Part:
+        """A gradient that leaves its tower, and changes nothing in this graph.
+
+        Those of parameters are summed, those of a batch have rows of their own.
+        """
+        every = [h for h in self._known if h.use.kind == "parameter"]
+        own = [
+            h for h in every if f"{self._path(h)[0]}/".startswith(f"{layer}/")
         ]
+        sparse = "Gather" in node.name
+        like = own if sparse else _like(own, shape, strictly=True)
+        joined = any(taker.op == "ConcatV2" for taker in takers)
+        if joined and not sparse and len(like) != 1:
+            return Part("batch gradients", layer)
         if len(like) == 1:
             return self._of_variables("gradients", like)
-        return Part(
-            "gradients", layer, " or ".join(self._path(h)[1] for h in like)
-        )
+        names = " or ".join(self._path(h)[1] for h in like)
+        return Part("gradients", layer, names)
 
     def _of_variables(self, kind: str, held: Sequence[Held]) -> Part:
         paths = [self._path(h) for h in held]

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from towers.foreign.tf_nodes import op_of_kernel
+from towers.foreign.tf_nodes import IN_A_ROW, op_of_kernel
 from towers.report.tensor_shapes import source
 from towers.report.variables import VariableUse
 
@@ -14,16 +14,17 @@ READS = ("ReadVariableOp", "ResourceGather")
 _SAME = (
     *COPIES,
     *("Cast", "Reshape", "EnsureShape", "ExpandDims", "Squeeze"),
-    *("Switch", "PreventGradient", "CheckNumerics", "Merge", "Exit"),
+    *("Switch", "PreventGradient", "CheckNumerics"),
 )
 # What makes of each element one of its own.
 _BY_ELEMENT = frozenset(
     (
         *_SAME,
+        *("Merge", "Exit"),
         *("AddN", "Add", "AddV2", "Sub", "Mul", "MulNoNan", "Neg", "RealDiv"),
         *("Div", "DivNoNan", "Square", "Sqrt", "Rsqrt", "Pow", "Abs", "Sign"),
         *("Maximum", "Minimum", "ClipByValue", "Select", "SelectV2"),
-        *("Reciprocal", "Inv", "_UnaryOpsComposition", "AccumulateNV2"),
+        *("Reciprocal", "Inv", IN_A_ROW, "AccumulateNV2"),
         *("UnsortedSegmentSum", "Unique", "ZerosLike", "Transpose"),
     )
 )

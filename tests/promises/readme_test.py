@@ -74,6 +74,7 @@ TESTED_BY = {
     "reading": "wrapper.feeding",
     "report.executed": "report.kinds",
     "report.moved": "report.answers",
+    "report.parts": "report.kinds",
     "report.plain": "report.report",
     "report.values": "report.kinds",
     "report.colours": "report.html",

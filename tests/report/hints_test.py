@@ -6,9 +6,9 @@ import tensorflow as tf
 from absl.testing import absltest
 
 from towers.report.hints import hints
-from towers.report.kinds import Part
 from towers.report.moved import Moved
 from towers.report.partitions import Transfer
+from towers.report.parts import Part
 from towers.report.report import ExecutionReport
 from towers.report.variables import VariableUse
 

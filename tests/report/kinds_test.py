@@ -20,7 +20,7 @@ from models import (
 )
 
 import towers
-from towers.report.kinds import Part, in_words
+from towers.report.parts import Part, in_words
 
 layers = keras.layers
 ALWAYS = {"parameters", "gradients", "batch", "outputs", "output gradients"}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from towers.placement.scopes import tower_of
-from towers.report.kinds import WITHIN
+from towers.report.parts import WITHIN
 from towers.report.summary import size
 
 MOST = 3

@@ -10,22 +10,9 @@ from typing import Any, NamedTuple
 from towers.foreign import tf_nodes
 from towers.placement.device_names import short
 from towers.placement.scopes import is_backward, layer_of, tower_of
+from towers.report.parts import Part, merged, summed
 from towers.report.values import Held, Places, Values
 
-# What crosses, and how people call one of that kind.
-KINDS = {
-    "parameters": "weights of",
-    "gradients": "gradient of",
-    "batch": "batch",
-    "batch gradients": "gradient of the batch",
-    "outputs": "outputs",
-    "output gradients": "gradient of the outputs",
-    "activations": "activations of",
-    "activation gradients": "gradient of activations, from",
-    "state": "state",
-    "rest": "",
-}
-WITHIN = ("activations", "activation gradients")
 _PICKS = ("StridedSlice", "Slice", "GatherV2", "Split", "SplitV")
 _GIVEN = (*tf_nodes.ARGUMENTS, "IteratorGetNext", "Placeholder", "Const")
 _VERBS = re.compile(
@@ -35,44 +22,6 @@ _VERBS = re.compile(
 _HOST = "host/"  # of a tower, see `engine/host`
 _SHARED = "what all towers share"
 _MANY = 100  # steps back to the batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """What a transfer holds of one variable or layer.
-
-    Attributes:
-      kind: one of `KINDS`.
-      layer: the path of the layer that it is of; "" if of none.
-      name: the variable's, from the layer on; "" if it is of none.
-      bytes: what it came to; None where that is not known.
-    """
-
-    kind: str
-    layer: str = ""
-    name: str = ""
-    bytes: int | None = None
-
-    def __str__(self) -> str:
-        of = self.name or self.layer
-        words = KINDS[self.kind]
-        if not words:
-            return of
-        if words.endswith((" of", " from")):
-            return f"{words} {of or '?'}"
-        return f"{words} {of}" if self.kind == "state" and of else words
-
-
-def in_words(parts: Sequence[Part], most: int = 3) -> str:
-    """Parts of a transfer in words: "weights of dense/kernel, dense/bias"."""
-    lines = []
-    for kind in dict.fromkeys(part.kind for part in parts):
-        own = list(dict.fromkeys(str(p) for p in parts if p.kind == kind))
-        words = f"{KINDS[kind]} "
-        names = [own[0], *(text.removeprefix(words) for text in own[1:])]
-        more = f" and {len(names) - most} more" * (len(names) > most)
-        lines.append(", ".join(names[:most]) + more)
-    return "; ".join(filter(None, lines))
 
 
 class _Sent(NamedTuple):
@@ -148,8 +97,8 @@ class Kinds:
             return (dataclasses.replace(own[0], bytes=transfer.bytes),)
         known = [size for size in sizes if size is not None]
         if len(known) == len(own) and sum(known) == transfer.bytes:
-            return _summed(own, known)
-        return (_merged(own, transfer.bytes),)
+            return summed(own, known)
+        return (merged(own, transfer.bytes),)
 
     def _part(
         self,
@@ -336,24 +285,3 @@ def _like(
         return [] if strictly else every
     same = [h for h in every if h.elements == math.prod(shape)]
     return same if same or strictly else every
-
-
-def _summed(parts: Sequence[Part], sizes: Sequence[int]) -> tuple[Part, ...]:
-    """Each part once, with its bytes."""
-    found: dict[Part, int] = {}
-    for part, size in zip(parts, sizes):
-        found[part] = found.get(part, 0) + size
-    return tuple(
-        dataclasses.replace(part, bytes=size) for part, size in found.items()
-    )
-
-
-def _merged(parts: Sequence[Part], size: int | None) -> Part:
-    """Parts whose own bytes are not known, as one."""
-    kinds, layers = {p.kind for p in parts}, {p.layer for p in parts}
-    return Part(
-        kinds.pop() if len(kinds) == 1 else "rest",
-        layers.pop() if len(layers) == 1 else "",
-        ", ".join(dict.fromkeys(p.name for p in parts if p.name)),
-        size,
-    )

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from towers.placement.device_names import process_of
-from towers.report.kinds import WITHIN, Part
 from towers.report.partitions import Transfer
+from towers.report.parts import WITHIN, Part
 from towers.report.variables import VariableUse
 
 # What variables are, and what people call those of a kind.

@@ -21,6 +21,7 @@ from models import (
 
 import towers
 from towers.report.parts import Part, in_words
+from towers.report.write_graph import joined
 
 layers = keras.layers
 ALWAYS = {"parameters", "gradients", "batch", "outputs", "output gradients"}
@@ -122,6 +123,11 @@ class KindsTest(parameterized.TestCase):
             self.assertNotStartsWith(name, "StatefulPartitionedCall/")
         for transfer in report.transfers:
             self.assertNotIn("PartitionedCall", transfer.tensor)
+        drawn = [node.name for node in joined(report.graphs).node]
+        self.assertLen(set(drawn), len(drawn))
+        self.assertNotIn(
+            "StatefulPartitionedCall", {n.split("/")[0] for n in drawn}
+        )
 
     def test_gradients_that_change_nothing(self):
         model = make(cnn)

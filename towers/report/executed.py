@@ -1,5 +1,6 @@
 """executed: what recorded functions ran, sent, and how they call it."""
 
+import collections
 import dataclasses
 import math
 import re
@@ -17,7 +18,7 @@ from towers.report.values import Held
 from towers.report.variables import VariableUse
 
 # A function that was called once in one that was nothing but its call.
-_CALL = re.compile(r"^((?:Stateful)?PartitionedCall/)+")
+_CALL = re.compile(r"^(ConstantFolding/)?(?:(?:Stateful)?PartitionedCall/)+")
 _BESIDE = ("ReadVariableOp", "Resource", "Assign", "VarHandle", "VarIs")
 _BACKWARD = "__backward_"
 
@@ -110,12 +111,15 @@ def _kinds(ran: Ran, held: Mapping[int, Held]) -> Kinds:
 
 
 def outside_of_call(names: Iterable[str]) -> Callable[[str], str]:
-    """Takes from names the call that they are of, if they are all of one.
+    """Takes from names the call that they are of, where they stay apart.
 
     Keras calls the function of a step in another, as its `fit` does.
     """
     every = set(names)
-    bare = {_CALL.sub("", name) for name in every}
-    if len(bare) < len(every):  # two would be called the same
-        return lambda name: name
-    return lambda name: _CALL.sub("", name)
+    count = collections.Counter(_CALL.sub(r"\1", name) for name in every)
+
+    def named(name: str) -> str:
+        bare = _CALL.sub(r"\1", name)
+        return bare if count[bare] < 2 else name
+
+    return named

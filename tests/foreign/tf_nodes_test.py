@@ -45,6 +45,12 @@ class TfNodesTest(absltest.TestCase):
             {name for op in made for name in op.node_def.attr},
         )
 
+    def test_ops_of_one_argument_in_a_row_become_one(self):
+        rows = tf.function(lambda x: tf.sin(tf.exp(x)), autograph=False)
+        ran = run_metadata(lambda: rows(tf.ones([2]))).function_graphs
+        ops = {n.op for f in ran for n in f.post_optimization_graph.node}
+        self.assertIn(tf_nodes.IN_A_ROW, ops)
+
     def test_a_kernel_of_onednn_is_called_by_its_op(self):
         for kernel, op in {
             "_MklMatMul": "MatMul",

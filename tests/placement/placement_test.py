@@ -35,6 +35,7 @@ class PlacementTest(parameterized.TestCase):
         self.assertEqual(both[0], both[1])
         self.assertLen(set(both), 1)
         self.assertIn("a on /CPU:0", str(both[0]))
+        self.assertIn(str(both[0]), both[0]._repr_html_())
 
     @parameterized.parameters(
         ("balanced", ["/CPU:1", "/CPU:0", "/CPU:1"]),

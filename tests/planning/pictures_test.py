@@ -65,6 +65,8 @@ class PlacementTest(parameterized.TestCase):
         with patched((shutil, "which", lambda name: None)):
             with self.assertRaisesRegex(ImportError, "install graphviz"):
                 towers.plot_placement(model, placement(2))
+            drawn = towers.plot_placement(model, placement(2), "")
+            self.assertIsNone(drawn._repr_svg_())  # in a notebook: its source
         with self.assertRaisesRegex(ValueError, "without an ending"):
             towers.plot_placement(model, placement(2), "placement")
         with self.assertRaisesRegex(TypeError, "keras.Model"):
@@ -76,6 +78,8 @@ class PlacementTest(parameterized.TestCase):
     def test_a_format_that_there_is_not_is_refused(self):
         with self.assertRaisesRegex(ValueError, "to_file.*xyz.* png "):
             towers.plot_placement(built(cnn), placement(2), "a.xyz")
+        drawn = towers.plot_placement(built(cnn), placement(2), "")
+        self.assertIn("<svg", drawn._repr_svg_())
         self.assertFalse(os.path.exists("a.xyz"))
 
     @pytest.mark.slow

@@ -12,6 +12,7 @@ from towers.planning.figures import Figure
 from towers.planning.spread import LayerSpread
 from towers.report.partitions import Transfer
 from towers.report.profile import Op
+from towers.tower_graph import Pending
 
 MANY = 5000
 NAMES = [f"a_layer_with_a_long_name_{i}" for i in range(MANY)]
@@ -45,7 +46,7 @@ def made():
         towers.Timeline(tuple(DEVICES), ops, (), 0.0, 1.0),
         towers.Comparison(*[alike] * 6, PINS, reason=" ".join(NAMES)),
         tower[0],
-        towers.TowerGraph(NAMES, tower, None, [], [], [], []),
+        towers.TowerGraph(NAMES, tower, None, Pending([], True), [], [], []),
         towers.TowerModel(model, placement(40)),
         towers.PlacementReport("somewhere"),
     ]

@@ -70,6 +70,10 @@ def checked(told):
 
 
 class ByHandTest(absltest.TestCase):
+    def test_notebooks_show_the_table(self):
+        shown = BY_HAND._repr_html_()
+        self.assertEqual(shown, f"<pre>{BY_HAND}</pre>")
+
     def test_busy_overlap_and_waits(self):
         self.assertEqual(BY_HAND.busy, {A: 6.0, B: 3.0})
         self.assertEqual(BY_HAND.towers, {"tower_0": 5.0, "tower_1": 3.0})

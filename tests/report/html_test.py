@@ -51,8 +51,10 @@ def rows(text, caption):
     )
     return [
         [
-            html.unescape(cell)
-            for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)
+            f"{int(exact):,}" if exact else html.unescape(cell)
+            for exact, cell in re.findall(
+                r'<td(?:[^>]*data-n="(\d+)")?[^>]*>(.*?)</td>', row
+            )
         ]
         for row in re.findall(r"<tr>(.*?)</tr>", body, re.S)
     ]
@@ -142,7 +144,7 @@ class PageTest(absltest.TestCase):
     @pytest.mark.skipif(not BROWSER, reason="apt-get install chromium")
     def test_in_a_browser(self):
         click = (
-            "<script>document.querySelectorAll('table')[1].querySelectorAll("
+            "<script>document.querySelectorAll('table')[2].querySelectorAll("
             "'button')[3].click(); document.title = 'fetched ' + "
             "performance.getEntriesByType('resource').length</script>"
         )

@@ -30,6 +30,9 @@ OWN = "_towers_own"
 # Likewise: that a random op is one that somebody has asked for, see `tf_random`.
 SEEN = "_towers_drawn"
 
+# What TensorFlow makes of several ops, each of one argument, in a row.
+IN_A_ROW = "_UnaryOpsComposition"
+
 _FUSED_CONVOLUTION = "_FusedConv2D"
 # Attributes of the convolution that is fused there with what follows on it.
 _OF_CONVOLUTION = (

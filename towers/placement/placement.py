@@ -3,6 +3,7 @@
 import dataclasses
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import tensorflow as tf
@@ -309,6 +310,10 @@ class Placement:
         short = {f.name: _SHORT.repr(getattr(self, f.name)) for f in fields}
         given = ", ".join(f"{name}={value}" for name, value in short.items())
         return f"Placement({given})"
+
+    def _repr_html_(self) -> str:
+        """The sentences of `print`, which notebooks show."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         shares = self.shares

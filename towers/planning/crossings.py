@@ -1,6 +1,8 @@
 """crossings: what would go from device to device in a graph that was placed."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -8,8 +10,10 @@ import tensorflow as tf
 from towers.foreign import tf_nodes
 from towers.foreign.tf_nodes import op_of_kernel
 from towers.placement.device_names import short
-from towers.report.partitions import COPIES, Transfer, walked
+from towers.report.kinds import Kinds
+from towers.report.partitions import Transfer, walked
 from towers.report.tensor_shapes import in_loops, known_shapes, source
+from towers.report.values import COPIES, Held, full
 
 
 class Placed:
@@ -18,13 +22,17 @@ class Placed:
     Args:
       placed: a `GraphDef`, all nodes with a device.
       graph: what it was made of, which knows shapes.
+      handles: its variables, by the ops that those are.
 
     Attributes:
       nodes: (device, name, op type).
     """
 
-    def __init__(self, placed: Any, graph: tf.Graph):
+    def __init__(
+        self, placed: Any, graph: tf.Graph, handles: Mapping[str, Held]
+    ):
         self._graph = graph
+        self._kinds = Kinds(placed.node, handles)
         self._placed = placed
         library = {f.signature.name: f for f in placed.library.function}
         self.nodes = [
@@ -45,14 +53,16 @@ class Placed:
         """
         found: dict[tuple[str, str], str] = {}
         for name, node in self._nodes.items():
-            for tensor in map(_full, node.input):
+            for tensor in map(full, node.input):
                 there, here = self._where[source(tensor)], self._where[name]
                 what = f"^{there}" if tensor.startswith("^") else tensor
                 if there != here:
                     found.setdefault((what, here), tensor)
         sent = [(tensor, target) for (_, target), tensor in found.items()]
         looping = in_loops(self._nodes.values())
-        values = [tensor for tensor, _ in sent if tensor[0] != "^"]
+        crossing = [tensor for tensor, _ in sent if tensor[0] != "^"]
+        values = [x for tensor in crossing for x in self._kinds.pieces(tensor)]
+        values = list(dict.fromkeys([*crossing, *values]))
         # What a function that was inlined takes is known outside of it.
         made = {tensor: self._origin(tensor) for tensor in values}
         shapes = known_shapes(self._graph, [*values, *made.values()])
@@ -62,7 +72,7 @@ class Placed:
         inlined = [x for x in values if x not in shapes and not self._knows(x)]
         if inlined:
             shapes.update(known_shapes(self._inlined, inlined))
-        return [
+        transfers = [
             Transfer(
                 self._where[source(tensor)],
                 target,
@@ -73,6 +83,10 @@ class Placed:
                 None if source(tensor) in looping else 1,
             )
             for tensor, target in sent
+        ]
+        return [
+            dataclasses.replace(t, parts=self._kinds.parts(t, shapes))
+            for t in transfers
         ]
 
     @property
@@ -90,9 +104,9 @@ class Placed:
         while not tensor.startswith("^"):
             node = self._nodes[source(tensor)]
             if node.op in COPIES:
-                tensor = _full(node.input[int(tensor.split(":")[1])])
+                tensor = full(node.input[int(tensor.split(":")[1])])
             elif node.op == "ReadVariableOp":
-                return _full(node.input[0])
+                return full(node.input[0])
             else:
                 break
         return tensor
@@ -126,8 +140,3 @@ class Placed:
         with tf.Graph().as_default() as inferred:
             tf.graph_util.import_graph_def(whole, name="")
         return inferred
-
-
-def _full(tensor: str) -> str:
-    """An input as "a:0", or "^a" if it is only waited for."""
-    return tensor if ":" in tensor or tensor.startswith("^") else f"{tensor}:0"

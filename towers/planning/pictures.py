@@ -15,6 +15,19 @@ from towers.report.colours import rgb
 from towers.report.summary import size
 
 
+class Drawing(str):
+    """A picture's source, of which notebooks show the picture."""
+
+    def _repr_svg_(self) -> str | None:
+        program = shutil.which("dot")
+        if program is None:
+            return None
+        done = subprocess.run(
+            [program, "-Tsvg"], input=self, capture_output=True, text=True
+        )
+        return done.stdout or None
+
+
 def plot_placement(
     model: Any, placement: Placement, to_file: str = "placement.png"
 ) -> Any:
@@ -37,7 +50,8 @@ def plot_placement(
         or .dot, which needs no Graphviz. "" writes nothing.
 
     Returns:
-      The picture's source, in Graphviz's language.
+      The picture's source, in Graphviz's language, a string; where there is
+      Graphviz, a notebook shows it as the picture.
 
     Raises:
       TypeError: `model` is no Keras model, `placement` no `Placement`.
@@ -52,7 +66,7 @@ def plot_placement(
             "some data first."
         )
     program = check_ending(to_file, "to_file") if to_file else None
-    text = _source(model, placement)
+    text = Drawing(_source(model, placement))
     if not to_file:
         return text
     if program is None:

@@ -1,7 +1,6 @@
 """placement_plan: what would run where, on a machine that is not here."""
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,35 +10,21 @@ import tensorflow as tf
 
 from towers import tower_graph
 from towers.foreign import keras_machine, tf_kernels, tf_placer
-from towers.placement.device_names import agrees, process_of, short
+from towers.placement.device_names import process_of
 from towers.placement.scopes import tower_of
 from towers.planning import machines, plan_graphs
 from towers.planning.crossings import Placed
 from towers.report import html
 from towers.report.html_tables import table
+from towers.report.moved import moved
+from towers.report.plain import subject_of
 from towers.report.report import ExecutionReport
-from towers.report.summary import HERE, least, machine_of
+from towers.report.summary import least, machine_of
 from towers.report.variables import uses
 
 # More ops that are refused than this are not asked for one by one.
 _MANY = 20
 _STAND_INS = ("Placeholder", "VarHandleOp", "NoOp")
-
-
-@dataclasses.dataclass(frozen=True)
-class Moved:
-    """An op that soft placement puts elsewhere than asked.
-
-    Attributes:
-      op: its name.
-      kind: its type.
-      asked, got: the devices.
-    """
-
-    op: str
-    kind: str
-    asked: str
-    got: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +70,11 @@ class PlacementPlan(ExecutionReport):
 
     Attributes:
       machine: how many devices of each type there are.
-      moved: ops that are elsewhere than asked.
       refused: ops that TensorFlow would not place; where there are any, the
         rest of the plan is what it would be with those on the host.
     """
 
     machine: Any = dataclasses.field(default_factory=dict, hash=False)
-    moved: tuple[Moved, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,7 +82,6 @@ class PlacementPlan(ExecutionReport):
         return {
             **super().to_dict(),
             "machine": self.machine,
-            "moved": [dataclasses.asdict(x) for x in self.moved],
             "refused": [dataclasses.asdict(x) for x in self.refused],
         }
 
@@ -109,28 +91,12 @@ class PlacementPlan(ExecutionReport):
             ["op", "type", "layer", "in TensorFlow's words"],
             [[x.op, x.kind, x.layer, x.message] for x in self.refused],
         )
-        moved = table(
-            "Moved",
-            ["op", "type", "asked for", "would be on"],
-            [[x.op, x.kind, x.asked, x.got] for x in self.moved],
-        )
         return html.page(
-            self,
-            "What would run where",
-            [
-                ("Refused by TensorFlow", refused),
-                ("Elsewhere than asked", moved),
-            ],
+            self, "What would run where", [("Refused by TensorFlow", refused)]
         )
 
     def __str__(self) -> str:
-        moved = [
-            f"  {x.op} ({x.kind}): asked for {x.asked}, would be on {x.got}"
-            for x in self.moved
-        ]
         parts = [super().__str__()]
-        if moved:
-            parts.append("Elsewhere than asked:\n" + "\n".join(moved))
         if self.refused:
             told = "\n".join(map(str, self.refused))
             parts.append(f"Refused by TensorFlow:\n{told}")
@@ -213,17 +179,18 @@ def placement_plan(
         warnings.filterwarnings("ignore", tower_graph.UNAPPLIED)
         planned = _planned(fn_or_model, args, step, signature)
     tasks = machines.by_task(devices, planned.graph)
-    asked = {node.name: node for node in planned.graph.node}
     graph, refused = _settled(planned, tasks, strict)
-    placed = Placed(graph, planned.shapes)
+    variables = uses(planned.variables, planned.device_of)
+    placed = Placed(graph, planned.shapes, planned.held(variables))
     return PlacementPlan(
         tuple(node for node in placed.nodes if node[2] not in _STAND_INS),
         tuple(placed.transfers),
-        uses(planned.variables, planned.device_of),
+        variables,
         least(placed.sent),
         least(placed.sent, machine_of),
+        subject=subject_of(fn_or_model, args),
         machine=devices,
-        moved=tuple(_moved(placed.nodes, asked)),
+        moved=tuple(moved(placed.nodes, _asked(planned.graph))),
         refused=tuple(refused),
     )
 
@@ -298,29 +265,14 @@ def _words(error: tf.errors.OpError) -> str:
     return said[0] if said else error.message
 
 
-def _moved(
-    nodes: list[tuple[str, str, str]], asked: Mapping[str, Any]
-) -> list[Moved]:
-    """Ops that are not where they were asked to be.
+def _asked(graph: Any) -> dict[str, str]:
+    """Devices by op, but of what reads or writes a variable.
 
-    What reads or writes a variable is beside it, whatever it asks for.
+    That is beside it, whatever it asks for.
     """
-    handles = {name for name, node in asked.items() if node.op == "VarHandleOp"}
-    found = []
-    for device, name, kind in nodes:
-        node = asked.get(name)
-        if node is None or not node.device or _agrees(node.device, device):
-            continue
-        if not handles & set(node.input):
-            found.append(Moved(name, kind, short(node.device), device))
-    return found
-
-
-@functools.cache
-def _agrees(wish: str, device: str) -> bool:
-    here = tf.DeviceSpec.from_string(HERE)
-    asked, got = (
-        here.make_merged_spec(tf.DeviceSpec.from_string(name))
-        for name in (wish, device)
-    )
-    return agrees(asked, got)
+    handles = {node.name for node in graph.node if node.op == "VarHandleOp"}
+    return {
+        node.name: node.device
+        for node in graph.node
+        if not handles & set(node.input)
+    }

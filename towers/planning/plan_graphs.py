@@ -1,6 +1,7 @@
 """plan_graphs: what is to be planned, as a graph of a machine that is not here."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from towers.foreign import (
 from towers.foreign.patches import patched
 from towers.foreign.tf_saved_model import noted_devices
 from towers.report.recording import eager_variables
+from towers.report.values import Held
+from towers.report.variables import VariableUse
 from towers.wrapper.tower_model import TowerModel
 
 v1 = tf.compat.v1
@@ -35,6 +38,7 @@ class Planned:
       targets: names of the nodes for the sake of which it would run.
       variables: those that it reads or writes, if they are known.
       device_of: where such a variable is to be.
+      handles: the names of the ops that those are, in the same order.
     """
 
     graph: Any
@@ -42,6 +46,14 @@ class Planned:
     targets: list[str]
     variables: Sequence[tf.Variable] = ()
     device_of: Callable[[Any], str] = keras_layers.device_of
+    handles: Sequence[str] = ()
+
+    def held(self, uses: Sequence[VariableUse]) -> dict[str, Held]:
+        """What is told of the variables, by their ops."""
+        return {
+            name: Held(use, math.prod(variable.shape))
+            for name, use, variable in zip(self.handles, uses, self.variables)
+        }
 
 
 def of_graph(graph: tf.Graph, fetches: Sequence[Any]) -> Planned:
@@ -158,13 +170,13 @@ def of_traced(
     inner = {id(x): x for x in graph.inputs}
     outer = dict(zip(map(id, _captures(function)), function.captured_inputs))
     variables = {id(v.handle): v for v in eager_variables()}
-    used: list[tf.Variable] = []
+    used: dict[str, tf.Variable] = {}
     stand_ins: dict[str, Callable[[Any], None]] = {}
     for key, tensor in inner.items():
         given = outer.get(key)
         if id(given) in variables:
             variable = variables[id(given)]
-            used.append(variable)
+            used[tensor.op.name] = variable
             device = device_of(variable)
             stand_ins[tensor.op.name] = _handle(variable, device)
         else:
@@ -179,8 +191,9 @@ def of_traced(
         pruned,
         graph,
         list(dict.fromkeys(targets)),
-        used,
+        list(used.values()),
         device_of,
+        list(used),
     )
 
 

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from html import escape
 from typing import Any
 
 import tensorflow as tf
@@ -144,6 +145,10 @@ class Timeline:
         )
         with open(os.fspath(path), "w", encoding="utf-8") as file:
             json.dump(events, file)
+
+    def _repr_html_(self) -> str:
+        """The table, which notebooks show."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __repr__(self) -> str:
         return (

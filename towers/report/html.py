@@ -6,12 +6,13 @@ from html import escape
 from typing import Any
 
 from towers.placement.scopes import is_backward, layer_of, tower_of
+from towers.report.answers import answers
 from towers.report.colours import tint
 from towers.report.html_devices import drawing
 from towers.report.html_page import framed
-from towers.report.html_tables import Cell, count, table
+from towers.report.html_tables import Bytes, Cell, table
 from towers.report.partitions import Transfer
-from towers.report.summary import KINDS, Summary, size
+from towers.report.summary import KINDS, Summary
 from towers.report.variables import VariableUse
 
 _DEEP = 2
@@ -33,11 +34,18 @@ def page(
       HTML, with its style and its script inside.
     """
     summary = report.summary
+    picture = (
+        '<div class="wide" tabindex="0" role="group" '
+        f'aria-label="Drawing of the devices">{drawing(summary)}</div>'
+    )
     sections = [
         *first,
+        ("Drawing of the devices", picture),
         ("Devices", _devices(report)),
+        ("What crossed, by kind and layer", _kinds(report)),
         ("What crossed, by pair of devices", _pairs(summary)),
         ("What crossed between machines", _links(summary)),
+        ("Elsewhere than asked", _moved(report)),
         ("Layers by tower", _layers(summary.devices, report.nodes)),
         ("Every transfer, the largest first", _transfers(report.transfers)),
         ("Where variables live", _variables(report.variables)),
@@ -46,59 +54,39 @@ def page(
     ]
     return framed(
         heading,
-        f"<p>{_sum(report)}</p>"
-        f'<div class="wide" tabindex="0" role="group" '
-        f'aria-label="Drawing of the devices">{drawing(summary)}</div>',
+        f'<p class="subject">{escape(report.subject)}</p>{_answers(report)}',
         [(title, body) for title, body in sections if body],
     )
 
 
 def short_form(report: Any) -> str:
-    """Drawing, sum and the tables of devices and pairs, for notebooks."""
+    """Answers, drawing and the tables of devices and pairs, for notebooks."""
     return (
-        f'<div class="towers-report"><p>{_sum(report)}</p>'
+        f'<div class="towers-report">{_answers(report)}'
         f"{drawing(report.summary)}{_devices(report)}"
         f"{_pairs(report.summary)}{_links(report.summary)}</div>"
     )
 
 
-def _sum(report: Any) -> str:
-    unknown = len(report.unknown)
-    more = f", and {count(unknown)} of unknown size" * bool(unknown)
-    told = (
-        f"<strong>{count(report.total_bytes)} bytes</strong> crossed between "
-        f"devices in {count(len(report.transfers))} transfers{more}: "
-        f"{_times(report.total_bytes, report.least_bytes)}."
+def _answers(report: Any) -> str:
+    told = "".join(
+        f"<dt>{escape(asked)}</dt><dd>{escape(answer)}</dd>"
+        for asked, answer in answers(report)
     )
-    busiest = report.busiest_link
-    if busiest is not None:
-        machine, sent, received = busiest
-        total = sum(report.between_machines.values())
-        told += (
-            f" <strong>{count(total)}</strong> of them went between machines: "
-            f"{_times(total, report.least_between_machines)}. The busiest link "
-            f"is that of {escape(machine)}: {size(sent)} out, "
-            f"{size(received)} in."
-        )
-    return told
-
-
-def _times(total: int, least: int) -> str:
-    times = total / least if least else 1.0
-    return f"{times:.3f} times the least possible, {count(least)}"
+    return f'<dl class="answers">{told}</dl>'
 
 
 def _devices(report: Any) -> str:
     summary = report.summary
-    head = ["device", "ops", *(f"{kind} bytes" for kind in KINDS)]
+    head = ["device", "ops", *KINDS.values()]
     rows: list[list[Cell]] = [
-        [d, summary.ran[d], *(summary.held[d, kind] for kind in KINDS)]
+        [d, summary.ran[d], *(Bytes(summary.held[d, kind]) for kind in KINDS)]
         for d in summary.devices
     ]
     if report.peak_bytes:
         head.append("peak bytes")
         for device, row in zip(summary.devices, rows):
-            row.append(report.peak_bytes.get(device))
+            row.append(_bytes(report.peak_bytes.get(device)))
     return table("Devices", head, rows)
 
 
@@ -107,8 +95,31 @@ def _pairs(summary: Summary) -> str:
     return table(
         "What crossed",
         ["from", "to", "transfers", "bytes"],
-        [[*pair, summary.crossed[pair], total] for pair, total in pairs],
+        [[*pair, summary.crossed[pair], Bytes(total)] for pair, total in pairs],
     )
+
+
+def _kinds(report: Any) -> str:
+    return table(
+        "By kind and layer",
+        ["kind", "layer", "bytes"],
+        [
+            [kind, layer, Bytes(count)]
+            for (layer, kind), count in report.summary.by_layer.items()
+        ],
+    )
+
+
+def _moved(report: Any) -> str:
+    return table(
+        "Moved",
+        ["op", "type", "asked for", "is on"],
+        [[m.op, m.kind, m.asked, m.got] for m in report.moved],
+    )
+
+
+def _bytes(count: int | None) -> Bytes | None:
+    return None if count is None else Bytes(count)
 
 
 def _links(summary: Summary) -> str:
@@ -116,7 +127,7 @@ def _links(summary: Summary) -> str:
     return table(
         "Between machines",
         ["from", "to", "bytes"],
-        [[*link, total] for link, total in links],
+        [[*link, Bytes(total)] for link, total in links],
     )
 
 
@@ -173,9 +184,16 @@ def _transfers(transfers: Sequence[Transfer]) -> str:
     )
     return table(
         "Transfers",
-        ["from", "to", "bytes", "times", "dtype", "shape", "tensor"],
+        ["from", "to", "bytes", "times", "holds", "dtype", "shape", "tensor"],
         [
-            [t.source, t.target, t.bytes, t.times, t.dtype.name]
+            [
+                t.source,
+                t.target,
+                _bytes(t.bytes),
+                t.times,
+                t.holds,
+                t.dtype.name,
+            ]
             + ["?" if t.shape is None else str(list(t.shape)), t.tensor]
             for t in largest
         ],
@@ -187,7 +205,7 @@ def _variables(variables: Sequence[VariableUse]) -> str:
         "Variables",
         ["device", "kind", "bytes", "variable"],
         [
-            [v.device, v.kind, v.bytes, v.name]
+            [v.device, v.kind, Bytes(v.bytes), v.name]
             for v in sorted(variables, key=lambda v: -v.bytes)
         ],
     )

@@ -19,10 +19,20 @@ _STYLE = """
 body{margin:0;background:var(--ground);color:var(--ink);
 font:16px/1.5 system-ui,sans-serif}
 main{max-width:72rem;margin:0 auto;padding:1rem}
-h1{font-size:1.6rem;margin:.5rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem}
-nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1rem;padding:0;list-style:none}
+h1{font-size:1.6rem;margin:.5rem 0}
+.subject{color:var(--faint);margin:0}
+.answers{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;
+margin:.75rem 0}
+.answers dt{font-weight:600}.answers dd{margin:0;overflow-wrap:anywhere}
+@media (max-width:40rem){.answers{display:block}.answers dd{margin:0 0 .4rem}}
+#filter{font:inherit;width:min(100%,24rem);padding:.25rem .5rem;color:inherit;
+background:var(--ground);border:1px solid var(--faint);border-radius:.25rem}
+details{border-top:1px solid var(--rule)}
+summary{cursor:pointer;padding:.35rem 0}
+summary h2{display:inline;font-size:1.05rem;margin:0}
+summary .n{color:var(--faint)}
 a{color:var(--link)}
-.wide{overflow-x:auto;max-width:100%}
+.wide{overflow:auto;max-width:100%;max-height:80vh}
 svg .bytes{stroke:var(--ground);stroke-width:4px}
 table{border-collapse:collapse;font-size:.9rem}
 caption{position:absolute;width:1px;height:1px;overflow:hidden;
@@ -40,10 +50,21 @@ th[aria-sort=descending] button::after{content:" \\2193"}
 :focus-visible{outline:2px solid var(--link);outline-offset:2px}
 tbody th{font-weight:400}
 .ran{display:block;white-space:nowrap;padding:0 .4rem;border-radius:.25rem}
-@media print{.wide{overflow:visible}nav{display:none}}
+@media print{.wide{overflow:visible;max-height:none}#filter{display:none}}
 """
 
 _SCRIPT = """
+const rows = [...document.querySelectorAll("details tbody tr")]
+  .map(row => [row, row.textContent.toLowerCase()]);
+document.querySelector("#filter").addEventListener("input", event => {
+  const wanted = event.target.value.toLowerCase();
+  rows.forEach(([row, text]) => row.hidden = !text.includes(wanted));
+  for (const part of document.querySelectorAll("details")) {
+    const own = [...part.querySelectorAll("tbody tr")];
+    if (own.length && wanted)
+      part.open = own.length < 500 && own.some(row => !row.hidden);
+  }
+});
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, i) => head.firstChild.addEventListener("click", () => {
@@ -53,7 +74,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
     const number = head.classList.contains("n");
     const key = row => {
-      const text = row.cells[i].textContent;
+      const text = row.cells[i].dataset.n || row.cells[i].textContent;
       return number ? (text === "?" ? -1 : +text.replaceAll(",", "")) : text;
     };
     const rows = [...body.rows].map(row => [key(row), row]);
@@ -65,15 +86,17 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 
 def framed(title: str, top: str, sections: Sequence[tuple[str, str]]) -> str:
-    """A page of sections under a head, with links to each."""
-    links = "".join(
-        f'<li><a href="#part-{i}">{escape(name)}</a></li>'
-        for i, (name, _) in enumerate(sections)
-    )
+    """A page of a head and sections that unfold.
+
+    Args:
+      title: above all.
+      top: HTML of what is seen first.
+      sections: titles, and HTML of what is below each.
+    """
     body = "".join(
-        f'<section aria-labelledby="part-{i}"><h2 id="part-{i}">'
-        f"{escape(name)}</h2>{text}</section>"
-        for i, (name, text) in enumerate(sections)
+        f"<details><summary><h2>{escape(name)}</h2>{_rows(text)}</summary>"
+        f"{text}</details>"
+        for name, text in sections
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -81,6 +104,13 @@ def framed(title: str, top: str, sections: Sequence[tuple[str, str]]) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
         f"<main><h1>{escape(title)}</h1>{top}"
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>{body}</main>'
+        '<p><label>Filter <input id="filter" type="search" '
+        f'placeholder="layer, device, tensor"></label></p>{body}</main>'
         f"<script>{_SCRIPT}</script></body></html>\n"
     )
+
+
+def _rows(text: str) -> str:
+    """How many rows are below."""
+    count = text.count("<tr>") - text.count("<thead>")
+    return f' <span class="n">{count:,}</span>' if count > 0 else ""

@@ -3,6 +3,13 @@
 from collections.abc import Sequence
 from html import escape
 
+from towers.report.summary import size
+
+
+class Bytes(int):
+    """A number of bytes, which people read in kB, MB, GB."""
+
+
 Cell = str | int | None
 
 
@@ -42,6 +49,11 @@ def table(
 def _cell(value: Cell, numeric: bool) -> str:
     if value is None:
         return f"<td{_right(numeric)}>?</td>"
+    if isinstance(value, Bytes):
+        return (
+            f'<td{_right(numeric)} data-n="{value:d}" '
+            f'title="{count(value)} bytes">{size(value)}</td>'
+        )
     text = count(value) if isinstance(value, int) else escape(value)
     return f"<td{_right(numeric)}>{text}</td>"
 

@@ -10,11 +10,13 @@ import tensorflow as tf
 from towers.foreign import tf_nodes
 from towers.foreign.tf_nodes import op_of_kernel
 from towers.placement.device_names import short
+from towers.report.kinds import Kinds
+from towers.report.parts import Part, in_words
 from towers.report.recording import Batches, Ran
 from towers.report.tensor_shapes import in_loops, shapes_of, source
+from towers.report.values import COPIES, full, port
 
 _ENDS = (*tf_nodes.ARGUMENTS, *tf_nodes.RESULTS)
-COPIES = ("Identity", "IdentityN", "Snapshot", "StopGradient", "Enter")
 # A value, in a place of a graph: its port, and the device that made it.
 _Origin = tuple[tuple[Any, ...], str]
 
@@ -29,6 +31,7 @@ class Transfer:
       dtype: its `tf.DType`.
       shape: its shape when it was sent, or None if that is not known.
       times: how often it was sent, or None inside a loop.
+      parts: what it holds, by kind, layer and variable.
     """
 
     source: str
@@ -37,6 +40,12 @@ class Transfer:
     dtype: tf.DType
     shape: tuple[int, ...] | None
     times: int | None
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def holds(self) -> str:
+        """What it holds in words: "weights of dense/kernel"."""
+        return in_words(self.parts)
 
     @property
     def bytes(self) -> int | None:
@@ -111,18 +120,21 @@ class Partitions:
         self,
         batches: Sequence[Batches],
         counts: Mapping[Any, int] | None = None,
+        kinds: Kinds | None = None,
     ) -> list[tuple[Transfer, dict[_Origin, int]]]:
         """What each send carried, and the bytes of each value in there.
 
         Several small ones may be joined for their way. Copies and transfers on
         it are passed, and reads of a variable are one value. `counts` are how
-        often sends in loops happened, by `key`.
+        often sends in loops happened, by `key`; `kinds` says what things are.
         """
         counts = counts or {}
         names = [self._in_whole(send) for send in self.sends]
         values = [self._origins(*self._start(send)) for send in self.sends]
         asked = [n for n in names if n]
         asked += [name for each in values for _, name in each if name]
+        if kinds:
+            asked += [x for n in names if n for x in kinds.pieces(n)]
         shapes = shapes_of(self._ran, batches, asked)
         told = []
         for send, name, each in zip(self.sends, names, values):
@@ -135,6 +147,9 @@ class Partitions:
                 if self._loops(send)
                 else len(self._ran.calls),
             )
+            if kinds:
+                held_there = kinds.parts(transfer, shapes)
+                transfer = dataclasses.replace(transfer, parts=held_there)
             parts = [
                 dataclasses.replace(transfer, shape=shapes.get(part)).bytes or 0
                 for _, part in each
@@ -163,7 +178,7 @@ class Partitions:
             if known is None or k >= len(known.input):
                 return None
             name = known.input[k]
-        return name if ":" in name else f"{name}:0"
+        return full(name)
 
     def _made_by(self, send: Any) -> Any:
         i, _ = self._sent_by[key(send)]
@@ -186,7 +201,7 @@ class Partitions:
             if node is None:
                 return i, tensor
             if node.op in COPIES:
-                tensor = node.input[_port(tensor)]
+                tensor = node.input[port(tensor)]
             elif node.op in tf_nodes.RECEIVES and key(node) in self._sent_by:
                 i, sent = self._sent_by[key(node)]
                 tensor = sent.input[0]
@@ -198,7 +213,7 @@ class Partitions:
                 count = node.attr["num_split"].i
                 if whole is None or len(self._joined(whole)) != count:
                     return i, tensor
-                i, tensor = j, whole.input[_port(tensor)]
+                i, tensor = j, whole.input[port(tensor)]
             else:
                 return i, tensor
 
@@ -231,16 +246,12 @@ class Partitions:
             device = short(node.device)
             names = self._joined(node) if apart else []
         if node is None or not names:
-            return [(((i, source(tensor), _port(tensor)), device), "")]
+            return [(((i, source(tensor), port(tensor)), device), "")]
         return [
-            (origin, deeper or (name if ":" in name else f"{name}:0"))
+            (origin, deeper or full(name))
             for part, name in zip(node.input, names)
             for origin, deeper in self._origins(i, part, device)
         ]
-
-
-def _port(tensor: str) -> int:
-    return int(tensor.split(":")[1]) if ":" in tensor else 0
 
 
 def walked(nodes: Any, library: Any, caller: str = "", device: str = "") -> Any:

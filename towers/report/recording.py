@@ -50,12 +50,14 @@ class Ran:
       graph: it as it was placed, before it was cut, a `GraphDef`.
       partitions: one `GraphDef` per device.
       calls: per call the flat arguments, in the order of its `_Arg` nodes.
+      asked: it before it was placed, where TensorFlow tells of that.
     """
 
     name: str
     graph: Any
     partitions: Sequence[Any]
     calls: list[list[tf.Tensor]]
+    asked: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +209,7 @@ def _ran(definition: Any, calls: list[Any], metadata: Any) -> Ran:
                 graphs.post_optimization_graph,
                 graphs.partition_graphs,
                 calls,
+                graphs.pre_optimization_graph,
             )
     raise RuntimeError(
         f"TensorFlow told nothing of what it made of the function {name}, so "
@@ -232,8 +235,8 @@ def _first_values(handles: set[int]) -> dict[int, tf.Tensor]:
     }
 
 
-def alive(kind: type) -> list[Any]:
-    """All objects of a class that the garbage collector knows of."""
+def alive(kind: type | tuple[type, ...]) -> list[Any]:
+    """All objects of a class, or of several, that the garbage collector knows of."""
     things = gc.get_objects()
     # Not `isinstance`, which asks proxies what they stand for; and once per
     # type, since there are a million objects.

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from towers.cluster.profiling import profiled_everywhere
@@ -19,7 +19,11 @@ from towers.foreign import long_waits
 from towers.foreign.tf_profiler import Event
 from towers.placement.device_names import few, short
 from towers.report import figure, html, write_graph
-from towers.report.partitions import Partitions, Transfer
+from towers.report.executed import executed
+from towers.report.hints import hints
+from towers.report.moved import Moved
+from towers.report.partitions import Transfer
+from towers.report.plain import plain, subject_of
 from towers.report.profile import times_sent
 from towers.report.recording import record
 from towers.report.summary import Summary, least, machine_of, summed
@@ -47,6 +51,9 @@ class ExecutionReport:
         received it; of several that are joined for their way, each counts.
       least_between_machines: the bytes if each value crossed once to each other
         machine that received it; a machine is a process.
+      moved: ops that are elsewhere than they were asked to be; of functions that
+        are called under a device of another process none is told.
+      subject: what was reported, with which versions, and when.
     """
 
     nodes: tuple[tuple[str, str, str], ...]
@@ -63,6 +70,8 @@ class ExecutionReport:
     graphs: tuple[Any, ...] = dataclasses.field(
         default=(), repr=False, compare=False
     )
+    moved: tuple[Moved, ...] = ()
+    subject: str = dataclasses.field(default="", compare=False)
 
     @functools.cached_property
     def ops(self) -> collections.Counter:
@@ -83,6 +92,34 @@ class ExecutionReport:
     def bytes_between(self) -> dict[tuple[str, str], int]:
         """Bytes by (source, target)."""
         return self.summary.bytes_between
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """Bytes by what crossed, most first; their sum is `total_bytes`.
+
+        Keys are "parameters", "gradients", "batch", "batch gradients", "outputs",
+        "output gradients", "state"; "activations" and "activation gradients", which
+        go from layer to layer of a tower that is on several devices; and "rest".
+        """
+        return self.summary.by_kind
+
+    @property
+    def by_layer(self) -> dict[str, dict[str, int]]:
+        """The same bytes by layer, then by kind; those of no layer under ""."""
+        found: dict[str, dict[str, int]] = {}
+        for (layer, kind), count in self.summary.by_layer.items():
+            found.setdefault(layer, {})[kind] = count
+        return found
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes that crossed only as layers of a tower are on other devices."""
+        return self.summary.within_towers
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """What to change: at most three, each true by a count in here."""
+        return hints(self)
 
     @property
     def between_machines(self) -> dict[tuple[str, str], int]:
@@ -171,20 +208,7 @@ class ExecutionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as numbers, strings, lists and dicts, fit for JSON."""
-        return {
-            "ops": _counted(self.ops),
-            "transfers": [t.to_dict() for t in self.transfers],
-            "variables": [dataclasses.asdict(v) for v in self.variables],
-            "bytes_between": _listed(self.bytes_between),
-            "total_bytes": self.total_bytes,
-            "least_bytes": self.least_bytes,
-            "between_machines": _listed(self.between_machines),
-            "least_between_machines": self.least_between_machines,
-            "parameter_bytes": self.parameter_bytes,
-            "slot_bytes": self.slot_bytes,
-            "eager": _counted(self.eager),
-            "peak_bytes": self.peak_bytes,
-        }
+        return plain(self)
 
     def save(self, path: Any) -> None:
         """Writes the report to one file, for people or for programs.
@@ -248,20 +272,6 @@ class ExecutionReport:
 
     def __str__(self) -> str:
         return printed(self)
-
-
-def _counted(ran: collections.Counter) -> list[dict[str, Any]]:
-    return [
-        {"device": device, "op": kind, "count": count}
-        for (device, kind), count in sorted(ran.items())
-    ]
-
-
-def _listed(pairs: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
-    return [
-        {"source": source, "target": target, "bytes": count}
-        for (source, target), count in pairs.items()
-    ]
 
 
 def execution_report(
@@ -336,26 +346,19 @@ def execution_report(
         recording = record(call)
     graphs = [g for ran in recording.functions for g in ran.partitions]
     counts = times_sent(graphs, events) if loops else {}
-    nodes: list[tuple[str, str, str]] = []
-    transfers: list[Transfer] = []
-    sent: dict[tuple[Any, str, str], int] = {}
-    for i, ran in enumerate(recording.functions):
-        executed = Partitions(ran)
-        told = executed.crossings(recording.batches, counts)
-        nodes += executed.nodes
-        transfers += [transfer for transfer, _ in told]
-        for transfer, values in told:
-            for (value, home), size in values.items():
-                sent[(i, value), home, transfer.target] = size
+    variables = uses(recording.variables)
+    ran = executed(recording, variables, counts)
     report = ExecutionReport(
-        tuple(nodes),
-        tuple(transfers),
-        uses(recording.variables),
-        least(sent),
-        least(sent, machine_of),
+        ran.nodes,
+        ran.transfers,
+        variables,
+        least(ran.sent),
+        least(ran.sent, machine_of),
         collections.Counter(recording.eager),
         recording.peak_bytes,
         tuple(graphs),
+        ran.moved,
+        subject_of(fn, args),
     )
     collectives = {op for _, op in report.ops if op.startswith(_COLLECTIVES)}
     if collectives:

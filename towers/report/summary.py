@@ -11,6 +11,7 @@ from typing import Any
 
 from towers.placement.device_names import process_of
 from towers.report.partitions import Transfer
+from towers.report.parts import WITHIN, Part
 from towers.report.variables import VariableUse
 
 # What variables are, and what people call those of a kind.
@@ -28,6 +29,7 @@ class Summary:
       held: bytes of variables, by (device, kind).
       crossed: how many transfers, by (source, target).
       bytes_between: their bytes; 0 for what is not known.
+      by_layer: the same bytes, by (layer, kind of what crossed).
     """
 
     devices: tuple[str, ...]
@@ -35,6 +37,22 @@ class Summary:
     held: collections.Counter
     crossed: collections.Counter
     bytes_between: dict[tuple[str, str], int]
+    by_layer: dict[tuple[str, str], int] = dataclasses.field(
+        default_factory=dict
+    )
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """Bytes by what crossed, most first."""
+        found: collections.Counter = collections.Counter()
+        for (_, kind), count in self.by_layer.items():
+            found[kind] += count
+        return dict(found.most_common())
+
+    @property
+    def within_towers(self) -> int:
+        """Bytes that one part of a tower sent to another, which is pinned."""
+        return sum(self.by_kind.get(kind, 0) for kind in WITHIN)
 
     @property
     def machines(self) -> dict[str, list[str]]:
@@ -90,9 +108,13 @@ def summed(
         held[variable.device, variable.kind] += variable.bytes
     crossed: collections.Counter = collections.Counter()
     between: collections.Counter = collections.Counter()
+    by_layer: collections.Counter = collections.Counter()
     for t in transfers:
         crossed[t.source, t.target] += 1
         between[t.source, t.target] += t.bytes or 0
+        for part in t.parts or (Part("rest", bytes=t.bytes),):
+            if part.bytes:
+                by_layer[part.layer, part.kind] += part.bytes
     devices = {
         *ran,
         *(d for d, _ in held),
@@ -104,6 +126,7 @@ def summed(
         held,
         crossed,
         dict(between),
+        dict(by_layer.most_common()),
     )
 
 

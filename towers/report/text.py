@@ -1,68 +1,61 @@
 """text: tables and lists for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from towers.report.answers import answers
 from towers.report.summary import KINDS, size
 
 
 def printed(report: Any) -> str:
-    """An `ExecutionReport`: devices, what crossed, the largest transfers."""
+    """An `ExecutionReport`: answers, devices, what crossed, the largest transfers."""
     summary = report.summary
-    rows = [("device", "ops", *(f"{kind} bytes" for kind in KINDS))]
+    rows = [("device", "ops", *KINDS.values())]
     rows += [
         (
             device,
             f"{summary.ran[device]:,}",
-            *(f"{summary.held[device, kind]:,}" for kind in KINDS),
+            *(size(summary.held[device, kind]) for kind in KINDS),
         )
         for device in summary.devices
     ]
     pairs = [
         ("from", "to", "transfers", "bytes"),
         *(
-            (*pair, f"{count:,}", f"{summary.bytes_between[pair]:,}")
+            (*pair, f"{count:,}", size(summary.bytes_between[pair]))
             for pair, count in sorted(summary.crossed.items())
         ),
     ]
-    more = f", and {len(report.unknown)} of unknown size" * bool(report.unknown)
-    told = _times(report.total_bytes, report.least_bytes)
-    return (
-        f"{table(rows)}\n\n{table(pairs)}\n\n{report.total_bytes:,} bytes in "
-        f"{len(report.transfers)} transfers{more}: {told}\n"
-        f"{_network(report)}{listed(report.transfers)}"
-    )
+    parts = [answered(report), table(rows)]
+    if report.transfers:
+        parts += [table(pairs), listed(report.transfers, spelled=size)]
+    return "\n\n".join(parts)
 
 
-def _network(report: Any) -> str:
-    """What crossed from machine to machine; "" if nothing did."""
-    between, busiest = report.between_machines, report.busiest_link
-    if busiest is None:
-        return ""
-    total = sum(between.values())
-    machine, sent, received = busiest
-    return (
-        f"{total:,} of the bytes went between machines: "
-        f"{_times(total, report.least_between_machines)}. The busiest link is "
-        f"that of {machine}: {size(sent)} out, {size(received)} in\n"
-    )
+def answered(report: Any) -> str:
+    """The answers, a line each."""
+    return "\n".join(f"{asked}: {told}" for asked, told in answers(report))
 
 
-def _times(count: int, least: int) -> str:
-    return f"{count / least if least else 1:.3f} times the least possible, {least:,}"
+def exactly(count: int) -> str:
+    """Bytes to the last one, for who compares them."""
+    return f"{count:,} bytes"
 
 
-def listed(transfers: Any, most: int = 10) -> str:
+def listed(
+    transfers: Any, most: int = 10, spelled: Callable[[int], str] = exactly
+) -> str:
     """The largest transfers, a line each."""
     first = sorted(
         transfers, key=lambda t: (t.bytes is not None, -(t.bytes or 0))
     )
     lines = [
         f"  {t.source} -> {t.target}  "
-        + ("? bytes" if t.bytes is None else f"{t.bytes:,} bytes")
+        + ("? bytes" if t.bytes is None else spelled(t.bytes))
         + f"  {t.dtype.name}{list(t.shape) if t.shape is not None else '[?]'}"
         + ("  at each step of a loop" if t.times is None else "")
         + f"  {t.tensor}"
+        + (f" ({t.holds})" if t.holds else "")
         for t in first[:most]
     ]
     if len(first) > most:

@@ -22,12 +22,14 @@ class VariableUse:
       bytes: its size, in bytes.
       kind: "parameter" if it is trainable, "slot" if it is an optimizer's,
         else "state".
+      path: where it is in its model, by Keras; else its name.
     """
 
     name: str
     device: str
     bytes: int
     kind: str
+    path: str = ""
 
 
 def uses(
@@ -35,11 +37,15 @@ def uses(
     device_of: Callable[[Any], str] = lambda variable: variable.device,
 ) -> tuple[VariableUse, ...]:
     """What each is, and where: on the device that is told."""
+    kinds = keras.optimizers.Optimizer, keras.Variable
+    found = alive(kinds)
     slots = {
         id(variable.value)
-        for optimizer in alive(keras.optimizers.Optimizer)
+        for optimizer in found
+        if isinstance(optimizer, kinds[0])
         for variable in optimizer.variables
     }
+    paths = {id(v.value): v.path for v in found if isinstance(v, kinds[1])}
 
     def kind(variable: tf.Variable) -> str:
         if id(variable) in slots:
@@ -52,6 +58,7 @@ def uses(
             short(device_of(v)),
             math.prod(v.shape) * v.dtype.size,
             kind(v),
+            paths.get(id(v)) or v.name.split(":")[0],
         )
         for v in variables
     )

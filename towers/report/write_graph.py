@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import tf_nodes
+from towers.report.executed import outside_of_call
 from towers.report.partitions import key
 
 
@@ -26,18 +27,22 @@ def write_graph(graphs: Sequence[Any], logdir: str | os.PathLike) -> None:
 def joined(graphs: Sequence[Any]) -> Any:
     """One `GraphDef`, in which a receive comes after its send.
 
-    Names that several functions have get a number in front.
+    Names that several functions have get a number in front, and those of a function
+    that was called in another are told without the call.
     """
     whole = tf.compat.v1.GraphDef()
     sends: dict[Any, str] = {}
     seen: dict[str, int] = {}
     copies: list[Any] = []
     for i, graph in enumerate(graphs):
-        names = {node.name for node in graph.node}
+        names = [node.name for node in graph.node]
+        named = outside_of_call(names)
         renamed = {
-            name: f"partition_{i}/{name}" for name in names if name in seen
+            name: f"partition_{i}/{named(name)}" * (named(name) in seen)
+            or named(name)
+            for name in names
         }
-        seen.update(dict.fromkeys(names, i))
+        seen.update(dict.fromkeys(map(named, names), i))
         for original in graph.node:
             node = whole.node.add()
             node.CopyFrom(original)

@@ -249,7 +249,7 @@ class HalvesTest(parameterized.TestCase):
         (dense, ["head", "dense_2/"], {"jit": True}),
         (dense, ["head", "dense_2/"], {"policy": FLOAT16, "optimizer": scaled}),
     )
-    @pytest.mark.slow_after(2)
+    @pytest.mark.slow_after(1)
     def test_of_each_weight_all_bytes_cross_or_half_of_them(
         self, made, whole, options=()
     ):

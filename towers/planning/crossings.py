@@ -10,8 +10,8 @@ import tensorflow as tf
 from towers.foreign import tf_nodes
 from towers.foreign.tf_nodes import op_of_kernel
 from towers.placement.device_names import short
-from towers.report.kinds import Kinds
 from towers.report.partitions import Transfer, walked
+from towers.report.sent_kinds import Kinds
 from towers.report.tensor_shapes import in_loops, known_shapes, source
 from towers.report.values import COPIES, Held, full
 

@@ -10,10 +10,10 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import tf_nodes
-from towers.report.kinds import Kinds
 from towers.report.moved import Moved, moved
 from towers.report.partitions import Partitions, Transfer, walked
 from towers.report.recording import Ran, Recording
+from towers.report.sent_kinds import Kinds
 from towers.report.values import Held
 from towers.report.variables import VariableUse
 

@@ -10,9 +10,9 @@ import tensorflow as tf
 from towers.foreign import tf_nodes
 from towers.foreign.tf_nodes import op_of_kernel
 from towers.placement.device_names import short
-from towers.report.kinds import Kinds
 from towers.report.parts import Part, in_words
 from towers.report.recording import Batches, Ran
+from towers.report.sent_kinds import Kinds
 from towers.report.tensor_shapes import in_loops, shapes_of, source
 from towers.report.values import COPIES, full, port
 

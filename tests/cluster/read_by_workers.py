@@ -1,4 +1,4 @@
-"""A chief whose workers read for `fit`: run by feeding_test.
+"""A chief whose workers read for `fit`: run by read_by_workers_test.
 
 As JSON: how far weights and history end from plain `fit` on the joined batches, what
 crosses, and what is said and done when a worker is lost.

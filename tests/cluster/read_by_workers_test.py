@@ -12,7 +12,7 @@ from cluster_chiefs import run_chief
 @pytest.mark.slow
 class FedWorkersTest(absltest.TestCase):
     def test_workers_read_for_fit_and_no_input_crosses(self):
-        status, out, err = run_chief("feeding.py", timeout=240)
+        status, out, err = run_chief("read_by_workers.py", timeout=240)
         self.assertEqual(status, 0, err[-5000:])
         told = json.loads(out.splitlines()[-1])
         for name in ("plain", "auto", "prefetch", "executions", "balanced"):

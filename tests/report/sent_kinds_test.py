@@ -1,4 +1,4 @@
-"""kinds: what crosses is called what it is, in reports and in plans."""
+"""sent_kinds: what crosses is called what it is, in reports and in plans."""
 
 import collections
 import warnings
@@ -73,7 +73,7 @@ def paths(model):
 
 class KindsTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_after(3)
+    @pytest.mark.slow_after(1)
     def test_all_of_a_step_has_a_kind(self, factory):
         model, report = step(factory, placement(3))
         self.assertEqual(set(report.by_kind), ALWAYS)

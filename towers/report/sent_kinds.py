@@ -1,4 +1,4 @@
-"""kinds: what it is that crosses, by its kind, its layer and its variable."""
+"""sent_kinds: what it is that crosses, by its kind, its layer and its variable."""
 
 import dataclasses
 import functools

@@ -86,6 +86,8 @@ def serve(
         )
         why = ends.get()
         heartbeat.shutdown()
+    while why is not None and not ends.empty():
+        why = ends.get()  # it may have been told to end meanwhile
     if why is not None:
         print(f"towers worker: {why}, starting anew", flush=True)
         _start_anew(port, host, threads, heartbeat_port)

@@ -225,6 +225,13 @@ def is_per_tower(value: Any) -> bool:
     return isinstance(value, (PerTower, Batches, BatchPerTower))
 
 
+def hold_per_tower(given: Iterable[Any]) -> bool:
+    """Whether one of these, or of what is in a tuple of theirs, is such."""
+    parts = [(x, *x) if isinstance(x, tuple) else (x,) for x in given]
+    kinds = PerTower, Batches, BatchPerTower
+    return any([isinstance(x, kinds) for some in parts for x in some])
+
+
 def refuse_per_tower(given: Iterable[Any], method: str) -> None:
     """Raises a `ValueError` if one of these is what towers read themselves."""
     if any(map(is_per_tower, given)):

@@ -30,14 +30,12 @@ def fed(
     model: Any, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """Arguments of a method of Keras's, with what it can loop over in the place
-    of what `per_tower` made.
+    of what `per_tower` made, which is among them.
 
     Raises:
       ValueError: the method takes no such inputs, or not with these arguments.
     """
     values = _parts([*args, *kwargs.values()])
-    if not any(map(is_per_tower, values)):
-        return args, kwargs
     if method not in ("fit", "evaluate", "predict"):
         refuse_per_tower(values, method)
     names = list(inspect.signature(getattr(keras.Model, method)).parameters)

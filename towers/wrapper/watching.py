@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost, is_sign, tasks_named
+from towers.inputs_per_tower import hold_per_tower
 from towers.keras_model.refusals import tower_errors
 from towers.placement.placement import Placement, as_placement
 from towers.wrapper.feeding import fed
@@ -70,7 +71,8 @@ def watched_method(method: Any, of_weights: bool = False) -> Any:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = fed(self, name, args, kwargs)
+        if hold_per_tower((*args, *kwargs.values())):
+            args, kwargs = fed(self, name, args, kwargs)
         with tower_errors(self.placement):
             return watched_call(self, *args, **kwargs)
 

@@ -27,9 +27,17 @@ def run_chief(name, *arguments, timeout=150):
     try:
         out, err = chief.communicate(timeout=timeout)
     finally:
-        try:
-            os.killpg(chief.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        chief.wait()
+        end(chief)
     return chief.returncode, out, err
+
+
+def end(process):
+    """Ends a program that has a session of its own, and all that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()

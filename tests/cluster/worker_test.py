@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from absl.testing import absltest, parameterized
+from cluster_chiefs import end
 from cluster_workers import free_ports
 
 import towers
@@ -33,15 +34,6 @@ def command(*flags):
         text=True,
         start_new_session=True,
     )
-
-
-def end(process):
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
-    process.stdout.close()
 
 
 def said(process, word):

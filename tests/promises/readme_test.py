@@ -53,6 +53,7 @@ TESTED_BY = {
     "keras_model.aside": "keras_model.draws",
     "keras_model.calls": "wrapper.arguments",
     "keras_model.draw_look": "keras_model.draws",
+    "keras_model.findings": "keras_model.batchless",
     "keras_model.drawn_shapes": "keras_model.draws",
     "keras_model.notes": "keras_model.hooks",
     "keras_model.layer_graph": "keras_model.layer_devices",

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import tempfile
 
 import pytest
 from absl.testing import absltest
+from cluster_chiefs import end
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAST = r"2 towers  loss \d\.\d{4}\n$"
@@ -74,7 +74,7 @@ class RecipesTest(absltest.TestCase):
             text=True,
             start_new_session=True,
         )
-        self.addCleanup(_end, process)
+        self.addCleanup(end, process)
         return process
 
     def assert_trains(self, process, last=LAST):
@@ -129,16 +129,6 @@ class RecipesTest(absltest.TestCase):
         addresses = [f"127.0.0.1:{port}" for port in ports]
         program = chief[:1] + [f"examples/{chief[1]}"]
         self.assert_trains(self.started([*program, *addresses]))
-
-
-def _end(process):
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
-    process.stdout.close()
-    process.stderr.close()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ that puts a batch after another, where the order of rows would be lost.
 """
 
 import dataclasses
-import weakref
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
@@ -16,13 +15,10 @@ import tensorflow as tf
 
 from towers.foreign.keras_layers import is_keras_own
 from towers.keras_model import layer_graph, row_order, whole_call
-from towers.keras_model.calls import ModelCall
+from towers.keras_model.findings import Findings
 from towers.keras_model.request import Request
 
-# What is asked once per model: by what it is called with, first axes.
-_kept: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = (
-    weakref.WeakKeyDictionary()
-)
+_FINDINGS: Findings[list[Any]] = Findings()
 
 
 def check_joined(
@@ -139,20 +135,24 @@ class _Question:
         tell: Callable[[Any], Any],
     ) -> list[Any]:
         """What `tell` says of each output of `rows`; of none if that fails."""
-        model, call = self.graph.models[0], self.request.tower_fn
-        training = self.request.training
         specs = row_order.specs_of(self.inputs, self.divided, rows)
         rest = [None if y is None else str(y.shape[1:]) for y in outputs]
-        kind = str(call.kind) if isinstance(call, ModelCall) else ""
-        key = (str(specs), training, *rest, kind)
-        kept = _kept.setdefault(model, {})
-        if key not in kept:
-            asked = whole_call.WholeCall(model, self.inputs, training, call)
+
+        def look() -> list[Any]:
+            asked = whole_call.WholeCall(
+                self.graph.models[0],
+                self.inputs,
+                self.request.training,
+                self.request.tower_fn,
+            )
             try:
-                kept[key] = asked.answers(specs, tell)
+                return asked.answers(specs, tell)
             except Exception:  # whatever the user's layers raise
-                kept[key] = []
-        return kept[key] if len(kept[key]) == len(outputs) else []
+                return []
+
+        call = str(specs), *rest
+        found = _FINDINGS.of(self.graph, self.request, call, look)
+        return found if len(found) == len(outputs) else []
 
 
 def _may_be_batchless(column: Sequence[Any], any_whole: bool) -> bool:

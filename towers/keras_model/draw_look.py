@@ -5,7 +5,6 @@ The call is made in a graph that is never run, and leaves no trace in the layers
 
 import dataclasses
 import warnings
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,10 +13,9 @@ import tensorflow as tf
 
 from towers.engine import all_towers
 from towers.engine.draws import Place
-from towers.foreign import keras_layers, tf_random_graphs
+from towers.foreign import tf_random_graphs
 from towers.keras_model import layer_graph, row_order
 from towers.keras_model.aside import call_aside
-from towers.keras_model.calls import ModelCall
 from towers.keras_model.drawn_shapes import (
     BY_ROW,
     MANY,
@@ -26,6 +24,7 @@ from towers.keras_model.drawn_shapes import (
     Key,
     key_of,
 )
+from towers.keras_model.findings import Findings
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
 
@@ -115,10 +114,7 @@ class Open:
         )
 
 
-# What is asked once: by a model, or a function of the user's, all the rest.
-_kept: weakref.WeakKeyDictionary[Any, dict[Any, Model | None]] = (
-    weakref.WeakKeyDictionary()
-)
+_FINDINGS: Findings[Model | None] = Findings()
 
 
 def of_many_rows(
@@ -136,22 +132,9 @@ def of_many_rows(
       graph, copies, shard, divided, request, tower_fn: as for `_asked`.
       anew: whether what was said before does not do.
     """
-    call = request.tower_fn
-    models = tuple(weakref.ref(m) for m in graph.models)
-    kind = str(call.kind) if isinstance(call, ModelCall) else ""
     specs = str(row_order.specs_of(shard, divided, MANY))
-    variables = tuple(v.path for v in graph.variables)
-    phase = request.training
-    if phase is None:
-        phase = keras_layers.phase_here()
-    key = models, variables, kind, specs, phase
-    try:
-        kept = _kept.setdefault(request.users_fn or graph.models[0], {})
-    except TypeError:  # a function of which there are no weak references
-        kept = {}
-    if anew or key not in kept:
-        kept[key] = _asked(graph, copies, shard, divided, request, tower_fn)
-    return kept[key]
+    asked = graph, copies, shard, divided, request, tower_fn
+    return _FINDINGS.of(graph, request, specs, lambda: _asked(*asked), anew)
 
 
 def _asked(

@@ -7,7 +7,6 @@ before anything crosses, in a graph that is never run; a tower which reads
 otherwise is not built (`Misread`), and all weights cross as they are.
 """
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from towers.engine import all_towers
 from towers.foreign import keras_layers, specs
 from towers.keras_model import guards, hooks
 from towers.keras_model.aside import call_aside
-from towers.keras_model.calls import ModelCall
+from towers.keras_model.findings import Findings
 from towers.keras_model.kinds import Kind
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.parameters import Home
@@ -26,10 +25,7 @@ from towers.keras_model.request import Request
 from towers.placement.device_names import same_device
 from towers.verbs.split import Shards
 
-# What is asked once: by a model, or a function of the user's, all the rest.
-_kept: weakref.WeakKeyDictionary[Any, dict[Any, dict[int, tf.DType]]] = (
-    weakref.WeakKeyDictionary()
-)
+_FINDINGS: Findings[dict[int, tf.DType]] = Findings()
 
 
 def halves_of(
@@ -52,7 +48,14 @@ def halves_of(
     if not cross:
         return {}
     shard, divided = shards.fed[0], shards.divided
-    said = _known(graph, shard, divided, request, tower_fn)
+    policies = tuple(x.dtype_policy.name for x in graph.layers)
+    asked = graph, shard, divided, request, tower_fn
+    said = _FINDINGS.of(
+        graph,
+        request,
+        (policies, str(specs.of_nest(shard, divided))),
+        lambda: read_once(*asked),
+    )
     return {k: dtype for k, dtype in said.items() if k in cross}
 
 
@@ -71,35 +74,6 @@ def _crossing(
             and not same_device(home.device, elsewhere.get(k, device))
         }
     return found
-
-
-def _known(
-    graph: LayerGraph,
-    shard: Any,
-    divided: Sequence[bool],
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
-) -> dict[int, tf.DType]:
-    """As `read_once`, which is asked once."""
-    call = request.tower_fn
-    phase = request.training
-    if phase is None:
-        phase = keras_layers.phase_here()
-    key = (
-        tuple(weakref.ref(m) for m in graph.models),
-        tuple(v.path for v in graph.variables),
-        tuple(x.dtype_policy.name for x in graph.layers),
-        str(call.kind) if isinstance(call, ModelCall) else "",
-        str(specs.of_nest(shard, divided)),
-        phase,
-    )
-    try:
-        kept = _kept.setdefault(request.users_fn or graph.models[0], {})
-    except TypeError:  # a function of which there are no weak references
-        kept = {}
-    if key not in kept:
-        kept[key] = read_once(graph, shard, divided, request, tower_fn)
-    return kept[key]
 
 
 def read_once(

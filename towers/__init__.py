@@ -49,7 +49,8 @@ from towers.planning.pipeline import pipeline
 from towers.planning.plan import PlacementPlan, placement_plan
 from towers.planning.spread import spread_layers
 from towers.planning.timeline import Timeline, timeline
-from towers.report.report import ExecutionReport, execution_report
+from towers.report.execution import execution_report
+from towers.report.report import ExecutionReport
 from towers.tower_graph import Tower, TowerGraph
 from towers.verbs.average import average_gradients
 from towers.verbs.gather import gather_outputs

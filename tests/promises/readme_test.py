@@ -73,6 +73,7 @@ TESTED_BY = {
     "planning.trace_events": "planning.timeline",
     "readers": "inputs_per_tower",
     "reading": "wrapper.feeding",
+    "report.execution": "report.report",
     "report.executed": "report.sent_kinds",
     "report.moved": "report.answers",
     "report.parts": "report.sent_kinds",

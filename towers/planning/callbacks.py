@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from towers.planning.timeline import Timeline, timeline
 from towers.reading import Reading
-from towers.report.report import ExecutionReport, execution_report
+from towers.report.execution import execution_report
+from towers.report.report import ExecutionReport
 from towers.wrapper.tower_model import TowerModel
 
 

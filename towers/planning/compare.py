@@ -19,7 +19,8 @@ from towers.placement.placement import (
 from towers.planning.compared_steps import Steps
 from towers.planning.figures import Figure, figure
 from towers.planning.suspects import first_suspect
-from towers.report.report import ExecutionReport, execution_report
+from towers.report.execution import execution_report
+from towers.report.report import ExecutionReport
 from towers.wrapper.tower_model import TowerModel
 
 _ROUGH = 0.01  # what rounding may explain without being told

@@ -126,10 +126,11 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
     made = command(
         _timeline,
         "What a step of a model runs when, and what it waits for.",
-        "model.keras --devices=/CPU:0,/CPU:1 --weights=3,1 --save=step.json",
+        "model.keras --devices=/CPU:0,/CPU:1 --weights=3,1 --html=step.html",
     )
     _step_flags(made)
-    made.add_argument("--save", help="Where to write a trace, as JSON.")
+    made.add_argument("--html", help="Where to write a page: step.html")
+    made.add_argument("--save", help="Where to write a trace: step.json")
     return whole, list(several.choices)
 
 
@@ -273,7 +274,7 @@ def _plan(given: argparse.Namespace) -> None:
 
 
 def _timeline(given: argparse.Namespace) -> None:
-    paths = _paths(given, "save")
+    paths = _paths(given, "html", "save")
     found = towers.timeline(*_step(given))
     for path in paths.values():
         found.save(path)

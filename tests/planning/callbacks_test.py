@@ -170,7 +170,7 @@ class PlacementReportTest(parameterized.TestCase):
             tf.make_ndarray(total.tensor_proto), seen.report.total_bytes
         )
         self.assertNotEmpty(events.Graph().node)
-        for name in ("report.html", "step.json"):
+        for name in ("report.html", "step.html", "step.json"):
             self.assertTrue(os.path.exists(os.path.join(folder, name)))
 
     @pytest.mark.slow

@@ -129,10 +129,15 @@ class CommandsTest(absltest.TestCase):
         with open(os.path.join(folder, "report.json")) as file:
             self.assertNotEmpty(json.load(file)["transfers"])
         self.assertTrue(os.path.exists(os.path.join(folder, "report.html")))
-        done = called("timeline", model, where, "--save=step.json", cwd=folder)
+        done = called(
+            *("timeline", model, where, "--save=step.json"),
+            "--html=step.html",
+            cwd=folder,
+        )
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("/CPU:1 waited for", done.stdout)
-        self.assertTrue(os.path.exists(os.path.join(folder, "step.json")))
+        for name in ("step.json", "step.html"):
+            self.assertTrue(os.path.exists(os.path.join(folder, name)))
         done = called("compare", model, where, "--batch=6")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("Equal: the towers' numbers", done.stdout)

@@ -1,8 +1,10 @@
 """timeline: by hand, and of what ran."""
 
 import collections
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,13 +26,13 @@ A, B = DEVICES[:2]
 BY_HAND = Timeline(
     devices=(A, B),
     ops=(
-        Op(A, "tower_0/a", "Conv2D", 10.0, 4.0),
-        Op(A, "tower_0/b", "Relu", 12.0, 3.0),
-        Op(B, "tower_1/a", "Conv2D", 13.0, 3.0),
+        Op(A, "tower_0/block/a", "Conv2D", 10.0, 4.0),
+        Op(A, "tower_0/block/b", "Relu", 12.0, 3.0),
+        Op(B, "tower_1/block/a", "Conv2D", 13.0, 3.0),
         Op(A, "gather", "ConcatV2", 17.0, 1.0),
     ),
     crossings=(
-        Crossing(A, B, "shard", 10.5, 11.0, 12.5),
+        Crossing(A, B, "shard", 10.5, 11.0, 12.5, 64, "batch"),
         Crossing(B, A, "output", 10.0, 16.0, 16.5),
     ),
     start=10.0,
@@ -70,9 +72,28 @@ def checked(told):
 
 
 class ByHandTest(absltest.TestCase):
-    def test_notebooks_show_the_table(self):
+    def test_notebooks_show_answers_and_a_drawing(self):
         shown = BY_HAND._repr_html_()
-        self.assertEqual(shown, f"<pre>{BY_HAND}</pre>")
+        self.assertIn("<dt>Busiest device</dt>", shown)
+        self.assertIn(f"<dd>{A}, 6,000.000 ms (75% of the time)</dd>", shown)
+        self.assertIn(
+            "<title>tower_0/block forward: 5,000.000 ms, 2 ops<", shown
+        )
+
+    def test_a_page(self):
+        path = os.path.join(tempfile.mkdtemp(), "step.html")
+        BY_HAND.save(path)
+        with open(path, encoding="utf-8") as file:
+            told = file.read()
+        shown = html.unescape(re.sub("<[^>]+>", "|", told))
+        for answer in (
+            f"|Longest wait||{B}, 2,500.000 ms for batch of {A}|",
+            "|Crossed||64 B in 2 transfers, 1 of unknown size|",
+            "|Two towers or more at once||2,000.000 ms (25% of the time)|",
+            "|Longest layer||tower_0/block forward, 7,000.000 ms in all its ops|",
+        ):
+            self.assertIn(answer, shown)
+        self.assertNotIn("<script src", told)
 
     def test_busy_overlap_and_waits(self):
         self.assertEqual(BY_HAND.busy, {A: 6.0, B: 3.0})
@@ -90,9 +111,30 @@ class ByHandTest(absltest.TestCase):
         t = BY_HAND
         told = trace_events(t.devices, t.ops, t.crossings, t.start)
         lanes, arrows = checked(told)
-        # Two ops of A ran at once.
-        self.assertEqual([tid % 10_000 for _, tid in lanes][:2], [0, 1])
+        # Below tower, pass and layer of A two of its ops, which ran at once.
+        own = sorted(tid - 10_000 for pid, tid in lanes if pid == 1)
+        self.assertEqual(own, [0, 1000, 2000, 3000, 3001, 4000, 5000])
         self.assertLen(arrows, 2)
+        boxes = {
+            (e["name"], e.get("dur"), e["args"].get("ops"))
+            for e in told["traceEvents"]
+            if e["ph"] == "X"
+        }
+        self.assertContainsSubset(
+            {
+                ("tower_0", 5e6, 2),
+                ("tower_0 forward", 5e6, 2),
+                ("tower_1/block forward", 3e6, 1),
+            },
+            boxes,
+        )
+        sent = [
+            e["args"]
+            for e in told["traceEvents"]
+            if e["ph"] == "X" and e["name"] == "shard"
+        ]
+        known = {"from": A, "to": B, "bytes": 64, "holds": "batch"}
+        self.assertEqual(sent, [known, known])
 
 
 class TimelineTest(absltest.TestCase):
@@ -114,6 +156,8 @@ class TimelineTest(absltest.TestCase):
         self.assertContainsSubset(
             convolutions, {(op.device, op.name) for op in found.ops}
         )
+        sizes = sorted(c.bytes for c in found.crossings)
+        self.assertEqual(sizes, sorted(t.bytes for t in report.transfers))
         crossed = collections.Counter(
             (c.source, c.target) for c in found.crossings
         )

@@ -47,6 +47,8 @@ TESTED_BY = {
     "eager": "build",
     "log_level": "planning.commands",
     "homes": "keras_model.given",
+    "planning.slices": "planning.timeline",
+    "planning.timeline_page": "planning.timeline",
     "foreign.keras_optimizer": "foreign.keras_updates",
     "foreign.tf_calls": "report.recording",
     "foreign.tf_saved_model": "export",

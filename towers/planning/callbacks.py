@@ -28,7 +28,7 @@ class PlacementReport(keras.callbacks.Callback):
     cannot be measured is warned of. What else a step does, such as drawing from an
     iterator of its own, is done each time. `log_dir` gets the executed graph, bytes,
     transfers and busy shares as scalars, and for a browser `report.html`; with
-    `timeline`, `step.json`, which Perfetto opens.
+    `timeline`, `step.html` and `step.json`, which Perfetto opens.
 
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     >>> model = towers.TowerModel(model, towers.Placement(["/CPU:0", "/CPU:1"]))
@@ -157,7 +157,8 @@ class PlacementReport(keras.callbacks.Callback):
     def _when(self, run: Callable[[], Any]) -> dict[str, float]:
         """Times a step; the scalars of it."""
         self.timeline = timeline(run)
-        self.timeline.save(os.path.join(self.log_dir, "step.json"))
+        for name in ("step.html", "step.json"):
+            self.timeline.save(os.path.join(self.log_dir, name))
         total = self.timeline.seconds
         parts = {**self.timeline.busy, **self.timeline.towers}
         return {

@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from html import escape
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -18,7 +17,10 @@ from towers.foreign.patches import patched
 from towers.foreign.tf_profiler import Event
 from towers.placement.device_names import few, process_of
 from towers.placement.scopes import tower_of
+from towers.planning.timeline_page import page, short_form
 from towers.planning.trace_events import trace_events
+from towers.report.executed import executed
+from towers.report.partitions import Transfer
 from towers.report.profile import (
     Crossing,
     Interval,
@@ -28,6 +30,7 @@ from towers.report.profile import (
     union,
 )
 from towers.report.recording import record
+from towers.report.variables import uses
 
 _SESSIONS = (tf.compat.v1.Session, tf.compat.v1.InteractiveSession)
 
@@ -128,14 +131,20 @@ class Timeline:
         return tuple(sorted(found, key=lambda wait: -wait.seconds))
 
     def save(self, path: Any) -> None:
-        """Writes JSON in the format of trace events.
+        """Writes a page, or JSON in the format of trace events.
 
-        Perfetto (ui.perfetto.dev) and chrome://tracing open it: a process per
-        device, transfers as arrows.
+        Perfetto (ui.perfetto.dev) and chrome://tracing open the latter: a process
+        per device, with towers, passes, layers and ops, and transfers as arrows.
+        The page opens in any browser, without a network.
 
         Args:
-          path: such as "step.json".
+          path: such as "step.html", or "step.json", which any other ending
+            than .html gives.
         """
+        if os.path.splitext(os.fspath(path))[1].lower() in (".html", ".htm"):
+            with open(os.fspath(path), "w", encoding="utf-8") as file:
+                file.write(page(self))
+            return
         events = trace_events(
             self.devices,
             self.ops,
@@ -147,8 +156,8 @@ class Timeline:
             json.dump(events, file)
 
     def _repr_html_(self) -> str:
-        """The table, which notebooks show."""
-        return f"<pre>{escape(str(self))}</pre>"
+        """Answers and drawing, which notebooks show."""
+        return short_form(self)
 
     def __repr__(self) -> str:
         return (
@@ -223,7 +232,9 @@ def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
     (['/CPU:0', '/CPU:1'], ['tower_0', 'tower_1'])
     >>> timeline.longest_waits[0].device in timeline.devices
     True
-    >>> timeline.save(os.path.join(tempfile.mkdtemp(), "step.json"))
+    >>> folder = tempfile.mkdtemp()
+    >>> timeline.save(os.path.join(folder, "step.html"))  # a page
+    >>> timeline.save(os.path.join(folder, "step.json"))  # for Perfetto
 
     Logical CPU devices share the threads and the cores of a machine: an op of
     one may be late as another's has the core, which shows as neither busy nor
@@ -251,6 +262,7 @@ def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
         )
     events: list[Event] = []
     processes: set[str] = set()
+    sent: Mapping[Any, Transfer] = {}
 
     def heard() -> None:
         with profiled_everywhere() as profiled:
@@ -269,11 +281,13 @@ def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
         session = isinstance(getattr(fn, "__self__", None), _SESSIONS)
         call = fn.__self__.run if session else fn  # type: ignore[attr-defined]
         if tf.executing_eagerly():
-            for ran in record(twice).functions:
+            recording = record(twice)
+            for ran in recording.functions:
                 graphs.extend(ran.partitions)
+            sent = executed(recording, uses(recording.variables), {}).carried
         else:
             heard()
-    found = profile(graphs, events)
+    found = profile(graphs, events, sent)
     if not found.ops:
         raise RuntimeError(
             "`fn` ran no op in a graph, so there is no telling what ran when. "

@@ -1,17 +1,32 @@
 """trace_events: a timeline in the format that Perfetto and Chrome open.
 
 The format: "Trace Event Format" of the Chromium project. A process per device,
-whose threads are lanes: ops that ran at once stand in lanes of their own.
+whose threads are lanes: ops that ran at once stand in lanes of their own, below
+the towers, passes and layers that they are of.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+from towers.planning.slices import (
+    layer_name,
+    pass_name,
+    slices,
+    tower_name,
+)
 from towers.report.profile import Crossing, Op
 
 # The first lanes of each kind, and of the next device: Perfetto takes threads of
 # one number for one, and the number 0 for the process's own.
-_KINDS = {"ops": 0, "sent": 1000, "arrived": 2000}
+_NAMES = {"towers": tower_name, "passes": pass_name, "layers": layer_name}
+_KINDS = {
+    "towers": 0,
+    "passes": 1000,
+    "layers": 2000,
+    "ops": 3000,
+    "sent": 4000,
+    "arrived": 5000,
+}
 _DEVICE = 10_000
 _MOMENT = 1000  # nanoseconds, for what has a time and no length
 # Viewers drop what overlaps in a lane, and some read times as floating point.
@@ -34,6 +49,20 @@ def trace_events(
         found.append(_named("process_name", i, 0, device + said))
         order = _event("M", "process_sort_index", i, 0)
         found.append({**order, "args": {"sort_index": i}})
+    for kind, named in _NAMES.items():
+        for part in slices(ops, named):
+            begin = _nanoseconds(part.start - start)
+            end = max(begin, _nanoseconds(part.end - start))
+            process = number.get(part.device, 0)
+            lane = lanes.of(process, kind, begin, end)
+            found.append(
+                {
+                    **_event("X", part.name, process, lane),
+                    "cat": kind,
+                    **_times(begin, end),
+                    "args": {"ops": part.count},
+                }
+            )
     for op in ops:
         begin = _nanoseconds(op.start - start)
         end = max(begin, _nanoseconds(op.start + op.seconds - start))
@@ -106,8 +135,14 @@ def _crossed(
             "cat": "transfer",
             **_times(begin, end),
         }
-        details = {"from": crossing.source, "to": crossing.target}
-        found.append({**event, "args": details})
+        details = {
+            "from": crossing.source,
+            "to": crossing.target,
+            "bytes": crossing.bytes,
+            "holds": crossing.holds,
+        }
+        known = {k: v for k, v in details.items() if v not in (None, "")}
+        found.append({**event, "args": known})
         if both:
             del event["dur"]
             arrow = {**event, "ph": phase, "id": k}

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from towers.foreign import tf_nodes
 from towers.report.moved import Moved, moved
-from towers.report.partitions import Partitions, Transfer, walked
+from towers.report.partitions import Partitions, Transfer, key, walked
 from towers.report.recording import Ran, Recording
 from towers.report.sent_kinds import Kinds
 from towers.report.values import Held
@@ -32,12 +32,14 @@ class Executed:
       transfers: what crossed.
       sent: bytes by value, the device that made it, and one that received it.
       moved: ops that are elsewhere than they were asked to be.
+      carried: the transfers, by the `key` of their send.
     """
 
     nodes: tuple[tuple[str, str, str], ...]
     transfers: tuple[Transfer, ...]
     sent: Mapping[tuple[Any, str, str], int]
     moved: tuple[Moved, ...]
+    carried: Mapping[Any, Transfer]
 
 
 def executed(
@@ -60,6 +62,7 @@ def executed(
     transfers: list[Transfer] = []
     sent: dict[tuple[Any, str, str], int] = {}
     strays: list[Moved] = []
+    carried: dict[Any, Transfer] = {}
     for i, ran in enumerate(recording.functions):
         asked = _asked(ran)
         # Towers are made layer by layer, and cut in any order.
@@ -73,9 +76,9 @@ def executed(
             parts.nodes, key=lambda n: order.get(n[1], len(order))
         )
         nodes += [(device, named(name), op) for device, name, op in ran_first]
-        transfers += [
-            dataclasses.replace(t, tensor=named(t.tensor)) for t, _ in told
-        ]
+        own = [dataclasses.replace(t, tensor=named(t.tensor)) for t, _ in told]
+        transfers += own
+        carried.update(zip(map(key, parts.sends), own))
         strays += [
             dataclasses.replace(m, op=named(m.op))
             for m in moved(parts.nodes, asked)
@@ -83,7 +86,9 @@ def executed(
         for transfer, values in told:
             for (value, home), size in values.items():
                 sent[(i, value), home, transfer.target] = size
-    return Executed(tuple(nodes), tuple(transfers), sent, tuple(strays))
+    return Executed(
+        tuple(nodes), tuple(transfers), sent, tuple(strays), carried
+    )
 
 
 def _asked(ran: Ran) -> dict[str, str]:

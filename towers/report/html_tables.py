@@ -10,7 +10,11 @@ class Bytes(int):
     """A number of bytes, which people read in kB, MB, GB."""
 
 
-Cell = str | int | None
+class Seconds(float):
+    """A time, which people read in ms."""
+
+
+Cell = str | int | Seconds | None
 
 
 def count(number: int) -> str:
@@ -28,7 +32,8 @@ def table(
     if not rows:
         return ""
     numeric = [
-        any(isinstance(row[i], int) for row in rows) for i in range(len(head))
+        any(isinstance(row[i], (int, Seconds)) for row in rows)
+        for i in range(len(head))
     ]
     heads = "".join(
         f'<th scope="col"{_right(n)}><button type="button">{escape(h)}'
@@ -53,6 +58,11 @@ def _cell(value: Cell, numeric: bool) -> str:
         return (
             f'<td{_right(numeric)} data-n="{value:d}" '
             f'title="{count(value)} bytes">{size(value)}</td>'
+        )
+    if isinstance(value, Seconds):
+        return (
+            f'<td{_right(numeric)} data-n="{value:.9f}">{1e3 * value:.3f} ms'
+            "</td>"
         )
     text = count(value) if isinstance(value, int) else escape(value)
     return f"<td{_right(numeric)}>{text}</td>"

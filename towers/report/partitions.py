@@ -50,9 +50,15 @@ class Transfer:
     @property
     def bytes(self) -> int | None:
         """What all of it came to, in bytes; None where that is not known."""
-        if self.shape is None or self.times is None or not self.dtype.size:
+        once = self.bytes_once
+        return None if once is None or self.times is None else self.times * once
+
+    @property
+    def bytes_once(self) -> int | None:
+        """What it comes to each time that it is sent, likewise."""
+        if self.shape is None or not self.dtype.size:
             return None
-        return self.times * math.prod(self.shape) * self.dtype.size
+        return math.prod(self.shape) * self.dtype.size
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, fit for JSON."""

@@ -5,7 +5,7 @@ The profiler tells names and times, the executed graphs tell each name's device.
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from towers.foreign import tf_nodes
@@ -21,7 +21,7 @@ from towers.foreign.tf_profiler import (
     Event,
 )
 from towers.placement.device_names import process_of, short
-from towers.report.partitions import ends, key, walked
+from towers.report.partitions import Transfer, ends, key, walked
 from towers.report.tensor_shapes import source
 
 Interval = tuple[float, float]
@@ -56,6 +56,8 @@ class Crossing:
       asked: when the target began to wait for it, in seconds.
       sent: when it was sent; None if that was in another process.
       arrived: when it was there.
+      bytes: how many it has; None if that is not known.
+      holds: what it holds in words, "weights of dense/kernel"; "" if unknown.
     """
 
     source: str
@@ -64,6 +66,8 @@ class Crossing:
     asked: float
     sent: float | None
     arrived: float
+    bytes: int | None = None
+    holds: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +83,17 @@ class Profile:
     crossings: tuple[Crossing, ...]
 
 
-def profile(graphs: Sequence[Any], events: Sequence[Event]) -> Profile:
+def profile(
+    graphs: Sequence[Any],
+    events: Sequence[Event],
+    sent: Mapping[Any, Transfer] | None = None,
+) -> Profile:
     """Joins what the profiler heard with what was executed.
 
     Args:
       graphs: the partitions, a `GraphDef` each.
       events: what the profiler heard meanwhile.
+      sent: what sends carried, by their `key`, where it is known.
     """
     nodes = _nodes(graphs)
     ran = list(_by_executor(events))
@@ -104,7 +113,7 @@ def profile(graphs: Sequence[Any], events: Sequence[Event]) -> Profile:
             ops.append(Op(event.device, name, kind, event.start, event.seconds))
     return Profile(
         tuple(sorted(ops, key=lambda op: op.start)),
-        tuple(_crossings(_Carried(graphs), events, ran)),
+        tuple(_crossings(_Carried(graphs), events, ran, sent or {})),
     )
 
 
@@ -266,6 +275,7 @@ def _crossings(
     carried: _Carried,
     events: Sequence[Event],
     ran: Sequence[tuple[Event, Any]],
+    carried_by: Mapping[Any, Transfer],
 ) -> Iterator[Crossing]:
     """Receives, each with the send that it answers, in the order of time."""
     left = carried.times(events, ran)
@@ -293,6 +303,7 @@ def _crossings(
         start, end = ends(carried.receives[which])
         send = carried.sends.get(which)
         times = sent[send.name, run] if send else []
+        known = carried_by.get(which)
         if start != end:
             yield Crossing(
                 source=start,
@@ -301,6 +312,8 @@ def _crossings(
                 asked=since,
                 sent=times.pop(0) if times else None,
                 arrived=event.start,
+                bytes=known.bytes_once if known else None,
+                holds=known.holds if known else "",
             )
 
 

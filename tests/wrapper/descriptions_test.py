@@ -45,6 +45,17 @@ class DescriptionsTest(parameterized.TestCase):
         model = net(n)
         self.assertEqual([repr(model), str(model)], [expected] * 2)
 
+    def test_notebooks_show_what_is_on_which_device(self):
+        shown = net(2, parameter_device="/CPU:3")._repr_html_()
+        for text in (
+            "TowerModel of net: 2 towers on /CPU:0, /CPU:1",
+            "tower_0 (50% of the rows), batches are split",
+            # A kernel of 3 by 2, and a bias.
+            '<tr><td>/CPU:3</td><td style="text-align:left">32 bytes of "
+            "variables, outputs are gathered',
+        ):
+            self.assertIn(text, shown)
+
     @parameterized.parameters(
         ({}, "outputs and loss on /CPU:0"),
         ({"parameter_device": "/CPU:3"}, "parameters on /CPU:3"),

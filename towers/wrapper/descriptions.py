@@ -1,12 +1,17 @@
 """descriptions: what a `TowerModel` says of itself, in a line."""
 
+import collections
 import inspect
+import math
+from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import keras
 from absl import logging
 
-from towers.placement.device_names import few
+from towers.foreign import keras_layers
+from towers.placement.device_names import few, short
 from towers.placement.placement import Placement
 
 _FIT = list(inspect.signature(keras.Model.fit).parameters)[1:]
@@ -38,6 +43,47 @@ def first_line(name: str, placement: Placement) -> str:
         f"and loss on {placement.output_device}"
         + f"; {pins} more in `layer_devices`"
         * bool(pins)
+    )
+
+
+def shown(name: str, placement: Placement, variables: Sequence[Any]) -> str:
+    """What notebooks show: a row for each device, in HTML.
+
+    Args:
+      name: the model's.
+      placement: its placement.
+      variables: the model's Keras variables, where they are.
+    """
+    total = sum(placement.shares)
+    parts: dict[str, list[str]] = {}
+    for i, (device, share) in enumerate(
+        zip(placement.devices, placement.shares)
+    ):
+        told = f"tower_{i} ({share / total:.0%} of the rows)"
+        parts.setdefault(device, []).append(told)
+    held: collections.Counter = collections.Counter()
+    for variable in variables:
+        value = keras_layers.raw(variable)
+        held[short(value.device)] += math.prod(value.shape) * value.dtype.size
+    for device, count in held.items():
+        parts.setdefault(device, []).append(f"{count:,} bytes of variables")
+    for device, what in (
+        (str(placement.input_device), "batches are split"),
+        (str(placement.output_device), "outputs are gathered"),
+    ):
+        parts.setdefault(device, []).append(what)
+    rows = "".join(
+        f'<tr><td>{escape(device)}</td><td style="text-align:left">'
+        f"{escape(', '.join(told))}</td></tr>"
+        for device, told in parts.items()
+    )
+    pins = "".join(
+        f"<br>{escape(layer)} on {escape(str(pin))}"
+        for layer, pin in placement.layer_devices.items()
+    )
+    return (
+        f"<b>{escape(named(name, placement)[1:-1])}</b>"
+        f"<table>{rows}</table>{pins.removeprefix('<br>')}"
     )
 
 

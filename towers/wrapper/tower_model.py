@@ -310,6 +310,10 @@ class TowerModel(TowerFunctions):
     def __repr__(self) -> str:
         return descriptions.named(self.name, vars(self).get("placement"))
 
+    def _repr_html_(self) -> str:
+        """What is on which device, for notebooks."""
+        return descriptions.shown(self.name, self.placement, self.variables)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "TowerModel":
         copied = TowerModel(
             copy.deepcopy(self._lent(), memo),

@@ -43,6 +43,7 @@ class FigureTest(absltest.TestCase):
             ["12.0 kB", "192 B"],
         )
         figure.canvas.draw()
+        self.assertEqual(figure._repr_png_()[:4], b"\x89PNG")
         check_ending("a.PNG", "--figure")
         for path in ("a.xyz", "a"):
             with self.assertRaisesRegex(ValueError, "--figure.*png"):

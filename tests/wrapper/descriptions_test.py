@@ -51,8 +51,8 @@ class DescriptionsTest(parameterized.TestCase):
             "TowerModel of net: 2 towers on /CPU:0, /CPU:1",
             "tower_0 (50% of the rows), batches are split",
             # A kernel of 3 by 2, and a bias.
-            '<tr><td>/CPU:3</td><td style="text-align:left">32 bytes of "
-            "variables, outputs are gathered',
+            "<tr><td>/CPU:3</td>",
+            "32 bytes of variables, outputs are gathered",
         ):
             self.assertIn(text, shown)
 

@@ -1,6 +1,8 @@
 """figure: bytes per device, and what crossed between which, by matplotlib."""
 
+import functools
 import importlib
+import io
 import math
 import os
 from typing import Any
@@ -23,7 +25,15 @@ def figure(summary: Summary) -> Any:
     held, crossed = made.subplots(1, 2)
     _held(held, summary)
     _crossed(crossed, summary)
+    # Notebooks draw by themselves only what pyplot made, or a kernel was told of.
+    setattr(made, "_repr_png_", functools.partial(_png, made))  # noqa: B010
     return made
+
+
+def _png(made: Any) -> bytes:
+    drawn = io.BytesIO()
+    made.savefig(drawn, format="png")
+    return drawn.getvalue()
 
 
 def check_ending(path: str, argument: str) -> None:

@@ -1,6 +1,5 @@
 """figure: bytes per device, and what crossed between which, by matplotlib."""
 
-import functools
 import importlib
 import io
 import math
@@ -19,21 +18,25 @@ def figure(summary: Summary) -> Any:
     """
     devices = summary.devices
     # Not pyplot, which keeps every figure and may want a screen.
-    made = _matplotlib("figure").Figure(
+    made = _kind()(
         figsize=(10, 1.6 + 0.55 * len(devices)), layout="constrained"
     )
     held, crossed = made.subplots(1, 2)
     _held(held, summary)
     _crossed(crossed, summary)
-    # Notebooks draw by themselves only what pyplot made, or a kernel was told of.
-    setattr(made, "_repr_png_", functools.partial(_png, made))  # noqa: B010
     return made
 
 
-def _png(made: Any) -> bytes:
-    drawn = io.BytesIO()
-    made.savefig(drawn, format="png")
-    return drawn.getvalue()
+def _kind() -> Any:
+    """A figure that notebooks show, as they do by themselves with pyplot's."""
+
+    class Figure(_matplotlib("figure").Figure):
+        def _repr_png_(self) -> bytes:
+            drawn = io.BytesIO()
+            self.savefig(drawn, format="png")
+            return drawn.getvalue()
+
+    return Figure
 
 
 def check_ending(path: str, argument: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import types
+from unittest import mock
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ from models import DEVICES, NAMED, attention, cnn, inputs, make
 import towers
 from towers import __main__
 from towers.planning import commands
+from towers.report.report import ExecutionReport
 
 COMMAND_LINE = [sys.executable, "-m", "towers"]
 
@@ -114,6 +116,47 @@ class CommandsTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "no device of a machine"):
             commands.machine_of(["/job:worker"])
 
+    def test_mistakes_are_told_in_a_line(self):
+        model, where = saved(), f"--devices={','.join(DEVICES[:2])}"
+        for arguments, said in (
+            (["plan", model, "--devices=/TPU:0"], "/TPU:0"),
+            (["report", "nowhere.keras", where], "There is no file"),
+            (["report", model, "--devices=/GPU:9"], "TensorFlow sees only"),
+            (["report", model, where, "--batch=many"], "--batch: .*'many'"),
+            (["report", where], "are required: model"),
+            (["repot", model, where], "Did you mean report"),
+            (["report", "nowhere", where, "--figure=a.xyz"], "end in .*.png"),
+        ):
+            with (
+                contextlib.redirect_stderr(io.StringIO()) as told,
+                self.assertRaisesRegex(SystemExit, "^2$"),
+            ):
+                __main__.main(["towers", *arguments])
+            (line,) = told.getvalue().splitlines()
+            self.assertRegex(line, said)
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as told,
+            self.assertRaisesRegex(SystemExit, "^0$"),
+        ):
+            __main__.main(["towers", "--version"])
+        self.assertEqual(told.getvalue(), f"{towers.__version__}\n")
+
+    def test_a_step_that_is_checked(self):
+        asked = ["report", saved(), f"--devices={','.join(DEVICES[:2])}"]
+
+        def done():
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                __main__.main(["towers", *asked, "--batch=6", "--check"])
+            return told.getvalue()
+
+        self.assertIn("All ops of 2 towers ran where asked", done())
+        elsewhere = mock.patch.object(
+            ExecutionReport, "assert_runs_on", side_effect=AssertionError
+        )
+        with elsewhere, self.assertRaisesRegex(SystemExit, "^1$"):
+            done()
+
+    @pytest.mark.slow
     def test_the_command_line(self):
         folder, model = tempfile.mkdtemp(), saved()
         where = f"--devices={','.join(DEVICES[:2])}"
@@ -148,28 +191,6 @@ class CommandsTest(absltest.TestCase):
             if "cannot know" in done.stderr:  # no kernels for GPUs
                 status = 2
             self.assertEqual(done.returncode, status, done.stderr)
-        for arguments, said in (
-            (["plan", model, "--devices=/TPU:0"], "/TPU:0"),
-            (["report", "nowhere.keras", where], "There is no file"),
-            (["report", model, "--devices=/GPU:9"], "TensorFlow sees only"),
-            (["report", model, where, "--batch=many"], "--batch: .*'many'"),
-            (["report", where], "are required: model"),
-            (["repot", model, where], "Did you mean report"),
-            (["report", "nowhere", where, "--figure=a.xyz"], "end in .*.png"),
-        ):
-            with (
-                contextlib.redirect_stderr(io.StringIO()) as told,
-                self.assertRaisesRegex(SystemExit, "^2$"),
-            ):
-                __main__.main(["towers", *arguments])
-            (line,) = told.getvalue().splitlines()
-            self.assertRegex(line, said)
-        with (
-            contextlib.redirect_stdout(io.StringIO()) as told,
-            self.assertRaisesRegex(SystemExit, "^0$"),
-        ):
-            __main__.main(["towers", "--version"])
-        self.assertEqual(told.getvalue(), f"{towers.__version__}\n")
         done = called("report", "--help", log_level=None)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertIn("python -m towers report model.keras", done.stdout)

@@ -154,8 +154,8 @@ def vae():
 
 DENSE = layer(layers.Dense, 9, activation="tanh")
 TRAINED = {
-    "transformer": transformer,
     "dropout": of([8], DENSE, layer(layers.Dropout, 0.5)),
+    "transformer": transformer,
     "gaussian": of(
         [8],
         layer(layers.GaussianNoise, 0.3),

@@ -187,11 +187,12 @@ def assemble(
     """The story: a checked model, with variables at `homes`, as towers."""
     placement = request.placement
     divide = split_shards if batch.each is None else own_shards
-    shards = divide(batch, placement)
+    shards = divide(batch, placement, request.hands_out)
     copied = functools.partial(replicated, graph, homes, placement, shards)
+    own = shards.true
     with tf.name_scope(""):
         begun = [
-            Tower(i, device, scope_of(i), request.inputs_of(shards.true[i]))
+            Tower(i, device, scope_of(i), own and request.inputs_of(own[i]))
             for i, device in enumerate(placement.devices)
         ]
     where = [home.device for home in homes]

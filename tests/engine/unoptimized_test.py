@@ -2,8 +2,9 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from executed import Executed
 from models import close, make, placement
 
@@ -26,7 +27,7 @@ def fused(executed):
     return executed.devices("tower_", "^_(Mkl|MklNative)?Fused")
 
 
-class QuickStartTest(absltest.TestCase):
+class QuickStartTest(parameterized.TestCase):
     def test_a_model_s_steps_are_as_they_were_built(self):
         plain, found = make(dense), {}
         plain.compile("sgd", "mse", run_eagerly=True)
@@ -65,6 +66,32 @@ class QuickStartTest(absltest.TestCase):
         for i in range(3):
             found = executed.devices(f"tower_{i}/", "MatMul")
             self.assertEqual(found, {f"/CPU:{i}"})
+
+    @parameterized.parameters(False, True)
+    @pytest.mark.slow_after(1)
+    def test_weights_of_pinned_layers_stay_there(self, synchronized):
+        """And their gradients, of towers that meet too."""
+        where = placement(2, layer_devices={"far": "/CPU:2"})
+        x, y = np.ones([4, 4], "float32"), np.ones([4, 2], "float32")
+        model = keras.Sequential(
+            [
+                keras.Input([4]),
+                layers.Dense(30),
+                layers.Dense(40, name="far"),
+                layers.BatchNormalization(synchronized=synchronized),
+                layers.Dense(2),
+            ]
+        )
+        model = towers.TowerModel(model, where, quick_start=True)
+        model.compile("sgd", "mse")
+        for report in (
+            towers.execution_report(model.train_on_batch, x, y),
+            towers.placement_plan(model, x, y, machine={"CPU": 4}),
+        ):
+            report.assert_runs_on("tower_1/far", "/CPU:2")
+            shapes = {t.shape for t in report.transfers}
+            self.assertIn((2, 40), shapes)
+            self.assertNotIn((30, 40), shapes)
 
     def test_other_calls_are_as_ever(self):
         def option():

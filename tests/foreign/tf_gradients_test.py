@@ -174,6 +174,30 @@ class OwnGradientTest(parameterized.TestCase):
         self.assertEqual(float(f(tf.constant(2.0))), 3.0)
         self.assertEqual([v.ref() for v in told], [variable.ref()])
 
+    def test_what_is_elsewhere_is_not_taken_along(self):
+        """Whoever differentiates by the graph finds it all the same."""
+        v1 = tf.compat.v1
+
+        def rows(x, table):
+            found = tf.gather(table, [1, 1])
+            sparse = tf.IndexedSlices(tf.ones([2, 3]), [1, 1], [4, 3])
+            return x * found, lambda g: [g * found, sparse]
+
+        with tf.Graph().as_default(), v1.Session() as session:
+            with tf.device("/CPU:2"):
+                table = tf.ones([4, 3])
+            x = tf.ones([2, 3])
+            with tf.device("/CPU:1"):
+                y = own_gradient(rows, {1: "/CPU:2"})(x, table)
+            dx, dtable = v1.gradients(y, [x, table])
+            self.assertIsInstance(dtable, tf.IndexedSlices)
+            for found in session.run([dx, dtable.values]):
+                self.assertEqual(found.tolist(), [[1, 1, 1]] * 2)
+        stand_in = y.op.inputs[2]
+        self.assertIn("CPU:2", stand_in.op.device)
+        self.assertIn("CPU:2", stand_in.op.inputs[1].device)
+        self.assertIsNot(stand_in, table)
+
     def test_a_gradient_after_its_graph_says_what_to_do(self):
         double = own_gradient(lambda x: (x * 2, lambda g: g * 2))
         graph = tf.Graph()

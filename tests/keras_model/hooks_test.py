@@ -9,6 +9,7 @@ import towers
 
 SHADOWED = (
     "call",
+    "quantized_call",
     "assign",
     "activity_regularizer",
     "synchronized",

@@ -233,6 +233,22 @@ class ModelParallelTest(absltest.TestCase):
         self.assertFalse(np.allclose(before[0], model.get_weights()[0]))
 
 
+class QuantizedTest(parameterized.TestCase):
+    @parameterized.parameters("int8", "float8")
+    @pytest.mark.slow_after(1)
+    def test_a_layer_with_another_call_is_where_it_is_pinned(self, mode):
+        model = make(nested)
+        model.quantize(mode)
+        x = RNG.normal(size=[5, 4]).astype("float32")
+        expected = model.predict(x, verbose=0)
+        where = placement(2, layer_devices={"body": "/CPU:3"})
+        model = towers.TowerModel(model, where)
+        report = towers.execution_report(model.predict, x, verbose=0)
+        report.assert_runs_on("tower_1/body/deep", "/CPU:3")
+        report.assert_runs_on("tower_1/head/deep", "/CPU:1")
+        close(model.predict(x, verbose=0), expected)
+
+
 class ElsewhereTest(absltest.TestCase):
     def test_in_a_session(self):
         model = make(words)

@@ -1,5 +1,7 @@
 """parameters: policies, moving, and what an empty tower's gradient does."""
 
+from unittest import mock
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from absl.testing import absltest, parameterized
 from models import close, cnn, make, placement
 
 import towers
+from towers.keras_model import parameters
 
 DEVICES = ["/CPU:0", "/CPU:1", "/CPU:2", "/CPU:3"]
 
@@ -139,6 +142,14 @@ class ParametersTest(absltest.TestCase):
                 towers.place_variables(
                     make(cnn), placement(2, parameter_device=policy)
                 )
+
+    def test_a_move_to_another_process_is_waited_for(self):
+        far = "/job:worker/task:1/device:CPU:0"
+        where = placement(2, parameter_device=far, available="any")
+        for place, waits in ((where, 1), (placement(2), 0)):
+            with mock.patch.object(parameters, "wait_for_all") as wait:
+                towers.place_variables(make(cnn), place)
+            self.assertEqual(wait.call_count, waits)
 
     def test_moving_inside_a_graph_is_refused(self):
         model = make(cnn)

@@ -162,6 +162,17 @@ class PrefetchTest(absltest.TestCase):
         model.fit(data, steps_per_epoch=4, verbose=0)
         self.assertEqual(seen, [["CPU:0", "CPU:1"]] * 6)
 
+    def test_a_quick_start_sends_no_more(self):
+        data = tf.data.Dataset.from_tensors((X, Y))
+        where = placement(2, parameter_device="/CPU:2")
+        fit = compiled(ahead(make(dense), where, quick_start=True)).fit
+        report = towers.execution_report(fit, data, verbose=0)
+        self.assertEqual(report.total_bytes, report.least_bytes)
+        # Tower 1's rows, all targets, and how many rows each tower has.
+        batch = X[6:].nbytes + Y.nbytes + 2 * 4
+        self.assertEqual(report.by_kind["batch"], batch)
+        self.assertNotIn("rest", report.by_kind)
+
     @pytest.mark.slow
     def test_each_byte_crosses_once(self):
         where = placement(3, weights=[1, 1, 2])
@@ -178,6 +189,7 @@ class PrefetchTest(absltest.TestCase):
         expected = towers.execution_report(model.fit, data)
         for report in found:
             report.assert_bytes(at_most=expected.total_bytes)
+            self.assertEqual(report.by_kind, expected.by_kind)
             self.assertLen(report.transfers, len(expected.transfers))
 
     @pytest.mark.slow

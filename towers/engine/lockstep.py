@@ -41,10 +41,9 @@ def run_in_step(
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
     said: dict[int, Sequence[Any]] = {}
-    found: dict[int, Sequence[Any]] = {}
+    found: dict[int, list[Any]] = {}
 
     def enter(i: int) -> tf.Tensor:
-        @own_gradient
         def token(*tensors: tf.Tensor) -> Any:
             def backward(_: Any) -> Sequence[Any]:
                 return found.pop(i)
@@ -52,7 +51,7 @@ def run_in_step(
             return tf.zeros([]), backward
 
         with tf.device(tasks[i].device):
-            return token(*tensors[i])
+            return own_gradient(token, tasks[i].elsewhere)(*tensors[i])
 
     entered = [enter(i) for i in range(n)]
     brought = [boundary.brought(*each) for each in zip(tasks, tensors)]
@@ -84,9 +83,11 @@ def run_in_step(
                     [y for y, _ in pairs], everything, [g for _, g in pairs]
                 )
             )
-            for i in range(n):
-                with tf.device(tasks[i].device):
-                    found[i] = [_final(next(gradients)) for _ in tensors[i]]
+            for i, task in enumerate(tasks):
+                found[i] = []
+                for k in range(len(tensors[i])):
+                    with tf.device(task.elsewhere.get(k, task.device)):
+                        found[i].append(_final(next(gradients)))
             return [tf.zeros([])] * n
 
         return [tf.identity(token) for token in tokens], backward

@@ -217,6 +217,11 @@ def is_stateful(layer: Any) -> bool:
     )
 
 
+def is_quantized(layer: Any) -> bool:
+    """Whether Keras calls `quantized_call` in the place of a layer's `call`."""
+    return getattr(layer, "quantization_mode", None) is not None
+
+
 def is_seed(variable: Any) -> bool:
     """Whether this variable is the state of a `SeedGenerator`."""
     return variable.name == "seed_generator_state"
@@ -316,7 +321,7 @@ def is_as_written(layer: Any, kinds: tuple[type, ...]) -> bool:
         and is_keras_own(kind.call)
         and not {"call", "compute_mask"} & vars(layer).keys()
         and is_keras_own(layer)
-        and getattr(layer, "quantization_mode", None) is None
+        and not is_quantized(layer)
         and getattr(layer, "_remat_mode", None) is None
     )
 

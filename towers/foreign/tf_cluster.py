@@ -8,6 +8,8 @@ functions reach new tasks, by `context.get_server_def` and `update_server_def`.
 Keras ends each `fit`, `evaluate` and `predict`, and TensorFlow each checkpoint, with
 a wait for what all processes of the cluster have begun, `Context.sync_executors`.
 It has no end when one of them is lost, and no public way to leave that one out.
+Before a step it is needed too: a function that runs on another process takes what
+is there, and does not wait for a large value that is still on its way to a variable.
 `tf_cluster_test.py` fails when one of the names changes.
 """
 
@@ -58,3 +60,8 @@ def wait_by(waits: Callable[[Callable[[], None]], None]) -> None:
         waits(functools.partial(original, self))
 
     kind.sync_executors = sync_executors
+
+
+def wait_for_all() -> None:
+    """Waits until all that this process has begun, on others too, is done."""
+    context.context().sync_executors()

@@ -2,7 +2,8 @@
 
 TensorFlow has no public words for either: a graph knows its functions by
 `_get_function`, and calls at the end what `add_exit_callback_to_default_func_graph`
-was given. `tf_functions_test.py` fails when one changes.
+was given. Nor does it say that `tf.function` returns identities, made on no device
+after its function has ended. `tf_functions_test.py` fails when one changes.
 """
 
 import sys
@@ -34,3 +35,19 @@ def when_made(call: Callable[[], None]) -> None:
 
     if tf.compat.v1.get_default_graph().building_function:
         ops.add_exit_callback_to_default_func_graph(ended)
+
+
+def return_where_made() -> None:
+    """Has the function that is being made return its results where they are.
+
+    To be called in it: from then on an identity without a device is beside what
+    it is of. TensorFlow removes such identities only where it optimizes.
+    """
+
+    def beside(op: tf.Operation) -> str:
+        alone = op.type == "Identity" and not op.device
+        return op.inputs[0].device if alone else op.device
+
+    scope = tf.compat.v1.device(beside)
+    scope.__enter__()
+    when_made(lambda: scope.__exit__(None, None, None))

@@ -14,7 +14,7 @@ has no public words for either: this file takes entries back from
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,15 +25,20 @@ from tensorflow.python.framework import ops  # for `gradient_registry`
 # No string: those are written to the MetaGraph, where this has no place.
 _KEY = ("towers", "gradients")
 _FRESH = itertools.count()
+_NOTHING: Mapping[int, str] = {}
 
 
-def own_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+def own_gradient(
+    function: Callable[..., Any], elsewhere: Mapping[int, str] = _NOTHING
+) -> Callable[..., Any]:
     """Gives what `function` computes the gradient that it says, in graphs.
 
     Args:
       function: from tensors to (a tensor or a list of tensors, backward), where
         `backward(*upstream)` returns one gradient, or None, per argument. If the
         function reads trainable variables, backward gets `variables=` too.
+      elsewhere: by the place of an argument its device, if that is not to be
+        taken to the one which is open.
     """
 
     @functools.wraps(function)
@@ -60,21 +65,39 @@ def own_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
         # the graph needs one op that has both for inputs, if they differ.
         graph = tf.compat.v1.get_default_graph()
         same = [id(x) for x in flat] == [id(x) for x in args]
-        both = flat if same else [*flat, *args]
-        aside = [None] * (len(both) - len(args))
+        aside = [None] * (0 if same else len(flat))
         name = _registered(
             graph,
             lambda *upstream: aside + gradients(*upstream[: len(flat)]),
         )
-        with (
-            graph.gradient_override_map({"IdentityN": name}),
-            record.stop_recording(),
-        ):
-            passed = tf.identity_n(both)[: len(flat)]
+        with record.stop_recording():
+            given = [
+                _left_there(x, elsewhere[i]) if i in elsewhere else x
+                for i, x in enumerate(args)
+            ]
+            both = flat if same else [*flat, *given]
+            with graph.gradient_override_map({"IdentityN": name}):
+                passed = tf.identity_n(both)[: len(flat)]
         record.record_operation(name, passed, list(args), gradients)
         return tf.nest.pack_sequence_as(results, passed)
 
     return call
+
+
+def _left_there(tensor: tf.Tensor, device: str) -> tf.Tensor:
+    """Of no elements, whose gradient is the tensor's, which stays on its device.
+
+    What nobody uses crosses all the same in a graph that is not optimized.
+    """
+
+    def empty(tensor: tf.Tensor) -> Any:
+        nothing = tf.zeros([0], tensor.dtype)
+        # Its gradient has the tensor's shape.
+        nothing = tf.compat.v1.placeholder_with_default(nothing, None)
+        return nothing, lambda upstream: upstream
+
+    with tf.device(device):
+        return own_gradient(empty)(tensor)
 
 
 def _registered(graph: tf.Graph, gradient: Callable[..., Any]) -> str:

@@ -18,7 +18,11 @@ from towers.foreign import (
     tf_random,
     tf_random_graphs,
 )
-from towers.foreign.keras_layers import has_moments, is_stateful
+from towers.foreign.keras_layers import (
+    has_moments,
+    is_quantized,
+    is_stateful,
+)
 from towers.foreign.patches import patched
 from towers.keras_model import widths
 from towers.keras_model.fixed_rows import noise_of_rows
@@ -268,6 +272,7 @@ HOOKS: list[tuple[Callable[[Any], bool], str, Callable[..., Any]]] = [
     (lambda layer: True, keras_layers.CALL_CONTEXT, _phased),
     (lambda layer: True, "call", _placed),
     (lambda layer: True, "compute_mask", _masked),
+    (is_quantized, "quantized_call", _placed),
     (has_moments, keras_layers.MOMENTS, _noted),
     (
         lambda layer: type(layer.activity_regularizer) in _SUMS,

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,9 +15,15 @@ from towers.foreign.keras_layers import (
     raw,
     replace_raw,
 )
+from towers.foreign.tf_cluster import wait_for_all
 from towers.keras_model import checks, layer_graph
 from towers.keras_model.held import held_variables
-from towers.placement.device_names import HOST_HERE, is_reached, same_device
+from towers.placement.device_names import (
+    HOST_HERE,
+    is_reached,
+    process_of,
+    same_device,
+)
 from towers.placement.placement import (
     Placement,
     check_placement,
@@ -108,7 +114,7 @@ def move_variables(
         (v, placement.output_device)
         for v in keras_compile.metric_variables(model)
     ]
-    return any([move_variable(v, device) for v, device in pairs])
+    return _move(pairs)
 
 
 def place_slots(model: Any, placement: Placement) -> None:
@@ -116,15 +122,25 @@ def place_slots(model: Any, placement: Placement) -> None:
 
     What Keras makes for itself, and not like a variable, is on the default device.
     """
-    for variable, device in _of_optimizers(model, placement, {}):
-        move_variable(variable, device)
+    _move(_of_optimizers(model, placement, {}))
 
 
 def place_metrics(model: Any, placement: Placement) -> bool:
     """Moves compiled metrics to the outputs; whether any moved."""
     device = str(placement.output_device)
     variables = keras_compile.metric_variables(model)
-    return any([move_variable(v, device) for v in variables])
+    return _move([(v, device) for v in variables])
+
+
+def _move(pairs: Sequence[tuple[Any, str]]) -> bool:
+    """Moves variables, each to its device; whether any moved.
+
+    Of another process, it waits until they are there: a step would not.
+    """
+    moved = [device for v, device in pairs if move_variable(v, device)]
+    if any(map(process_of, moved)):
+        wait_for_all()
+    return bool(moved)
 
 
 def _of_optimizers(

@@ -31,7 +31,8 @@ class Request:
       how: whether towers are built op by op, or called as functions.
       synchronized: whether all batch norms that train take the statistics of
         the whole batch, whatever they say.
-      hands_out: whether towers hand out their copies of parameters.
+      hands_out: whether towers hand out their shards, and their copies of
+        parameters.
     """
 
     placement: Placement

@@ -119,7 +119,8 @@ class Kinds:
                 "parameters" if trained else "state", [held]
             )
         if not self._tops:
-            return Part("rest")
+            is_batch = self._splits and self._is_given(origin)
+            return Part("batch" if is_batch else "rest")
         takers = list(self._values.taken_by(*sent))
         verbs = {_verb(taker.name) for taker in takers}
         return (
@@ -248,6 +249,15 @@ class Kinds:
         """What stands at the top of the towers' models."""
         names = filter(tower_of, self._values.nodes)
         return {_layer(name).split("/")[0] for name in names}
+
+    @functools.cached_property
+    def _splits(self) -> bool:
+        """Whether a batch is split, maybe before the step that takes it."""
+        # A `tf.split` has a name of its own, and a constant in that.
+        return any(
+            _verb(name) == "split" and node.op != "Const"
+            for name, node in self._values.nodes.items()
+        )
 
     def _is_given(self, origin: str) -> bool:
         """Whether a value is of the batch, or rows of it."""

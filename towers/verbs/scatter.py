@@ -49,7 +49,7 @@ def copies(
 
 
 def first_rows(x: Any, rows: Any, device: str = "") -> Any:
-    """The first rows of a tensor, dense, ragged or sparse."""
+    """The first rows of a tensor on a device, dense, ragged or sparse."""
     if isinstance(x, tf.SparseTensor):
         with on_host(device):  # a GPU has no kernel for it
             size = tf.concat([[tf.cast(rows, tf.int64)], x.dense_shape[1:]], 0)
@@ -65,7 +65,8 @@ def first_rows(x: Any, rows: Any, device: str = "") -> Any:
             rows,
             device,
         )
-    return x[:rows]
+    with tf.device(device):
+        return x[:rows]
 
 
 def _partitioned(

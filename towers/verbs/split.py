@@ -26,14 +26,14 @@ class Shards:
     Attributes:
       fed: one nest per tower; an empty shard holds one spare row, because
         many kernels fail or give NaN on none.
-      true: one nest per tower of exactly its rows, maybe 0.
-      rows: how many each true shard has.
+      true: one nest per tower of exactly its rows, maybe 0; or None.
+      rows: how many those are.
       ranges: which rows those are.
       divided: for each leaf whether it is split by rows, or whole.
     """
 
     fed: list[Any]
-    true: list[Any]
+    true: list[Any] | None
     rows: Rows
     ranges: Ranges
     divided: list[bool]
@@ -81,14 +81,19 @@ def split_batch(
     check_placement(placement)
     checked = checked_batch(batch, whole=whole)
 
-    def split(nest: Any) -> list[Any]:
-        return split_shards(Batch(nest, checked.whole), placement).true
+    def split(nest: Any) -> list[Any] | None:
+        return split_shards(Batch(nest, checked.whole), placement, True).true
 
     return in_graph(split, checked.nest)
 
 
-def split_shards(batch: Batch, placement: Placement) -> Shards:
-    """As `split_batch`, in a graph, with all that towers need to know."""
+def split_shards(
+    batch: Batch, placement: Placement, handed_out: bool = False
+) -> Shards:
+    """As `split_batch`, in a graph, with all that towers need to know.
+
+    What is handed out besides are the true shards.
+    """
     flat, n = tf.nest.flatten(batch.nest), len(placement.devices)
     device, places = placement.input_device, placement.devices
     divided = [x for x, w in zip(flat, batch.whole) if x is not None and not w]
@@ -112,9 +117,14 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
                 whole = there or copies(leaf, device, places, relays, kept)
                 return whole, whole
             fed = there or scatter(leaf, ranges, device)
+            if not handed_out:
+                return fed, []
             true = [
-                first_rows(x, r, device) if empty else x
-                for x, r, empty in zip(fed, ranges.true, ranges.may_be_empty)
+                first_rows(x, r, where) if empty else x
+                for x, r, empty, where in zip(
+                    *(fed, ranges.true, ranges.may_be_empty),
+                    places if there else [device] * n,
+                )
             ]
             return fed, true
 
@@ -128,14 +138,16 @@ def split_shards(batch: Batch, placement: Placement) -> Shards:
     fed = [tower(0, i) for i in range(n)]
     return Shards(
         fed if any(there) else departing_first(fed, placement),
-        [tower(1, i) for i in range(n)],
+        [tower(1, i) for i in range(n)] if handed_out else None,
         rows,
         ranges,
         [not w for w in batch.whole],
     )
 
 
-def own_shards(batch: Batch, placement: Placement) -> Shards:
+def own_shards(
+    batch: Batch, placement: Placement, handed_out: bool = False
+) -> Shards:
     """What each tower has already, with all that towers need to know.
 
     Only the numbers of rows leave the towers, and these only where they are not

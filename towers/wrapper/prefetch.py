@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from towers.foreign import specs, tf_calls
+from towers.foreign import specs, tf_calls, tf_functions
 from towers.placement.device_names import HOST_HERE, process_of
 from towers.reading import Drawn
 from towers.verbs.arrivals import Arrivals, arriving
@@ -282,6 +282,7 @@ class _Traced:
 
     def _sent(self, element: Any) -> Any:
         """A batch where the step wants it, and its shards where the towers are."""
+        tf_functions.return_where_made()
         placement = self._model.placement
         batch = tf.nest.map_structure(_left_out, element)
         shared = {id(x) for x in _leaves(_shared(self._model, batch))}

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost, is_sign, tasks_named
+from towers.foreign.tf_cluster import wait_for_all
 from towers.inputs_per_tower import hold_per_tower
 from towers.keras_model.refusals import tower_errors
 from towers.placement.placement import Placement, as_placement
@@ -18,6 +19,8 @@ from towers.wrapper.feeding import fed
 @contextlib.contextmanager
 def watched(placement: Placement) -> Iterator[None]:
     """While open, a worker that is lost is a `WorkerLost`, in seconds.
+
+    What was begun before, as an assignment to a variable there, is done first.
 
     Raises:
       WorkerLost: the placement names a worker that was lost before.
@@ -31,9 +34,11 @@ def watched(placement: Placement) -> Iterator[None]:
     if cluster is not None:
         cluster.check(tasks)
         with cluster.watch():
+            wait_for_all()
             yield
         return
     try:  # connected by other means, and without a heartbeat
+        wait_for_all()
         yield
     except Exception as error:
         if not is_sign(error):
@@ -84,13 +89,16 @@ def watched_method(method: Any, of_weights: bool = False) -> Any:
         if of_weights and _keeps_variables_here(self.placement):
             return method(self, *args, **kwargs)
         with watched(self.placement):
-            return method(self, *args, **kwargs)
+            result = method(self, *args, **kwargs)
+            if of_weights:  # by a callback, the next step is of the same `fit`
+                wait_for_all()
+            return result
 
     return call
 
 
 def _keeps_variables_here(placement: Placement) -> bool:
-    pins = tf.nest.flatten(dict(placement.layer_devices))
+    pins = _pins_of(placement)
     devices = [placement.parameter_device, placement.output_device, *pins]
     return all(
         isinstance(device, str) and clusters.task_of(device) is None
@@ -105,3 +113,9 @@ def _devices_of(placement: Placement) -> Iterator[str]:
     yield placement.input_device
     if isinstance(placement.parameter_device, str):
         yield placement.parameter_device
+    yield from _pins_of(placement)
+
+
+def _pins_of(placement: Placement) -> list[str]:
+    """The devices of layers that run elsewhere than their towers."""
+    return tf.nest.flatten(list(placement.layer_devices.values()))

@@ -1,0 +1,57 @@
+"""A chief that has a large table on a worker: run by large_tables_test.
+
+As JSON: how far from plain the outputs are after a first step, and after weights
+were set; a step does not wait for what is still on its way.
+"""
+
+import json
+
+from cluster_workers import Workers
+
+WORKERS = Workers(1)
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+import towers  # noqa: E402
+
+WORDS, WIDTH = 1_000_000, 64  # 256 MB
+
+
+def model():
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input([10], dtype="int32"),
+            keras.layers.Embedding(WORDS, WIDTH, name="words"),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(1),
+        ]
+    )
+
+
+def main():
+    cluster = towers.Cluster(WORKERS.addresses)
+    (worker,) = cluster.devices()
+    where = towers.Placement([worker] * 2, layer_devices={"words": worker})
+    ids = np.random.default_rng(0).integers(0, WORDS, [256, 10], "int32")
+    y = np.ones([256, 1], "float32")
+    plain, towered = model(), towers.TowerModel(model(), where)
+    for m in (plain, towered):
+        m.compile(keras.optimizers.SGD(0.1), "mse")
+        m.train_on_batch(ids, y)
+
+    def difference():
+        both = [m.predict_on_batch(ids) for m in (plain, towered)]
+        return float(np.abs(both[0] - both[1]).max())
+
+    found = {"first step": difference()}
+    weights = [np.ones_like(x) for x in plain.get_weights()]
+    for m in (plain, towered):
+        m.set_weights(weights)
+    found["set"] = difference()
+    print(json.dumps(found))
+
+
+main()
+WORKERS.end()

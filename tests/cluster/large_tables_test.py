@@ -1,0 +1,23 @@
+"""Tables that are large, on workers."""
+
+import json
+import sys
+
+import pytest
+from absl.testing import absltest
+from cluster_chiefs import run_chief
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Workers end by prctl.")
+@pytest.mark.slow
+class LargeTablesTest(absltest.TestCase):
+    def test_a_step_waits_for_a_table_that_is_on_its_way(self):
+        status, out, err = run_chief("large_tables.py")
+        self.assertEqual(status, 0, err[-5000:])
+        told = json.loads(out.splitlines()[-1])
+        self.assertLess(told["first step"], 1e-6)
+        self.assertLess(told["set"], 1e-6)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,6 +1,7 @@
 """Every test sees four logical CPU devices, made before TensorFlow starts."""
 
 import collections
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -13,6 +14,7 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 4,
 )
 tf.config.list_logical_devices()  # starts it
+gc.freeze()  # what is imported stays: collections need not look at it
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -24,6 +24,7 @@ from sent_bytes import of_a_step  # noqa: E402
 
 import towers  # noqa: E402
 from towers.keras_model import tower  # noqa: E402
+from towers.keras_model.halves import Halves  # noqa: E402
 
 layers = keras.layers
 ROWS, STEPS = 16, 5
@@ -89,8 +90,8 @@ def mixed():
 
 
 def full():
-    """While open, all weights cross as they are."""
-    return mock.patch.object(tower, "halves_of", lambda *_: {})
+    """While open, all weights and inputs cross as they are."""
+    return mock.patch.object(tower, "halves_of", lambda *_: Halves())
 
 
 def model(made):

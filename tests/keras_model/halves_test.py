@@ -19,6 +19,7 @@ from towers.keras_model import halves, reads, tower
 layers, ops, v1 = keras.layers, keras.ops, tf.compat.v1
 HOME = "/CPU:3"
 THREE = ["/CPU:0", "/CPU:1", "/CPU:1"]  # the last two share a device
+INPUTS = "inputs of the model"
 BFLOAT16, FLOAT16 = "mixed_bfloat16", "mixed_float16"
 
 
@@ -223,8 +224,8 @@ def trained(made, policy=BFLOAT16, jit=False, optimizer=None, **kwargs):
 
 @contextlib.contextmanager
 def full():
-    """While open, all weights cross as they are."""
-    with mock.patch.object(tower, "halves_of", lambda *_: {}):
+    """While open, all weights and inputs cross as they are."""
+    with mock.patch.object(tower, "halves_of", lambda *_: halves.Halves()):
         yield
 
 
@@ -240,10 +241,10 @@ class HalvesTest(parameterized.TestCase):
         (dense, ["head", "dense_2/"]),
         (own(*ONCE, *OTHERWISE), [f.__name__ for f in OTHERWISE]),
         (convolutions, ["norm"]),
-        (attention, ["norm"]),
+        (attention, ["norm", INPUTS]),
         (recurrent, ["cell"]),
         (frozen, ["head", "dense_2/"]),
-        (own(backward_too), [""]),
+        (own(backward_too), ["", INPUTS]),
         (dense, ["head", "dense_2/"], {"quick_start": True}),
         (dense, ["head", "dense_2/"], {"loss_on_towers": True}),
         (dense, ["head", "dense_2/"], {"jit": True}),
@@ -257,7 +258,8 @@ class HalvesTest(parameterized.TestCase):
 
         Args:
           made: a factory of a model.
-          whole: parts of paths, of weights that cross as they are.
+          whole: parts of paths, of weights that cross as they are, and INPUTS, if
+            they do.
           options: of the model's towers.
         """
         keras.backend.clear_session()  # names of layers are counted anew
@@ -276,8 +278,11 @@ class HalvesTest(parameterized.TestCase):
                 # The gradient is of two rows, of a tower that has as many.
                 back = v[:2] if "by_rows" in v.path else v.value
                 up += back.numpy().nbytes // 2 * v.trainable
+        # Of 7 rows 2 stay with the first tower, beside the batch.
+        inputs = 5 * int(np.prod(model.input_shape[1:])) * 2
         # Towers that share a device send the sum of their gradients.
         saved = {
+            ("/CPU:0", "/CPU:1"): inputs * (INPUTS not in whole),
             (HOME, "/CPU:0"): down,
             (HOME, "/CPU:1"): down,
             ("/CPU:0", HOME): up,
@@ -292,7 +297,9 @@ class HalvesTest(parameterized.TestCase):
 
         def noted(graph, *args):
             found = halves.halves_of(graph, *args)
-            told.extend(graph.variables[k].path.split("/")[-2] for k in found)
+            told.extend(
+                graph.variables[k].path.split("/")[-2] for k in found.weights
+            )
             return found
 
         model = make(own(*ONCE, *OTHERWISE[:-1]))
@@ -327,8 +334,48 @@ class HalvesTest(parameterized.TestCase):
             if "norm" not in v.path
         )
         after, before = between_machines(report), between_machines(before)
+        half += 5 * x[0].nbytes // 2  # rows of the towers there
         self.assertEqual(before["a", "b"] - after["a", "b"], half)
         self.assertEqual(before["b", "a"], after["b", "a"])
+
+    @parameterized.parameters(
+        (lambda model, x: model(x), True),
+        (lambda model, x: (model(x), tf.shape(x)), True),
+        (lambda model, x: (model(x), x), False),
+        (lambda model, x: model(x) + tf.cast(x[:, :2] * 3, tf.bfloat16), False),
+    )
+    def test_an_input_that_is_taken_otherwise_crosses_as_it_is(
+        self, tower_fn, narrow
+    ):
+        """What a tower and its caller see of it is exact, gradients too."""
+        model = make(own(by_autocast))
+        x, _ = batch(model, 6)
+        sent = []
+
+        def run():
+            @tf.function
+            def step(x):
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    graph = towers.build_towers(
+                        model, x, placement(), tower_fn=tower_fn, merge="none"
+                    )
+                    outputs = tf.nest.flatten(graph.outputs)
+                    loss = tf.add_n(
+                        [tf.reduce_sum(tf.cast(y, "float32")) for y in outputs]
+                    )
+                shown = [t.inputs for t in graph.towers]
+                return outputs, tape.gradient(loss, x), shown
+
+            told = towers.execution_report(step, tf.constant(x))
+            parts = [t.dtype for t in told.transfers if t.holds == "batch"]
+            sent.append({d for d in parts if d.is_floating})
+            return tf.nest.flatten(step(tf.constant(x)))
+
+        found, expected = both(run)
+        for y, e in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(y, e)
+        self.assertIn(tf.bfloat16 if narrow else tf.float32, sent[1])
 
     def test_a_session_has_them_too(self):
         model = make(recurrent)
@@ -405,7 +452,7 @@ class HalvesTest(parameterized.TestCase):
             np.testing.assert_array_equal(x, e)
 
     def test_models_are_looked_at_once_and_only_if_it_matters(self):
-        elsewhere, here = placement(), placement([HOME, HOME])
+        elsewhere, here = placement(), placement([HOME] * 2, input_device=HOME)
         asked = mock.Mock(wraps=halves.read_once)
         with mock.patch.object(halves, "read_once", asked):
             for policy, where, times in (

@@ -1,13 +1,15 @@
-"""halves: weights that cross in the half dtype in which towers take them.
+"""halves: weights and inputs that cross in the half dtype in which towers take them.
 
 Under mixed precision Keras casts a weight where a layer reads it. If all of a tower
 that reads it is one such cast, it can be cast where it lives: the tower computes
-the same, and so does its gradient. Whether it is, is seen in a call of the model
-before anything crosses, in a graph that is never run; a tower which reads
-otherwise is not built (`Misread`), and all weights cross as they are.
+the same, and so does its gradient. Likewise an input, that nothing takes but casts.
+Whether it is so, is seen in a call of the model before anything crosses, in a graph
+that is never run; a tower which reads otherwise is not built (`Misread`), and all
+crosses as it is.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -20,12 +22,27 @@ from towers.keras_model.findings import Findings
 from towers.keras_model.kinds import Kind
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.parameters import Home
+from towers.keras_model.reads import is_wide
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
 from towers.placement.device_names import same_device
 from towers.verbs.split import Shards
 
-_FINDINGS: Findings[dict[int, tf.DType]] = Findings()
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """The half dtypes of what is cast before it crosses.
+
+    Attributes:
+      weights: by place in the model's variables.
+      inputs: by place among the flat inputs.
+    """
+
+    weights: Mapping[int, tf.DType] = dataclasses.field(default_factory=dict)
+    inputs: Mapping[int, tf.DType] = dataclasses.field(default_factory=dict)
+
+
+_FINDINGS: Findings[Halves] = Findings()
 
 
 def halves_of(
@@ -34,8 +51,8 @@ def halves_of(
     shards: Shards,
     request: Request,
     tower_fn: Callable[..., Any] | None,
-) -> dict[int, tf.DType]:
-    """By place in `graph.variables`, the half dtype in which a weight crosses.
+) -> Halves:
+    """What crosses in half.
 
     Args:
       graph: the model.
@@ -44,9 +61,11 @@ def halves_of(
       request: what is asked for.
       tower_fn: what the tower calls, of the request.
     """
-    cross = _crossing(graph, homes, request.placement.devices)
-    if not cross:
-        return {}
+    devices = request.placement.devices
+    weights = _crossing(graph, homes, devices)
+    inputs = shards.crossing(devices, is_wide)
+    if not weights and not inputs:
+        return Halves()
     shard, divided = shards.fed[0], shards.divided
     policies = tuple(x.dtype_policy.name for x in graph.layers)
     asked = graph, shard, divided, request, tower_fn
@@ -56,7 +75,10 @@ def halves_of(
         (policies, str(specs.of_nest(shard, divided))),
         lambda: read_once(*asked),
     )
-    return {k: dtype for k, dtype in said.items() if k in cross}
+    return Halves(
+        {k: dtype for k, dtype in said.weights.items() if k in weights},
+        {k: dtype for k, dtype in said.inputs.items() if k in inputs},
+    )
 
 
 def _crossing(
@@ -82,18 +104,18 @@ def read_once(
     divided: Sequence[bool],
     request: Request,
     tower_fn: Callable[..., Any] | None,
-) -> dict[int, tf.DType]:
-    """By place, the half dtype of what is cast to that where it is read, once.
+) -> Halves:
+    """The half dtypes of weights that are cast where they are read, once; of inputs.
 
     Nothing, if the model cannot be called so.
     """
-    told: list[dict[int, tf.DType]] = [{}]
+    told = [Halves()]
 
     def call(values: list[tf.Tensor], shard: Any) -> None:
         replay = replayed(
             graph, values, shard, request.training, "read/", tower_fn
         )
-        told.append(replay.halves)
+        told.append(Halves(replay.halves, replay.input_halves))
 
     is_plain = request.users_fn is None and guards.is_plain(graph, shard)
     try:
@@ -106,5 +128,5 @@ def read_once(
                 ),
             )
     except Exception:  # whatever the user's layers raise, where they are built
-        return {}
+        return Halves()
     return told[-1]

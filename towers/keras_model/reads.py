@@ -1,7 +1,7 @@
-"""reads: how a tower reads weights: how often, and through which cast.
+"""reads: how a tower reads weights and inputs: how often, and through which cast.
 
-A weight that is read once, and cast to a half dtype there, may come in that dtype:
-see `halves`.
+A weight that is read once, and cast to a half dtype there, may come in that dtype,
+and so may an input of which nothing else is taken: see `halves`.
 """
 
 import contextlib
@@ -13,6 +13,18 @@ import tensorflow as tf
 from towers.foreign.keras_autocast import half_here
 from towers.foreign.keras_layers import raw
 from towers.foreign.tf_custom_gradients import Follower
+
+_HALF = 2  # bytes
+_SIZES = ("Shape", "ShapeN", "Size", "Rank")  # alike in any dtype
+
+
+def is_wide(leaf: Any) -> bool:
+    """Whether something is a dense tensor of floats, wider than half ones."""
+    return (
+        isinstance(leaf, tf.Tensor)
+        and leaf.dtype.is_floating
+        and leaf.dtype.size > _HALF
+    )
 
 
 class Misread(BaseException):
@@ -97,6 +109,35 @@ class Reads:
             seen = self._seen.get(id(variable), [])
             if len(seen) == 1 and seen[0] and self.is_cast(variable, seen[0]):
                 found[k] = seen[0]
+        return found
+
+    def input_halves(
+        self,
+        leaves: Sequence[Any],
+        results: Sequence[Any],
+        follower: Follower | None,
+    ) -> dict[int, tf.DType]:
+        """By place, the half dtype to which all that takes an input casts it.
+
+        Args:
+          leaves: what the tower is given.
+          results: what it returns, in which an input may be as it is.
+          follower: knows of gradients that are taken there.
+        """
+        if follower is not None and follower.is_opaque:
+            return {}
+        found = {}
+        for k, leaf in enumerate(leaves):
+            if not is_wide(leaf) or any(leaf is x for x in results):
+                continue
+            takers = [op for op in leaf.consumers() if op.type not in _SIZES]
+            casts = {
+                op.outputs[0].dtype if op.type == "Cast" else None
+                for op in takers
+            }
+            dtype = casts.pop() if len(casts) == 1 else None
+            if dtype is not None and dtype.is_floating and dtype.size == _HALF:
+                found[k] = dtype
         return found
 
     def is_cast(self, variable: Any, dtype: tf.DType) -> bool:

@@ -38,6 +38,7 @@ class Replay:
       layer_outputs: output by layer path, a list if called several times.
       halves: under mixed precision, by index the half dtype of those variables
         that are read once, and cast to that.
+      input_halves: likewise, by place the half dtype to which all casts an input.
     """
 
     outputs: Any
@@ -50,6 +51,7 @@ class Replay:
     moments: dict[int, list[Moments]]
     layer_outputs: dict[str, Any]
     halves: dict[int, tf.DType]
+    input_halves: dict[int, tf.DType]
 
 
 def replayed(
@@ -99,6 +101,16 @@ def replayed(
         new = stateless.state_mapping[id(variable)]  # which nobody reads here
         if new is not value:
             state[i] = new
+    halves: dict[int, tf.DType] = {}
+    input_halves: dict[int, tf.DType] = {}
+    if reads is not None:
+        halves = reads.halves(graph.variables, stateless.follower)
+        results = outputs, losses, state, notes.seen
+        input_halves = reads.input_halves(
+            tf.nest.flatten(inputs),
+            tf.nest.flatten(results),
+            stateless.follower,
+        )
     return Replay(
         outputs,
         keras_layers.get_notes(outputs),
@@ -109,7 +121,8 @@ def replayed(
         state,
         notes.moments,
         {k: v[0] if len(v) == 1 else v for k, v in notes.seen.items()},
-        reads.halves(graph.variables, stateless.follower) if reads else {},
+        halves,
+        input_halves,
     )
 
 

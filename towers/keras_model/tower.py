@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -63,28 +63,36 @@ def forward(
     Raises:
       ValueError: towers cannot be built, or their outputs not be joined.
     """
-    one = functools.partial(_computed, graph, homes, shards)
-    rest = towers, request, inputs
+    one = functools.partial(_computed, graph, homes, towers, request, inputs)
     if graph.is_mixed:
         tower_fn = called_in(request, towers[0])
         with warned.once(), contextlib.suppress(Misread):
             halves = halves_of(graph, homes, shards, request, tower_fn)
-            copies = copied(halves, request.hands_out)
-            return copies, *one(copies, *rest)
+            narrow = halves.inputs
+            fed = shards.narrowed(narrow, request.placement.devices)
+            copies = copied(halves.weights, request.hands_out)
+            return copies, *one(fed, copies, narrow)
     copies = copied({})
-    return copies, *one(copies, *rest)
+    return copies, *one(shards, copies, {})
 
 
 def _computed(
     graph: layer_graph.LayerGraph,
     homes: Sequence[Home],
-    shards: Shards,
-    copies: Copies,
     towers: Sequence[Any],
     request: Request,
     inputs: Any,
+    shards: Shards,
+    copies: Copies,
+    narrow: Mapping[int, tf.DType],
 ) -> tuple[list[Any], dict[int, str]]:
-    """What each tower computes, and how state merges."""
+    """What each tower computes, and how state merges.
+
+    Args:
+      shards, copies: what towers are given.
+      narrow: by place the half dtypes in which inputs have crossed.
+      graph, homes, towers, request, inputs: as for `forward`.
+    """
     placement, own = request.placement, request.users_fn
     how, where = request.how, [home.device for home in homes]
     alike = own is None and not graph.is_spread
@@ -99,7 +107,8 @@ def _computed(
             [
                 Task(
                     pure_tower(
-                        graph, tower, request, where, place, look, guards
+                        *(graph, tower, request, where, place, look, guards),
+                        narrow,
                     ),
                     tower.device,
                     argument,
@@ -159,6 +168,7 @@ def pure_tower(
     place: Place,
     look: draw_look.Look | None,
     guards: Guards,
+    narrow: Mapping[int, tf.DType],
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: to a nest of tensors.
 
@@ -182,6 +192,8 @@ def pure_tower(
             *(graph, copies, shard, request.training, tower.scope),
             *(tower_fn, tower.index, drawn),
         )
+        if any(replay.input_halves.get(k) != x for k, x in narrow.items()):
+            raise Misread
         moments, state = {}, replay.state
         if replay.moments:
             moments = packed(graph, devices, replay.moments, tower.index)

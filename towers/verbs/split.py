@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,10 +10,12 @@ import tensorflow as tf
 from towers.engine.draws import Place
 from towers.engine.graphs import as_graphs
 from towers.engine.host import host_of, on_host
+from towers.placement.device_names import same_device
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.arrivals import arrived, own_ranges
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.departures import departing_first
+from towers.verbs.handing_out import sent_narrow
 from towers.verbs.relays import Relays
 from towers.verbs.rows import Ranges, Rows, ranges_of, row_count, row_ranges
 from towers.verbs.scatter import copies, first_rows, scatter
@@ -37,6 +39,45 @@ class Shards:
     rows: Rows
     ranges: Ranges
     divided: list[bool]
+
+    def crossing(
+        self, devices: Sequence[str], wanted: Callable[[Any], bool]
+    ) -> set[int]:
+        """Which leaves are to go to a tower's device from another.
+
+        Args:
+          devices: the towers'.
+          wanted: which leaves are asked about, as they are fed.
+        """
+        return {
+            k
+            for shard, device in zip(self.fed, devices)
+            for k, leaf in enumerate(tf.nest.flatten(shard))
+            if wanted(leaf) and not same_device(leaf.device, device)
+        }
+
+    def narrowed(
+        self, halves: Mapping[int, tf.DType], devices: Sequence[str]
+    ) -> "Shards":
+        """With what crosses to towers in half dtypes, as wide there as before.
+
+        Args:
+          halves: by leaf, in which.
+          devices: the towers'.
+        """
+        if not halves:
+            return self
+
+        def fed(shard: Any, device: str) -> Any:
+            flat = tf.nest.flatten(shard)
+            for k, half in halves.items():
+                if not same_device(flat[k].device, device):
+                    flat[k] = sent_narrow(flat[k], half, device)
+            return tf.nest.pack_sequence_as(shard, flat)
+
+        with tf.name_scope("split"):
+            each = [fed(*pair) for pair in zip(self.fed, devices)]
+        return dataclasses.replace(self, fed=each)
 
     def places(self) -> list[Place]:
         """Where in the batch each tower's rows are."""

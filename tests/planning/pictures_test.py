@@ -25,7 +25,7 @@ class PlacementTest(parameterized.TestCase):
     @parameterized.named_parameters(*NAMED)
     def test_every_layer_is_in_every_tower(self, model):
         model = built(model)
-        text = towers.plot_placement(model, placement(3), "")
+        text = towers.plot_placement(model, placement(3), "", fold=False)
         towers_drawn = re.findall(r'label="(tower_\d) on (/CPU:\d)', text)
         self.assertEqual(
             towers_drawn, [(f"tower_{i}", DEVICES[i]) for i in range(3)]
@@ -39,6 +39,35 @@ class PlacementTest(parameterized.TestCase):
             holds = isinstance(layer, (keras.Sequential, keras.Function))
             if not holds and not isinstance(layer, keras.layers.InputLayer):
                 self.assertIn(layer.name, layers)
+
+    def test_what_is_alike_is_drawn_once(self):
+        def block(x):
+            y = keras.layers.Dense(4, activation="relu")(x)
+            y = keras.layers.Dense(4, name=f"down_{len(downs)}")(y)
+            downs.append(y)
+            return keras.layers.Add()([x, y])
+
+        x, downs = keras.Input([4]), []
+        y = block(block(block(keras.layers.Dense(4, name="first")(x))))
+        model = keras.Model(x, keras.layers.Dense(2, name="last")(y))
+        text = towers.plot_placement(model, placement(4), "")
+        self.assertLen(re.findall(r'label="(\S+)\\n\w+, /CPU:0', text), 5)
+        self.assertIn('label="3 times"', text)
+        self.assertIn(
+            "tower_0, tower_1, tower_2, tower_3, alike, on /CPU:0, /CPU:1, "
+            "/CPU:2, /CPU:3, 25% of the rows each",
+            text,
+        )
+        # One of them is on another device.
+        here = placement(4, [1, 1, 1, 2], layer_devices={"down_1": "/CPU:3"})
+        text = towers.plot_placement(model, here, "")
+        self.assertNotIn("alike", text)
+        self.assertIn("tower_3 on /CPU:3, 40% of the rows", text)
+        self.assertNotIn("times", text)
+
+    def test_one_tower_shows_all_its_layers(self):
+        text = towers.plot_placement(built(cnn), placement(1), "")
+        self.assertNotIn("invis", text)
 
     def test_devices_that_are_not_here(self):
         where = towers.Placement(

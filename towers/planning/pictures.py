@@ -4,15 +4,20 @@ import collections
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from towers.keras_model.checks import check_model
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.parameters import parameter_devices
+from towers.placement.device_names import few
 from towers.placement.placement import Placement, check_placement
+from towers.planning.folding import Block, repeated
 from towers.planning.steps import Steps, steps_of, variable_bytes
 from towers.report.colours import rgb
 from towers.report.summary import size
+
+_MANY = 4  # towers that are alike, to be drawn as one
 
 
 class Drawing(str):
@@ -29,14 +34,19 @@ class Drawing(str):
 
 
 def plot_placement(
-    model: Any, placement: Placement, to_file: str = "placement.png"
+    model: Any,
+    placement: Placement,
+    to_file: str = "placement.png",
+    fold: bool = True,
 ) -> Any:
     """Draws where a placement puts a model's layers, as `plot_model` draws models.
 
     Towers stand side by side, their layers in the colour of the device that
     they run on, between the device that splits and the one that gathers;
-    above them the devices that parameters live on. Nothing runs for it, and
-    the devices need not be here (`available="any"`).
+    above them the devices that parameters live on. Four towers or more that are
+    alike but for their device are drawn as one, and so are blocks of layers that
+    come again, one after the other. Nothing runs for it, and the devices need not
+    be here (`available="any"`).
 
     >>> placement = towers.Placement(["/GPU:0", "/GPU:1"], available="any")
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
@@ -48,6 +58,7 @@ def plot_placement(
       placement: a `Placement`.
       to_file: a path whose ending is a format of Graphviz's: .png, .svg, .pdf;
         or .dot, which needs no Graphviz. "" writes nothing.
+      fold: whether what is alike is drawn once; else all towers and layers are.
 
     Returns:
       The picture's source, in Graphviz's language, a string; where there is
@@ -66,7 +77,7 @@ def plot_placement(
             "some data first."
         )
     program = check_ending(to_file, "to_file") if to_file else None
-    text = Drawing(_source(model, placement))
+    text = Drawing(_source(model, placement, fold))
     if not to_file:
         return text
     if program is None:
@@ -124,7 +135,7 @@ def _ending(path: str) -> str:
     return os.path.splitext(path)[1].lower().removeprefix(".")
 
 
-def _source(model: Any, placement: Placement) -> str:
+def _source(model: Any, placement: Placement, fold: bool) -> str:
     """The picture in Graphviz's language."""
     graph = LayerGraph(model, layer_devices=placement.layer_devices)
     steps = steps_of(model, None)
@@ -150,49 +161,151 @@ def _source(model: Any, placement: Placement) -> str:
     for device, count in sorted(held.items()):
         label = f"variables, {size(count)}\n{device}"
         lines.append(_node(f"held {device}", label, devices, "cylinder"))
-    for i, (device, share) in enumerate(
-        zip(placement.devices, placement.shares)
-    ):
-        lines += _tower(i, graph, steps, device, devices, share / total)
-        first, last = _ends(steps)
-        lines += [_edge("split", f"{i} {k}") for k in first]
-        lines += [_edge(f"{i} {k}", "gather") for k in last]
+    edges = _edges(steps)
+    groups = _alike(graph, placement, steps)
+    if not fold or all(len(group) < _MANY for group in groups):
+        groups = [[i] for i in range(len(placement.devices))]
+    first, last = _ends(steps)
+    for group in groups:
+        i = group[0]
+        kinds = [_kind(step.layer, graph, i) for step in steps.steps]
+        blocks = repeated(kinds, edges) if fold else []
+        share = placement.shares[i] / total
+        drawn = _Tower(i, graph, steps, placement.devices[i], devices, blocks)
+        lines += drawn.lines(_title(group, placement.devices, share), edges)
+        lines += [_edge("split", drawn.node(k)) for k in first]
+        lines += [_edge(drawn.node(k), "gather") for k in last]
         lines += [
             _edge(
-                *(f"held {where}", f"{i} 0"),
+                *(f"held {where}", drawn.node(0)),
                 f', style=dashed, lhead="cluster {i}"',
             )
             for where in held
             if steps.steps
         ]
-    if steps.steps:  # the towers stand in their order
-        firsts = " -> ".join(
-            _quoted(f"{i} 0") for i in range(len(placement.devices))
-        )
+    if steps.steps and len(groups) > 1:  # the towers stand in their order
+        firsts = " -> ".join(_quoted(f"{group[0]} 0") for group in groups)
         lines.append(f"{{rank=same; {firsts} [style=invis]}}")
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _tower(
-    i: int,
-    graph: LayerGraph,
-    steps: Steps,
-    device: str,
-    devices: list[str],
-    share: float,
-) -> list[str]:
-    """A tower in a frame: a node per layer, an edge per value."""
-    label = f"tower_{i} on {device}, {share:.0%} of the rows"
-    lines = [f'subgraph "cluster {i}" {{', f"label={_quoted(label)}"]
-    for k, step in enumerate(steps.steps):
-        where = graph.device_of(step.layer, i) or device
+def _alike(
+    graph: LayerGraph, placement: Placement, steps: Steps
+) -> list[list[int]]:
+    """Towers by what they are alike in: shares, and where their layers are."""
+    groups: dict[Any, list[int]] = {}
+    for i, share in enumerate(placement.shares):
+        where = [_place(step.layer, graph, i) for step in steps.steps]
+        groups.setdefault((share, *where), []).append(i)
+    return [*groups.values()]
+
+
+def _place(layer: Any, graph: LayerGraph, tower: int) -> str:
+    """A layer's device, if that is another than its tower's."""
+    return graph.device_of(layer, tower) or ""
+
+
+def _kind(layer: Any, graph: LayerGraph, tower: int) -> Any:
+    """What a layer is like: its class, its variables, and where it is."""
+    # What has no variables may be an operation of Keras's.
+    shapes = tuple(tuple(v.shape) for v in getattr(layer, "variables", ()))
+    return type(layer), shapes, _place(layer, graph, tower)
+
+
+def _title(group: list[int], devices: Sequence[str], share: float) -> str:
+    """What stands above a tower, or above those that are drawn as one."""
+    where = few([devices[i] for i in group])
+    if len(group) == 1:
+        return f"tower_{group[0]} on {where}, {share:.0%} of the rows"
+    names = few([f"tower_{i}" for i in group])
+    return f"{names}, alike, on {where}, {share:.0%} of the rows each"
+
+
+class _Tower:
+    """A tower in a frame: a node per layer, an edge per value.
+
+    Args:
+      i: which.
+      graph: where its layers are.
+      steps: what it calls.
+      device: its device.
+      devices: all, for their colours.
+      blocks: what is drawn once, in frames of their own.
+    """
+
+    def __init__(
+        self,
+        i: int,
+        graph: LayerGraph,
+        steps: Steps,
+        device: str,
+        devices: list[str],
+        blocks: Sequence[Block],
+    ):
+        self._i, self._graph, self._steps = i, graph, steps
+        self._device, self._devices = device, devices
+        self._blocks = blocks
+
+    def node(self, k: int) -> str:
+        """The name of what stands for a step."""
+        for block in self._blocks:
+            if block.start <= k < block.end:
+                k = block.first(k)
+        return f"{self._i} {k}"
+
+    def lines(self, label: str, edges: Sequence[tuple[int, int]]) -> list[str]:
+        """It, below a label."""
+        lines = [f'subgraph "cluster {self._i}" {{', f"label={_quoted(label)}"]
+        starts = {block.start: block for block in self._blocks}
+        k = 0
+        while k < len(self._steps.steps):
+            block = starts.get(k)
+            if block is None:
+                lines.append(self._step(k))
+                k += 1
+                continue
+            lines += [
+                f'subgraph "cluster {self._i} {k}" {{',
+                f'label="{block.count} times"; style=dashed',
+                *map(self._step, range(k, k + block.length)),
+                "}",
+            ]
+            k = block.end
+        drawn = dict.fromkeys(
+            (self.node(a), self.node(b))
+            for a, b in edges
+            if not self._back(a, b)
+        )
+        return [*lines, *(_edge(*pair) for pair in drawn), "}"]
+
+    def _back(self, made: int, taker: int) -> bool:
+        """Whether a value goes from one of a block to the next of it."""
+        return any(
+            block.start <= made < block.end
+            and block.start <= taker < block.end
+            and (made - block.start) // block.length
+            != (taker - block.start) // block.length
+            for block in self._blocks
+        )
+
+    def _step(self, k: int) -> str:
+        step = self._steps.steps[k]
+        where = self._graph.device_of(step.layer, self._i) or self._device
         text = f"{step.path}\n{type(step.layer).__name__}, {where}"
-        lines.append(_node(f"{i} {k}", text, devices, device=where))
-    edges = dict.fromkeys(
-        (made, taker) for made, takers, _ in steps.values for taker in takers
-    )
-    lines += [_edge(f"{i} {a}", f"{i} {b}") for a, b in edges if a != b]
-    return [*lines, "}"]
+        return _node(f"{self._i} {k}", text, self._devices, device=where)
+
+
+def _edges(steps: Steps) -> list[tuple[int, int]]:
+    """From which step to which, each once."""
+    return [
+        pair
+        for pair in dict.fromkeys(
+            (made, taker)
+            for made, takers, _ in steps.values
+            for taker in sorted(takers)
+        )
+        if pair[0] != pair[1]
+    ]
 
 
 def _ends(steps: Steps) -> tuple[list[int], list[int]]:

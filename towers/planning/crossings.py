@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -62,16 +63,7 @@ class Placed:
         looping = in_loops(self._nodes.values())
         crossing = [tensor for tensor, _ in sent if tensor[0] != "^"]
         values = [x for tensor in crossing for x in self._kinds.pieces(tensor)]
-        values = list(dict.fromkeys([*crossing, *values]))
-        # What a function that was inlined takes is known outside of it.
-        made = {tensor: self._origin(tensor) for tensor in values}
-        shapes = known_shapes(self._graph, [*values, *made.values()])
-        for tensor, origin in made.items():
-            if origin in shapes and not self._is_read(origin):
-                shapes.setdefault(tensor, shapes[origin])
-        inlined = [x for x in values if x not in shapes and not self._knows(x)]
-        if inlined:
-            shapes.update(known_shapes(self._inlined, inlined))
+        shapes = self._shapes(list(dict.fromkeys([*crossing, *values])))
         transfers = [
             Transfer(
                 self._where[source(tensor)],
@@ -98,6 +90,53 @@ class Placed:
             home = self._where[source(origin)]
             found[origin, home, transfer.target] = transfer.bytes or 0
         return found
+
+    def taken(self) -> Iterator[tuple[str, str]]:
+        """The names of nodes, and of the tensors that each takes."""
+        for name, node in self._nodes.items():
+            for tensor in node.input:
+                if not tensor.startswith("^"):
+                    yield name, full(tensor)
+
+    def device_of(self, name: str) -> str:
+        """Where a node is, or what makes a tensor."""
+        return self._where[source(name)]
+
+    def is_float(self, tensor: str) -> bool:
+        """Whether a tensor is of floats."""
+        return self._dtype(tensor).is_floating
+
+    def sizes(self, tensors: Sequence[str]) -> dict[str, int | None]:
+        """Bytes of tensors; None where a shape is not known beforehand."""
+        shapes = self._shapes(tensors)
+        return {
+            x: math.prod(shapes[x]) * self._dtype(x).size
+            if x in shapes
+            else None
+            for x in tensors
+        }
+
+    def buffer(self, tensor: str, aliases: Sequence[str]) -> str:
+        """Where a value's bytes were made, past copies and ops that alias them."""
+        while True:
+            tensor = self._origin(tensor)
+            node = self._nodes[source(tensor)]
+            if node.op not in aliases:
+                return tensor
+            tensor = full(node.input[0])
+
+    def _shapes(self, values: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Of tensors, where they are known beforehand."""
+        # What a function that was inlined takes is known outside of it.
+        made = {tensor: self._origin(tensor) for tensor in values}
+        shapes = known_shapes(self._graph, [*values, *made.values()])
+        for tensor, origin in made.items():
+            if origin in shapes and not self._is_read(origin):
+                shapes.setdefault(tensor, shapes[origin])
+        inlined = [x for x in values if x not in shapes and not self._knows(x)]
+        if inlined:
+            shapes.update(known_shapes(self._inlined, inlined))
+        return shapes
 
     def _origin(self, tensor: str) -> str:
         """Where a value was made, past copies of it."""

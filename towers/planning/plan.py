@@ -14,17 +14,20 @@ from towers.placement.device_names import process_of
 from towers.placement.scopes import tower_of
 from towers.planning import machines, plan_graphs
 from towers.planning.crossings import Placed
+from towers.planning.plan_memory import Memory, memory_of
 from towers.report import html
-from towers.report.html_tables import table
+from towers.report.html_tables import Bytes, table
 from towers.report.moved import moved
 from towers.report.plain import subject_of
 from towers.report.report import ExecutionReport
-from towers.report.summary import least, machine_of
+from towers.report.summary import least, machine_of, size
+from towers.report.text import table as columns
 from towers.report.variables import uses
 
 # More ops that are refused than this are not asked for one by one.
 _MANY = 20
 _STAND_INS = ("Placeholder", "VarHandleOp", "NoOp")
+_HELD = "variables copies gradients batch activations total".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +75,16 @@ class PlacementPlan(ExecutionReport):
       machine: how many devices of each type there are.
       refused: ops that TensorFlow would not place; where there are any, the
         rest of the plan is what it would be with those on the host.
+      memory: by device a `Memory`, the bytes that a step would hold there:
+        `.variables`, `.copies` of parameters, `.gradients`, `.batch`, and
+        `.activations` that wait for the backward pass; and their `.total`.
     """
 
     machine: Any = dataclasses.field(default_factory=dict, hash=False)
     refused: tuple[Refusal, ...] = ()
+    memory: Mapping[str, Memory] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as numbers, strings, lists and dicts, fit for JSON."""
@@ -83,6 +92,10 @@ class PlacementPlan(ExecutionReport):
             **super().to_dict(),
             "machine": self.machine,
             "refused": [dataclasses.asdict(x) for x in self.refused],
+            "memory": {
+                device: {**dataclasses.asdict(x), "total": x.total}
+                for device, x in self.memory.items()
+            },
         }
 
     def _page(self) -> str:
@@ -91,8 +104,21 @@ class PlacementPlan(ExecutionReport):
             ["op", "type", "layer", "in TensorFlow's words"],
             [[x.op, x.kind, x.layer, x.message] for x in self.refused],
         )
+        held = table(
+            "Memory",
+            ["device", *_HELD],
+            [
+                [device, *(Bytes(getattr(x, kind)) for kind in _HELD)]
+                for device, x in self.memory.items()
+            ],
+        )
         return html.page(
-            self, "What would run where", [("Refused by TensorFlow", refused)]
+            self,
+            "What would run where",
+            [
+                ("Refused by TensorFlow", refused),
+                ("What a step would hold, as far as its graph tells", held),
+            ],
         )
 
     def __str__(self) -> str:
@@ -100,7 +126,22 @@ class PlacementPlan(ExecutionReport):
         if self.refused:
             told = "\n".join(map(str, self.refused))
             parts.append(f"Refused by TensorFlow:\n{told}")
+        if any(x.activations for x in self.memory.values()):
+            parts.append(self._held())
         return "\n\n".join(parts)
+
+    def _held(self) -> str:
+        """A table of what devices would hold."""
+        rows = [("device", *_HELD)] + [
+            (device, *(size(getattr(x, kind)) for kind in _HELD))
+            for device, x in self.memory.items()
+        ]
+        unknown = sum(x.unknown for x in self.memory.values())
+        more = f", and {unknown:,} values of unknown size" * bool(unknown)
+        return (
+            "What a step would hold, as far as its graph tells"
+            f"{more}:\n{columns(rows)}"
+        )
 
 
 def placement_plan(
@@ -152,8 +193,8 @@ def placement_plan(
       signature: that of a SavedModel.
 
     Returns:
-      A `PlacementPlan`. `print(plan)` shows tables. Sizes of transfers are
-      told where shapes are known beforehand.
+      A `PlacementPlan`. `print(plan)` shows tables, of what a step would hold on
+      each device too. Sizes are told where shapes are known beforehand.
 
     Raises:
       TypeError: `fn_or_model` is none of these, or `machine` no dict.
@@ -182,9 +223,10 @@ def placement_plan(
     graph, refused = _settled(planned, tasks, strict)
     variables = uses(planned.variables, planned.device_of)
     placed = Placed(graph, planned.shapes, planned.held(variables))
+    transfers = placed.transfers
     return PlacementPlan(
         tuple(node for node in placed.nodes if node[2] not in _STAND_INS),
-        tuple(placed.transfers),
+        tuple(transfers),
         variables,
         least(placed.sent),
         least(placed.sent, machine_of),
@@ -192,6 +234,7 @@ def placement_plan(
         machine=devices,
         moved=tuple(moved(placed.nodes, _asked(planned.graph))),
         refused=tuple(refused),
+        memory=memory_of(placed, transfers, variables),
     )
 
 

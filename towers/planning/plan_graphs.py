@@ -26,6 +26,7 @@ from towers.wrapper.tower_model import TowerModel
 v1 = tf.compat.v1
 STEPS = ("train", "test", "predict")
 _HOST = "/device:CPU:0"
+_PASSES = ("IdentityN",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,16 +231,18 @@ def _pruned(
     targets: Iterable[str],
     stand_ins: Mapping[str, Callable[[Any], None]],
 ) -> Any:
-    """The graph without what no target needs, as a function has it."""
+    """The graph without what no target needs, as a function has it.
+
+    Of what an `IdentityN` passes on, that is what somebody takes: TensorFlow's
+    optimizer leaves out the rest, which stand-ins are for here.
+    """
     nodes = {node.name: node for node in graph.node}
-    ahead, needed = list(targets), set()
-    while ahead:
-        name = ahead.pop()
-        if name not in needed:
-            needed.add(name)
-            ahead += [
-                x.removeprefix("^").split(":")[0] for x in nodes[name].input
-            ]
+    wanted = []
+    for name in targets:
+        count = len(nodes[name].attr["T"].list.type)
+        several = range(count) if nodes[name].op in _PASSES else [0]
+        wanted += [f"{name}:{port}" for port in several]
+    needed, taken = _needed(nodes, wanted)
     kept = v1.GraphDef(versions=graph.versions, library=graph.library)
     for node in graph.node:
         if node.name in needed:
@@ -247,8 +250,72 @@ def _pruned(
             copy.CopyFrom(node)
             if node.name in stand_ins:
                 stand_ins[node.name](copy)
+            if node.op in _PASSES:
+                for nothing in _left_out(copy, taken[node.name]):
+                    kept.node.add().CopyFrom(nothing)
             copy.attr.pop(tf_nodes.GRADIENT, None)
+    for function in kept.library.function:
+        body = {node.name: node for node in function.node_def}
+        ends = [*function.ret.values(), *function.control_ret.values()]
+        _, taken = _needed(body, ends)
+        for node in body.values():
+            if node.op in _PASSES:
+                found = _left_out(
+                    node, taken.get(node.name, set()), ":output:0"
+                )
+                function.node_def.extend(found)
     return kept
+
+
+def _needed(
+    nodes: Mapping[str, Any], wanted: Iterable[str]
+) -> tuple[set[str], dict[str, set[int]]]:
+    """What some tensors need: nodes, and which ports of each `IdentityN`.
+
+    Args:
+      nodes: of a graph or a function, by name; what is none is an argument.
+      wanted: tensors of them, as "a:0", "a:output:0" or "^a".
+    """
+    ahead, needed = list(wanted), set()
+    taken: dict[str, set[int]] = {}
+    while ahead:
+        name, *place = ahead.pop().removeprefix("^").split(":")
+        node, port = nodes.get(name), int(place[-1]) if place else 0
+        if node is None:
+            continue
+        if node.op in _PASSES:
+            if port not in taken.setdefault(name, set()):
+                taken[name].add(port)
+                ahead.append(node.input[port])
+            ahead += [x for x in node.input if x.startswith("^")] * (
+                name not in needed
+            )
+        elif name not in needed:
+            ahead += node.input
+        needed.add(name)
+    return needed, taken
+
+
+def _left_out(node: Any, taken: set[int], port: str = "") -> list[Any]:
+    """Nodes in the place of what nobody takes of an `IdentityN`, which gets them.
+
+    Args:
+      node: it.
+      taken: which of its ports somebody takes.
+      port: how a node's first result is spelled there.
+    """
+    made = []
+    for k, dtype in enumerate(node.attr["T"].list.type):
+        if k not in taken:
+            nothing = v1.NodeDef(
+                name=f"{node.name}/nothing_{k}",
+                op="Placeholder",
+                device=node.device,
+            )
+            nothing.attr["dtype"].type = dtype
+            node.input[k] = f"{nothing.name}{port}"
+            made.append(nothing)
+    return made
 
 
 def saved_model_path(value: Any) -> str | None:

@@ -154,7 +154,10 @@ def _joined(parts: Sequence[Any], names: Container[str]) -> Any:
             passed[node.name] = source
     for send in sent.values():  # to wait for a node, an empty constant is sent
         empty = nodes[send.input[0].split(":")[0]]
-        if empty.name not in names and empty.op == "Const" and empty.input:
+        if empty.name in names or empty.op != "Const" or not empty.input:
+            continue
+        # One that a function has is none, and waits too.
+        if 0 in (d.size for d in empty.attr["value"].tensor.tensor_shape.dim):
             passed[empty.name] = empty.input[0]
     whole = v1.GraphDef()
     functions = {f.signature.name: f for g in parts for f in g.library.function}

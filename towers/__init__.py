@@ -39,6 +39,8 @@ from towers.inputs_per_tower import per_tower
 from towers.keras_model.memory import memory_errors
 from towers.keras_model.merge_rules import merge_losses_by, merge_state_by
 from towers.keras_model.parameters import place_variables
+from towers.keras_model.pieces.made_cut import split_layer
+from towers.placement.pieces import column_wise, row_wise
 from towers.placement.placement import Placement
 from towers.placement.policies import balanced, round_robin
 from towers.planning.callbacks import PlacementReport
@@ -75,6 +77,7 @@ __all__ = [
     "average_gradients",
     "balanced",
     "build_towers",
+    "column_wise",
     "compare",
     "execution_report",
     "export_towers",
@@ -89,8 +92,10 @@ __all__ = [
     "plot_placement",
     "placement_plan",
     "round_robin",
+    "row_wise",
     "serve",
     "split_batch",
+    "split_layer",
     "spread_layers",
     "timeline",
     "to_multi_gpu",

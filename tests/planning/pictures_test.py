@@ -89,6 +89,19 @@ class PlacementTest(parameterized.TestCase):
         with open(path) as file:
             self.assertIn("digraph", file.read())
 
+    def test_pieces_are_where_they_will_be(self):
+        layers = [keras.layers.Dense(4, name=name) for name in ("up", "down")]
+        model = keras.Sequential([keras.Input([3]), *layers])
+        pins = {"up": towers.column_wise(["/CPU:1", "/CPU:2"])}
+        where = placement(1, layer_devices=pins)
+        whole = towers.plot_placement(model, where, "")
+        self.assertIn(r'"up\nDense, /CPU:1, /CPU:2, column_wise"', whole)
+        for device in pins["up"].devices:
+            self.assertIn(rf'"variables, 32 B\n{device}"', whole)
+        towers.place_variables(model, where)
+        cut = towers.plot_placement(model, where, "")
+        self.assertCountEqual(whole.splitlines(), cut.splitlines())
+
     def test_what_is_missing_is_said(self):
         model = built(cnn)
         with patched((shutil, "which", lambda name: None)):

@@ -151,6 +151,13 @@ class TemplateProxy(keras.Model):
         """Loads the plain model's weights, and the optimizer's state."""
         self._lent().load_weights(*args, **kwargs)
 
+    def get_weights(self) -> Any:
+        """The template's, whose layers in pieces have whole ones."""
+        return self.template.get_weights()
+
+    def set_weights(self, weights: Any) -> None:
+        self.template.set_weights(weights)
+
     def __reduce__(self) -> Any:
         """Pickles the plain model."""
         return self._lent().__reduce__()

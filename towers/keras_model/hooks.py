@@ -25,9 +25,11 @@ from towers.foreign.keras_layers import (
 )
 from towers.foreign.patches import patched
 from towers.keras_model import widths
+from towers.keras_model.brought import brought
 from towers.keras_model.fixed_rows import noise_of_rows
 from towers.keras_model.moments import is_pooled, met, moments_of
 from towers.keras_model.notes import Notes, notes_here
+from towers.keras_model.pieces import calls as in_pieces
 
 Function = Callable[..., Any]
 
@@ -131,6 +133,8 @@ def _portable() -> bool:
 
 def _placed(graph: Any, layer: Any, original: Function) -> Function:
     """A layer's call, under its name and on its own device."""
+    if graph.cuts.pins:
+        original = in_pieces.called(graph, layer, original)
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -152,7 +156,7 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
                 else:
                     notes.device = device
                     with tf.device(device):
-                        args, kwargs = _brought((args, kwargs))
+                        args, kwargs = brought((args, kwargs))
                         outputs = original(*args, **kwargs)
         finally:
             notes.device = outer
@@ -281,23 +285,3 @@ HOOKS: list[tuple[Callable[[Any], bool], str, Callable[..., Any]]] = [
     ),
     (is_stateful, keras_layers.EXPECTED_ROWS, _any_number),
 ]
-
-
-def _brought(arguments: Any) -> Any:
-    """Tensors on the current device, from where they were made.
-
-    A tower takes an identity of what it is given; what the tower does not
-    need itself should not go by way of it.
-    """
-
-    def bring(value: Any) -> Any:
-        if not isinstance(value, tf.Tensor):
-            return value
-        notes = keras_layers.get_notes(value)
-        while value.op.type == "Identity":
-            value = value.op.inputs[0]
-        value = tf.identity(value)
-        keras_layers.set_notes(value, notes)
-        return value
-
-    return tf.nest.map_structure(bring, arguments)

@@ -13,6 +13,10 @@ from towers.foreign.keras_saving import TemplateProxy
 from towers.keras_model import pins
 from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import is_pooled, statistics
+from towers.keras_model.pieces import cuts
+from towers.keras_model.pieces.joined import Joined
+from towers.placement.layer_devices import is_in_pieces
+from towers.placement.pieces import Pieces
 
 
 class LayerGraph:
@@ -36,7 +40,9 @@ class LayerGraph:
       batch_norms: the layers whose statistics are pooled, by the place of their
         `moving_mean`.
       is_mixed: whether a layer computes in another dtype than its weights are.
-      pins: by a layer's id its device, or one per tower.
+      pins: by a layer's id its device, or those of its pieces, or one per tower.
+      joined: what stands for variables that are in pieces.
+      cuts: which layers are computed in pieces, and where their variables live.
       pinned: by a variable's place the device of a layer that is the same for
         all towers: it lives there.
       spread: by a variable's place the device, per tower, of its layer.
@@ -92,24 +98,40 @@ class LayerGraph:
         self.pinned_layers: list[tuple[Any, pins.Pin]] = []
         if layer_outputs or layer_devices or part_of is not None:
             self.pinned_layers = self._named(layer_devices or {}, part_of)
+        self.cuts: cuts.Cuts = getattr(part_of, "cuts", cuts.NONE)
+        if part_of is None and any(
+            is_in_pieces(pin) for _, pin in self.pinned_layers
+        ):
+            paths = pins.layer_paths(self.models)
+            self.cuts = cuts.cuts_of(paths, self.pinned_layers)
+        self.joined = [
+            x
+            for layer in self.layers
+            for x in vars(layer).values()
+            if isinstance(x, Joined)
+        ]
         self.pins = {id(layer): pin for layer, pin in self.pinned_layers}
         homes = {  # of what one layer holds for another, that one says it
             id(v): pin
             for layer, pin in self.pinned_layers
             for v in getattr(layer, "variables", ())
+            if not is_in_pieces(pin)
         }
+        homes.update(self.cuts.homes)
         found = {
             i: homes[id(v)]
             for i, v in enumerate(self.variables)
             if id(v) in homes
         }
         self.pinned = {i: x for i, x in found.items() if isinstance(x, str)}
-        self.spread = {i: x for i, x in found.items() if i not in self.pinned}
+        self.spread: dict[int, Any] = {
+            i: x for i, x in found.items() if i not in self.pinned
+        }
 
     @property
     def is_spread(self) -> bool:
         """Whether a layer has one device per tower."""
-        return not all(isinstance(pin, str) for pin in self.pins.values())
+        return any(isinstance(pin, tuple) for pin in self.pins.values())
 
     @property
     def is_determined(self) -> bool:
@@ -128,8 +150,9 @@ class LayerGraph:
 
     def device_of(self, layer: Any, tower: int) -> str | None:
         """Where a layer runs, if that is elsewhere than its tower."""
-        pin = self.pins.get(id(layer))
-        return pin if pin is None or isinstance(pin, str) else pin[tower]
+        pin: Any = self.pins.get(id(layer))
+        place = pin[tower] if isinstance(pin, tuple) else pin
+        return None if isinstance(place, Pieces) else place
 
     def elsewhere(self, tower: int, device: str) -> dict[int, str]:
         """Devices of variables whose copy is taken elsewhere than the tower.

@@ -11,6 +11,7 @@ from towers.engine import all_towers
 from towers.foreign.keras_layers import has_moments
 from towers.keras_model import merge_rules
 from towers.placement.device_names import process_of
+from towers.placement.layer_devices import devices_of
 from towers.verbs.rows import Rows, drop
 
 
@@ -200,7 +201,7 @@ def packed(
 
 
 def _pin(graph: Any, layer: Any) -> tuple[str, ...]:
-    return tuple(tf.nest.flatten(graph.pins.get(id(layer), ())))
+    return tuple(devices_of(graph.pins.get(id(layer), ())))
 
 
 def besides_moments(

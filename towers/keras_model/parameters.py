@@ -18,6 +18,7 @@ from towers.foreign.keras_layers import (
 from towers.foreign.tf_cluster import wait_for_all
 from towers.keras_model import checks, layer_graph
 from towers.keras_model.held import held_variables
+from towers.keras_model.pieces.split import split
 from towers.placement.device_names import (
     HOST_HERE,
     is_reached,
@@ -98,9 +99,14 @@ def move_variables(
       model, placement: as for `place_variables`.
       kept: ids of those variables of the model's that stay where they are.
     """
-    graph = layer_graph.LayerGraph(
-        getattr(model, "template", model), (), placement.layer_devices
-    )
+    template = getattr(model, "template", model)
+    graph = layer_graph.LayerGraph(template, (), placement.layer_devices)
+    if graph.cuts.pins or graph.joined:
+        optimizers = keras_compile.optimizers(model)
+        if split(template, graph.cuts, optimizers):
+            graph = layer_graph.LayerGraph(
+                template, (), placement.layer_devices
+            )
     variables, devices = graph.variables, parameter_devices(graph, placement)
     where = {id(v): device for v, device in zip(variables, devices)}
     held = {id(x.variable) for x in held_variables(graph.layers)}

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from towers.foreign import keras_layers
+from towers.placement.pieces import Pieces
 
-# A device for all towers, or one for each.
-Pin = str | Sequence[str]
+# A device, or those of pieces, for all towers; or one for each.
+Pin = str | Pieces | Sequence[str] | Sequence[Pieces]
 _PATH, _NAME, _PATTERN = range(3)
 
 

@@ -63,6 +63,8 @@ class Request:
             part_of=whole,
             synchronized=all_norms,
         )
+        if graph.cuts.unready:
+            graph.cuts.refuse()
         if self.how is How.COMPILED:
             checks.check_compilable(graph, self.training, self.users_fn)
         return graph

@@ -11,6 +11,12 @@ import tensorflow as tf
 from towers.placement import device_names
 from towers.placement.device_names import available, resolve
 from towers.placement.from_layers import made_where
+from towers.placement.layer_devices import (
+    checked_layer_devices,
+    devices_of,
+    told,
+)
+from towers.placement.pieces import Pieces
 from towers.placement.policies import POLICIES, Policy
 from towers.placement.weights import checked_weights
 
@@ -54,7 +60,8 @@ class Placement:
         same for all towers: the layer's variables live there, are copied to no
         tower, and are not shown to a policy. A list has one device per tower:
         the variables live where `parameter_device` says, and go from there to
-        each device that needs them, once.
+        each device that needs them, once. In the place of a device `column_wise`
+        or `row_wise` has those of a layer's pieces.
       reasons: what is said about its weights; printed, and else of no account.
 
     Raises:
@@ -68,9 +75,9 @@ class Placement:
     input_device: str = "/CPU:0"
     output_device: str | None = None
     available: Sequence[str] | str | None = None
-    layer_devices: Mapping[str, str | Sequence[str]] = dataclasses.field(
-        default_factory=dict, hash=False
-    )
+    layer_devices: Mapping[
+        str, str | Pieces | Sequence[str] | Sequence[Pieces]
+    ] = dataclasses.field(default_factory=dict, hash=False)
     reasons: Sequence[str] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -115,37 +122,10 @@ class Placement:
         )
         output = default if self.output_device is None else self.output_device
         put("output_device", resolve("output_device", output))
-        pins = {} if self.layer_devices is None else self.layer_devices
-        if not isinstance(pins, Mapping):
-            raise TypeError(
-                "`layer_devices` must be a dict from layers' names to devices; "
-                f'got {pins!r}. Write {{"embedding": "/CPU:0"}}.'
-            )
-
-        def resolve_pin(name: Any, pin: Any) -> str | tuple[str, ...]:
-            if not isinstance(name, str):
-                raise TypeError(
-                    "`layer_devices` must be a dict from layers' names to "
-                    f"devices; got the key {name!r}. Write the layer's name, "
-                    'or its path: "encoder/words".'
-                )
-            argument = f"layer_devices[{name!r}]"
-            if isinstance(pin, str) or not isinstance(pin, Sequence):
-                return resolve(argument, pin)
-            if len(pin) != len(devices):
-                raise ValueError(
-                    f"`{argument}` must be one device, or a list with one for "
-                    f"each of the {len(devices)} towers; got {list(pin)!r}."
-                )
-            return tuple(
-                resolve(f"{argument}[{i}]", device)
-                for i, device in enumerate(pin)
-            )
-
-        put(
-            "layer_devices",
-            {name: resolve_pin(name, pin) for name, pin in pins.items()},
+        pins = checked_layer_devices(
+            self.layer_devices, len(self.devices), resolve
         )
+        put("layer_devices", pins)
 
     @classmethod
     def gpus(cls, n: int | None = None, **kwargs: Any) -> "Placement":
@@ -305,6 +285,12 @@ class Placement:
         """The weights as given, or 1.0 for each tower."""
         return tuple(self.weights or [1.0] * len(self.devices))
 
+    @property
+    def pinned_devices(self) -> list[str]:
+        """All devices that `layer_devices` names."""
+        pins = self.layer_devices.values()
+        return [device for pin in pins for device in devices_of(pin)]
+
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)
         short = {f.name: _SHORT.repr(getattr(self, f.name)) for f in fields}
@@ -326,18 +312,10 @@ class Placement:
             if callable(self.parameter_device)
             else f"on {self.parameter_device}"
         )
-        held: dict[Any, list[str]] = {}
-        for name, pin in self.layer_devices.items():
-            held.setdefault(pin, []).append(name)
-        pins = ""
-        for pin, names in held.items():
-            if len(names) > 4:  # as `spread_layers` has it
-                names = [f"{names[0]} and {len(names) - 1} more"]
-            where = pin if isinstance(pin, str) else ", ".join(pin)
-            pins += "".join(f"; {name} on {where}" for name in names)
         return (
             f"{towers}; batches split on {self.input_device}, parameters "
-            f"{parameters}, outputs gathered on {self.output_device}{pins}"
+            f"{parameters}, outputs gathered on {self.output_device}"
+            + told(self.layer_devices)
             + "".join(f"\n{reason}" for reason in self.reasons)
         )
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from towers.build import build_towers
 from towers.keras_model.checks import check_model
+from towers.placement.layer_devices import devices_of
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.batch import checked_batch
 from towers.verbs.scatter import first_rows
@@ -122,9 +123,10 @@ def _uncounted(model: Any) -> Iterator[None]:
 def _place_of(placement: Placement, tower: int) -> tuple[str, ...]:
     """The devices that a tower uses, and others of its kind."""
     pins = [
-        pin[tower]
+        device
         for pin in placement.layer_devices.values()
-        if not isinstance(pin, str)
+        if isinstance(pin, tuple)
+        for device in devices_of(pin[tower])
     ]
     return (placement.devices[tower], *pins)
 
@@ -136,7 +138,7 @@ def _only(placement: Placement, tower: int) -> Placement:
         devices=[placement.devices[tower]],
         weights=None,
         layer_devices={
-            key: pin if isinstance(pin, str) else pin[tower]
+            key: pin[tower] if isinstance(pin, tuple) else pin
             for key, pin in placement.layer_devices.items()
         },
     )

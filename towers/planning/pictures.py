@@ -10,7 +10,9 @@ from typing import Any
 from towers.keras_model.checks import check_model
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.parameters import parameter_devices
+from towers.keras_model.pieces.rules import sizes_of
 from towers.placement.device_names import few
+from towers.placement.layer_devices import devices_of
 from towers.placement.placement import Placement, check_placement
 from towers.planning.folding import Block, repeated
 from towers.planning.steps import Steps, steps_of, variable_bytes
@@ -144,7 +146,8 @@ def _source(model: Any, placement: Placement, fold: bool) -> str:
         graph.variables, parameter_devices(graph, placement)
     ):
         held[device] += variable_bytes(variable)
-    pinned = [d for pin in graph.pins.values() for d in _devices_of(pin)]
+    _cut(held, graph, placement)
+    pinned = [d for pin in graph.pins.values() for d in devices_of(pin)]
     gathers = placement.output_device or placement.devices[0]
     devices = sorted(
         {*placement.devices, *held, *pinned, placement.input_device, gathers}
@@ -189,6 +192,25 @@ def _source(model: Any, placement: Placement, fold: bool) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
+def _cut(
+    held: collections.Counter, graph: LayerGraph, placement: Placement
+) -> None:
+    """Counts the pieces of what is whole yet where these are to live."""
+    where = dict(
+        zip(map(id, graph.variables), parameter_devices(graph, placement))
+    )
+    for weight, pin in graph.cuts.weights:
+        whole = weight.value
+        if id(whole) not in where or isinstance(pin, tuple):
+            continue  # in pieces, or where variables live
+        n, size = whole.shape[weight.axis], variable_bytes(whole)
+        held[where[id(whole)]] -= size
+        for rows, device in zip(sizes_of(n, len(pin)), pin.devices):
+            held[device] += size * rows // n
+    for device in [device for device, size in held.items() if not size]:
+        del held[device]
+
+
 def _alike(
     graph: LayerGraph, placement: Placement, steps: Steps
 ) -> list[list[int]]:
@@ -201,8 +223,9 @@ def _alike(
 
 
 def _place(layer: Any, graph: LayerGraph, tower: int) -> str:
-    """A layer's device, if that is another than its tower's."""
-    return graph.device_of(layer, tower) or ""
+    """A layer's device, if that is another than its tower's, or its pieces'."""
+    pieces = graph.cuts.of(layer, tower)
+    return str(pieces or graph.device_of(layer, tower) or "")
 
 
 def _kind(layer: Any, graph: LayerGraph, tower: int) -> Any:
@@ -290,8 +313,9 @@ class _Tower:
 
     def _step(self, k: int) -> str:
         step = self._steps.steps[k]
-        where = self._graph.device_of(step.layer, self._i) or self._device
-        text = f"{step.path}\n{type(step.layer).__name__}, {where}"
+        told = _place(step.layer, self._graph, self._i) or self._device
+        where = told.split(",")[0]  # of pieces the first
+        text = f"{step.path}\n{type(step.layer).__name__}, {told}"
         return _node(f"{self._i} {k}", text, self._devices, device=where)
 
 
@@ -317,10 +341,6 @@ def _ends(steps: Steps) -> tuple[list[int], list[int]]:
         [k for k in count if k not in takers],
         [k for k in count if k not in makers],
     )
-
-
-def _devices_of(pin: Any) -> list[str]:
-    return [pin] if isinstance(pin, str) else list(pin)
 
 
 def _node(

@@ -312,7 +312,7 @@ def check_can_continue(placement: Placement) -> None:
                 f'`on_lost` is "continue", but `{name}` is {device!r}, on a '
                 f"worker, and what is there is lost with it. {towards}"
             )
-    pins = tf.nest.flatten(dict(placement.layer_devices))
+    pins = placement.pinned_devices
     if any(clusters.task_of(device) is not None for device in pins):
         raise ValueError(
             '`on_lost` is "continue", but `layer_devices` puts layers, and '

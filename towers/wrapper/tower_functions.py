@@ -177,7 +177,7 @@ def _check_devices(placement: Placement, template: Any) -> None:
             *placement.devices,
             placement.input_device,
             str(placement.output_device),
-            *tf.nest.flatten(list(placement.layer_devices.values())),
+            *placement.pinned_devices,
             *map(keras_layers.device_of, template.variables),
         ]
     )

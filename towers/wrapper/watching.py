@@ -5,8 +5,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import tensorflow as tf
-
 from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost, is_sign, tasks_named
 from towers.foreign.tf_cluster import wait_for_all
@@ -98,7 +96,7 @@ def watched_method(method: Any, of_weights: bool = False) -> Any:
 
 
 def _keeps_variables_here(placement: Placement) -> bool:
-    pins = _pins_of(placement)
+    pins = placement.pinned_devices
     devices = [placement.parameter_device, placement.output_device, *pins]
     return all(
         isinstance(device, str) and clusters.task_of(device) is None
@@ -113,9 +111,4 @@ def _devices_of(placement: Placement) -> Iterator[str]:
     yield placement.input_device
     if isinstance(placement.parameter_device, str):
         yield placement.parameter_device
-    yield from _pins_of(placement)
-
-
-def _pins_of(placement: Placement) -> list[str]:
-    """The devices of layers that run elsewhere than their towers."""
-    return tf.nest.flatten(list(placement.layer_devices.values()))
+    yield from placement.pinned_devices

@@ -1,0 +1,27 @@
+"""Layers in pieces, on workers."""
+
+import json
+import sys
+
+import pytest
+from absl.testing import absltest
+from cluster_chiefs import run_chief
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Workers end by prctl.")
+@pytest.mark.slow
+class InPiecesTest(absltest.TestCase):
+    def test_numbers_bytes_and_files_of_pieces_on_workers(self):
+        status, out, err = run_chief("in_pieces.py")
+        self.assertEqual(status, 0, err[-5000:])
+        told = json.loads(out.splitlines()[-1])
+        self.assertTrue(told["table"])
+        for name in ("trained", "read", "going on"):
+            self.assertLess(told[name], 1e-6, name)
+        numbers = 2 * 3 * 4  # of the optimizer
+        self.assertEqual(told["bytes"], told["least"] + numbers)
+        self.assertIn("Lost 127.0.0.1:", told["lost"])
+
+
+if __name__ == "__main__":
+    absltest.main()

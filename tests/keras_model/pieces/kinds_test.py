@@ -1,0 +1,217 @@
+"""Each kind of layer that can be cut, and what it is called with."""
+
+import keras
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from models import DEVICES, close, make, placement
+
+import towers
+
+L = keras.layers
+column, row = towers.column_wise, towers.row_wise
+RNG = np.random.default_rng(0)
+IDS = RNG.integers(-20, 20, [5, 6])
+IDS[:, -1] = 0
+# In three pieces, of which one is larger.
+CUT = {"cut": column(DEVICES[:3])}
+ROWS = {"cut": row(DEVICES[:3])}
+
+
+def of(layer, *shape, **call):
+    """A model of one layer between others, and what to call it with."""
+
+    def model() -> keras.Model:
+        x = keras.Input(shape)
+        y = L.Flatten()(layer()(L.Dense(shape[-1])(x), **call))
+        return keras.Model(x, L.Dense(2)(y))
+
+    return model, RNG.normal(size=[5, *shape]).astype("float32")
+
+
+def words(mask=False, after=None):
+    """A table of which some ids are looked up from its end, and some twice."""
+
+    def model() -> keras.Model:
+        x = keras.Input([6], dtype="int64")
+        y = L.Embedding(20, 4, mask_zero=mask, name="cut")(x)
+        y = after()(y) if after else L.GlobalAveragePooling1D()(y)
+        return keras.Model(x, L.Dense(2)(y))
+
+    return model, IDS
+
+
+def attention(**kwargs):
+    """Masked, and added to what it is of; of more heads than fit evenly."""
+    call = kwargs.pop("call", {})
+
+    def model() -> keras.Model:
+        x = keras.Input([6], dtype="int64")
+        y = L.Embedding(20, 8, mask_zero=True)(x)
+        layer = L.MultiHeadAttention(4, 3, name="cut", **kwargs)
+        found = layer(y, y, **call)
+        if isinstance(found, (list, tuple)):
+            found, scores = found
+            y += keras.ops.mean(scores, [1, 2, 3], keepdims=True)[..., 0]
+        return keras.Model(x, L.Dense(2)(L.GlobalAveragePooling1D()(y + found)))
+
+    return model, IDS % 20
+
+
+def everything() -> keras.Model:
+    """One layer of each kind."""
+    x = keras.Input([6], dtype="int64")
+    y = L.Embedding(20, 8, mask_zero=True, name="rows_words")(x)
+    heads = L.MultiHeadAttention(
+        4, 3, dropout=0.3, seed=3, name="columns_heads"
+    )
+    y = y + heads(y, y)
+    y = L.Conv1D(5, 3, padding="causal", name="columns_conv")(y)
+    y = L.Conv1DTranspose(4, 2, activation="relu", name="rows_conv")(y)
+    y = L.EinsumDense("abc,cd->abd", (7, 5), None, "d", name="columns_eins")(y)
+    return keras.Model(x, L.Dense(2, name="rows_out")(L.Flatten()(y)))
+
+
+KINDS = {
+    "table": (words(), ROWS),
+    "masked": (words(True, lambda: L.LSTM(3)), ROWS),
+    "width": (words(), CUT),
+    "heads": (attention(), CUT),
+    "heads_dropped": (attention(dropout=0.5, seed=3), CUT),
+    "heads_causal": (attention(call={"use_causal_mask": True}), CUT),
+    "heads_scored": (attention(call={"return_attention_scores": True}), CUT),
+    "heads_bare": (
+        attention(value_dim=5, output_shape=8, use_bias=False),
+        CUT,
+    ),
+    "einsum_heads": (
+        of(
+            lambda: L.EinsumDense(
+                *("abc,cde->abde", (4, 5, 3)),
+                activation="relu",
+                bias_axes="de",
+                name="cut",
+            ),
+            *(4, 6),
+        ),
+        CUT,
+    ),
+    "einsum_one_bias_for_all": (
+        of(
+            lambda: L.EinsumDense(
+                "abc,cde->abde", (4, 5, 3), bias_axes="e", name="cut"
+            ),
+            *(4, 6),
+        ),
+        CUT,
+    ),
+    "einsum_any": (
+        of(
+            lambda: L.EinsumDense(
+                "...x,xy->...y", 5, bias_axes="y", name="cut"
+            ),
+            *(4, 6),
+        ),
+        ROWS,
+    ),
+    "dense_of_more_axes": (of(lambda: L.Dense(5, name="cut"), 2, 3, 6), ROWS),
+    "spatial_dropout": (
+        of(
+            lambda: keras.Sequential(
+                [
+                    L.Conv1D(6, 1, activation="elu", name="cut"),
+                    L.SpatialDropout1D(0.5, seed=3),
+                    L.Conv1D(4, 2, name="then"),
+                ]
+            ),
+            *(4, 6),
+        ),
+        {".*/cut": column(DEVICES[:2]), ".*/then": row(DEVICES[2:])},
+    ),
+}
+for by, pins in (("columns", CUT), ("rows", ROWS)):
+    for n, plain, back in (
+        (1, L.Conv1D, L.Conv1DTranspose),
+        (2, L.Conv2D, L.Conv2DTranspose),
+        (3, L.Conv3D, L.Conv3DTranspose),
+    ):
+        sizes = [3] * n + [4]
+        for name, kind in (("conv", plain), ("transposed", back)):
+            KINDS[f"{name}{n}_{by}"] = (
+                of(
+                    lambda kind=kind: kind(
+                        4, 2, padding="same", activation="gelu", name="cut"
+                    ),
+                    *sizes,
+                ),
+                pins,
+            )
+
+
+def fitted(model, x, where=None):
+    made = make(model)
+    made = made if where is None else towers.TowerModel(made, where)
+    made.compile(keras.optimizers.SGD(0.05, 0.9), "mse")
+    made.fit(x, np.ones([len(x), 2]), batch_size=3, shuffle=False, verbose=0)
+    return made
+
+
+class KindsTest(parameterized.TestCase):
+    def check(self, model, x, where):
+        plain, cut = fitted(model, x), fitted(model, x, where)
+        close(cut.get_weights(), plain.get_weights(), 1e-6)
+        return plain, cut
+
+    def test_all_of_them_in_one_model(self):
+        pins = {"rows_.*": row(DEVICES[:2]), "columns_.*": column(DEVICES[2:])}
+        self.check(everything, IDS % 20, placement(2, layer_devices=pins))
+
+    @parameterized.named_parameters(
+        (name, *model, pins) for name, (model, pins) in KINDS.items()
+    )
+    @pytest.mark.slow
+    def test_numbers_are_the_plain_model_s(self, model, x, pins):
+        where = placement(2, layer_devices=pins)
+        plain, cut = self.check(model, x, where)
+        expected = plain.predict(x, verbose=0)
+        close(cut.predict(x, verbose=0), expected, 1e-6)
+
+    @parameterized.parameters("mixed_bfloat16", "mixed_float16")
+    @pytest.mark.slow
+    def test_in_half_they_are_within_its_rounding(self, policy):
+        model, x = attention()
+        with_policy = keras.mixed_precision.dtype_policy()
+        keras.mixed_precision.set_dtype_policy(policy)
+        try:
+            where = placement(2, layer_devices=CUT)
+            plain, cut = fitted(model, x), fitted(model, x, where)
+        finally:
+            keras.mixed_precision.set_dtype_policy(with_policy)
+        close(cut.get_weights(), plain.get_weights(), 1e-2)
+
+
+class LookupTest(parameterized.TestCase):
+    def table(self):
+        layer = L.Embedding(5, 3, name="words")
+        model = keras.Sequential([keras.Input([None], dtype="int32"), layer])
+        where = placement(1, layer_devices={"words": row(DEVICES[:3])})
+        towers.place_variables(model, where)
+        return model, where
+
+    def test_fewer_ids_than_pieces(self):
+        model, where = self.table()
+        for ids in ([[4]], [[-1]], np.zeros([1, 0], "int32"), [[2, 2, 0]]):
+            ids = np.asarray(ids, "int32")
+            found = towers.build_towers(model, ids, where).outputs
+            table = model.layers[0].get_weights()[0]
+            np.testing.assert_array_equal(found, table[ids])
+
+    @parameterized.parameters(5, -6)
+    def test_an_id_that_is_out_of_range_is_told(self, wrong):
+        model, where = self.table()
+        with self.assertRaisesRegex(Exception, "is not in"):
+            towers.build_towers(model, np.array([[1, wrong]], "int32"), where)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,1 @@
+"""pieces: layers that are cut: what of them, and how they are computed."""

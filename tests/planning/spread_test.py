@@ -153,6 +153,44 @@ class SpreadTest(parameterized.TestCase):
         ):
             towers.spread_layers(residual(), DEVICES[:2], 4000)
 
+    def test_a_layer_that_exceeds_each_limit_is_cut(self):
+        def model():
+            return keras.Sequential(
+                [
+                    keras.Input([6], dtype="int32"),
+                    layers.Embedding(1000, 8, name="words"),
+                    layers.Flatten(name="flat"),
+                    layers.Dense(16, name="small"),
+                    layers.Dense(600, name="large"),
+                    layers.Dense(2, name="last"),
+                ]
+            )
+
+        spread = towers.spread_layers(model(), DEVICES, 30_000)
+        self.assertEqual(spread["words"], towers.row_wise(DEVICES))
+        self.assertEqual(spread["large"], towers.column_wise(DEVICES))
+        self.assertIn("large in pieces on /CPU:0, /CPU:1, ", str(spread))
+        self.assertIn(spread["small"], DEVICES)
+        total = sum(stage.bytes for stage in spread.stages)
+        self.assertEqual(total, held(made := model()))
+        for stage in spread.stages:
+            self.assertLess(stage.bytes, 30_000)
+        where = towers.Placement(["/CPU:0"], layer_devices=spread)
+        towers.place_variables(made, where)
+        for stage in spread.stages:
+            there = [
+                v
+                for v in made.weights
+                if v.value.device.endswith(stage.device[1:])
+            ]
+            self.assertEqual(
+                stage.bytes, sum(4 * math.prod(v.shape) for v in there)
+            )
+        with self.assertRaisesRegex(
+            ValueError, "80,744 bytes .*CPU:1 20,000, also with words, large in"
+        ):
+            towers.spread_layers(model(), DEVICES[:2], 20_000)
+
     @parameterized.parameters(
         (dict(devices=[]), ValueError, "at least one device"),
         (dict(devices=["/CPU:9"]), ValueError, r"devices\[0\]"),

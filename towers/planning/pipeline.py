@@ -1,10 +1,13 @@
 """pipeline: stages of a model on devices, and micro-batches that follow on."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from towers.keras_model.layer_graph import LayerGraph
+from towers.keras_model.pieces.split import piece_paths
 from towers.placement.device_names import check_count
+from towers.placement.pieces import Pieces
 from towers.placement.placement import Placement
 from towers.planning.spread import spread_layers
 
@@ -71,13 +74,18 @@ def pipeline(
             first[:1] * micro_batches, layer_devices=spread, **kwargs
         )
     kwargs.setdefault("parameter_device", _Beside(model, spread, first[0]))
+    pins = {
+        path: [line[k] for line in lines for _ in range(micro_batches)]
+        for k, stage in enumerate(spread.stages)
+        for path in stage.paths
+    }
+    for path, pin in spread.items():
+        if isinstance(pin, Pieces):
+            own = [dataclasses.replace(pin, devices=tuple(x)) for x in lines]
+            pins[path] = [one for one in own for _ in range(micro_batches)]
     return Placement(
         [line[0] for line in lines for _ in range(micro_batches)],
-        layer_devices={
-            path: [line[k] for line in lines for _ in range(micro_batches)]
-            for k, stage in enumerate(spread.stages)
-            for path in stage.paths
-        },
+        layer_devices=pins,
         **kwargs,
     )
 
@@ -92,6 +100,9 @@ class _Beside:
             graph.variables[i].path: device
             for i, device in graph.pinned.items()
         }
+        for weight, pin in graph.cuts.weights:
+            for path, device in zip(piece_paths(weight, pin), pin.devices):
+                self._devices[path] = device
 
     def __call__(self, variables: Sequence[Any]) -> list[str]:
         return [self._devices.get(v.path, self._rest) for v in variables]

@@ -9,7 +9,9 @@ from towers.foreign.keras_layers import is_built
 from towers.keras_model.checks import check_model
 from towers.keras_model.layer_graph import LayerGraph
 from towers.placement.device_names import available, few, resolve
+from towers.placement.pieces import Pieces
 from towers.planning import steps as model_steps
+from towers.planning.oversized import cut_up, shares
 
 # By how much a stage may be larger than it need be, for a better cut.
 _ABOUT = 1.04
@@ -22,7 +24,8 @@ class Stage:
 
     Attributes:
       device: its name.
-      paths: of its layers, in the order of the graph.
+      paths: of its layers, in the order of the graph; not of those in pieces, whose
+        bytes there are counted with its own.
       parameter_bytes: of trainable variables.
       slot_bytes: of the optimizer's, those of a few bytes left out.
       state_bytes: of other variables.
@@ -50,7 +53,7 @@ class Stage:
 
 
 class LayerSpread(dict):
-    """Devices by layers' paths, for `layer_devices`; printed, the stages.
+    """Devices, or pieces, by layers' paths, for `layer_devices`; printed, the stages.
 
     Attributes:
       stages: one per device.
@@ -76,6 +79,11 @@ class LayerSpread(dict):
                 f"activations {stage.activation_bytes:,}; receives "
                 f"{stage.received} values from other stages)"
             )
+        lines += [
+            f"{path} in pieces on {pin}"
+            for path, pin in self.items()
+            if isinstance(pin, Pieces)
+        ]
         return "\n".join(lines)
 
 
@@ -93,9 +101,10 @@ def spread_layers(
     state, and what layers compute for a batch if its size is given. Of all ways to
     cut the order of the graph, those whose largest stage is within 4 % of the least
     are about as good, and of these the one is taken in which fewest values go from
-    stage to stage: not through a residual block, if it can be helped. No layer is
-    cut. Models inside that are functional or sequential are; layers that hold
-    others are not.
+    stage to stage: not through a residual block, if it can be helped. A layer that
+    exceeds the limit of each device is cut into pieces on all of them, if it can be:
+    a table row-wise, others column-wise; no other is. Models inside that are
+    functional or sequential are looked into; layers that hold others are not.
 
     >>> model = keras.Sequential([
     ...     keras.Input([64]), keras.layers.Dense(64, name="a"),
@@ -147,13 +156,24 @@ def spread_layers(
     found = model_steps.steps_of(template, batch_size)
     slots = model_steps.slot_bytes(model, optimizer)
     load = _loads(template, found, slots)
-    order, cuts = _best(found, [sum(x) for x in load], bounds, names)
+    pieces = cut_up(found.steps, load, bounds, names)
+    apart = [*zip(*(shares(load[i], len(names)) for i in pieces))]
+    rest = [b - sum(map(sum, own)) for b, own in zip(bounds, apart)] or bounds
+    sizes = [0 if i in pieces else sum(x) for i, x in enumerate(load)]
+    best = _best(found, sizes, rest)
+    if best is None:
+        all_sizes = [sum(x) for x in load]
+        cut = [found.steps[i].path for i in pieces]
+        raise ValueError(_refusal(found, all_sizes, bounds, names, cut))
+    order, cuts = best
     spread, stages = LayerSpread(), []
+    spread.update((found.steps[i].path, pin) for i, pin in pieces.items())
     for k, device in enumerate(names):
-        mine = order[cuts[k] : cuts[k + 1]]
+        mine = [i for i in order[cuts[k] : cuts[k + 1]] if i not in pieces]
         paths = [found.steps[i].path for i in mine]
         spread.update(dict.fromkeys(paths, device))
-        sums = [sum(part) for part in zip(*[load[i] for i in mine])] or [0] * 4
+        held = [*(load[i] for i in mine), *(apart[k] if apart else ())]
+        sums = [sum(part) for part in zip(*held)] or [0] * 4
         received = sum(
             made not in mine and bool(takers & {*mine})
             for made, takers, _ in found.values
@@ -225,16 +245,15 @@ def _best(
     found: model_steps.Steps,
     load: Sequence[int],
     bounds: Sequence[float],
-    names: Sequence[str],
-) -> tuple[list[int], list[int]]:
-    """An order of the steps, and where each stage begins and ends."""
+) -> tuple[list[int], list[int]] | None:
+    """An order of the steps, and where each stage begins and ends; if they fit."""
     orders = [[*range(len(load))], found.depth_first()]
     least = []
     for order in orders:
         sizes = [load[i] for i in order]
         least.append(_cut(sizes, [(0, 0)] * (len(load) + 1), bounds, max)[0])
     if math.isinf(min(least)):
-        raise ValueError(_refusal(found, load, bounds, names))
+        return None
     roof = [min(b, _ABOUT * min(least)) for b in bounds]
     ways = []
     for order in orders:
@@ -302,8 +321,9 @@ def _refusal(
     load: Sequence[int],
     bounds: Sequence[float],
     names: Sequence[str],
+    cut: Sequence[str],
 ) -> str:
-    """Why a model does not fit, with figures."""
+    """Why a model does not fit, with figures; also with some in pieces."""
     largest = max(range(len(load)), key=lambda i: load[i])
     least, _ = _cut(
         load, [(0, 0)] * (len(load) + 1), [math.inf] * len(bounds), max
@@ -313,6 +333,7 @@ def _refusal(
         f"The model does not fit: it takes {sum(load):,} bytes in all, "
         f"{load[largest]:,} of them in its largest layer "
         f"{found.steps[largest].path!r}, and {least:,} on one of "
-        f"{len(names)} devices at the least, but `limits` allows {room}. "
+        f"{len(names)} devices at the least, but `limits` allows {room}"
+        f"{', also with ' * bool(cut)}{', '.join(cut)}{' in pieces' * bool(cut)}. "
         "Give more devices, larger limits or a smaller `batch_size`."
     )

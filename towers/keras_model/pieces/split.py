@@ -4,7 +4,7 @@ A layer keeps its class, its config, its name and its files. What was a variable
 k of them, each with its slots, and a `Joined` stands for them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -89,14 +89,10 @@ def replace(
     def cut(value: np.ndarray) -> list[np.ndarray]:
         return np.split(value, np.cumsum(sizes)[:-1], axis)
 
+    paths = [old.path] if devices is None else piece_paths(weight, devices)
     new = [
-        keras_tracking.like(
-            old,
-            part,
-            device,
-            old.path if devices is None else f"{old.path}_{j}",
-        )
-        for j, (part, device) in enumerate(zip(cut(old.numpy()), where))
+        keras_tracking.like(old, part, device, path)
+        for part, device, path in zip(cut(old.numpy()), where, paths)
     ]
     stands = new[0]
     if devices is not None:
@@ -108,3 +104,8 @@ def replace(
         keras_slots.replace_trained(optimizer, before, new, join, cut)
     if any(map(process_of, where)):
         wait_for_all()  # a step would not
+
+
+def piece_paths(weight: Weight, pieces: Sized) -> list[str]:
+    """The paths of a variable's pieces, in Keras, one for each of `pieces`."""
+    return [f"{weight.value.path}_{j}" for j in range(len(pieces))]

@@ -301,7 +301,9 @@ def is_keras_own(what: Any) -> bool:
         parts += value if isinstance(value, (list, tuple)) else [value]
     modules = [getattr(x, "__module__", None) for x in parts if callable(x)]
     return all(
-        (m or "").split(".")[0] in ("keras", "tensorflow") for m in modules
+        # Of ours is what speaks for a layer in pieces.
+        (m or "").split(".")[0] in ("keras", "tensorflow", "towers")
+        for m in modules
     )
 
 

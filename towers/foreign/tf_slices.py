@@ -1,8 +1,9 @@
 """tf_slices: variables that `tf.train.Checkpoint` saves and restores as one.
 
 TensorFlow's checkpoints know slices of a tensor: what is saved in some is restored in
-others, or whole. An object says so by `_gather_saveables_for_checkpoint`, and
-`SaveableObject` has no public name. `tf_slices_test.py` fails when that changes.
+others, or whole. An object says so by `_gather_saveables_for_checkpoint`, and what it
+holds by `_trackable_children`; `SaveableObject` has no public name.
+`tf_slices_test.py` fails when one of them changes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,29 @@ class Sliced(tf.__internal__.tracking.Trackable):
 
     def _gather_saveables_for_checkpoint(self) -> dict[str, Callable[..., Any]]:
         return {"VARIABLE_VALUE": lambda name: _Slices(self, name)}
+
+
+# A method of all that TensorFlow saves, see `children`.
+CHILDREN = "_trackable_children"
+
+
+def children(
+    holder: Any, save_type: str = "checkpoint", **kwargs: Any
+) -> dict[str, Any]:
+    """What TensorFlow saves of who holds what is sliced.
+
+    In a SavedModel, whose functions read the pieces, these by themselves.
+    """
+    kind = type(holder)
+    found = kind._trackable_children(holder, save_type, **kwargs)
+    made: dict[str, Any] = {}
+    for name, child in found.items():
+        if isinstance(child, Sliced) and save_type != "checkpoint":
+            own = child.pieces
+            made.update((f"{name}_{j}", piece) for j, piece in enumerate(own))
+        else:
+            made[name] = child
+    return made
 
 
 class _Slices(SaveableObject):

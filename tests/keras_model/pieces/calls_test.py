@@ -119,6 +119,22 @@ class NumbersTest(parameterized.TestCase):
         close(cut.predict(X, verbose=0), expected, 1e-6)
 
 
+class LogitsTest(absltest.TestCase):
+    def test_losses_take_those_of_pieces(self):
+        def model():
+            start = keras.initializers.RandomNormal(stddev=50, seed=1)
+            layer = layers.Dense(3, "sigmoid", True, start, name="up")
+            return keras.Sequential([keras.Input([6]), layer])
+
+        where = placement(1, layer_devices={"up": column(PAIR)})
+        plain, cut = model(), towers.TowerModel(model(), where)
+        for each in (plain, cut):
+            each.compile("sgd", "binary_crossentropy")
+        losses = [m.test_on_batch(X, Y > 0) for m in (plain, cut)]
+        self.assertAlmostEqual(*losses, places=4)
+        self.assertGreater(losses[0], 20)  # of probabilities it is less
+
+
 class OptimizersTest(parameterized.TestCase):
     @parameterized.named_parameters(
         (

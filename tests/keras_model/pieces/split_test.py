@@ -169,6 +169,18 @@ class SplitTest(parameterized.TestCase):
         self.assertLen(up.weights, 4)
         self.assertEqual(up.kernel.shape, (6, 10))
 
+    @pytest.mark.slow
+    def test_a_plain_model_in_pieces_is_fitted_and_exported(self):
+        plain, model = make(mlp), make(mlp)
+        towers.place_variables(model, cut(3))
+        for each in (plain, model):
+            each.compile("adam", "mse")
+            fit(each)
+        close(model.get_weights(), plain.get_weights(), 1e-6)
+        folder = tempfile.mkdtemp()
+        model.export(folder, verbose=False)
+        close(tf.saved_model.load(folder).serve(X), plain(X), 1e-6)
+
     def test_weights_are_got_and_set_whole(self):
         model, other = make(mlp), make(mlp, 1)
         cut_model = towers.TowerModel(model, cut(3))

@@ -10,6 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.foreign.keras_layers import get_notes, set_notes
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -29,8 +31,14 @@ class Parts:
 def side_by_side(
     tensors: Sequence[tf.Tensor], axis: int, sizes: tuple[int, ...]
 ) -> tf.Tensor:
-    """One tensor, on the device that is open, which is known to be of parts."""
+    """One tensor, on the device that is open, which is known to be of parts.
+
+    Where these are of logits, as of a sigmoid, losses take those, as Keras does.
+    """
     joined = tf.concat(tensors, axis)
+    logits = [note["logits"] for note in get_notes(list(tensors))]
+    if all(x is not None for x in logits):
+        set_notes(joined, [{"logits": tf.concat(logits, axis)}])
     parts = Parts(tensors, axis % joined.shape.rank, sizes)
     joined._towers_parts = parts
     return joined

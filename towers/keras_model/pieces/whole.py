@@ -1,12 +1,12 @@
 """whole: a layer in pieces speaks of whole variables, as the plain model does."""
 
-import functools
-from collections.abc import MutableMapping, Sequence
+import types
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from towers.foreign import keras_tracking
+from towers.foreign import keras_tracking, tf_slices
 from towers.foreign.keras_layers import all_layers
 from towers.keras_model.pieces.joined import Joined, all_joined, joined_of
 
@@ -17,17 +17,15 @@ def spoken_of(model: Any) -> None:
     So they do by themselves as long as nothing of them is in pieces.
     """
     for layer in all_layers(model):
-        _instead(layer, bool(all_joined(layer)), (get_weights, set_weights))
-        own = save_own_variables, load_own_variables
-        _instead(layer, bool(joined_of(layer)), own)
+        _instead(layer, bool(all_joined(layer)), _OF_ALL)
+        _instead(layer, bool(joined_of(layer)), _OF_OWN)
 
 
-def _instead(layer: Any, is_needed: bool, functions: Sequence[Any]) -> None:
+def _instead(layer: Any, is_needed: bool, functions: Mapping[str, Any]) -> None:
     """Has functions of a layer in the place of its methods, or not."""
-    for function in functions:
-        name = function.__name__
+    for name, function in functions.items():
         if is_needed:
-            vars(layer)[name] = functools.partial(function, layer)
+            vars(layer)[name] = types.MethodType(function, layer)
         else:
             vars(layer).pop(name, None)
 
@@ -94,3 +92,13 @@ def load_own_variables(layer: Any, store: MutableMapping[str, Any]) -> None:
 def _own(layer: Any) -> list[Any]:
     """A layer's own variables as its files have them, in their order."""
     return as_whole(keras_tracking.own_variables(layer), joined_of(layer))
+
+
+# What takes the place of the methods of a layer, if any variable in it is in pieces;
+# and if one of its own is.
+_OF_ALL = {"get_weights": get_weights, "set_weights": set_weights}
+_OF_OWN = {
+    "save_own_variables": save_own_variables,
+    "load_own_variables": load_own_variables,
+    tf_slices.CHILDREN: tf_slices.children,
+}

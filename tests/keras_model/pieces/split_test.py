@@ -179,7 +179,8 @@ class SplitTest(parameterized.TestCase):
         close(model.get_weights(), plain.get_weights(), 1e-6)
         folder = tempfile.mkdtemp()
         model.export(folder, verbose=False)
-        close(tf.saved_model.load(folder).serve(X), plain(X), 1e-6)
+        loaded = tf.saved_model.load(folder)
+        close(loaded.serve(X), plain(X), 1e-6)
 
     def test_weights_are_got_and_set_whole(self):
         model, other = make(mlp), make(mlp, 1)

@@ -58,7 +58,8 @@ class Home:
 def place_variables(model: Any, placement: Placement) -> None:
     """Moves a model's variables, and its optimizers', where placement says.
 
-    Values are kept. Functions that Keras made of the model before are
+    Values are kept. Variables of layers that it has in pieces are cut, see
+    `column_wise`, and put together where they were cut otherwise. Functions that Keras made of the model before are
     dropped, since they would go on with the old variables; a `tf.function` of
     your own that was traced before must be made again.
 
@@ -74,7 +75,9 @@ def place_variables(model: Any, placement: Placement) -> None:
 
     Raises:
       TypeError: `model` is no Keras model, `placement` no `Placement`.
-      ValueError: the policy returns the wrong number of devices, or a bad one.
+      ValueError: the policy returns the wrong number of devices, or a bad one; or a
+        layer cannot be cut as the placement asks, or its optimizer looks at whole
+        variables.
       RuntimeError: called inside a graph.
     """
     checks.check_model(model)

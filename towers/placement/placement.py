@@ -61,7 +61,7 @@ class Placement:
         tower, and are not shown to a policy. A list has one device per tower:
         the variables live where `parameter_device` says, and go from there to
         each device that needs them, once. In the place of a device `column_wise`
-        or `row_wise` has those of a layer's pieces.
+        or `row_wise` has those of a layer's pieces, with the same meaning.
       reasons: what is said about its weights; printed, and else of no account.
 
     Raises:

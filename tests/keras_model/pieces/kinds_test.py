@@ -166,6 +166,27 @@ class KindsTest(parameterized.TestCase):
         pins = {"rows_.*": row(DEVICES[:2]), "columns_.*": column(DEVICES[2:])}
         self.check(everything, IDS % 20, placement(2, layer_devices=pins))
 
+    @pytest.mark.slow
+    def test_gpus_can_run_all_of_it_strictly(self):
+        gpus = ["/GPU:0", "/GPU:1"]
+        where = towers.Placement(
+            gpus,
+            parameter_device="/GPU:0",
+            layer_devices={"rows_.*": row(gpus), "columns_.*": column(gpus)},
+            available="any",
+        )
+        model = towers.TowerModel(make(everything), where)
+        model.compile("adam", "mse")
+        plan = towers.placement_plan(
+            *(model, IDS % 20, np.ones([5, 2])),
+            machine={"CPU": 1, "GPU": 2},
+            strict=True,
+        )
+        self.assertEmpty([*plan.moved, *plan.refused])
+        for path in ("rows_words", "columns_heads", "rows_conv"):
+            for j, device in enumerate(gpus):
+                plan.assert_runs_on(f"tower_1/{path}/piece_{j}", device)
+
     @parameterized.named_parameters(
         (name, *model, pins) for name, (model, pins) in KINDS.items()
     )

@@ -42,7 +42,7 @@ def words(mask=False, after=None):
 
 
 def attention(**kwargs):
-    """Masked, and added to what it is of; of more heads than fit evenly."""
+    """Masked, beside what it is of; of more heads than fit evenly."""
     call = kwargs.pop("call", {})
 
     def model() -> keras.Model:
@@ -53,7 +53,9 @@ def attention(**kwargs):
         if isinstance(found, (list, tuple)):
             found, scores = found
             y += keras.ops.mean(scores, [1, 2, 3], keepdims=True)[..., 0]
-        return keras.Model(x, L.Dense(2)(L.GlobalAveragePooling1D()(y + found)))
+        # Attention has taken the mask from what it is of.
+        each = [L.Dense(2)(L.GlobalAveragePooling1D()(z)) for z in (y, found)]
+        return keras.Model(x, L.Add()(each))
 
     return model, IDS % 20
 

@@ -42,7 +42,7 @@ def words(mask=False, after=None):
 
 
 def attention(**kwargs):
-    """Masked, beside what it is of; of more heads than fit evenly."""
+    """Masked, and added to what it is of; of more heads than fit evenly."""
     call = kwargs.pop("call", {})
 
     def model() -> keras.Model:
@@ -53,11 +53,30 @@ def attention(**kwargs):
         if isinstance(found, (list, tuple)):
             found, scores = found
             y += keras.ops.mean(scores, [1, 2, 3], keepdims=True)[..., 0]
-        # Attention has taken the mask from what it is of.
-        each = [L.Dense(2)(L.GlobalAveragePooling1D()(z)) for z in (y, found)]
-        return keras.Model(x, L.Add()(each))
+        return keras.Model(x, L.Dense(2)(L.GlobalAveragePooling1D()(y + found)))
 
     return model, IDS % 20
+
+
+class Unmasked(keras.Model):
+    """Attention takes the mask from its inputs, which are used after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = L.Embedding(20, 8, mask_zero=True)
+        self.attention = L.MultiHeadAttention(4, 3, name="cut")
+        self.pool, self.out = L.GlobalAveragePooling1D(), L.Dense(2)
+
+    def call(self, ids):
+        y = self.words(ids)
+        found = self.attention(y, y)
+        return self.out(self.pool(found) + self.pool(y))
+
+
+def unmasked() -> keras.Model:
+    model = Unmasked()
+    model(IDS % 20)
+    return model
 
 
 def everything() -> keras.Model:
@@ -82,6 +101,7 @@ KINDS = {
     "heads_dropped": (attention(dropout=0.5, seed=3), CUT),
     "heads_causal": (attention(call={"use_causal_mask": True}), CUT),
     "heads_scored": (attention(call={"return_attention_scores": True}), CUT),
+    "heads_then_unmasked": ((unmasked, IDS % 20), CUT),
     "heads_bare": (
         attention(value_dim=5, output_shape=8, use_bias=False),
         CUT,

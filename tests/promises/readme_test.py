@@ -101,6 +101,7 @@ TESTED_BY = {
     "placement.device_names": "placement.placement",
     "placement.layer_devices": "placement.placement",
     "planning.crossings": "planning.plan",
+    "planning.oversized": "planning.spread",
     "planning.plan_graphs": "planning.plan",
     "planning.steps": "planning.spread",
     "placement.policies": "keras_model.parameters",

@@ -23,6 +23,7 @@ from towers.foreign.keras_layers import (
     is_quantized,
     is_stateful,
 )
+from towers.foreign.keras_masks import forget_masks
 from towers.foreign.patches import patched
 from towers.keras_model import widths
 from towers.keras_model.brought import brought
@@ -156,8 +157,10 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
                 else:
                     notes.device = device
                     with tf.device(device):
-                        args, kwargs = brought((args, kwargs))
+                        given = args, kwargs
+                        args, kwargs = brought(given)
                         outputs = original(*args, **kwargs)
+                        forget_masks(given, (args, kwargs))
         finally:
             notes.device = outer
             path = notes.path

@@ -102,6 +102,8 @@ KINDS = {
     "heads_causal": (attention(call={"use_causal_mask": True}), CUT),
     "heads_scored": (attention(call={"return_attention_scores": True}), CUT),
     "heads_then_unmasked": ((unmasked, IDS % 20), CUT),
+    # As of attention that is whole, on a device of its own.
+    "heads_pinned": ((unmasked, IDS % 20), {"cut": DEVICES[3]}),
     "heads_bare": (
         attention(value_dim=5, output_shape=8, use_bias=False),
         CUT,

@@ -104,6 +104,7 @@ class LayerGraph:
         ):
             paths = pins.layer_paths(self.models)
             self.cuts = cuts.cuts_of(paths, self.pinned_layers)
+            self.cuts.check_outputs(self.wanted)
         self.joined = [
             x
             for layer in self.layers

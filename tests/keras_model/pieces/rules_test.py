@@ -1,5 +1,7 @@
 """Which layers cannot be cut: refused by name and path, and with the placement."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -118,6 +120,19 @@ class RefusedTest(parameterized.TestCase):
         three = placement(1, layer_devices={"up": towers.row_wise(DEVICES[:3])})
         with self.assertRaisesRegex(ValueError, "is in 2 pieces along axis 1"):
             towers.build_towers(model, np.ones([2, 6], "float32"), three)
+
+    def test_outputs_of_what_is_inside_are(self):
+        x = keras.Input([5, 6])
+        heads = layers.MultiHeadAttention(2, 3, name="heads")
+        model = keras.Model(x, heads(x, x))
+        where = placement(1, layer_devices={"heads": towers.column_wise(PAIR)})
+        towers.place_variables(model, where)
+        ask = functools.partial(
+            *(towers.build_towers, model, np.ones([2, 5, 6]), where),
+            layer_outputs=["heads/query"],
+        )
+        with self.assertRaisesRegex(ValueError, "'heads/query', but 'heads'"):
+            ask()
 
     def test_what_is_not_dense_is(self):
         where = placement(1, layer_devices={"up": towers.column_wise(PAIR)})

@@ -23,17 +23,35 @@ class Cuts:
       homes: by a piece's id its device, one for all towers or one for each.
       weights: what of these layers is cut, and into how many pieces.
       unready: paths of layers whose variables are not in these pieces, and why.
+      paths: of all these layers.
     """
 
     pins: Mapping[int, Any] = dataclasses.field(default_factory=dict)
     homes: Mapping[int, Any] = dataclasses.field(default_factory=dict)
     weights: Sequence[tuple[Weight, Any]] = ()
     unready: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    paths: Sequence[str] = ()
 
     def of(self, layer: Any, tower: int) -> Pieces | None:
         """Where a layer's pieces are for a tower; None if it is in none."""
         pin = self.pins.get(id(layer))
         return pin[tower] if isinstance(pin, tuple) else pin
+
+    def check_outputs(self, wanted: Sequence[str]) -> None:
+        """Raises if outputs are wanted of what a layer in pieces holds.
+
+        Raises:
+          ValueError: those of attention's projections are, which nobody has whole.
+        """
+        for name in wanted:
+            for path in self.paths:
+                if name.startswith(f"{path}/"):
+                    raise ValueError(
+                        f"`layer_outputs` names {name!r}, but {path!r}, which "
+                        "holds it, is computed in pieces, and no tensor has all "
+                        f"of it. Expected {path!r} itself, or a placement that "
+                        "leaves it whole."
+                    )
 
     def refuse(self) -> NoReturn:
         """Raises, as a layer is not in its pieces yet.
@@ -77,7 +95,8 @@ def cuts_of(
                 homes.update(zip(map(id, pieces), places_of(pin)))
             else:
                 unready[path] = _state(weight, pin)
-    return Cuts(pins, homes, weights, unready)
+    names = [layers[i][0] for i in pins]
+    return Cuts(pins, homes, weights, unready, names)
 
 
 def by_of(pin: Any) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,6 +12,7 @@ from towers import v1_graph
 from towers.foreign import keras_layers, tf_functions
 from towers.keras_model import checks
 from towers.placement.device_names import few
+from towers.verbs.handing_out import Promised
 
 UNAPPLIED = (
     "Towers were built in training, and nobody has applied what they change"
@@ -19,6 +21,19 @@ _CURE = (
     "Call `apply_updates()` of the TowerGraph in each step, or read its `updates`; "
     "without, moving statistics stand still, and dropout masks are always the same."
 )
+
+
+class _WhenAsked:
+    """An attribute whose tensors are made, if they are only promised, when asked."""
+
+    def __get__(self, owner: Any, kind: Any) -> Sequence[tf.Tensor]:
+        if owner is None:  # a default
+            return ()
+        said = vars(owner)["parameters"]
+        return [x.kept() if isinstance(x, Promised) else x for x in said]
+
+    def __set__(self, owner: Any, value: Sequence[Any]) -> None:
+        vars(owner)["parameters"] = value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +47,8 @@ class Tower:
       inputs: its true shard, maybe of 0 rows, on the input device.
       outputs: what its forward pass returned, on its device; for an empty
         shard, of one spare row.
-      parameters: its copies of the model's trainable variables, in order.
+      parameters: its copies of the model's trainable variables, in order. A table
+        of which it looks rows up is read as a whole when you ask for these.
       layer_outputs: outputs of the layers asked for, by path.
     """
 
@@ -41,7 +57,7 @@ class Tower:
     scope: str
     inputs: Any
     outputs: Any = None
-    parameters: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    parameters: _WhenAsked = _WhenAsked()
     layer_outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:

@@ -1,17 +1,20 @@
 """A chief that has a large table on a worker: run by large_tables_test.
 
 As JSON: how far from plain the outputs are after a first step, and after weights
-were set; a step does not wait for what is still on its way.
+were set; a step does not wait for what is still on its way. And what a step sends,
+over what its report says, and that over ids, rows and their gradients.
 """
 
 import json
 
 from cluster_workers import Workers
 
-WORKERS = Workers(1)
+WORKERS = Workers(2)
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from sent_bytes import of_a_step  # noqa: E402
 
 import towers  # noqa: E402
 
@@ -32,8 +35,8 @@ def model():
 
 def main():
     cluster = towers.Cluster(WORKERS.addresses)
-    (worker,) = cluster.devices()
-    where = towers.Placement([worker] * 2, layer_devices={"words": worker})
+    workers = cluster.devices()
+    where = towers.Placement(workers, layer_devices={"words": workers[0]})
     ids = np.random.default_rng(0).integers(0, WORDS, [256, 10], "int32")
     y = np.ones([256, 1], "float32")
     plain, towered = model(), towers.TowerModel(model(), where)
@@ -50,6 +53,17 @@ def main():
     for m in (plain, towered):
         m.set_weights(weights)
     found["set"] = difference()
+    x, y = tf.constant(ids), tf.constant(y)
+
+    def step():
+        towered.train_on_batch(x, y)
+
+    report = towers.execution_report(step)
+    sent = of_a_step(step, WORKERS.pids.values(), 10)
+    found["sent"] = sent / report.total_bytes
+    # Of the one tower that is not where the table is.
+    rows = ids[len(ids) // 2 :].size * WIDTH * 4
+    found["more"] = report.total_bytes - ids.nbytes - 2 * rows
     print(json.dumps(found))
 
 

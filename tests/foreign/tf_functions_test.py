@@ -39,5 +39,32 @@ class BodyTest(parameterized.TestCase):
         self.assertIn("Exp", seen)
 
 
+class MakingTest(absltest.TestCase):
+    def test_an_op_takes_another_input(self):
+        @tf.function
+        def step(x):
+            y = tf.square(x)
+            tf_functions.take_instead(y.op, 0, x + 1)
+            return y
+
+        self.assertEqual(float(step(tf.constant(2.0))), 9)
+
+    def test_results_are_returned_where_they_were_made(self):
+        def devices(stays):
+            def both(x):
+                if stays:
+                    tf_functions.return_where_made()
+                with tf.device("/CPU:1"):
+                    return x * 2
+
+            made = tf.function(both, autograph=False)
+            (result,) = made.get_concrete_function(tf.TensorSpec([])).outputs
+            return result.op.type, result.device[-5:]
+
+        # What this is for: an identity that has no device.
+        self.assertEqual(devices(False), ("Identity", ""))
+        self.assertEqual(devices(True), ("Identity", "CPU:1"))
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -7,7 +7,7 @@ from absl.testing import parameterized
 from tensorflow.python.framework import ops
 
 import towers
-from towers.foreign.tf_gradients import own_gradient, recorded
+from towers.foreign.tf_gradients import accessed, own_gradient, recorded
 
 
 def graphs() -> int:
@@ -173,6 +173,19 @@ class OwnGradientTest(parameterized.TestCase):
 
         self.assertEqual(float(f(tf.constant(2.0))), 3.0)
         self.assertEqual([v.ref() for v in told], [variable.ref()])
+
+    def test_a_variable_that_is_not_read_has_a_gradient(self):
+        variable = tf.Variable(tf.ones([3]))
+        twice = own_gradient(lambda _: (tf.zeros([]), lambda g: g * [2, 2, 2]))
+
+        @tf.function
+        def f():
+            with tf.GradientTape() as tape:
+                accessed(variable)
+                y = twice(variable.handle)
+            return tape.gradient(y, variable)
+
+        self.assertEqual(f().numpy().tolist(), [2, 2, 2])
 
     def test_what_is_elsewhere_is_not_taken_along(self):
         """Whoever differentiates by the graph finds it all the same."""

@@ -122,7 +122,7 @@ class EmbeddingTest(parameterized.TestCase):
     @parameterized.parameters(
         (False, "/CPU:0", "sgd", 100_000), (True, "/CPU:3", "adam")
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow  # see row_tables_test
     def test_only_the_rows_looked_up_cross(
         self, mask, parameters, optimizer, count=WORDS
     ):

@@ -78,6 +78,7 @@ TESTED_BY = {
     "keras_model.request": "build",
     "keras_model.row_order": "keras_model.batchless",
     "keras_model.signature": "keras_model.checks",
+    "keras_model.table_look": "keras_model.row_tables",
     "keras_model.tower": "build",
     "planning.compared_steps": "planning.compare",
     "planning.figures": "planning.compare",

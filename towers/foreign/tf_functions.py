@@ -1,9 +1,10 @@
-"""tf_functions: the graph of a function that an op calls, and the end of its making.
+"""tf_functions: graphs of functions that ops call, and those that are being made.
 
 TensorFlow has no public words for either: a graph knows its functions by
 `_get_function`, and calls at the end what `add_exit_callback_to_default_func_graph`
 was given. Nor does it say that `tf.function` returns identities, made on no device
-after its function has ended. `tf_functions_test.py` fails when one changes.
+after its function has ended. What an op takes is changed by `_update_input` only.
+`tf_functions_test.py` fails when one changes.
 """
 
 import sys
@@ -21,6 +22,11 @@ def body(op: tf.Operation, attribute: str) -> Any:
     """
     function = op.graph._get_function(op.get_attr(attribute).name)
     return getattr(function, "graph", None)
+
+
+def take_instead(op: tf.Operation, k: int, tensor: tf.Tensor) -> None:
+    """Has an op of a function that is being made take another k-th input."""
+    op._update_input(k, tensor)
 
 
 def when_made(call: Callable[[], None]) -> None:

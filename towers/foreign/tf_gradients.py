@@ -7,7 +7,8 @@ too, so that a tape makes zeros for each of them, an op per parameter and tower.
 
 Here the graph owns the gradient, and a tape hears of the results only. TensorFlow
 has no public words for either: this file takes entries back from
-`gradient_registry._registry`, and speaks to tapes by `record`.
+`gradient_registry._registry`, and speaks to tapes by `record`. Of a variable that is
+not read, but differentiated, they hear by `variable_accessed`.
 `tf_gradients_test.py` fails when one of them changes.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.framework import ops  # for `gradient_registry`
+from tensorflow.python.ops import resource_variable_ops
 
 # No string: those are written to the MetaGraph, where this has no place.
 _KEY = ("towers", "gradients")
@@ -119,6 +121,11 @@ def _registered(graph: tf.Graph, gradient: Callable[..., Any]) -> str:
     tf.RegisterGradient(name)(looked_up)
     weakref.finalize(graph, ops.gradient_registry._registry.pop, name, None)
     return name
+
+
+def accessed(variable: tf.Variable) -> None:
+    """Tells tapes, and the function that is being made, as if it were read."""
+    resource_variable_ops.variable_accessed(variable)
 
 
 def unrecorded() -> AbstractContextManager[None]:

@@ -147,19 +147,22 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
         scopes, outer = notes.scopes, notes.device
         if notes.masks is not None:
             kwargs = notes.masks.given(layer, kwargs)
+        compute, tables = original, notes.stateless.tables
+        if tables is not None:
+            compute = tables.call(layer, original, notes)
         phase = kwargs.get("training", notes.training)
         device = graph.device_of(layer, notes.tower)
         scopes.append(f"{scopes[-1]}{layer.name}/")
         try:
             with tf.name_scope(scopes[-1]), _noised(layer, args, phase, notes):
                 if device in (None, outer):
-                    outputs = original(*args, **kwargs)
+                    outputs = compute(*args, **kwargs)
                 else:
                     notes.device = device
                     with tf.device(device):
                         given = args, kwargs
                         args, kwargs = brought(given)
-                        outputs = original(*args, **kwargs)
+                        outputs = compute(*args, **kwargs)
                         forget_masks(given, (args, kwargs))
         finally:
             notes.device = outer

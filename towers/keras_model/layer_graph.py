@@ -142,12 +142,15 @@ class LayerGraph:
         a layer or a function of a user's own that is not known, nor would a pinned
         layer show that was pinned to the device of the tower that is copied.
         """
+        return not self.pinned_layers and self.is_keras_own
+
+    @property
+    def is_keras_own(self) -> bool:
+        """Whether all that is computed is written in Keras."""
         called = [*self.layers]
         for layer in self.layers:
             called += keras_layers.bare_operations(layer)
-        return not self.pinned_layers and all(
-            keras_layers.is_keras_own(x) for x in called
-        )
+        return all(keras_layers.is_keras_own(x) for x in called)
 
     def device_of(self, layer: Any, tower: int) -> str | None:
         """Where a layer runs, if that is elsewhere than its tower."""
@@ -255,11 +258,11 @@ class LayerGraph:
     ) -> list[Any]:
         """Of one value per variable; of so many rows, or any, where it has some.
 
-        As wide as the variables are, though values may come in half of that.
+        As long and as wide as the variables are, though values may be less.
         """
         shapes = [
             [rows, *x.shape[1:]] if i in self.row_states else x.shape
-            for i, x in enumerate(values)
+            for i, x in enumerate(self.variables)
         ]
         return [
             tf.TensorSpec(shape, keras_layers.raw(variable).dtype)

@@ -74,6 +74,16 @@ class Notes:
             return value
         return self.draws.state(self.path, value)
 
+    @property
+    def is_outright(self) -> bool:
+        """Whether it is in no loop or function, and no gradient is taken."""
+        follower = self.stateless.follower
+        return (
+            tf.compat.v1.get_default_graph() is self.body
+            and (follower is None or follower.is_idle)
+            and not errand.is_run()
+        )
+
     def again(
         self, stateless: Any, scopes: Sequence[str], draws: Any
     ) -> "Notes":

@@ -2,7 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 import tensorflow as tf
@@ -13,9 +19,10 @@ from towers.keras_model import layer_graph
 from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import statistics
 from towers.keras_model.parameters import Home
+from towers.keras_model.row_tables import stand_ins
 from towers.placement.device_names import process_of, same_device
 from towers.placement.placement import Placement
-from towers.verbs.handing_out import handed_out
+from towers.verbs.handing_out import Promised, handed_out
 from towers.verbs.parcels import is_small, parcelled, replicate_together
 from towers.verbs.relays import Relays, by_relays, size_of
 from towers.verbs.replicate import replicate, replicate_overwritten
@@ -87,13 +94,14 @@ class Copies:
       each: per tower, its copies of them.
       told: per tower, where it is in the batch, for what it draws, see
         `draws.told`; None where nothing is.
-      parameters: per tower, its copies of those that are trained, as wide.
+      parameters: per tower, its copies of those that are trained, as wide; of
+        tables of which it reads rows what is read if somebody asks, `Promised`.
     """
 
     values: list[Any]
     each: list[list[Any]]
     told: list[tf.Tensor | None]
-    parameters: list[list[tf.Tensor]]
+    parameters: list[list[Any]]
 
 
 def replicated(
@@ -103,6 +111,7 @@ def replicated(
     shards: Shards,
     halves: Mapping[int, tf.DType],
     are_handed_out: bool = False,
+    tables: Collection[int] = (),
 ) -> Copies:
     """Copies of all variables for each tower.
 
@@ -113,13 +122,18 @@ def replicated(
       shards: the batch.
       halves: by place the dtype of those that cross in half of theirs.
       are_handed_out: whether anyone but the towers may take their parameters.
+      tables: the places of those that are not read, see `row_tables`.
     """
     kept = functools.cache(shards.rows.kept)
     values, columns = [], []
     with tf.name_scope("replicate"):
-        for home in homes:
+        unread = {
+            k: stand_ins(homes[k].variable, device, kept(device))
+            for k, device in ((k, homes[k].device) for k in tables)
+        }
+        for k, home in enumerate(homes):
             with tf.device(home.device):
-                values.append(home.read())
+                values.append(unread[k][0] if k in unread else home.read())
         for k, (home, kind) in enumerate(zip(homes, graph.kinds)):
             with tf.device(home.device):
                 if kind is Kind.ROWS:
@@ -127,12 +141,14 @@ def replicated(
                         graph.variables[k], values[k], shards
                     )
                 read = _Read(values[k], home.device, shards, kept)
-                columns.append(_TO_TOWERS[kind](read))
+                columns.append(unread.get(k) or _TO_TOWERS[kind](read))
         if graph.seeds:
             columns.append(_told(shards, placement))
         travels = graph.seeds and not shards.ranges.are_known
         told_at = host_of(placement.input_device) if travels else None
-        parcels = _parcels(graph, homes, values, placement, halves, told_at)
+        parcels = _parcels(
+            *(graph, homes, values, placement, halves, told_at, tables)
+        )
         ways = _ways(parcels, values)
         for key, members in parcels.items():
             device, places, dtype, _ = key
@@ -157,11 +173,17 @@ def replicated(
         places = columns.pop() if graph.seeds else [None] * n
         each = [list(own) for own in zip(*columns)] or [[]] * n
         shown = [{k: own[k] for k in graph.trainable} for own in each]
-        for k in sorted(halves.keys() & shown[0]) if are_handed_out else ():
+        for k in sorted(shown[0]) if are_handed_out else ():
             for i, device in enumerate(placement.devices):
-                there = graph.elsewhere(i, device).get(k, device)
-                pair = handed_out(values[k], each[i][k], there)
-                shown[i][k], each[i][k] = pair
+                if k in tables:
+                    promised = Promised(
+                        each[i][k], homes[k].read, homes[k].device
+                    )
+                    shown[i][k], each[i][k] = promised, promised.taken
+                elif k in halves:
+                    there = graph.elsewhere(i, device).get(k, device)
+                    pair = handed_out(values[k], each[i][k], there)
+                    shown[i][k], each[i][k] = pair
     return Copies(values, each, places, [[*own.values()] for own in shown])
 
 
@@ -185,6 +207,7 @@ def _parcels(
     placement: Placement,
     halves: Mapping[int, tf.DType],
     told_at: str | None,
+    tables: Container[int],
 ) -> dict[Any, list[int]]:
     """What travels together: by from where, to where, in which dtype, and group.
 
@@ -196,6 +219,7 @@ def _parcels(
       halves: those that are sent in a half dtype, and in which.
       told_at: the device of what tells towers where they are, if that travels: it
         comes after the variables, and with seeds, if those come from there.
+      tables: the places of those that do not.
     """
     parcels: dict[Any, list[int]] = {}
     elsewhere = [
@@ -205,7 +229,7 @@ def _parcels(
     groups = _groups(graph, halves)
     small = list(map(is_small, values, dtypes))
     for k, (home, kind) in enumerate(zip(homes, graph.kinds)):
-        if kind in _ALONE:
+        if kind in _ALONE or k in tables:
             continue
         device = home.device if kind is not Kind.SEED else host_of(home.device)
         places = tuple(

@@ -18,6 +18,7 @@ from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.moments import Moments
 from towers.keras_model.notes import Notes, note_update
 from towers.keras_model.reads import Reads
+from towers.keras_model.row_tables import Tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ def replayed(
     tower_fn: Callable[..., Any] | None = None,
     tower: int = 0,
     draws: Any = None,
+    tables: Tables | None = None,
 ) -> Replay:
     """Calls a model with `values` for its variables, changing none.
 
@@ -77,8 +79,10 @@ def replayed(
       tower_fn: `f(model, inputs)` in the place of `model(inputs)`.
       tower: which one, for layers with a device in each.
       draws: what it draws by seeds that other towers have too.
+      tables: those that it reads by rows.
     """
     stateless = Values(graph.variables, values)
+    stateless.tables = tables
     notes = Notes(graph, scope, training, stateless, tower, draws)
     stateless.notes = None if draws is None else notes
     reads = Reads(graph.variables, values) if graph.is_mixed else None
@@ -96,6 +100,8 @@ def replayed(
         losses = [tf.convert_to_tensor(loss) for loss in losses]
         # Here, where a variable among them is the tower's copy.
         outputs = tf.nest.map_structure(as_tensor, outputs)
+    if tables is not None and stateless.follower is not None:
+        tables.end(stateless.follower.is_opaque)
     state = {}
     for i, (variable, value) in enumerate(zip(graph.variables, values)):
         new = stateless.state_mapping[id(variable)]  # which nobody reads here
@@ -133,11 +139,13 @@ class Values(keras.StatelessScope):
       follower: hears which copies of trainable variables are read.
       notes: of the replay, which know what a generator's state is in a tower.
       reads: notes them under mixed precision.
+      tables: hears of reads, where some are by rows.
     """
 
     follower: Follower | None = None
     notes: Notes | None = None
     reads: Reads | None = None
+    tables: Tables | None = None
 
     def __init__(self, variables: Sequence[Any], values: Sequence[tf.Tensor]):
         # Set here and not by the parent, which casts to a half dtype when the
@@ -153,7 +161,7 @@ class Values(keras.StatelessScope):
         """Another scope, with the values that this one has now."""
         other = Values((), ())
         other._copies = self._copies
-        other._around = self._around
+        other._around, other.tables = self._around, self.tables
         other.state_mapping.update(self.state_mapping)
         return other
 
@@ -163,12 +171,19 @@ class Values(keras.StatelessScope):
 
     def handle_of(self, variable: Any) -> tf.Tensor | None:
         """The same, for a tape that takes gradients for it."""
-        if self.reads is not None:
-            self.reads.note(variable)
+        self._note(variable)
         return self.copy_of(variable)
+
+    def _note(self, variable: Any) -> None:
+        """Notes that more is done with a variable than reading it."""
+        for listener in (self.reads, self.tables):
+            if listener is not None:
+                listener.note(variable)
 
     def get_current_value(self, variable: Any) -> tf.Tensor | None:
         value = super().get_current_value(variable)
+        if self.tables is not None:
+            self.tables.note(variable)
         if self.reads is not None:
             value = self.reads.read(variable, value, self.follower)
         if self.follower is not None:
@@ -243,8 +258,7 @@ class Values(keras.StatelessScope):
                 "`seed=keras.random.SeedGenerator(...)` kept as an attribute "
                 "of a layer, and keep a metric as an attribute of a layer."
             )
-        if self.reads is not None:
-            self.reads.note(variable)
+        self._note(variable)
         note_update(variable, self.state_mapping[id(variable)])
         if variable.trainable and copy.dtype.is_floating:
             # What is read after an assignment differentiates to the variable,

@@ -25,13 +25,14 @@ from towers.keras_model import (
     losses,
 )
 from towers.keras_model.guards import Guards
-from towers.keras_model.halves import halves_of
+from towers.keras_model.halves import Halves, halves_of
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.parameter_copies import Copies
 from towers.keras_model.parameters import Home
 from towers.keras_model.reads import Misread
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
+from towers.keras_model.table_look import ByRows, by_rows
 from towers.verbs.join import joining
 from towers.verbs.split import Shards
 
@@ -64,16 +65,17 @@ def forward(
       ValueError: towers cannot be built, or their outputs not be joined.
     """
     one = functools.partial(_computed, graph, homes, towers, request, inputs)
-    if graph.is_mixed:
-        tower_fn = called_in(request, towers[0])
+    if graph.is_mixed or graph.pinned_layers:
+        asked = graph, homes, shards, request, called_in(request, towers[0])
         with warned.once(), contextlib.suppress(Misread):
-            halves = halves_of(graph, homes, shards, request, tower_fn)
+            halves = halves_of(*asked) if graph.is_mixed else Halves()
+            tables = by_rows(*asked)
             narrow = halves.inputs
             fed = shards.narrowed(narrow, request.placement.devices)
-            copies = copied(halves.weights, request.hands_out)
-            return copies, *one(fed, copies, narrow)
+            copies = copied(halves.weights, request.hands_out, tables.homes)
+            return copies, *one(fed, copies, narrow, tables)
     copies = copied({})
-    return copies, *one(shards, copies, {})
+    return copies, *one(shards, copies, {}, ByRows(graph))
 
 
 def _computed(
@@ -85,12 +87,14 @@ def _computed(
     shards: Shards,
     copies: Copies,
     narrow: Mapping[int, tf.DType],
+    tables: ByRows,
 ) -> tuple[list[Any], dict[int, str]]:
     """What each tower computes, and how state merges.
 
     Args:
       shards, copies: what towers are given.
       narrow: by place the half dtypes in which inputs have crossed.
+      tables: those that towers read by rows.
       graph, homes, towers, request, inputs: as for `forward`.
     """
     placement, own = request.placement, request.users_fn
@@ -108,7 +112,7 @@ def _computed(
                 Task(
                     pure_tower(
                         *(graph, tower, request, where, place, look, guards),
-                        narrow,
+                        *(narrow, tables),
                     ),
                     tower.device,
                     argument,
@@ -122,7 +126,7 @@ def _computed(
             joining(shards, placement) if talk else None,
             how,
             determined,
-            guards.held,
+            guards.held + (tables.held if tables.homes else []),
         )
 
     with hooks.hooked(graph, guards.is_plain), warned.once():
@@ -169,6 +173,7 @@ def pure_tower(
     look: draw_look.Look | None,
     guards: Guards,
     narrow: Mapping[int, tf.DType],
+    tables: ByRows,
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: to a nest of tensors.
 
@@ -191,6 +196,7 @@ def pure_tower(
         replay = replayed(
             *(graph, copies, shard, request.training, tower.scope),
             *(tower_fn, tower.index, drawn),
+            tables.of_tower() if tables.homes else None,
         )
         if any(replay.input_halves.get(k) != x for k, x in narrow.items()):
             raise Misread

@@ -58,7 +58,10 @@ class Placement:
         ("encoder/.*"). A layer's own key beats that of one that holds it; of
         its own keys a path beats a name beats a pattern. One device is the
         same for all towers: the layer's variables live there, are copied to no
-        tower, and are not shown to a policy. A list has one device per tower:
+        tower, and are not shown to a policy. Of a table that nothing but its
+        Embedding reads, towers send ids and get rows, and a step takes as long
+        however many it has, with SGD; Adagrad computes over all of it, Adam and
+        momentum change all of it, as in plain Keras. A list has one device per tower:
         the variables live where `parameter_device` says, and go from there to
         each device that needs them, once. In the place of a device `column_wise`
         or `row_wise` has those of a layer's pieces, with the same meaning.

@@ -1,0 +1,181 @@
+"""row_tables: tables of which a step reads rows, and never all.
+
+TensorFlow copies a variable that it updates sparsely whenever that is read as a
+whole. So a tower gets a stand-in for a table, which has no rows, and the sparse
+gradients of the table; what it looks up is gathered where the table lives.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.foreign.tf_gradients import accessed, own_gradient
+from towers.keras_model.reads import Misread
+from towers.verbs.handing_out import open_rows
+from towers.verbs.replicate import total
+
+
+def stand_ins(
+    variable: tf.Variable, device: str, kept: Sequence[tf.Tensor | None]
+) -> list[tf.Tensor]:
+    """For each tower what it gets of a table; the gradients are summed there.
+
+    Args:
+      variable: the table.
+      device: where it lives.
+      kept: as for `replicate`.
+
+    Returns:
+      A list of tensors [0, width], of open rows, one per tower.
+    """
+    accessed(variable)
+
+    def empty(_: tf.Tensor) -> Any:
+        def backward(*upstream: Any) -> Any:
+            with tf.device(device):
+                return total([_sparse(g, variable) for g in upstream], kept)
+
+        return [open_rows(variable)] * len(kept), backward
+
+    with tf.device(device):
+        return own_gradient(empty)(variable.handle)
+
+
+def _sparse(gradient: Any, variable: tf.Variable) -> Any:
+    """A table's gradient; of a tower that reads nothing a tape makes no rows."""
+    if isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    every = tf.range(tf.shape(gradient)[0])
+    return tf.IndexedSlices(gradient, every, tf.constant([*variable.shape]))
+
+
+def rows(stand_in: tf.Tensor, variable: tf.Variable, ids: tf.Tensor) -> Any:
+    """Rows of a table, read where it lives.
+
+    Args:
+      stand_in: what the tower has of it; to this the gradients go.
+      variable: the table, [rows, width].
+      ids: whole numbers of any shape.
+
+    Returns:
+      A tensor [*ids.shape, width].
+    """
+    shape = variable.shape
+
+    @own_gradient
+    def gathered(_: tf.Tensor, ids: tf.Tensor) -> Any:
+        found = tf.raw_ops.ResourceGather(
+            resource=variable.handle, indices=ids, dtype=variable.dtype
+        )
+        found.set_shape([*ids.shape, shape[1]])
+        here = tf.compat.v1.get_default_graph()
+        first = [] if here.building_function else [found.op]
+
+        def backward(upstream: tf.Tensor) -> Any:
+            # In a graph of tf.compat.v1 nothing else has it before the update.
+            with tf.control_dependencies(first):
+                values = tf.reshape(upstream, [-1, shape[1]])
+            where = tf.reshape(ids, [-1])
+            return tf.IndexedSlices(values, where, tf.constant([*shape])), None
+
+        return found, backward
+
+    return gathered(stand_in, ids)
+
+
+class Tables:
+    """How one replay of a model reads its tables: by rows, or as a whole.
+
+    Args:
+      layers: by the ids of layers that look rows up, the tables that they have.
+      variables: by the ids of those the variables to read; None only looks on.
+
+    Attributes:
+      whole: the ids of tables that something else read, or that were looked up in
+        another way than can be done by rows.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[int, keras.Variable],
+        variables: Mapping[int, tf.Variable] | None,
+    ):
+        self._layers, self._variables = layers, variables
+        self._known = {id(table) for table in layers.values()}
+        self._expected: keras.Variable | None = None
+        self.whole: set[int] = set()
+
+    def note(self, variable: Any) -> None:
+        """Notes that something reads a variable.
+
+        Raises:
+          Misread: it is a table that was to be read by rows only.
+        """
+        if id(variable) in self._known and variable is not self._expected:
+            self.whole.add(id(variable))
+            if self._variables is not None:
+                raise Misread
+
+    def call(
+        self, layer: Any, original: Callable[..., Any], notes: Any
+    ) -> Callable[..., Any]:
+        """What a layer is to compute: its call, or the rows of its table.
+
+        Args:
+          layer: any.
+          original: its call.
+          notes: those of the replay.
+        """
+        table = self._layers.get(id(layer))
+        if table is None or not notes.is_outright:
+            return original
+
+        def looked_up(*args: Any, **kwargs: Any) -> Any:
+            (ids,) = args if args else kwargs.values()
+            if not isinstance(ids, tf.Tensor):
+                return original(ids)
+            with self._looking(table):
+                if self._variables is None:
+                    return original(ids)
+                stand_in = tf.convert_to_tensor(table)
+            return _embedded(layer, stand_in, self._variables[id(table)], ids)
+
+        return looked_up
+
+    def end(self, is_opaque: bool) -> None:
+        """To be called after the replay.
+
+        Args:
+          is_opaque: whether a backward pass may read what the replay has not.
+
+        Raises:
+          Misread: as `note` does.
+        """
+        for table in self._layers.values() if is_opaque else ():
+            self.note(table)
+
+    @contextlib.contextmanager
+    def _looking(self, table: keras.Variable) -> Iterator[None]:
+        """While open, a read of the table is that of its lookup."""
+        self._expected = table
+        try:
+            yield
+        finally:
+            self._expected = None
+
+
+def _embedded(
+    layer: keras.layers.Embedding,
+    stand_in: tf.Tensor,
+    variable: tf.Variable,
+    ids: tf.Tensor,
+) -> tf.Tensor:
+    """As `Embedding.call`, and `keras.ops.take` in that, have it."""
+    if ids.dtype not in (tf.int32, tf.int64):
+        ids = tf.cast(ids, tf.int32)
+    count = tf.cast(variable.shape[0], ids.dtype)
+    ids = tf.where(ids < 0, ids + count, ids)
+    return tf.cast(rows(stand_in, variable, ids), layer.compute_dtype)

@@ -1,0 +1,161 @@
+"""table_look: which tables towers read by rows, seen before they are built.
+
+Those of embeddings that are pinned to where their table lives, if nothing but their
+lookups reads it: no head that is tied to it, no regularizer, no code of a user's. Of
+layers that are Keras's own this is known. Else a call of the model is looked at, in
+a graph that is never run; a tower which reads otherwise is not built (`Misread`), and
+gets the tables whole.
+"""
+
+import dataclasses
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.engine import all_towers
+from towers.engine.boundary import Held
+from towers.foreign import keras_layers, specs
+from towers.keras_model import hooks
+from towers.keras_model.aside import call_aside
+from towers.keras_model.findings import Findings
+from towers.keras_model.layer_graph import LayerGraph
+from towers.keras_model.parameters import Home
+from towers.keras_model.replay import replayed
+from towers.keras_model.request import Request
+from towers.keras_model.row_tables import Tables
+from towers.placement.device_names import same_device
+from towers.verbs.split import Shards
+
+_FINDINGS: Findings[set[int]] = Findings()
+
+
+@dataclasses.dataclass(frozen=True)
+class ByRows:
+    """The tables that towers read by rows.
+
+    Attributes:
+      graph: the model.
+      layers: by the ids of layers that look rows up, the places of their tables in
+        `graph.variables`.
+      homes: by these places, where the tables live.
+    """
+
+    graph: LayerGraph
+    layers: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    homes: Mapping[int, Home] = dataclasses.field(default_factory=dict)
+
+    def of_tower(self, only_looks: bool = False) -> Tables:
+        """How one tower reads them, or is seen to."""
+        tables = self.graph.variables
+        variables = {id(tables[k]): x.variable for k, x in self.homes.items()}
+        return Tables(
+            {layer: tables[k] for layer, k in self.layers.items()},
+            None if only_looks else variables,
+        )
+
+    @property
+    def held(self) -> list[Held]:
+        """What towers read past their arguments."""
+        return [
+            Held(home.variable, self.graph.variables[k].path, False)
+            for k, home in self.homes.items()
+        ]
+
+    def without(self, whole: Container[int]) -> "ByRows":
+        """The same, less those with these places."""
+        return ByRows(
+            self.graph,
+            {i: k for i, k in self.layers.items() if k not in whole},
+            {k: x for k, x in self.homes.items() if k not in whole},
+        )
+
+
+def by_rows(
+    graph: LayerGraph,
+    homes: Sequence[Home],
+    shards: Shards,
+    request: Request,
+    tower_fn: Callable[..., Any] | None,
+) -> ByRows:
+    """The tables of which towers read rows.
+
+    Args:
+      graph: the model.
+      homes: where its variables live.
+      shards: what towers are given.
+      request: what is asked for.
+      tower_fn: what the tower calls, of the request.
+    """
+    found = _pinned(graph, homes, request.placement.devices)
+    is_known = request.users_fn is None and graph.is_keras_own
+    if is_known or not found.homes:
+        return found
+    shard, divided = shards.fed[0], shards.divided
+    asked = found, shard, divided, request, tower_fn
+    call = tuple(found.homes), str(specs.of_nest(shard, divided))
+    return found.without(
+        _FINDINGS.of(graph, request, call, lambda: _read_whole(*asked))
+    )
+
+
+def _pinned(
+    graph: LayerGraph, homes: Sequence[Home], devices: Sequence[str]
+) -> ByRows:
+    """The tables that live where their layers look them up."""
+    layers, found = {}, {}
+    for layer, _ in graph.pinned_layers:
+        if not _looks_up(layer):
+            continue
+        table = layer.embeddings
+        k = graph.index_of(table)
+        home = homes[k]
+        places = [graph.device_of(layer, i) for i in range(len(devices))]
+        if (
+            home.given is None
+            and table.regularizer is None
+            and not keras_layers.made_by_strategy(home.variable)
+            and all(same_device(str(x), home.device) for x in places)
+        ):
+            layers[id(layer)], found[k] = k, home
+    return ByRows(graph, layers, found)
+
+
+def _looks_up(layer: Any) -> bool:
+    """Whether a layer is Keras's embedding, and does nothing but look up rows."""
+    return (
+        keras_layers.is_as_written(layer, (keras.layers.Embedding,))
+        and layer.built
+        and not layer.lora_enabled
+    )
+
+
+def _read_whole(
+    found: ByRows,
+    shard: Any,
+    divided: Sequence[bool],
+    request: Request,
+    tower_fn: Callable[..., Any] | None,
+) -> set[int]:
+    """The places of tables that something else reads; all, if it cannot be seen."""
+    graph, told = found.graph, [set(found.homes)]
+
+    def call(values: list[tf.Tensor], shard: Any) -> None:
+        look = found.of_tower(only_looks=True)
+        given = graph, values, shard, request.training, "read/", tower_fn
+        replayed(*given, tables=look)
+        told.append(
+            {k for k in found.homes if id(graph.variables[k]) in look.whole}
+        )
+
+    try:
+        with hooks.hooked(graph):
+            call_aside(
+                *(call, graph.layers, all_towers.alone),
+                graph.specs_of(graph.variables),
+                specs.of_nest(shard, divided),
+            )
+    except Exception:  # whatever the user's layers raise, where they are built
+        pass
+    return told[-1]

@@ -90,8 +90,9 @@ class Tables:
     """How one replay of a model reads its tables: by rows, or as a whole.
 
     Args:
-      layers: by the ids of layers that look rows up, the tables that they have.
-      variables: by the ids of those the variables to read; None only looks on.
+      tables: all of them, pieces of some too.
+      layers: by the ids of layers that look rows up, the whole tables that they have.
+      variables: by the ids of tables the variables to read; None only looks on.
 
     Attributes:
       whole: the ids of tables that something else read, or that were looked up in
@@ -100,11 +101,13 @@ class Tables:
 
     def __init__(
         self,
+        tables: Sequence[keras.Variable],
         layers: Mapping[int, keras.Variable],
         variables: Mapping[int, tf.Variable] | None,
     ):
-        self._layers, self._variables = layers, variables
-        self._known = {id(table) for table in layers.values()}
+        self._tables, self._layers = tables, layers
+        self._variables = variables
+        self._known = {id(table) for table in tables}
         self._expected: keras.Variable | None = None
         self.whole: set[int] = set()
 
@@ -145,6 +148,24 @@ class Tables:
 
         return looked_up
 
+    def rows(
+        self, table: keras.Variable, ids: tf.Tensor, notes: Any
+    ) -> tf.Tensor | None:
+        """Rows of a table, or of a piece of one; None if it is read whole.
+
+        Args:
+          table: any.
+          ids: whole numbers of any shape, none below 0.
+          notes: those of the replay.
+        """
+        if id(table) not in self._known or not notes.is_outright:
+            return None
+        with self._looking(table):
+            stand_in = tf.convert_to_tensor(table)
+        if self._variables is None:
+            return tf.gather(stand_in, ids)
+        return rows(stand_in, self._variables[id(table)], ids)
+
     def end(self, is_opaque: bool) -> None:
         """To be called after the replay.
 
@@ -154,7 +175,7 @@ class Tables:
         Raises:
           Misread: as `note` does.
         """
-        for table in self._layers.values() if is_opaque else ():
+        for table in self._tables if is_opaque else ():
             self.note(table)
 
     @contextlib.contextmanager

@@ -22,6 +22,7 @@ from towers.keras_model.aside import call_aside
 from towers.keras_model.findings import Findings
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.parameters import Home
+from towers.keras_model.pieces.joined import Joined
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
 from towers.keras_model.row_tables import Tables
@@ -38,8 +39,8 @@ class ByRows:
     Attributes:
       graph: the model.
       layers: by the ids of layers that look rows up, the places of their tables in
-        `graph.variables`.
-      homes: by these places, where the tables live.
+        `graph.variables`, of those that are whole.
+      homes: by these places, and those of pieces, where the tables live.
     """
 
     graph: LayerGraph
@@ -51,6 +52,7 @@ class ByRows:
         tables = self.graph.variables
         variables = {id(tables[k]): x.variable for k, x in self.homes.items()}
         return Tables(
+            [tables[k] for k in self.homes],
             {layer: tables[k] for layer, k in self.layers.items()},
             None if only_looks else variables,
         )
@@ -109,17 +111,29 @@ def _pinned(
         if not _looks_up(layer):
             continue
         table = layer.embeddings
-        k = graph.index_of(table)
-        home = homes[k]
-        places = [graph.device_of(layer, i) for i in range(len(devices))]
-        if (
-            home.given is None
-            and table.regularizer is None
-            and not keras_layers.made_by_strategy(home.variable)
-            and all(same_device(str(x), home.device) for x in places)
-        ):
-            layers[id(layer)], found[k] = k, home
+        whole = not isinstance(table, Joined)
+        for piece in [table] if whole else table.pieces:
+            k = graph.index_of(piece)
+            if _is_by_rows(graph, k, homes[k], devices):
+                found[k] = homes[k]
+                if whole:
+                    layers[id(layer)] = k
     return ByRows(graph, layers, found)
+
+
+def _is_by_rows(
+    graph: LayerGraph, k: int, home: Home, devices: Sequence[str]
+) -> bool:
+    """Whether a table, at place k, can be read by rows where it lives."""
+    return (
+        home.given is None
+        and graph.variables[k].regularizer is None
+        and not keras_layers.made_by_strategy(home.variable)
+        and all(
+            same_device(graph.elsewhere(i, d).get(k, d), home.device)
+            for i, d in enumerate(devices)
+        )
+    )
 
 
 def _looks_up(layer: Any) -> bool:

@@ -1,5 +1,7 @@
 """Each kind of layer that can be cut, and what it is called with."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -236,6 +238,32 @@ class KindsTest(parameterized.TestCase):
 
 
 class LookupTest(parameterized.TestCase):
+    @parameterized.parameters(row, column)
+    @pytest.mark.slow_after(1)
+    def test_only_rows_are_read_and_cross_of_any_table(self, cut):
+        def reported(count):
+            model = keras.Sequential(
+                [
+                    keras.Input([6], dtype="int32"),
+                    L.Embedding(count, 4, name="words"),
+                    L.GlobalAveragePooling1D(),
+                ]
+            )
+            where = placement(1, layer_devices={"words": cut(DEVICES[1:3])})
+            model = towers.TowerModel(model, where)
+            model.compile("sgd", "mse")
+            step = functools.partial(model.train_on_batch, IDS % 20)
+            return towers.execution_report(step, np.ones([5, 4]))
+
+        small, large = reported(20), reported(320)
+        self.assertEqual(large.total_bytes, small.total_bytes)
+        kinds = [op for _, name, op in large.nodes if "words" in name]
+        self.assertNotIn("ReadVariableOp", kinds)
+        self.assertEqual(kinds.count("ResourceGather"), 2)
+        # What an optimizer does carries its own name.
+        kinds = [op for _, _, op in large.nodes]
+        self.assertEqual(kinds.count("ResourceScatterSub"), 2)
+
     def table(self):
         layer = L.Embedding(5, 3, name="words")
         model = keras.Sequential([keras.Input([None], dtype="int32"), layer])

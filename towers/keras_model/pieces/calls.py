@@ -27,7 +27,7 @@ from towers.keras_model.pieces.rules import (
     rule_of,
 )
 from towers.keras_model.pieces.scopes import on_piece
-from towers.placement.pieces import COLUMN_WISE, ROW_WISE, Pieces
+from towers.placement.pieces import COLUMN_WISE, Pieces
 
 
 def called(
@@ -84,7 +84,7 @@ def _cut(
     if not isinstance(x, tf.Tensor):
         kind = type(x).__name__
         raise refusal(notes.path, pin, f"is given a {kind}, which is not dense")
-    if isinstance(layer, keras.layers.Embedding) and pin.by == ROW_WISE:
+    if isinstance(layer, keras.layers.Embedding):
         return looked_up(layer, pin, notes, x)
     rule = rule_of(layer, pin.by)
     assert rule is not None  # else it was refused before

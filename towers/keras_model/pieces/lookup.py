@@ -1,4 +1,4 @@
-"""lookup: rows of a table whose rows are in pieces, by the piece that has each."""
+"""lookup: rows of a table in pieces, looked up where these live."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -10,8 +10,9 @@ from towers.engine.host import device_here, on_host
 from towers.foreign import keras_cut
 from towers.keras_model.brought import brought
 from towers.keras_model.notes import Notes
+from towers.keras_model.pieces import parts
 from towers.keras_model.pieces.scopes import on_piece
-from towers.placement.pieces import Pieces
+from towers.placement.pieces import ROW_WISE, Pieces
 
 
 def looked_up(
@@ -20,7 +21,7 @@ def looked_up(
     """What `Embedding.call` returns, of rows that are looked up where they are.
 
     Args:
-      layer: an `Embedding`, whose table is in pieces of rows.
+      layer: an `Embedding`, whose table is in pieces, of rows or of its width.
       pin: where they are for this tower.
       notes: of the tower.
       ids: whole numbers of any shape.
@@ -34,22 +35,29 @@ def looked_up(
     def of_piece(j: int) -> Callable[[tf.Tensor], tf.Tensor]:
         def rows(some: tf.Tensor) -> tf.Tensor:
             with on_piece(pin, j, notes):
-                return rows_of(table.pieces[j], brought(some))
+                return rows_of(layer, table.pieces[j], brought(some), notes)
 
         return rows
 
-    rows = by_owner(ids, table.sizes, [*map(of_piece, range(len(pin)))])
-    return tf.cast(rows, layer.compute_dtype)
+    lookups = [of_piece(j) for j in range(len(pin))]
+    if pin.by == ROW_WISE:
+        return by_owner(ids, table.sizes, lookups)
+    return parts.side_by_side([f(ids) for f in lookups], -1, table.sizes)
 
 
-def rows_of(piece: Any, ids: tf.Tensor) -> tf.Tensor:
+def rows_of(layer: Any, piece: Any, ids: tf.Tensor, notes: Notes) -> tf.Tensor:
     """Rows of a piece of a table, on the device that is open, which is its own.
 
     Args:
-      piece: a Keras variable.
-      ids: whole numbers [n], from its first row on.
+      layer: an `Embedding`.
+      piece: a Keras variable of its.
+      ids: whole numbers of any shape, from the piece's first row on.
+      notes: of the tower.
     """
-    return tf.gather(piece.value, ids)
+    tables = notes.stateless.tables
+    rows = None if tables is None else tables.rows(piece, ids, notes)
+    rows = tf.gather(piece.value, ids) if rows is None else rows
+    return tf.cast(rows, layer.compute_dtype)
 
 
 def by_owner(

@@ -83,7 +83,7 @@ def rule_of(layer: Any, by: str) -> Rule | None:
         return Rule(kernel, 0, -1)
     if isinstance(layer, L.Embedding):
         if columns:
-            return Rule(keras_cut.EMBEDDINGS, 1, -1, None, "output_dim")
+            return Rule(keras_cut.EMBEDDINGS, 1, -1)
         return Rule(keras_cut.EMBEDDINGS, 0, 0)
     if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
         kernel = keras_cut.kernel_of(layer)

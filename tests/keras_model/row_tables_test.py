@@ -19,6 +19,10 @@ X[:, :2] = 3  # again and again
 Y = RNG.normal(size=[5, 3]).astype("float32")
 TABLE = "/CPU:2"
 WHERE = placement(2, layer_devices={"words": TABLE})
+CUT = [
+    placement(2, layer_devices={"words": by([TABLE, "/CPU:3"])})
+    for by in (towers.row_wise, towers.column_wise)
+]
 
 
 def embedding(**kwargs):
@@ -157,9 +161,16 @@ def gradients(call, variables):
 class FitTest(parameterized.TestCase):
     """The numbers are plain, and the table is read as it is to be."""
 
-    def check(self, factory, by_rows, optimizer=keras.optimizers.SGD, **kwargs):
+    def check(
+        self,
+        factory,
+        by_rows,
+        optimizer=keras.optimizers.SGD,
+        where=WHERE,
+        **kwargs,
+    ):
         plain = compiled(make(factory), optimizer)
-        model = towers.TowerModel(make(factory), WHERE, **kwargs)
+        model = towers.TowerModel(make(factory), where, **kwargs)
         compiled(model, optimizer)
         x = X % WORDS if factory is twice else X
 
@@ -191,6 +202,11 @@ class FitTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_optimizers(self, optimizer):
         self.check(sequential, True, optimizer)
+
+    @parameterized.product(where=CUT, factory=[masked, built(Tied), mixed])
+    @pytest.mark.slow
+    def test_pieces(self, factory, where):
+        self.check(factory, factory in (masked, mixed), where=where)
 
     @parameterized.parameters(
         {"quick_start": True},

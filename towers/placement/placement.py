@@ -6,11 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-import tensorflow as tf
-
 from towers.placement import device_names
 from towers.placement.device_names import available, resolve
-from towers.placement.from_layers import made_where
 from towers.placement.layer_devices import (
     checked_layer_devices,
     devices_of,
@@ -19,6 +16,7 @@ from towers.placement.layer_devices import (
 from towers.placement.pieces import Pieces
 from towers.placement.policies import POLICIES, Policy
 from towers.placement.weights import checked_weights
+from towers.placement.worked_out import WorkedOut
 
 _SHORT = reprlib.Repr()  # of six of many, and of ends of what is long
 _SHORT.maxdict = _SHORT.maxtuple = 6
@@ -26,7 +24,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class Placement(WorkedOut):
     """Where towers, parameters, inputs and outputs live.
 
     Making one looks at the machine's devices, and that starts TensorFlow:
@@ -129,159 +127,6 @@ class Placement:
             self.layer_devices, len(self.devices), resolve
         )
         put("layer_devices", pins)
-
-    @classmethod
-    def gpus(cls, n: int | None = None, **kwargs: Any) -> "Placement":
-        """One tower on each of the first `n` GPUs, by default on all.
-
-        Looking for GPUs starts TensorFlow: set memory growth before.
-
-        Args:
-          n: how many GPUs, at least 1; None takes all that TensorFlow sees.
-          **kwargs: as for `Placement`.
-
-        Raises:
-          TypeError: `n` is no integer.
-          ValueError: `n` is below 1, or there are fewer GPUs.
-        """
-        device_names.check_count("n", n, optional=True)
-        names = device_names.own("GPU")
-        if not names:
-            raise ValueError(
-                f"`n` asks for {n or 'all'} GPUs, but TensorFlow sees none. If "
-                "there is one, `pip install tensorflow[and-cuda]` brings what it "
-                "needs, and CUDA_VISIBLE_DEVICES must not hide it. If there is "
-                "none, run the same towers on logical CPU devices with "
-                f"Placement.cpus({n or 2})."
-            )
-        if len(names) < (n or 1):
-            raise ValueError(
-                f"`n` asks for {n or 'all'} GPUs, but TensorFlow sees "
-                f"{len(names)}. Ask for fewer, or run the same towers on "
-                f"logical CPU devices with Placement.cpus({n or 2})."
-            )
-        return cls(names[:n], **kwargs)
-
-    @classmethod
-    def cpus(cls, n: int, **kwargs: Any) -> "Placement":
-        """One tower on each of `n` logical CPU devices of this machine.
-
-        If TensorFlow has not started yet, the devices are made; this starts
-        it. They share the machine's cores, so they show placement and
-        transfers on a laptop rather than the speed of separate devices.
-
-        >>> towers.Placement.cpus(2).devices
-        ('/CPU:0', '/CPU:1')
-
-        Args:
-          n: how many, at least 1.
-          **kwargs: as for `Placement`.
-
-        Raises:
-          TypeError: `n` is no integer.
-          ValueError: `n` is below 1.
-          RuntimeError: TensorFlow has started with fewer CPU devices.
-        """
-        device_names.check_count("n", n)
-        host = tf.config.list_physical_devices("CPU")[0]
-        made = tf.config.get_logical_device_configuration(host) or ()
-        if len(made) < n:
-            one = tf.config.LogicalDeviceConfiguration()
-            try:
-                tf.config.set_logical_device_configuration(host, [one] * n)
-            except RuntimeError:  # TensorFlow has started: take what is there
-                pass
-        names = device_names.own("CPU")
-        if len(names) < n:
-            raise RuntimeError(
-                f"Placement.cpus({n}) needs {n} logical CPU devices, but "
-                f"TensorFlow has already started with {len(names)}, and they "
-                "cannot be added later. Call it before anything that uses a "
-                f"tensor or a model, or ask for at most {len(names)}."
-            )
-        return cls(names[:n], **kwargs)
-
-    @classmethod
-    def from_layers(
-        cls, model: Any, devices: Sequence[str] | None = None, **kwargs: Any
-    ) -> "Placement":
-        """Each layer where its variables are, as `tf.device` has made them.
-
-        Plain Keras runs the ops of layers that were made under `tf.device` on
-        the default device. Here they run beside their variables, which stay
-        where they are. Layers without variables run on the tower.
-
-        >>> x = keras.Input([3])
-        >>> with tf.device("/CPU:1"):
-        ...     y = keras.layers.Dense(4, name="low")(x)
-        >>> with tf.device("/CPU:0"):
-        ...     z = keras.layers.Dense(2, name="high")(y)
-        >>> placement = towers.Placement.from_layers(keras.Model(x, z))
-        >>> placement.devices, placement.layer_devices
-        (('/CPU:1',), {'low': '/CPU:1', 'high': '/CPU:0'})
-
-        Args:
-          model: a built `keras.Model`.
-          devices: those of the towers; by default one tower, on the device that
-            holds most bytes of variables.
-          **kwargs: as for `Placement`. By default the first tower's device has
-            what is no layer's.
-
-        Raises:
-          TypeError: `model` is no Keras model, or `layer_devices` are given.
-          ValueError: it is not built, or a layer's variables are on several
-            devices.
-        """
-        where, held = made_where(model)
-        if "layer_devices" in kwargs:
-            raise TypeError(
-                "from_layers works out `layer_devices` itself; got "
-                f"{kwargs['layer_devices']!r}. For others, write "
-                "dataclasses.replace(placement, layer_devices={...})."
-            )
-        if devices is None:
-            devices = [device for device, _ in held.most_common(1)]
-            devices = devices or ["/CPU:0"]
-        kwargs.setdefault("parameter_device", devices[0])
-        return cls(devices, layer_devices=where, **kwargs)
-
-    @classmethod
-    def workers(
-        cls, cluster: Any, kind: str | None = None, **kwargs: Any
-    ) -> "Placement":
-        """One tower on each device of the workers of a cluster.
-
-        >>> towers.Placement.workers(["10.0.0.2:2222"])
-        Traceback (most recent call last):
-          ...
-        TypeError: `cluster` must be a towers.Cluster; got ['10.0.0.2:2222']. Write
-        towers.Cluster([...]).
-
-        Args:
-          cluster: a `Cluster`.
-          kind: "CPU" or "GPU"; None takes GPUs if any worker has one, else CPUs.
-          **kwargs: as for `Placement`. By default parameters, inputs and outputs
-            are on this process.
-
-        Raises:
-          TypeError: `cluster` is no `Cluster`.
-          ValueError: the workers have no device of this kind.
-        """
-        if not callable(getattr(cluster, "devices", None)):
-            raise TypeError(
-                f"`cluster` must be a towers.Cluster; got {cluster!r}. Write "
-                "towers.Cluster([...])."
-            )
-        kinds = [kind] if kind is not None else ["GPU", "CPU"]
-        each = [cluster.devices(one) for one in kinds]
-        names: list[str] = next(filter(None, each), [])
-        if not names:
-            raise ValueError(
-                f"`kind` is {kind!r}, but the workers have "
-                f"{', '.join(cluster.devices()) or 'no devices'}. Expected a "
-                "kind that they have, or None."
-            )
-        return cls(names, **kwargs)
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ from towers.placement.placement import (
 )
 from towers.verbs.gather import check_rule
 from towers.wrapper import descriptions
+from towers.wrapper.distributed import check_distributed
 from towers.wrapper.jit_choice import (
     check_jit,
     jit_of_compile,
@@ -156,13 +157,7 @@ class TowerModel(TowerFunctions):
         checks.check_model(model)
         where: Placement = as_placement(placement)
         check_placement(where)
-        if tf.distribute.has_strategy():
-            strategy = type(tf.distribute.get_strategy()).__name__
-            raise RuntimeError(
-                f"TowerModel was made under a tf.distribute {strategy}, which "
-                "places ops itself. Make the model and the wrapper outside "
-                "`strategy.scope()`."
-            )
+        check_distributed()
         if isinstance(model, TowerModel):
             raise TypeError(
                 "`model` is a TowerModel already. Wrap its `template` instead."

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from towers.foreign import keras_cut
+from towers.foreign.keras_axes import einsum_letters, kernel_axes
 from towers.foreign.keras_layers import all_layers
 from towers.keras_model.pieces.activations import is_by_element
 from towers.placement.pieces import COLUMN_WISE, Pieces
@@ -76,51 +77,33 @@ class Weight:
 def rule_of(layer: Any, by: str) -> Rule | None:
     """How a layer is cut; None if that kind of layer, or its equation, cannot be."""
     columns = by == COLUMN_WISE
-    if isinstance(layer, L.Dense):
-        kernel = keras_cut.kernel_of(layer)
-        if columns:
-            return Rule(kernel, 1, -1, 0, "units")
-        return Rule(kernel, 0, -1)
+    axis = kernel_axes(layer)[0 if columns else 1]
+    if axis is None:
+        return None
     if isinstance(layer, L.Embedding):
         if columns:
-            return Rule(keras_cut.EMBEDDINGS, 1, -1)
-        return Rule(keras_cut.EMBEDDINGS, 0, 0)
-    if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)):
-        kernel = keras_cut.kernel_of(layer)
-        rank = layer.rank
-        axis = -1 if layer.data_format == "channels_last" else 1
-        # [..., in, out], of a transposed one [..., out, in]
-        ins, outs = rank, rank + 1
-        if isinstance(layer, TRANSPOSED):
-            ins, outs = outs, ins
-        if columns:
-            return Rule(kernel, outs, axis, 0, "filters")
-        return Rule(kernel, ins, axis)
+            return Rule(keras_cut.EMBEDDINGS, axis, -1)
+        return Rule(keras_cut.EMBEDDINGS, axis, 0)
+    kernel = keras_cut.kernel_of(layer)
     if isinstance(layer, L.EinsumDense):
-        return _einsum_rule(layer, columns)
-    return None
+        return _einsum_rule(layer, columns, kernel, axis)
+    last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    if not columns:
+        return Rule(kernel, axis, -1 if last else 1)
+    count = "units" if isinstance(layer, L.Dense) else "filters"
+    return Rule(kernel, axis, -1 if last else 1, 0, count)
 
 
-def _einsum_rule(layer: Any, columns: bool) -> Rule | None:
-    """By the first letter of the kernel that only outputs have, or only inputs."""
-    inputs, rest = layer.equation.replace(" ", "").split(",")
-    weights, outputs = rest.split("->")
-    from_front = inputs.endswith("...")
-    inputs, outputs = inputs.strip("."), outputs.strip(".")
-    here, there = (outputs, inputs) if columns else (inputs, outputs)
-    letters = [x for x in weights if x in here and x not in there]
-    if not letters:
-        return None
-    letter = letters[0]
-    axis = here.index(letter) - (0 if from_front else len(here))
+def _einsum_rule(layer: Any, columns: bool, kernel: str, axis: int) -> Rule:
+    letter, _, here = einsum_letters(layer, columns)
+    from_front = layer.equation.replace(" ", "").split(",")[0].endswith("...")
+    place = here.index(letter) - (0 if from_front else len(here))
     bias_axis = None
     if columns and layer.bias_axes and letter in layer.bias_axes:
         # As Keras shapes it: from the first of its letters on.
-        first = min(map(outputs.find, layer.bias_axes))
-        bias_axis = outputs[first:].index(letter)
-    return Rule(
-        keras_cut.kernel_of(layer), weights.index(letter), axis, bias_axis
-    )
+        first = min(map(here.find, layer.bias_axes))
+        bias_axis = here[first:].index(letter)
+    return Rule(kernel, axis, place, bias_axis)
 
 
 def weights_of(layer: Any, by: str) -> list[Weight]:

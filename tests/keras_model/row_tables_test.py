@@ -61,6 +61,12 @@ def regularized():
     return sequential(embeddings_regularizer="l2")
 
 
+def sparse():
+    ids = keras.Input([LENGTH], dtype="int32", sparse=True)
+    found = layers.GlobalAveragePooling1D()(embedding()(ids))
+    return keras.Model(ids, layers.Dense(3)(found))
+
+
 def normed():
     """Of towers that meet, if they are asked to."""
     model = sequential()
@@ -314,6 +320,17 @@ class StepTest(parameterized.TestCase):
             tf.function(lambda: gradients(step, self.weights))(),
             gradients(plain, self.weights),
         )
+
+    @pytest.mark.slow
+    def test_sparse_ids_are_looked_up_in_all_of_it(self):
+        self.model = make(sparse)
+        ids = tf.sparse.from_dense(abs(X))
+        towers.place_variables(self.model, WHERE)
+        step = tf.function(
+            lambda x: towers.build_towers(self.model, x, WHERE).outputs
+        )
+        read = kinds(Executed(lambda: close(step(ids), self.model(ids))))
+        self.assertEqual(read, {"ReadVariableOp"})
 
     @pytest.mark.slow
     def test_an_id_out_of_range_is_an_error(self):

@@ -91,10 +91,15 @@ def by_rows(
       tower_fn: what the tower calls, of the request.
     """
     found = _pinned(graph, homes, request.placement.devices)
-    is_known = request.users_fn is None and graph.is_keras_own
-    if is_known or not found.homes:
+    if not found.homes:
         return found
     shard, divided = shards.fed[0], shards.divided
+    if (
+        request.users_fn is None
+        and graph.is_keras_own
+        and all(isinstance(x, tf.Tensor) for x in tf.nest.flatten(shard))
+    ):
+        return found
     asked = found, shard, divided, request, tower_fn
     call = tuple(found.homes), str(specs.of_nest(shard, divided))
     return found.without(

@@ -1,6 +1,6 @@
 """A chief that trains on two workers of several devices: run by once_per_machine_test.
 
-    python once_per_machine.py DEVICES
+    python once_per_machine.py DEVICES MODEL...
 
 As JSON, by model and place of parameters: how far the weights end from the plain
 model's, the bytes of a step that all processes send and the least of them, the same
@@ -157,7 +157,7 @@ def main():
     n = len(PLACES)
     return {
         f"{made.__name__} {where} {weights}": trained(made, where, weights)
-        for made in (cnn, lstm, small, embedding, frozen, mixed)
+        for made in map(globals().get, sys.argv[2:])
         for where, weights in (
             ("chief", None),
             ("balanced", None),

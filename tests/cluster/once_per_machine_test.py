@@ -12,10 +12,18 @@ _ASIDE = 25_000  # bytes of a step: calls, and where each tensor is asked for
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the bytes.")
 class MachinesTest(parameterized.TestCase):
-    @parameterized.parameters(2, 4)
+    @parameterized.parameters(
+        (2, "cnn", "mixed"),
+        (2, "lstm", "small", "embedding", "frozen"),
+        (4, "cnn", "lstm", "small", "embedding", "frozen", "mixed"),
+    )
     @pytest.mark.slow
-    def test_bytes_are_of_machines_and_weights_of_the_plain_model(self, k):
-        status, out, err = run_chief("once_per_machine.py", str(k), timeout=300)
+    def test_bytes_are_of_machines_and_weights_of_the_plain_model(
+        self, devices, *models
+    ):
+        status, out, err = run_chief(
+            "once_per_machine.py", str(devices), *models, timeout=600
+        )
         self.assertEqual(status, 0, err[-5000:])
         told = json.loads(out.splitlines()[-1])
         self.assertNotEmpty(told)

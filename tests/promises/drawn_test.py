@@ -314,7 +314,7 @@ def largest(weights, others):
 
 
 class FitTest(parameterized.TestCase):
-    @parameterized.parameters(*TRAINED)
+    @parameterized.named_parameters(zip(TRAINED, TRAINED))
     @pytest.mark.slow_after(1)
     def test_weights_and_seeds_are_the_plain_model_s(self, name):
         plain = make(TRAINED[name])

@@ -315,7 +315,7 @@ def largest(weights, others):
 
 class FitTest(parameterized.TestCase):
     @parameterized.named_parameters(zip(TRAINED, TRAINED))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow_of(*TRAINED.keys() - {"dropout"})
     def test_weights_and_seeds_are_the_plain_model_s(self, name):
         plain = make(TRAINED[name])
         before = plain.get_weights()

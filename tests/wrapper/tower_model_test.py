@@ -293,6 +293,7 @@ class PlacedTest(parameterized.TestCase):
             model.compile("sgd", loss)
             if where:
                 model = towers.TowerModel(model, where)
+                model.compile("sgd", loss)  # by position, as many do
             fit = model.fit(x, y, batch_size=5, epochs=2, verbose=0)
             histories.append(fit.history)
         for history in histories[1:]:

@@ -46,23 +46,19 @@ def watched(placement: Placement) -> Iterator[None]:
 
 
 def watching(method: Any) -> Any:
-    """A method, watched, whose first or own placement says which devices."""
+    """`compile`, or `__init__`, which is given the placement: watched."""
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if "continue" in (self.on_lost, kwargs.get("on_lost")):
             return method(self, *args, **kwargs)
-        named = [
-            *args[1:2],
-            kwargs.get("placement"),
-            vars(self).get("placement"),
-        ]
-        given = [
-            x for x in map(as_placement, named) if isinstance(x, Placement)
-        ]
-        if not given:
+        placement = vars(self).get("placement")
+        if placement is None:  # it is being made
+            given = kwargs.get("placement", *args[1:2])
+            placement = as_placement(given)
+        if not isinstance(placement, Placement):
             return method(self, *args, **kwargs)
-        with watched(given[0]):
+        with watched(placement):
             return method(self, *args, **kwargs)
 
     return call

@@ -1,6 +1,7 @@
 """The house: what each wing may import, and where private names may stand."""
 
 import ast
+import collections
 import inspect
 import itertools
 import pathlib
@@ -233,6 +234,12 @@ class HouseTest(parameterized.TestCase):
                     )
                 if wing not in ("__init__", "planning") and there == "report":
                     self.assertEqual(wing, "report", f"{file} imports {other}")
+
+    def test_no_two_test_files_have_one_name(self):
+        """Which pytest takes for one module, if it is to run both."""
+        tests = (HOUSE.parent / "tests").rglob("*.py")
+        names = collections.Counter(path.name for path in tests)
+        self.assertEqual([n for n, count in names.items() if count > 1], [])
 
     def test_there_is_no_circle(self):
         below = {file: set(imports(path)) for file, path in files().items()}

@@ -15,6 +15,7 @@ tf.config.set_logical_device_configuration(
 )
 tf.config.list_logical_devices()  # starts it
 gc.freeze()  # what is imported stays: collections need not look at it
+gc.set_threshold(50_000, 20, 20)  # graphs are large, and looked at more seldom
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -59,9 +59,9 @@ def place_variables(model: Any, placement: Placement) -> None:
     """Moves a model's variables, and its optimizers', where placement says.
 
     Values are kept. Variables of layers that it has in pieces are cut, see
-    `column_wise`, and put together where they were cut otherwise. Functions that Keras made of the model before are
-    dropped, since they would go on with the old variables; a `tf.function` of
-    your own that was traced before must be made again.
+    `column_wise`, and put together where they were cut otherwise. Functions that
+    Keras made of the model before are dropped, since they would go on with the old
+    variables; a `tf.function` of your own that was traced before must be made again.
 
     >>> model = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
     >>> towers.place_variables(model, towers.Placement(

@@ -87,7 +87,8 @@ def _cut(
     if isinstance(layer, keras.layers.Embedding):
         return looked_up(layer, pin, notes, x)
     rule = rule_of(layer, pin.by)
-    assert rule is not None  # else it was refused before
+    if rule is None:  # whose equation is another now
+        raise refusal(notes.path, pin, "has no axis that is cut so")
     by = _columns if pin.by == COLUMN_WISE else _rows
     return by(layer, rule, pin, notes, x, (args, rest))
 

@@ -126,7 +126,8 @@ def _added(
     """A weight of a layer, in pieces if it is one that is cut."""
     name = kwargs.get("name")
     rule = rule_of(layer, where.by)
-    assert rule is not None  # or it was refused
+    if rule is None:
+        raise _refused(layer, where, "has no axis that is cut so")
     axes = {keras_cut.name_of(rule.kernel): rule.kernel_axis}
     if rule.bias_axis is not None:
         axes[keras_cut.BIAS] = rule.bias_axis

@@ -203,9 +203,14 @@ def _with_arguments(
             element_of(node)
         else:
             graph.node.add().CopyFrom(node)
+    # What is given is there: to wait for it would be to run what stands for it.
+    unawaited = gone | {source(name) for name in feeds}
     for node in graph.node:
-        kept = [name for name in node.input if source(name) not in gone]
-        node.input[:] = kept
+        node.input[:] = [
+            name
+            for name in node.input
+            if source(name) not in (unawaited if name.startswith("^") else gone)
+        ]
         node.attr.pop(tf_nodes.BESIDE, None)  # may name what is gone
         if static:  # a device costs time, and says nothing of shapes
             node.device = ""

@@ -182,6 +182,28 @@ def fitted(model, x, where=None):
     return made
 
 
+class TableTest(absltest.TestCase):
+    def test_all_that_crosses_has_a_size_where_a_tower_has_a_piece_too(self):
+        """Those of ids and rows only data tell: the step is computed again."""
+        where = towers.Placement(
+            ["/CPU:0", "/CPU:1", "/CPU:2"],
+            layer_devices={"words": towers.row_wise(["/CPU:2", "/CPU:3"])},
+        )
+        words = keras.layers.Embedding(20, 3, name="words")
+        rest = [keras.layers.Flatten(), keras.layers.Dense(1)]
+        given = keras.Input([4], dtype="int32")
+        model = towers.TowerModel(
+            keras.Sequential([given, words, *rest]), where
+        )
+        model.compile("sgd", "mse")
+        ids = np.arange(24).reshape(6, 4) % 20
+        report = towers.execution_report(
+            model.train_on_batch, ids, np.ones([6, 1])
+        )
+        self.assertEqual(report.unknown, ())
+        self.assertEqual(report.total_bytes, report.least_bytes)
+
+
 class KindsTest(parameterized.TestCase):
     def check(self, model, x, where):
         plain, cut = fitted(model, x), fitted(model, x, where)

@@ -24,7 +24,8 @@ class Memory:
       batch: what comes of the batch from other devices.
       gradients: what towers there make of parameters, and as much as one tower
         sends there.
-      activations: what the towers' forward pass makes and their backward pass takes.
+      activations: what the towers' forward pass makes and their backward pass takes,
+        there.
       unknown: how many of those have a size that is not known beforehand.
     """
 
@@ -72,19 +73,23 @@ def memory_of(
     for device, sources in sent.items():
         held[device]["gradients"] += max(sources.values())
     kept, given = _of_towers(placed)
-    sizes = placed.sizes([*kept, *given])
+    sizes = placed.sizes([tensor for tensor, _ in kept | given])
     for kind, values in (("activations", kept), ("gradients", given)):
-        for tensor in values:
+        for tensor, device in values:
             size = sizes[tensor]
-            counts = held[placed.device_of(tensor)]
-            counts["unknown" if size is None else kind] += (
+            held[device]["unknown" if size is None else kind] += (
                 1 if size is None else size
             )
     return {d: Memory(**counts) for d, counts in sorted(held.items())}
 
 
-def _of_towers(placed: Placed) -> tuple[set[str], set[str]]:
-    """What backward passes take of forward ones; and what they hand out."""
+def _of_towers(
+    placed: Placed,
+) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """Values that backward passes take of forward ones, and that they hand out.
+
+    Each with the device that has it: where it is taken, or where it was made.
+    """
     kept, given = set(), set()
     for taker, tensor in placed.taken():
         made = placed.buffer(tensor, _ALIASES)
@@ -92,10 +97,9 @@ def _of_towers(placed: Placed) -> tuple[set[str], set[str]]:
             continue
         if is_backward(made):
             if not is_backward(taker) and placed.is_float(made):
-                given.add(made)
+                given.add((made, placed.device_of(made)))
         elif is_backward(taker) and _in_tower(taker):
-            if placed.device_of(made) == placed.device_of(taker):
-                kept.add(made)
+            kept.add((made, placed.device_of(taker)))
     return kept, given
 
 

@@ -102,9 +102,12 @@ class ByHandTest(absltest.TestCase):
         self.assertEqual(BY_HAND.waits, {A: 1.5, B: 2.5})
         self.assertEqual(
             BY_HAND.longest_waits,
-            (Wait(B, "shard", A, 2.5, 0.0), Wait(A, "output", B, 1.5, 5.0)),
+            (
+                Wait(B, "shard", A, 2.5, 0.0, "batch"),
+                Wait(A, "output", B, 1.5, 5.0),
+            ),
         )
-        self.assertIn(f"{B} waited for shard of {A}", str(BY_HAND))
+        self.assertIn(f"{B} waited for batch of {A}", str(BY_HAND))
         self.assertRegex(str(BY_HAND), rf"6000.000 ms +75.0%  {A} busy")
 
     def test_the_format_of_traces(self):
@@ -169,6 +172,8 @@ class TimelineTest(absltest.TestCase):
         names = collections.Counter(tower_of(op.name) for op in in_fit.ops)
         for _, name in convolutions:  # two steps
             self.assertEqual(names[tower_of(name)], 2)
+        calls = [c.tensor for c in in_fit.crossings if "Call/" in c.tensor]
+        self.assertEmpty(calls)  # of Keras's function, in which a step is one
         for device in (A, B):
             idle = found.seconds - found.busy[device] - found.waits[device]
             self.assertGreater(idle, -1e-6)

@@ -19,12 +19,13 @@ from towers.placement.device_names import few, process_of
 from towers.placement.scopes import tower_of
 from towers.planning.timeline_page import page, short_form
 from towers.planning.trace_events import trace_events
-from towers.report.executed import executed
+from towers.report.executed import executed, outside_of_call
 from towers.report.partitions import Transfer
 from towers.report.profile import (
     Crossing,
     Interval,
     Op,
+    Profile,
     partition_devices,
     profile,
     union,
@@ -41,10 +42,11 @@ class Wait:
 
     Attributes:
       device: which waited.
-      tensor: for what, by its name in the executed graph.
+      tensor: for what, by its name, as an `ExecutionReport` has it.
       source: the device that this came from.
       seconds: how long.
       start: since when, in seconds from the beginning.
+      holds: what the tensor holds in words; "" if unknown.
     """
 
     device: str
@@ -52,6 +54,12 @@ class Wait:
     source: str
     seconds: float
     start: float
+    holds: str = ""
+
+    @property
+    def what(self) -> str:
+        """What was waited for: in words, where these are known."""
+        return self.holds or self.tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +132,7 @@ class Timeline:
                     found.append(
                         Wait(
                             *(device, last.tensor, last.source),
-                            *(last.arrived - gap, gap - self.start),
+                            *(last.arrived - gap, gap - self.start, last.holds),
                         )
                     )
                 gap = end
@@ -189,7 +197,7 @@ class Timeline:
                 "at once"
             )
         lines += [
-            f"{ms(w.seconds)}  {w.device} waited for {w.tensor} of {w.source}"
+            f"{ms(w.seconds)}  {w.device} waited for {w.what} of {w.source}"
             for w in self.longest_waits[:10]
         ]
         return "\n".join(lines)
@@ -287,7 +295,7 @@ def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
             sent = executed(recording, uses(recording.variables), {}).carried
         else:
             heard()
-    found = profile(graphs, events, sent)
+    found = _named(profile(graphs, events, sent))
     if not found.ops:
         raise RuntimeError(
             "`fn` ran no op in a graph, so there is no telling what ran when. "
@@ -335,6 +343,20 @@ def _sessions() -> Iterator[list[Any]]:
 
     with patched(*((session, "run", run) for session in _SESSIONS)):
         yield graphs
+
+
+def _named(found: Profile) -> Profile:
+    """The same, with the names that a report has, without the step's call."""
+    ops, crossings = found.ops, found.crossings
+    named = outside_of_call(
+        [*(op.name for op in ops), *(c.tensor for c in crossings)]
+    )
+    return Profile(
+        tuple(dataclasses.replace(op, name=named(op.name)) for op in ops),
+        tuple(
+            dataclasses.replace(c, tensor=named(c.tensor)) for c in crossings
+        ),
+    )
 
 
 def _intervals(

@@ -65,7 +65,7 @@ def answers(timeline: Any) -> list[tuple[str, str]]:
             (
                 "Longest wait",
                 f"{wait.device}, {_ms(wait.seconds)} for "
-                f"{_what(timeline, wait)} of {wait.source}",
+                f"{wait.what} of {wait.source}",
             )
         )
     longest = _by_layer(timeline).most_common(1)
@@ -90,12 +90,6 @@ def answers(timeline: Any) -> list[tuple[str, str]]:
     return found
 
 
-def _what(timeline: Any, wait: Any) -> str:
-    """What a device waited for: in words, where these are known."""
-    held = (c.holds for c in timeline.crossings if c.tensor == wait.tensor)
-    return next(filter(None, held), wait.tensor)
-
-
 def drawing(timeline: Any) -> str:
     """An SVG: a band per device, layers as bars, those of a backward pass full."""
     devices, drawn, top = timeline.devices, [], 0
@@ -117,7 +111,7 @@ def drawing(timeline: Any) -> str:
             f'<rect x="{_x(timeline, wait.start):.2f}" y="{top + height}" '
             f'width="{_long(timeline, wait.seconds):.2f}" height="4" '
             'fill="currentColor" fill-opacity=".45"><title>waited '
-            f"{_ms(wait.seconds)} for {escape(wait.tensor)} of "
+            f"{_ms(wait.seconds)} for {escape(wait.what)} of "
             f"{escape(wait.source)}</title></rect>"
             for wait in timeline.longest_waits
             if wait.device == device
@@ -242,7 +236,7 @@ def _waits(timeline: Any) -> str:
         "Waits",
         ["device", "since", "waited", "from", "for"],
         [
-            [w.device, Seconds(w.start), Seconds(w.seconds), w.source, w.tensor]
+            [w.device, Seconds(w.start), Seconds(w.seconds), w.source, w.what]
             for w in timeline.longest_waits
         ],
     )

@@ -6,6 +6,7 @@ import tensorflow as tf
 from absl.testing import absltest
 from models import cnn, make
 
+import towers
 from towers.foreign import keras_layers
 from towers.keras_model import checks
 from towers.keras_model.signature import input_signature
@@ -37,6 +38,23 @@ class ChecksTest(absltest.TestCase):
         self.assertTrue(keras_layers.is_built(model))
         self.assertEqual(input_signature(model).shape, (None, 4))
         self.assertFalse(tf.is_symbolic_tensor(model.weights[0].value.handle))
+
+    def test_a_row_alone_is_told_from_a_batch(self):
+        """Of one number each, rows are a batch to Keras, and here."""
+        model, where = make(cnn), towers.Placement(["/CPU:0", "/CPU:1"])
+        x = np.ones([4, *model.input_shape[1:]], "float32")
+        y = np.ones([4, *model.output_shape[1:]], "float32")
+        rows = tf.data.Dataset.from_tensor_slices((x, y))
+        for way in ("auto", True):
+            wrapped = towers.TowerModel(model, where, loss_on_towers=way)
+            wrapped.compile("sgd", "mse")
+            with self.assertRaisesRegex(ValueError, r"\.batch\(rows\)"):
+                wrapped.fit(rows, verbose=0)
+        with self.assertRaisesRegex(ValueError, r"\.batch\(rows\)"):
+            towers.build_towers(model, x[0], where)
+        one = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
+        outputs = towers.build_towers(one, np.ones([4], "float32"), where)
+        self.assertEqual(outputs.outputs.shape, (4, 1))
 
     def test_a_graph_can_look_out(self):
         with tf.Graph().as_default():

@@ -1,6 +1,7 @@
 """Placement: names, weights and their errors."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import tensorflow as tf
@@ -154,6 +155,33 @@ class PlacementTest(parameterized.TestCase):
         tf.constant(0)  # TensorFlow has started
         with self.assertRaisesRegex(RuntimeError, r"cpus\(64\).*already"):
             towers.Placement.cpus(64)
+
+    @parameterized.parameters("cpus", "gpus", "workers")
+    def test_ways_to_one_have_its_own_arguments(self, way):
+        def optional(function):
+            taken = inspect.signature(function).parameters.values()
+            return {
+                p.name: p.default
+                for p in taken
+                if p.name not in ("cluster", "devices", "kind", "n")
+            }
+
+        own = optional(towers.Placement)
+        own["layer_devices"] = None  # in the place of an empty dict
+        self.assertEqual(optional(getattr(towers.Placement, way)), own)
+
+    def test_each_argument_comes_through(self):
+        given = {
+            "parameter_device": "/CPU:1",
+            "weights": (3.0, 1.0),
+            "input_device": "/CPU:1",
+            "output_device": "/CPU:1",
+            "layer_devices": {"a": "/CPU:1"},
+            "reasons": ("why",),
+        }
+        made = towers.Placement.cpus(2, **given, available="any")
+        self.assertEqual({k: getattr(made, k) for k in given}, given)
+        self.assertEqual(made.available, "any")
 
     def test_gpus_points_to_cpus(self):
         n = len(tf.config.list_physical_devices("GPU")) + 1

@@ -115,6 +115,12 @@ class CpuTest(parameterized.TestCase):
             towers.placement_plan(model.train_on_batch, machine=here)
         with self.assertRaisesRegex(ValueError, "not compiled"):
             towers.placement_plan(model, inputs(model, 2), machine=here)
+        with self.assertRaisesRegex(TypeError, "got a Placement"):
+            towers.placement_plan(
+                *(model, towers.Placement(["/CPU:0"]), inputs(model, 2)),
+                step="predict",
+                machine=here,
+            )
         with self.assertRaisesRegex(ValueError, "`step` is 'fit'"):
             towers.placement_plan(model, machine=here, step="fit")
         far = towers.Placement(

@@ -125,16 +125,19 @@ def ensure_built(model: Any, inputs: Any, whole: Sequence[Any] = ()) -> None:
     Raises:
       ValueError: it cannot be built from inputs of these shapes.
     """
-    if not is_built(model):
-        ensure_called(model, calls.model_call([inputs], {}, whole))
+    ensure_called(model, calls.model_call([inputs], {}, whole))
 
 
 def ensure_called(model: Any, call: calls.ModelCall) -> None:
     """As `ensure_built`, of a model or a layer that will be called so.
 
     Layers that such a call does not reach may stay without variables.
+
+    Raises:
+      ValueError: it cannot be built so, or it is, and is given a row alone.
     """
     if is_built(model):
+        _check_batched(model, call)
         return
     try:
         if in_v1_graph():
@@ -153,6 +156,33 @@ def ensure_called(model: Any, call: calls.ModelCall) -> None:
             f"from inputs of shape {shapes}: {error}. Call it once on real "
             "data before it is given to towers."
         ) from error
+
+
+def _check_batched(model: Any, call: calls.ModelCall) -> None:
+    """Raises if a model is given rows of a dataset that has no batches.
+
+    Rows of one number each are a batch to Keras, which adds the axis.
+    """
+    taken = [symbol.shape for symbol in getattr(model, "inputs", None) or ()]
+    given = [x.shape for x in call.leaves_of_first]
+    if len(given) == len(taken) and taken and all(map(_is_row, given, taken)):
+        shapes = ", ".join(str(tuple(shape)) for shape in given)
+        batches = ", ".join(str(tuple(shape)) for shape in taken)
+        raise ValueError(
+            f"`inputs` of {model.name!r} have shape {shapes}, which is a row "
+            f"alone. Expected batches, {batches}: write dataset.batch(rows), or "
+            "x[None] for an array of one row."
+        )
+
+
+def _is_row(given: tf.TensorShape, taken: Sequence[int | None]) -> bool:
+    """Whether a shape is that of a row of what a model takes."""
+    return (
+        given.rank == len(taken) - 1
+        and taken[0] is None
+        and taken[-1] != 1
+        and given.is_compatible_with(taken[1:])
+    )
 
 
 def _called(model: Any, call: calls.ModelCall) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from towers.placement.pieces import Pieces
 
 Resolve = Callable[[str, Any], str]
+LayerDevices = Mapping[str, str | Pieces | Sequence[str] | Sequence[Pieces]]
 
 
 def checked_layer_devices(

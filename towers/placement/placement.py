@@ -2,18 +2,18 @@
 
 import dataclasses
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from towers.placement import device_names
 from towers.placement.device_names import available, resolve
 from towers.placement.layer_devices import (
+    LayerDevices,
     checked_layer_devices,
     devices_of,
     told,
 )
-from towers.placement.pieces import Pieces
 from towers.placement.policies import POLICIES, Policy
 from towers.placement.weights import checked_weights
 from towers.placement.worked_out import WorkedOut
@@ -76,9 +76,9 @@ class Placement(WorkedOut):
     input_device: str = "/CPU:0"
     output_device: str | None = None
     available: Sequence[str] | str | None = None
-    layer_devices: Mapping[
-        str, str | Pieces | Sequence[str] | Sequence[Pieces]
-    ] = dataclasses.field(default_factory=dict, hash=False)
+    layer_devices: LayerDevices = dataclasses.field(
+        default_factory=dict, hash=False
+    )
     reasons: Sequence[str] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:

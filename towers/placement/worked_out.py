@@ -12,7 +12,8 @@ import tensorflow as tf
 from towers.placement import device_names
 from towers.placement.from_layers import made_where
 from towers.placement.from_layout_map import laid_out, mesh_of
-from towers.placement.policies import POLICIES
+from towers.placement.layer_devices import LayerDevices
+from towers.placement.policies import POLICIES, Policy
 
 Made = TypeVar("Made", bound="WorkedOut")
 
@@ -21,14 +22,25 @@ class WorkedOut:
     """The ways to a `Placement` besides saying all of it."""
 
     @classmethod
-    def gpus(cls: type[Made], n: int | None = None, **kwargs: Any) -> Made:
+    def gpus(
+        cls: type[Made],
+        n: int | None = None,
+        *,
+        parameter_device: str | Policy = "/CPU:0",
+        weights: Sequence[float] | None = None,
+        input_device: str = "/CPU:0",
+        output_device: str | None = None,
+        available: Sequence[str] | str | None = None,
+        layer_devices: LayerDevices | None = None,
+        reasons: Sequence[str] = (),
+    ) -> Made:
         """One tower on each of the first `n` GPUs, by default on all.
 
         Looking for GPUs starts TensorFlow: set memory growth before.
 
         Args:
           n: how many GPUs, at least 1; None takes all that TensorFlow sees.
-          **kwargs: as for `Placement`.
+          parameter_device, ..., reasons: as for `Placement`.
 
         Raises:
           TypeError: `n` is no integer.
@@ -50,10 +62,31 @@ class WorkedOut:
                 f"{len(names)}. Ask for fewer, or run the same towers on "
                 f"logical CPU devices with Placement.cpus({n or 2})."
             )
-        return _made(cls, names[:n], kwargs)
+        return _made(
+            cls,
+            names[:n],
+            parameter_device=parameter_device,
+            weights=weights,
+            input_device=input_device,
+            output_device=output_device,
+            available=available,
+            layer_devices=layer_devices,
+            reasons=reasons,
+        )
 
     @classmethod
-    def cpus(cls: type[Made], n: int, **kwargs: Any) -> Made:
+    def cpus(
+        cls: type[Made],
+        n: int,
+        *,
+        parameter_device: str | Policy = "/CPU:0",
+        weights: Sequence[float] | None = None,
+        input_device: str = "/CPU:0",
+        output_device: str | None = None,
+        available: Sequence[str] | str | None = None,
+        layer_devices: LayerDevices | None = None,
+        reasons: Sequence[str] = (),
+    ) -> Made:
         """One tower on each of `n` logical CPU devices of this machine.
 
         If TensorFlow has not started yet, the devices are made; this starts
@@ -65,7 +98,7 @@ class WorkedOut:
 
         Args:
           n: how many, at least 1.
-          **kwargs: as for `Placement`.
+          parameter_device, ..., reasons: as for `Placement`.
 
         Raises:
           TypeError: `n` is no integer.
@@ -89,7 +122,17 @@ class WorkedOut:
                 "cannot be added later. Call it before anything that uses a "
                 f"tensor or a model, or ask for at most {len(names)}."
             )
-        return _made(cls, names[:n], kwargs)
+        return _made(
+            cls,
+            names[:n],
+            parameter_device=parameter_device,
+            weights=weights,
+            input_device=input_device,
+            output_device=output_device,
+            available=available,
+            layer_devices=layer_devices,
+            reasons=reasons,
+        )
 
     @classmethod
     def from_layers(
@@ -132,7 +175,7 @@ class WorkedOut:
             devices = devices or ["/CPU:0"]
         kwargs.setdefault("parameter_device", devices[0])
         kwargs.update(layer_devices=where)
-        return _made(cls, devices, kwargs)
+        return _made(cls, devices, **kwargs)
 
     @classmethod
     def from_layout_map(
@@ -184,11 +227,21 @@ class WorkedOut:
         reasons += kwargs.pop("reasons", ())
         devices = [row[0] for row in mesh.rows]
         kwargs.update(layer_devices=where, reasons=reasons)
-        return _made(cls, devices, kwargs)
+        return _made(cls, devices, **kwargs)
 
     @classmethod
     def workers(
-        cls: type[Made], cluster: Any, kind: str | None = None, **kwargs: Any
+        cls: type[Made],
+        cluster: Any,
+        kind: str | None = None,
+        *,
+        parameter_device: str | Policy = "/CPU:0",
+        weights: Sequence[float] | None = None,
+        input_device: str = "/CPU:0",
+        output_device: str | None = None,
+        available: Sequence[str] | str | None = None,
+        layer_devices: LayerDevices | None = None,
+        reasons: Sequence[str] = (),
     ) -> Made:
         """One tower on each device of the workers of a cluster.
 
@@ -201,8 +254,8 @@ class WorkedOut:
         Args:
           cluster: a `Cluster`.
           kind: "CPU" or "GPU"; None takes GPUs if any worker has one, else CPUs.
-          **kwargs: as for `Placement`. By default parameters, inputs and outputs
-            are on this process.
+          parameter_device, ..., reasons: as for `Placement`. By default parameters,
+            inputs and outputs are on this process.
 
         Raises:
           TypeError: `cluster` is no `Cluster`.
@@ -222,10 +275,20 @@ class WorkedOut:
                 f"{', '.join(cluster.devices()) or 'no devices'}. Expected a "
                 "kind that they have, or None."
             )
-        return _made(cls, names, kwargs)
+        return _made(
+            cls,
+            names,
+            parameter_device=parameter_device,
+            weights=weights,
+            input_device=input_device,
+            output_device=output_device,
+            available=available,
+            layer_devices=layer_devices,
+            reasons=reasons,
+        )
 
 
-def _made(kind: type[Made], devices: Sequence[str], kwargs: Any) -> Made:
+def _made(kind: type[Made], devices: Sequence[str], **kwargs: Any) -> Made:
     """A placement of a kind, on devices."""
     make: Any = kind
     return make(devices, **kwargs)

@@ -18,6 +18,7 @@ from towers.foreign import (
 )
 from towers.foreign.patches import patched
 from towers.foreign.tf_saved_model import noted_devices
+from towers.placement.placement import Placement
 from towers.report.recording import eager_variables
 from towers.report.values import Held
 from towers.report.variables import VariableUse
@@ -116,6 +117,11 @@ def of_model(model: keras.Model, args: Sequence[Any], step: str) -> Planned:
         raise ValueError(
             f"`step` is {step!r}, but the model is not compiled, so there is "
             'no loss. Call compile() before; or plan step="predict".'
+        )
+    if any(isinstance(one, Placement) for one in args):
+        raise TypeError(
+            "A step of a model takes a batch, or its specs; got a Placement. Plan "
+            "TowerModel(model, placement), with inputs and targets."
         )
     if isinstance(model, TowerModel) and step == "train":
         model.build_slots()

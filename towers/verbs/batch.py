@@ -136,8 +136,8 @@ def checked_batch(
     if len({r for r in rows if r is not None}) > 1:
         raise ValueError(
             f"All leaves of `{argument}` must have the same number of rows; "
-            f"got {rows}. Pass inputs whose first axes agree, and name in "
-            "`whole` those that are not batched."
+            f"got {rows}. Pass inputs whose first axes agree, as a dataset's do "
+            "with .batch(rows), and name in `whole` those that are not batched."
         )
     return Batch(tf.nest.pack_sequence_as(batch, flat), undivided)
 

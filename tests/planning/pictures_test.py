@@ -52,6 +52,8 @@ class PlacementTest(parameterized.TestCase):
         model = keras.Model(x, keras.layers.Dense(2, name="last")(y))
         text = towers.plot_placement(model, placement(4), "")
         self.assertLen(re.findall(r'label="(\S+)\\n\w+, /CPU:0', text), 5)
+        wrapped = towers.TowerModel(model, placement(4))
+        self.assertEqual(towers.plot_placement(wrapped, placement(4), ""), text)
         self.assertIn('label="3 times"', text)
         self.assertIn(
             "tower_0, tower_1, tower_2, tower_3, alike, on /CPU:0, /CPU:1, "

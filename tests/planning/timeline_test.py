@@ -18,8 +18,9 @@ from models import DEVICES, cnn, inputs, make, targets
 
 import towers
 from towers.placement.scopes import tower_of
-from towers.planning.timeline import Timeline, Wait
+from towers.planning.timeline import Timeline
 from towers.planning.trace_events import trace_events
+from towers.planning.waits import Wait
 from towers.report.profile import Crossing, Op
 
 A, B = DEVICES[:2]
@@ -93,6 +94,7 @@ class ByHandTest(absltest.TestCase):
             "|Longest layer||tower_0/block forward, 7,000.000 ms in all its ops|",
         ):
             self.assertIn(answer, shown)
+        self.assertIn('<p class="subject">', told)
         self.assertNotIn("<script src", told)
 
     def test_busy_overlap_and_waits(self):
@@ -182,6 +184,7 @@ class TimelineTest(absltest.TestCase):
         with open(path) as file:
             _, arrows = checked(json.load(file))
         self.assertLen(arrows, len(found.crossings))
+        self.assertStartsWith(found.subject, f"{model.name}.train_on_batch of ")
 
     def test_a_session(self):
         v1 = tf.compat.v1

@@ -86,6 +86,7 @@ TESTED_BY = {
     "planning.machines": "planning.plan",
     "planning.suspects": "planning.compare",
     "planning.trace_events": "planning.timeline",
+    "planning.waits": "planning.timeline",
     "readers": "inputs_per_tower",
     "reading": "wrapper.feeding",
     "report.execution": "report.report",

@@ -56,7 +56,7 @@ def plot_placement(
     'digraph placement '
 
     Args:
-      model: a built `keras.Model`.
+      model: a built `keras.Model`; of a `TowerModel` its template.
       placement: a `Placement`.
       to_file: a path whose ending is a format of Graphviz's: .png, .svg, .pdf;
         or .dot, which needs no Graphviz. "" writes nothing.
@@ -73,6 +73,7 @@ def plot_placement(
     """
     check_model(model)
     check_placement(placement)
+    model = getattr(model, "template", model)
     if not model.built:
         raise ValueError(
             "`model` is not built, so there are no layers to draw. Call it on "

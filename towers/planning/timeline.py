@@ -19,8 +19,10 @@ from towers.placement.device_names import few, process_of
 from towers.placement.scopes import tower_of
 from towers.planning.timeline_page import page, short_form
 from towers.planning.trace_events import trace_events
+from towers.planning.waits import Wait, longest_waits
 from towers.report.executed import executed, outside_of_call
 from towers.report.partitions import Transfer
+from towers.report.plain import subject_of
 from towers.report.profile import (
     Crossing,
     Interval,
@@ -37,32 +39,6 @@ _SESSIONS = (tf.compat.v1.Session, tf.compat.v1.InteractiveSession)
 
 
 @dataclasses.dataclass(frozen=True)
-class Wait:
-    """Time in which a device ran nothing, until a tensor arrived.
-
-    Attributes:
-      device: which waited.
-      tensor: for what, by its name, as an `ExecutionReport` has it.
-      source: the device that this came from.
-      seconds: how long.
-      start: since when, in seconds from the beginning.
-      holds: what the tensor holds in words; "" if unknown.
-    """
-
-    device: str
-    tensor: str
-    source: str
-    seconds: float
-    start: float
-    holds: str = ""
-
-    @property
-    def what(self) -> str:
-        """What was waited for: in words, where these are known."""
-        return self.holds or self.tensor
-
-
-@dataclasses.dataclass(frozen=True)
 class Timeline:
     """What ran when, see `timeline`. All times are in seconds.
 
@@ -73,6 +49,7 @@ class Timeline:
       start: when the first op began, on the profiler's clock.
       seconds: from there until the last op ended.
       unseen: those of the devices whose process told nothing of what it ran.
+      subject: what ran, with which versions, and when.
     """
 
     devices: tuple[str, ...]
@@ -81,6 +58,7 @@ class Timeline:
     start: float
     seconds: float
     unseen: tuple[str, ...] = ()
+    subject: str = dataclasses.field(default="", compare=False)
 
     @functools.cached_property
     def busy(self) -> dict[str, float]:
@@ -118,25 +96,7 @@ class Timeline:
     @functools.cached_property
     def longest_waits(self) -> tuple[Wait, ...]:
         """Every wait, the longest first."""
-        arrived: dict[str, list[Crossing]] = collections.defaultdict(list)
-        for crossing in self.crossings:
-            arrived[crossing.target].append(crossing)
-        found = []
-        for device in self.devices:
-            gap = self.start
-            for start, end in self._running[device]:
-                # What came last before the device went on is what it lacked.
-                came = [c for c in arrived[device] if gap < c.arrived <= start]
-                if came:
-                    last = came[-1]
-                    found.append(
-                        Wait(
-                            *(device, last.tensor, last.source),
-                            *(last.arrived - gap, gap - self.start, last.holds),
-                        )
-                    )
-                gap = end
-        return tuple(sorted(found, key=lambda wait: -wait.seconds))
+        return longest_waits(self._running, self.crossings, self.start)
 
     def save(self, path: Any) -> None:
         """Writes a page, or JSON in the format of trace events.
@@ -315,6 +275,7 @@ def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
             for d in devices
             if d not in heard_of and process_of(d) not in processes
         ),
+        subject_of(fn, args),
     )
 
 

@@ -27,7 +27,8 @@ def page(timeline: Any) -> str:
     ]
     return framed(
         "What ran when",
-        short_form(timeline),
+        f'<p class="subject">{escape(timeline.subject)}</p>'
+        + short_form(timeline),
         [(title, body) for title, body in sections if body],
     )
 

@@ -98,6 +98,7 @@ class CompareTest(parameterized.TestCase):
         found = self.check(around(layer), X, Y)
         self.assertFalse(found.equal)
         self.assertIn(kind, repr(found))
+        self.assertIn("DIFFERENT", found._repr_html_())
         first = next(one for one in found.figures if not one.equal)
         self.assertEqual(first.kind, kind)
         self.assertIn(suspect, found.suspect)

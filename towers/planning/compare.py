@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import keras
@@ -75,6 +76,10 @@ class Comparison:
     def __repr__(self) -> str:
         wrong = ", ".join(f.kind for f in self.figures if not f.equal)
         return f"<Comparison: {f'not equal in {wrong}' if wrong else 'equal'}>"
+
+    def _repr_html_(self) -> str:
+        """The table of `print`, which notebooks show."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         lines = [f"{'':12}{'from plain':>12}{'rounding':>12}"]

@@ -277,6 +277,20 @@ class HouseTest(parameterized.TestCase):
         source = "class A:\n    def _f(self): self._b = a._b + a._f() + self._c"
         self.assertEmpty(strangers(source))
 
+    def test_the_door_s_table_names_every_file_and_what_it_takes(self):
+        text = (HOUSE / "foreign" / "README.md").read_text()
+        rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.M))
+        others = re.search(
+            r"^((?:`\w+`(?:, | and )?)+) take nothing", text, re.M
+        )
+        told = {*rows, *re.findall(r"`(\w+)`", others[1])}
+        there = {path.stem for path in (HOUSE / "foreign").glob("*.py")}
+        self.assertEqual(told, there - {"__init__"})
+        for file, taken in rows.items():
+            source = (HOUSE / "foreign" / f"{file}.py").read_text()
+            for name in re.findall(r"`([\w.]+)\*?`", taken):
+                self.assertIn(name.split(".")[-1], source, file)
+
     def test_the_map_names_every_wing(self):
         for path in HOUSE.iterdir():
             if (path / "__init__.py").exists():

@@ -5,7 +5,7 @@ from unittest import mock
 
 import tensorflow as tf
 
-from towers.keras_model import moments, parameter_copies
+from towers.keras_model import parameter_copies
 from towers.verbs import departures, relays
 
 # By device: of which machine.
@@ -20,7 +20,7 @@ def machine_of(device):
 def in_machines():
     """While open, towers are built for devices that are of two machines."""
     with contextlib.ExitStack() as stack:
-        for module in (departures, moments, parameter_copies, relays):
+        for module in (departures, parameter_copies, relays):
             patch = mock.patch.object(module, "process_of", machine_of)
             stack.enter_context(patch)
         yield

@@ -213,7 +213,7 @@ def assemble(
         )
     if any(replay["state"] or replay["moments"] for replay in replays):
         merged = merge_state(
-            Before(graph, copies.values, where, shards.rows),
+            Before(graph, copies.values, where, shards.rows, copies.each),
             [replay["state"] for replay in replays],
             verdict,
             [replay["moments"] for replay in replays],

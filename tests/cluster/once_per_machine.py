@@ -7,6 +7,7 @@ model's, the bytes of a step that all processes send and the least of them, the 
 two as a report tells them, and, of the CNN, the bytes as planned.
 """
 
+import collections
 import contextlib
 import json
 import sys
@@ -89,6 +90,61 @@ def mixed():
         keras.config.set_dtype_policy("float32")
 
 
+class Counted(layers.Layer):
+    """Counts its rows, and adds a loss."""
+
+    def build(self, shape):
+        self.seen = self.add_weight(
+            name="seen", dtype="int32", initializer="zeros", trainable=False
+        )
+        towers.merge_state_by(self.seen, "sum")
+
+    def call(self, x):
+        self.seen.assign_add(keras.ops.shape(x)[0])
+        self.add_loss(keras.ops.mean(x**2))
+        return x
+
+
+def counted():
+    """Maxima of float8, a counter, and losses."""
+    made = keras.Sequential(
+        [
+            keras.Input([6]),
+            layers.Dense(5, use_bias=False),
+            Counted(),
+            layers.Dense(4),
+        ]
+    )
+    made.layers[0].quantize("float8")
+    return made
+
+
+def said(weights):
+    """[difference from plain, what a worker sends in a step by kind]."""
+    placement = towers.Placement(
+        PLACES, parameter_device=HERE, output_device=HERE, weights=weights
+    )
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=[2, 11, 6]), rng.normal(size=[2, 11, 4])
+    keras.utils.set_random_seed(1)
+    plain = counted()
+    keras.utils.set_random_seed(1)
+    towered = towers.TowerModel(counted(), placement, loss_on_towers=True)
+    for m in (plain, towered):
+        m.compile("sgd", "mse", weighted_metrics=["mae"], jit_compile=False)
+        # The last batch is of 3 rows.
+        m.fit(x[0], y[0], batch_size=4, shuffle=False, verbose=0)
+    pairs = zip(plain.get_weights(), towered.get_weights())
+    difference = float(max(np.abs(a - b).max() for a, b in pairs))
+    report = towers.execution_report(towered.train_on_batch, x[0], y[0])
+    sent = collections.Counter(
+        " ".join(t.holds.split()[:3])
+        for t in report.transfers
+        if "worker/replica:0/task:0" in t.source and "worker" not in t.target
+    )
+    return [difference, sent]
+
+
 def full():
     """While open, all weights and inputs cross as they are."""
     return mock.patch.object(tower, "halves_of", lambda *_: Halves())
@@ -155,6 +211,8 @@ def main():
     spec = {"worker": WORKERS.addresses}
     tf.config.experimental_connect_to_cluster(tf.train.ClusterSpec(spec))
     n = len(PLACES)
+    if sys.argv[2:] == ["counted"]:
+        return [said(None), said([2, *[1] * (n - 2), 0])]
     return {
         f"{made.__name__} {where} {weights}": trained(made, where, weights)
         for made in map(globals().get, sys.argv[2:])

@@ -1,9 +1,16 @@
-"""state: moments of shards, pooled into those of the batch."""
+"""state: what shards say, made that of the batch, by way of machines too."""
 
+import collections
+
+import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from models import close
+from two_machines import in_machines, machine_of
 
+import towers
 from towers.keras_model.moments import of_all_shards
 from towers.verbs.rows import Rows
 
@@ -24,6 +31,86 @@ class PooledTest(parameterized.TestCase):
         )
         np.testing.assert_allclose(mean, x.mean(0), rtol=1e-6)
         np.testing.assert_allclose(variance, x.var(0), rtol=1e-6)
+
+
+class Said(keras.layers.Layer):
+    """State and losses of each rule that machines may go by first."""
+
+    def __init__(self, rule):
+        super().__init__(name=f"said_{rule}")
+        self.rule = rule
+        towers.merge_losses_by(self, rule)
+
+    def build(self, shape):
+        self.kept = self.add_weight(
+            shape=shape[-1:], initializer="ones", trainable=False, name="kept"
+        )
+        towers.merge_state_by(self.kept, self.rule)
+
+    def call(self, x):
+        ops = keras.ops
+        seen = getattr(ops, self.rule)(x, 0)
+        if self.rule in ("sum", "mean"):
+            seen = seen + self.kept
+        self.kept.assign(seen)
+        self.add_loss(0.1 * getattr(ops, self.rule)(x))
+        return x
+
+
+class MachinesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (True, "mean", "max"), (False, "sum", "mean", "max", "min")
+    )
+    @pytest.mark.slow_after(1)
+    def test_what_is_merged_crosses_once_from_each_machine(self, here, *rules):
+        """And the numbers are the plain model's, whoever has no rows."""
+
+        def made():
+            keras.utils.set_random_seed(1)
+            each = [keras.layers.Dense(3), *map(Said, rules)]
+            return keras.Sequential([keras.Input([3]), *each])
+
+        where = towers.Placement(
+            ["/CPU:1", "/CPU:2", "/CPU:1", "/CPU:0", "/CPU:3"],
+            weights=[2, 1, 0, 1, 1],
+            parameter_device="/CPU:0",
+            output_device="/CPU:0",
+        )
+        plain, model = made(), made()
+        model = towers.TowerModel(model, where, loss_on_towers=here)
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=[11, 3]).astype("float32")
+        told = []
+        with in_machines():
+            for m in (plain, model):
+                m.compile(
+                    keras.optimizers.SGD(0.01),
+                    "mse",
+                    weighted_metrics=["mae"],
+                    jit_compile=False,
+                )
+                # The last batch is of one row, and its towers' numbers open.
+                fit = m.fit(
+                    x, x, batch_size=5, shuffle=False, epochs=2, verbose=0
+                )
+                told.append((fit.history, m.get_weights()))
+            report = towers.execution_report(model.train_on_batch, x, x)
+        close(*told)
+        sent = collections.Counter(
+            t.holds.split()[0]
+            for t in report.transfers
+            if (machine_of(t.source), machine_of(t.target)) == ("b", "a")
+        )
+        # Parts of the compiled loss and metrics, or each tower's outputs.
+        others = 1 if here else 3
+        self.assertEqual(
+            sent,
+            {
+                "state": len(rules),
+                "outputs": len(rules) + others,
+                "gradient": 1,
+            },
+        )
 
 
 if __name__ == "__main__":

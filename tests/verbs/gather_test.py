@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import placement
+from two_machines import between_machines, in_machines
 
 import towers
 
@@ -52,6 +53,43 @@ class GatherTest(parameterized.TestCase):
                 [a * 1, b * 1], placement(2), "mean", rows=[3, 1]
             )
         np.testing.assert_allclose(tape.gradient(merged, [a, b]), [0.75, 0.25])
+
+    def test_what_is_merged_in_any_order_crosses_once_from_each_machine(self):
+        places = ["/CPU:1", "/CPU:2", "/CPU:1", "/CPU:0", "/CPU:3"]
+        where = towers.Placement(places, output_device="/CPU:0")
+        counts, values = [2, 1, 0, 3, 2], [1.0, 2.0, np.nan, 4.0, 6.0]
+        rules = {"mean": "mean", "sum": "sum", "stack": "stack"}
+
+        @tf.function
+        def merged(x, rows):
+            each = []
+            for i, place in enumerate(places):
+                with tf.device(place):
+                    y = tf.sin(x[i])
+                    each.append({"mean": y, "sum": 2 * y, "stack": y})
+            return towers.gather_outputs(each, where, rules, rows)
+
+        @tf.function
+        def gradient(x, rows):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                both = merged(x, rows)
+                loss = both["mean"] * 5 + both["sum"]
+            return tape.gradient(loss, x)
+
+        given = tf.constant(values), tf.constant(counts)
+        with in_machines():
+            found, slopes = merged(*given), gradient(*given)
+            report = towers.execution_report(merged, *given)
+        shares, y = np.divide(counts, 8), np.nan_to_num(np.sin(values))
+        np.testing.assert_allclose(found["mean"], shares @ y, rtol=1e-6)
+        np.testing.assert_allclose(found["sum"], 2 * y.sum(), rtol=1e-6)
+        expected = (5 * shares + 2) * np.cos(values)
+        full = np.array(counts) > 0
+        np.testing.assert_allclose(slopes[full], expected[full], rtol=1e-6)
+        # What is stacked comes from each tower.
+        crossed = between_machines(report)
+        self.assertEqual(crossed["b", "a"], 4 * (1 + 1 + 3))
 
     @parameterized.named_parameters(
         ("rule", [1.0, 2.0], dict(merge="max"), ValueError, "unknown rule"),

@@ -12,7 +12,8 @@ from towers.engine import boundary
 from towers.foreign.tf_gradients import own_gradient
 from towers.keras_model import judged, layer_graph, merge_rules
 from towers.keras_model.replay import Replay
-from towers.verbs.gather import gathered
+from towers.verbs.gather import gathered, pooled
+from towers.verbs.relays import units_of
 from towers.verbs.rows import Rows, drop
 
 # The mean by rows of the shards' losses that are finite: of no rows that count,
@@ -132,7 +133,14 @@ def gathered_losses(
         rules = [_GATHERED[keys[k][0]] for k in easy]
         merged.update(zip(easy, gather(towers, rules)))
     for k in set(range(len(keys))) - set(easy):
-        merged[k] = gathered(_MERGES[keys[k][0]], columns[k], rows, device)
+        rule, column = keys[k][0], columns[k]
+        if rule in _CHOSEN:
+            one_of = functools.partial(_one_of, _CHOSEN[rule])
+            (merged[k],) = pooled(one_of, [column], rows, device)
+        elif rule in (judged.UNKNOWN, FINITE):
+            merged[k] = _finite_by_machine(column, rows, device)
+        else:
+            merged[k] = gathered(_MERGES[rule], column, rows, device)
     alone = {k for k in easy if keys[k][0] == "none"}
     found = [merged[k][0] if k in alone else merged[k] for k in sorted(merged)]
     return found, layers
@@ -146,43 +154,61 @@ def _by_share(column: Sequence[tf.Tensor], rows: Rows) -> tf.Tensor:
 
 
 def _mean_of_finite(column: Sequence[tf.Tensor], rows: Rows) -> tf.Tensor:
+    total, share = _added_up(column, rows, range(len(column)))
+    return total / share
+
+
+def _added_up(
+    column: Sequence[tf.Tensor], rows: Rows, towers: Sequence[int]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What finite losses of some towers add up to, by shares, and those shares."""
     shares = rows.shares(column[0].dtype)
     counts = [
-        tf.math.is_finite(x) & (n > 0)
-        for x, n in zip(column, tf.unstack(rows.counts))
+        tf.math.is_finite(x) & (rows.counts[i] > 0)
+        for i, x in zip(towers, column)
     ]
-    kept = [drop(shares[i], count) for i, count in enumerate(counts)]
+    kept = [drop(shares[i], count) for i, count in zip(towers, counts)]
     each = [a * drop(x, count) for a, x, count in zip(kept, column, counts)]
-    return tf.add_n(each) / tf.add_n(kept)
+    return tf.add_n(each), tf.add_n(kept)
 
 
-def _last(column: Sequence[tf.Tensor], rows: Rows) -> tf.Tensor:
-    """That of the last tower with rows."""
-    found = column[0]
-    for i, x in enumerate(column[1:], 1):
-        if rows.may_be_empty[i]:
-            x = tf.where(rows.counts[i] > 0, x, found)
-        found = x
-    return found
-
-
-def _chosen(
-    function: Callable[..., Any], column: Sequence[tf.Tensor], rows: Rows
+def _finite_by_machine(
+    column: Sequence[tf.Tensor], rows: Rows, device: str
 ) -> tf.Tensor:
-    last = _last(column, rows)
-    each = zip(column, tf.unstack(rows.counts))
-    return functools.reduce(
-        function, [tf.where(n > 0, x, last) for x, n in each]
-    )
+    """As `_mean_of_finite`; what a machine's towers say is added up there."""
+    units = units_of([x.device for x in column], device)
+    if len(units) == len(column):
+        return gathered(_mean_of_finite, column, rows, device)
+
+    def added(unit: Sequence[int]) -> tf.Tensor:
+        return gathered(
+            lambda some, rows: tf.stack(_added_up(some, rows, unit)),
+            [column[i] for i in unit],
+            rows,
+            column[unit[0]].device if len(unit) > 1 else device,
+        )
+
+    def divided(sums: Sequence[tf.Tensor], _: None) -> tf.Tensor:
+        total, share = tf.unstack(tf.add_n(sums))
+        return total / share
+
+    return gathered(divided, [added(unit) for unit in units], None, device)
+
+
+def _one_of(
+    either: Callable[..., Any], columns: Sequence[Any], rows: Rows
+) -> list[tf.Tensor]:
+    return [rows.chosen(either, column) for column in columns]
 
 
 _MERGES: dict[str, Callable[..., tf.Tensor]] = {
     judged.SHARES: _by_share,
-    judged.UNKNOWN: _mean_of_finite,
-    FINITE: _mean_of_finite,
-    "last": _last,
-    "max": functools.partial(_chosen, tf.maximum),
-    "min": functools.partial(_chosen, tf.minimum),
+    "last": lambda column, rows: rows.last(column),
+}
+# Those of which machines may make one first.
+_CHOSEN: dict[str, Callable[..., tf.Tensor]] = {
+    "max": tf.maximum,
+    "min": tf.minimum,
 }
 
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 from towers.engine import all_towers
 from towers.foreign.keras_layers import has_moments
 from towers.keras_model import merge_rules
-from towers.placement.device_names import process_of
 from towers.placement.layer_devices import devices_of
+from towers.verbs.relays import units_of
 from towers.verbs.rows import Rows, drop
 
 
@@ -233,25 +233,24 @@ def of_all_shards(
     """
     if len(parts) == 1:
         return parts[0][0], parts[0][1]
-    machines: dict[str, list[int]] = {}
-    for i, part in enumerate(parts):
-        machines.setdefault(process_of(part.device), []).append(i)
-    here = machines.pop(process_of(home), [])
-    relays = [several for several in machines.values() if len(several) > 1]
-    if not relays:
+    units = units_of([part.device for part in parts], home)
+    if len(units) == len(parts):
         each = tf.stack(rows.masked(parts))
         counts = tf.cast(rows.counts, each.dtype)[:, tf.newaxis]
         if each.shape[1] == 3:
             counts = each[:, 2]
         return pooled(each[:, 0], each[:, 1], counts)
     counted = []
-    for several in relays:
-        with tf.device(parts[several[0]].device):
-            each = tf.stack([_counted(parts[i], rows, i) for i in several])
+    for first, *others in units:
+        if not others:
+            counted.append(_counted(parts[first], rows, first))
+            continue
+        with tf.device(parts[first].device):
+            each = tf.stack(
+                [_counted(parts[i], rows, i) for i in (first, *others)]
+            )
             seen = pooled(each[:, 0], each[:, 1], each[:, 2])
             counted.append(tf.stack([*seen, tf.reduce_sum(each[:, 2], 0)]))
-    alone = [i for (i, *more) in machines.values() if not more]
-    counted += [_counted(parts[i], rows, i) for i in (*here, *alone)]
     each = tf.stack(counted)
     return pooled(each[:, 0], each[:, 1], each[:, 2])
 

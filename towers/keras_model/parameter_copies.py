@@ -23,9 +23,10 @@ from towers.keras_model.row_tables import stand_ins
 from towers.placement.device_names import process_of, same_device
 from towers.placement.placement import Placement
 from towers.verbs.handing_out import Promised, handed_out
+from towers.verbs.overwritten import replicate_overwritten
 from towers.verbs.parcels import is_small, parcelled, replicate_together
 from towers.verbs.relays import Relays, by_relays, size_of
-from towers.verbs.replicate import replicate, replicate_overwritten
+from towers.verbs.replicate import replicate
 from towers.verbs.scatter import scatter
 from towers.verbs.split import Shards
 
@@ -37,12 +38,14 @@ class _Read:
     Attributes:
       value: what was read, where the variable lives.
       device: that.
+      places: per tower, where that takes it.
       shards: the batch.
       kept: by device per tower None, or whether it had rows.
     """
 
     value: tf.Tensor
     device: str
+    places: Sequence[str]
     shards: Shards
     kept: Callable[[str], list[Any]]
 
@@ -57,8 +60,9 @@ def _dealt(read: _Read) -> list[Any]:
 
 
 def _overwritten(read: _Read) -> list[tf.Tensor]:
-    kept = read.kept(read.device)
-    return replicate_overwritten(read.value, read.device, kept)
+    return replicate_overwritten(
+        read.value, read.device, read.places, read.kept
+    )
 
 
 def _on_host(read: _Read) -> list[tf.Tensor]:
@@ -126,6 +130,7 @@ def replicated(
     """
     kept = functools.cache(shards.rows.kept)
     values, columns = [], []
+    places = _places(graph, placement)
     with tf.name_scope("replicate"):
         unread = {
             k: stand_ins(homes[k].variable, device, kept(device))
@@ -140,37 +145,37 @@ def replicated(
                     values[k] = of_all_rows(
                         graph.variables[k], values[k], shards
                     )
-                read = _Read(values[k], home.device, shards, kept)
+                read = _Read(values[k], home.device, places[k], shards, kept)
                 columns.append(unread.get(k) or _TO_TOWERS[kind](read))
         if graph.seeds:
             columns.append(_told(shards, placement))
         travels = graph.seeds and not shards.ranges.are_known
         told_at = host_of(placement.input_device) if travels else None
         parcels = _parcels(
-            *(graph, homes, values, placement, halves, told_at, tables)
+            *(graph, homes, values, places, halves, told_at, tables)
         )
         ways = _ways(parcels, values)
         for key, members in parcels.items():
-            device, places, dtype, _ = key
+            device, targets, dtype, _ = key
             if dtype.is_floating:
                 some = [values[k] for k in members]
                 trained = graph.kinds[members[0]] is Kind.TRAINED
                 half = halves.get(members[0])
                 within = functools.partial(copies, trained=trained, half=half)
                 given = (
-                    by_relays(some, device, places, ways[key], kept, within)
+                    by_relays(some, device, targets, ways[key], kept, within)
                     if key in ways
-                    else within(some, device, places, kept)
+                    else within(some, device, targets, kept)
                 )
             elif len(members) > 1:
                 some = [columns[k] for k in members]
-                given = parcelled(some, device, places)
+                given = parcelled(some, device, targets)
             else:
                 continue
             for k, column in zip(members, given):
                 columns[k] = column
         n = len(placement.devices)
-        places = columns.pop() if graph.seeds else [None] * n
+        told_each = columns.pop() if graph.seeds else [None] * n
         each = [list(own) for own in zip(*columns)] or [[]] * n
         shown = [{k: own[k] for k in graph.trainable} for own in each]
         for k in sorted(shown[0]) if are_handed_out else ():
@@ -184,7 +189,7 @@ def replicated(
                     there = graph.elsewhere(i, device).get(k, device)
                     pair = handed_out(values[k], each[i][k], there)
                     shown[i][k], each[i][k] = pair
-    return Copies(values, each, places, [[*own.values()] for own in shown])
+    return Copies(values, each, told_each, [[*own.values()] for own in shown])
 
 
 def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:
@@ -200,11 +205,25 @@ def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:
     return made
 
 
+def _places(
+    graph: layer_graph.LayerGraph, placement: Placement
+) -> list[tuple[str, ...]]:
+    """For each variable, where each tower takes its copy."""
+    each = [
+        (graph.elsewhere(i, device), device)
+        for i, device in enumerate(placement.devices)
+    ]
+    return [
+        tuple(there.get(k, device) for there, device in each)
+        for k in range(len(graph.variables))
+    ]
+
+
 def _parcels(
     graph: layer_graph.LayerGraph,
     homes: Sequence[Home],
     values: Sequence[tf.Tensor],
-    placement: Placement,
+    places: Sequence[tuple[str, ...]],
     halves: Mapping[int, tf.DType],
     told_at: str | None,
     tables: Container[int],
@@ -215,16 +234,13 @@ def _parcels(
       graph: names the variables.
       homes: where they live.
       values: theirs.
-      placement: says where they go.
+      places: where they go, see `_places`.
       halves: those that are sent in a half dtype, and in which.
       told_at: the device of what tells towers where they are, if that travels: it
         comes after the variables, and with seeds, if those come from there.
       tables: the places of those that do not.
     """
     parcels: dict[Any, list[int]] = {}
-    elsewhere = [
-        graph.elsewhere(i, device) for i, device in enumerate(placement.devices)
-    ]
     dtypes = [halves.get(k, x.dtype) for k, x in enumerate(values)]
     groups = _groups(graph, halves)
     small = list(map(is_small, values, dtypes))
@@ -232,14 +248,10 @@ def _parcels(
         if kind in _ALONE or k in tables:
             continue
         device = home.device if kind is not Kind.SEED else host_of(home.device)
-        places = tuple(
-            there.get(k, tower)
-            for there, tower in zip(elsewhere, placement.devices)
-        )
         together = small[k] and not all(
-            same_device(place, device) for place in places
+            same_device(place, device) for place in places[k]
         )
-        key = device, places, dtypes[k], groups[k] if together else k
+        key = device, places[k], dtypes[k], groups[k] if together else k
         parcels.setdefault(key, []).append(k)
     if told_at is not None:
         for (device, _, dtype, group), members in parcels.items():

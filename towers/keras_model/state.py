@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.engine.host import on_host
 from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, merge_rules
 from towers.keras_model.kinds import Kind
@@ -18,6 +19,7 @@ from towers.keras_model.moments import (
     of_all_shards,
     statistics,
 )
+from towers.verbs.relays import units_of
 from towers.verbs.rows import Rows, drop
 
 
@@ -30,12 +32,14 @@ class Before:
       values: each variable's value before the step.
       devices: each variable's device.
       rows: how many each tower has.
+      copies: per tower, what it has of those values.
     """
 
     graph: layer_graph.LayerGraph
     values: Sequence[tf.Tensor]
     devices: Sequence[str]
     rows: Rows
+    copies: Sequence[Sequence[tf.Tensor]]
 
     @functools.cached_property
     def kept(self) -> Callable[[str], list[Any]]:
@@ -90,12 +94,59 @@ class Said:
         """Whether the only tower says it, and has rows."""
         return list(self.before.rows.may_be_empty) == [False]
 
-    def changes(self) -> list[tf.Tensor]:
-        """What each tower added; nothing if it has no rows."""
-        return [
-            x - self.old if keep is None else drop(x - self.old, keep)
-            for x, keep in zip(self.values, self.before.kept(self.device))
-        ]
+    @functools.cached_property
+    def units(self) -> list[list[int]]:
+        """Towers whose values become one on their machine, and cross so."""
+        return units_of([x.device for x in self.values], self.device)
+
+    def changes(self, are_weighted: bool = False) -> list[tf.Tensor]:
+        """What each tower added; nothing if it has no rows.
+
+        Of several towers of another machine, the sum, which is made there.
+
+        Args:
+          are_weighted: whether changes count by the towers' rows.
+        """
+        terms = []
+        for unit in self.units:
+            device, old = self.device, self.old
+            if len(unit) > 1:
+                device = self.values[unit[0]].device
+                old = self.before.copies[unit[0]][self.index]
+            with tf.device(device):
+                each = [self._change(i, old, device) for i in unit]
+                if are_weighted:
+                    shares = self.before.shares(device, old.dtype)
+                    each = [shares[i] * x for i, x in zip(unit, each)]
+                terms.append(functools.reduce(tf.add, each))
+        return terms
+
+    def _change(self, tower: int, old: tf.Tensor, device: str) -> tf.Tensor:
+        change = self.values[tower] - old
+        keep = self.before.kept(device)[tower]
+        return change if keep is None else drop(change, keep)
+
+    def by_machine(self, either: Callable[..., tf.Tensor]) -> "Said":
+        """As if several towers of another machine were one, of all their rows.
+
+        Args:
+          either: makes one value of two.
+        """
+        rows = self.before.rows
+        if len(self.units) == len(self.values):
+            return self
+        values = []
+        for unit in self.units:
+            each = [self.values[i] for i in unit]
+            with tf.device(each[0].device):
+                several = len(unit) > 1
+                one = rows.of(unit).chosen(either, each) if several else each[0]
+                values.append(one)
+        with on_host(self.device):
+            before = dataclasses.replace(
+                self.before, rows=rows.together(self.units)
+            )
+        return dataclasses.replace(self, before=before, values=values)
 
     def of_towers_with_rows(self) -> list[tf.Tensor]:
         """Those values, with `last` in the place of the others."""
@@ -187,19 +238,21 @@ def _added(said: Said) -> tf.Tensor:
 
 
 def _averaged(said: Said) -> tf.Tensor:
-    shares = said.before.shares(said.device, said.old.dtype)
-    changes = [share * x for share, x in zip(shares, said.changes())]
-    return said.old + tf.add_n(changes)
+    return said.old + tf.add_n(said.changes(are_weighted=True))
 
 
 def _largest(said: Said) -> tf.Tensor:
     either = tf.logical_or if said.old.dtype.is_bool else tf.maximum
-    return functools.reduce(either, said.of_towers_with_rows())
+    return functools.reduce(
+        either, said.by_machine(either).of_towers_with_rows()
+    )
 
 
 def _smallest(said: Said) -> tf.Tensor:
     either = tf.logical_and if said.old.dtype.is_bool else tf.minimum
-    return functools.reduce(either, said.of_towers_with_rows())
+    return functools.reduce(
+        either, said.by_machine(either).of_towers_with_rows()
+    )
 
 
 _BY_RULE: dict[str, Callable[[Said], tf.Tensor]] = {

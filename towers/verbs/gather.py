@@ -11,10 +11,12 @@ from towers.engine.boundary import Task
 from towers.engine.forward import pinned
 from towers.engine.host import host_of
 from towers.placement.placement import Placement, check_placement
+from towers.verbs.relays import units_of
 from towers.verbs.rows import Rows
 from towers.verbs.split import in_graph
 
 RULES = ("concat", "mean", "sum", "stack", "none")
+_IN_ANY_ORDER = ("mean", "sum")
 
 
 def gather_outputs(
@@ -102,16 +104,86 @@ def gather_known(
     for i, (rule, column) in enumerate(zip(rules, columns)):
         _check(rule, column, rows, i)
 
-    def merge_all(columns: Sequence[Any], rows: Rows | None) -> list[Any]:
-        merged = []
-        for i, (rule, column) in enumerate(zip(rules, columns)):
-            scope = f"{label}_{i}" if _is_open(column) else None
-            with tf.name_scope(scope) if scope else contextlib.nullcontext():
-                merged.append(_merged(rule, column, rows))
-        return merged
+    def merging(places: Sequence[int]) -> Callable[..., list[Any]]:
+        def merge(columns: Sequence[Any], rows: Rows | None) -> list[Any]:
+            merged = []
+            for k, column in zip(places, columns):
+                scope = f"{label}_{k}" if _is_open(column) else None
+                with tf.name_scope(scope) if scope else no_scope:
+                    merged.append(_merged(rules[k], column, rows))
+            return merged
 
+        return merge
+
+    no_scope = contextlib.nullcontext()
     device = str(placement.output_device)  # worked out when it was made
-    return _pack(towers[0], gathered(merge_all, columns, rows, device))
+    merged: dict[int, Any] = {}
+    for places in _pools(rules, columns, device):
+        some = [columns[k] for k in places]
+        means = any(rules[k] == "mean" for k in places)
+        needed = rows and (rows if means or any(rows.may_be_empty) else None)
+        found = pooled(merging(places), some, needed, device)
+        merged.update(zip(places, found))
+    others = [k for k in range(len(columns)) if k not in merged]
+    some = [columns[k] for k in others]
+    merged.update(zip(others, gathered(merging(others), some, rows, device)))
+    return _pack(towers[0], [merged[k] for k in range(len(columns))])
+
+
+def _pools(
+    rules: Sequence[str], columns: Sequence[Any], device: str
+) -> list[list[int]]:
+    """The places of what may be merged on other machines first, by where it is."""
+    pools: dict[tuple[str, ...], list[int]] = {}
+    for k, (rule, column) in enumerate(zip(rules, columns)):
+        if rule not in _IN_ANY_ORDER or column[0] is None:
+            continue
+        where = tuple(x.device for x in column)
+        if len(units_of(where, device)) < len(where):
+            pools.setdefault(where, []).append(k)
+    return list(pools.values())
+
+
+def pooled(
+    merge: Callable[[Any, Any], list[Any]],
+    columns: Sequence[Sequence[tf.Tensor]],
+    rows: Rows | None,
+    device: str,
+) -> list[Any]:
+    """As `gathered`, of what may be merged in any order.
+
+    What several towers of another machine say becomes one there, and crosses
+    once; so does its gradient.
+
+    Args:
+      merge: of columns and rows, gives one tensor for each column; of such
+        tensors, and the rows of the towers of each, it makes that of all.
+      columns: of tensors, one per tower.
+      rows: how many each tower has.
+      device: where all are wanted.
+    """
+    units = units_of([x.device for x in columns[0]], device)
+    if len(units) == len(columns[0]):
+        return gathered(merge, columns, rows, device)
+
+    def part(unit: Sequence[int]) -> list[Any]:
+        first, *others = unit
+        if not others:
+            return [column[first] for column in columns]
+        return gathered(
+            lambda some, rows: merge(some, rows and rows.of(unit)),
+            [[column[i] for i in unit] for column in columns],
+            rows,
+            columns[0][first].device,
+        )
+
+    parts = zip(*map(part, units))
+    return gathered(
+        lambda some, rows: merge(some, rows and rows.together(units)),
+        list(map(list, parts)),
+        rows,
+        device,
+    )
 
 
 def gathered(

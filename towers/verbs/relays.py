@@ -2,7 +2,7 @@
 
 A machine is a process. What several devices of another one want crosses the network
 to one of them, the relay, and goes on from there; gradients are summed there on
-their way back. Relays are shared out by bytes, so that no device carries all that
+their way back. So is what else towers say that becomes one (`units_of`). Relays are shared out by bytes, so that no device carries all that
 its machine is sent.
 """
 
@@ -55,6 +55,24 @@ class Relays:
                 self.carried[least] = self.carried.get(least, 0) + size
                 relays[machine] = least
         return [relays.get(process_of(place), place) for place in places]
+
+
+def units_of(places: Sequence[str], home: str) -> list[list[int]]:
+    """Which towers' values are put together before they cross.
+
+    Those of several towers of another machine, on one of its devices; others
+    cross by themselves.
+
+    Args:
+      places: per tower, the device of its value.
+      home: the device where all are wanted.
+    """
+    here = process_of(home)
+    units: dict[Any, list[int]] = {}
+    for i, place in enumerate(places):
+        machine = process_of(place)
+        units.setdefault(i if machine == here else machine, []).append(i)
+    return [*units.values()]
 
 
 def replicate_between(

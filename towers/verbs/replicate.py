@@ -1,7 +1,4 @@
-"""replicate: one copy of a value per tower, and back what their gradients make.
-
-That is their sum, or what overwrites the value: the maximum.
-"""
+"""replicate: one copy of a value per tower, and back the sum of their gradients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -51,63 +48,6 @@ def replicate(
 
     with tf.device(device):
         return copies(value)
-
-
-def replicate_overwritten(
-    value: tf.Tensor, device: str, kept: Sequence[tf.Tensor | None]
-) -> list[tf.Tensor]:
-    """As `replicate`, for a value that its gradient overwrites.
-
-    Keras trains scales and histories of float8 so (`overwrite_with_gradient`):
-    what a layer says is their gradient is their new value. Of several it takes
-    the maximum, as it does for gradients that it accumulates.
-
-    Args:
-      value: a float, read on `device`.
-      device: where the variable lives.
-      kept: as for `replicate`; a tower without a gradient counts for nothing
-        either. If none counts, the value overwrites itself.
-    """
-
-    @own_gradient
-    def said(value: tf.Tensor, _: tf.Tensor) -> Any:
-        def backward(upstream: Any) -> Any:
-            with tf.device(device):
-                return tf.convert_to_tensor(upstream), tf.ones([])
-
-        return value, backward
-
-    @own_gradient
-    def copies(value: tf.Tensor) -> Any:
-        n = len(kept)
-
-        def backward(*upstream: Any) -> Any:
-            with tf.device(device):
-                flags = [
-                    told > 0 if keep is None else (told > 0) & keep
-                    for told, keep in zip(upstream[n:], kept)
-                ]
-                return _largest(upstream[:n], flags, value)
-
-        # A tape gives zeros for what has no gradient, and zero may be more
-        # than what others say; so each copy comes with a scalar that tells.
-        return [value] * n + [tf.zeros([])] * n, backward
-
-    with tf.device(device):
-        made = copies(value)
-        n = len(kept)
-        return [said(*pair) for pair in zip(made[:n], made[n:])]
-
-
-def _largest(
-    values: Sequence[tf.Tensor], flags: Sequence[tf.Tensor], default: tf.Tensor
-) -> tf.Tensor:
-    """The maximum of those values whose flag is set, or else the default."""
-    result, found = default, tf.constant(False)
-    for value, flag in zip(values, flags):
-        more = tf.where(found, tf.maximum(result, value), value)
-        result, found = tf.where(flag, more, result), found | flag
-    return result
 
 
 def total(

@@ -1,8 +1,9 @@
 """rows: who gets which rows of a batch, and what says nothing for want of any."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,40 @@ class Rows:
             _true_rows(x, self.counts[i]) if empty else x
             for i, (x, empty) in enumerate(zip(column, self.may_be_empty))
         ]
+
+    def of(self, towers: Sequence[int]) -> "Rows":
+        """Those of some towers."""
+        counts = tf.stack([self.counts[i] for i in towers])
+        return Rows(counts, [self.may_be_empty[i] for i in towers])
+
+    def together(self, units: Sequence[Sequence[int]]) -> "Rows":
+        """Those of units of towers, each as of one tower."""
+        counts = [
+            functools.reduce(tf.add, [self.counts[i] for i in unit])
+            for unit in units
+        ]
+        empty = [all(self.may_be_empty[i] for i in unit) for unit in units]
+        return Rows(tf.stack(counts), empty)
+
+    def last(self, column: Sequence[tf.Tensor]) -> tf.Tensor:
+        """What the last tower with rows says; the first, if none has any."""
+        found = column[0]
+        for i, x in enumerate(column[1:], 1):
+            if self.may_be_empty[i]:
+                x = tf.where(self.counts[i] > 0, x, found)
+            found = x
+        return found
+
+    def chosen(
+        self, either: Callable[..., tf.Tensor], column: Sequence[tf.Tensor]
+    ) -> tf.Tensor:
+        """What `either` makes of two, of what all towers with rows say."""
+        last = self.last(column)
+        each = [
+            tf.where(self.counts[i] > 0, x, last) if empty else x
+            for i, (x, empty) in enumerate(zip(column, self.may_be_empty))
+        ]
+        return functools.reduce(either, each)
 
     def masked(self, column: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """What each tower says, zeros if it has no rows."""

@@ -40,6 +40,19 @@ class MachinesTest(parameterized.TestCase):
                     sent, 0.97 * least, 1.02 * least + _ASIDE, name
                 )
 
+    @pytest.mark.slow
+    def test_what_is_merged_crosses_once_from_each_of_them_on_workers(self):
+        status, out, err = run_chief("once_per_machine.py", "2", "counted")
+        self.assertEqual(status, 0, err[-5000:])
+        told = json.loads(out.splitlines()[-1])
+        self.assertLen(told, 2)
+        for difference, sent in told:
+            self.assertLess(difference, 1e-6)
+            # Parts of the compiled loss with the metric's, and an added loss; a
+            # counter; a parcel of gradients, and the maxima of a float8 layer.
+            kinds = {"outputs": 2, "state": 1, "gradient": 1 + 6}
+            self.assertEqual(sent, kinds)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest
+from absl.testing import parameterized
 from models import close, make, placement
 
 import towers
@@ -52,7 +52,7 @@ class Anew(keras.callbacks.Callback):
             self.model.make_train_function(force=True)
 
 
-class PrefetchTest(absltest.TestCase):
+class PrefetchTest(parameterized.TestCase):
     def test_no_batch_is_lost_or_taken_twice(self):
         # The last of each four batches has one row, for two towers.
         data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).repeat()
@@ -172,6 +172,43 @@ class PrefetchTest(absltest.TestCase):
         batch = X[6:].nbytes + Y.nbytes + 2 * 4
         self.assertEqual(report.by_kind["batch"], batch)
         self.assertNotIn("rest", report.by_kind)
+
+    @parameterized.parameters(
+        ({}, Y.nbytes),
+        ({"quick_start": True}, Y.nbytes + 2 * 4),  # how many rows there are
+        ({"loss_on_towers": True}, Y[:4].nbytes),
+    )
+    @pytest.mark.slow_after(1)
+    def test_what_towers_cast_crosses_in_half(self, kwargs, targets):
+        """As without it, to the last bit; and what something else takes, whole."""
+        given = {"a": np.tile(X, [1, 8]), "b": X}
+
+        def made():
+            keras.config.set_dtype_policy("mixed_bfloat16")
+            a, b = keras.Input([40], name="a"), keras.Input([5], name="b")
+            exact = layers.Dense(3, dtype="float32", name="exact")(b)
+            rounded = layers.Dense(3, name="of_a")(a)
+            rounded += layers.Dense(3, name="of_b")(b)
+            return keras.Model({"a": a, "b": b}, exact + rounded)
+
+        self.addCleanup(keras.config.set_dtype_policy, "float32")
+        found, sent = [], []
+        where = placement(2, [3, 1], parameter_device="/CPU:3")
+        for prefetch in (False, True):
+            model = make(made)
+            model = towers.TowerModel(model, where, prefetch=prefetch, **kwargs)
+            fit = compiled(model).fit
+            data = tf.data.Dataset.from_tensors((given, Y))
+            report = towers.execution_report(fit, data, verbose=0)
+            sent.append(report.by_kind)
+            # The last batch is of three rows.
+            data = tf.data.Dataset.from_tensor_slices((given, Y)).batch(5)
+            fit(data, epochs=2, verbose=0)
+            found.append([w.tolist() for w in model.get_weights()])
+        self.assertEqual(*found)
+        self.assertEqual(*sent)
+        inputs = 4 * (40 * 2 + 5 * 4)  # of the second tower
+        self.assertEqual(sent[0]["batch"], inputs + targets)
 
     @pytest.mark.slow
     def test_each_byte_crosses_once(self):

@@ -73,7 +73,10 @@ def forward(
             narrow = halves.inputs
             fed = shards.narrowed(narrow, request.placement.devices)
             copies = copied(halves.weights, request.hands_out, tables.homes)
-            return copies, *one(fed, copies, narrow, tables)
+            computed = one(fed, copies, narrow, tables)
+            if not request.hands_out:  # the shards too
+                shards.note_casts(narrow)
+            return copies, *computed
     copies = copied({})
     return copies, *one(shards, copies, {}, ByRows(graph))
 

@@ -5,9 +5,10 @@ read where the towers are. The step gets both, the batch and its shards: where i
 would split that batch, it takes these.
 """
 
+import collections
 import contextlib
 import contextvars
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -47,6 +48,20 @@ class Arrivals:
             if leaf is not None
         }
         self._left = set(self._columns)
+        self._places = {
+            id(leaf): k for k, leaf in enumerate(leaves) if leaf is not None
+        }
+        self._takes: collections.Counter[int] = collections.Counter()
+        self._casts: dict[int, list[tf.DType]] = collections.defaultdict(list)
+
+    @property
+    def halves(self) -> Mapping[int, tf.DType]:
+        """By place, the half dtype to which all who take a leaf cast it."""
+        return {
+            self._places[leaf]: casts[0]
+            for leaf, casts in self._casts.items()
+            if len(casts) == self._takes[leaf] and len(set(casts)) == 1
+        }
 
     @property
     def are_taken(self) -> bool:
@@ -65,7 +80,12 @@ class Arrivals:
         if was_whole is not whole or not self.fits(placement):
             return None
         self._left.discard(id(leaf))
+        self._takes[id(leaf)] += 1
         return column
+
+    def note_cast(self, leaf: Any, half: tf.DType) -> None:
+        """Notes that who takes a leaf makes nothing of it but a cast."""
+        self._casts[id(leaf)].append(half)
 
     def fits(self, placement: Placement) -> bool:
         """Whether the shards are those of this placement."""
@@ -92,6 +112,19 @@ def arrived(leaf: Any, whole: bool, placement: Placement) -> list[Any] | None:
     """Each tower's part of a leaf, on its device, or None if it is not there."""
     arrivals = _now.get()
     return None if arrivals is None else arrivals.take(leaf, whole, placement)
+
+
+def are_sent_ahead() -> bool:
+    """Whether what has arrived was sent here, and not read here."""
+    arrivals = _now.get()
+    return arrivals is not None and arrivals.ranges is None
+
+
+def note_cast(leaf: Any, half: tf.DType) -> None:
+    """Notes that towers make nothing of a leaf that has arrived but a cast."""
+    arrivals = _now.get()
+    if arrivals is not None:
+        arrivals.note_cast(leaf, half)
 
 
 def own_ranges(leaves: Sequence[Any], placement: Placement) -> Ranges | None:

@@ -12,7 +12,12 @@ from towers.engine.graphs import as_graphs
 from towers.engine.host import host_of, on_host
 from towers.placement.device_names import same_device
 from towers.placement.placement import Placement, check_placement
-from towers.verbs.arrivals import arrived, own_ranges
+from towers.verbs.arrivals import (
+    are_sent_ahead,
+    arrived,
+    note_cast,
+    own_ranges,
+)
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.departures import departing_first
 from towers.verbs.handing_out import sent_narrow
@@ -32,6 +37,7 @@ class Shards:
       rows: how many those are.
       ranges: which rows those are.
       divided: for each leaf whether it is split by rows, or whole.
+      here: by place, of the batch, those leaves that are on the towers already.
     """
 
     fed: list[Any]
@@ -39,21 +45,28 @@ class Shards:
     rows: Rows
     ranges: Ranges
     divided: list[bool]
+    here: Mapping[int, Any] = dataclasses.field(default_factory=dict)
 
     def crossing(
         self, devices: Sequence[str], wanted: Callable[[Any], bool]
     ) -> set[int]:
-        """Which leaves are to go to a tower's device from another.
+        """Which leaves go to a tower's device from another, or were sent ahead.
 
         Args:
           devices: the towers'.
           wanted: which leaves are asked about, as they are fed.
         """
+        ahead = are_sent_ahead()
         return {
             k
             for shard, device in zip(self.fed, devices)
             for k, leaf in enumerate(tf.nest.flatten(shard))
-            if wanted(leaf) and not same_device(leaf.device, device)
+            if wanted(leaf)
+            and (
+                ahead
+                if k in self.here
+                else not same_device(leaf.device, device)
+            )
         }
 
     def narrowed(
@@ -71,13 +84,20 @@ class Shards:
         def fed(shard: Any, device: str) -> Any:
             flat = tf.nest.flatten(shard)
             for k, half in halves.items():
-                if not same_device(flat[k].device, device):
+                is_here = k in self.here
+                if not is_here and not same_device(flat[k].device, device):
                     flat[k] = sent_narrow(flat[k], half, device)
             return tf.nest.pack_sequence_as(shard, flat)
 
         with tf.name_scope("split"):
             each = [fed(*pair) for pair in zip(self.fed, devices)]
         return dataclasses.replace(self, fed=each)
+
+    def note_casts(self, halves: Mapping[int, tf.DType]) -> None:
+        """Tells who sends ahead of what may come in half dtypes, by leaf."""
+        for k, leaf in self.here.items():
+            if k in halves:
+                note_cast(leaf, halves[k])
 
     def places(self) -> list[Place]:
         """Where in the batch each tower's rows are."""
@@ -183,6 +203,7 @@ def split_shards(
         rows,
         ranges,
         [not w for w in batch.whole],
+        {k: leaf for k, leaf in enumerate(flat) if there[k]},
     )
 
 

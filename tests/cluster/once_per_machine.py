@@ -5,7 +5,7 @@
 
 As JSON, by model and place of parameters: how far the weights end from the plain
 model's, the bytes of a step that all processes send and the least of them, the same
-two as a report tells them, and, of the CNN, the bytes as planned. Of `counted`, for
+two as a report tells them, and, of two models, the bytes as planned. Of `counted`, for
 two placements, that difference, and what a worker sends in a step, counted by kind.
 """
 
@@ -202,7 +202,7 @@ def trained(made, where, weights):
     report = towers.execution_report(towered.train_on_batch, x, y)
     reported = sum(report.between_machines.values())
     told: tuple[int, ...] = reported, report.least_between_machines
-    if made is cnn:
+    if made in (cnn, mixed):
         machines = [{"CPU": DEVICES}] * 2
         plan = towers.placement_plan(towered, x, y, machine=machines)
         told += (sum(plan.between_machines.values()),)

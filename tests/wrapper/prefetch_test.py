@@ -209,6 +209,12 @@ class PrefetchTest(parameterized.TestCase):
         self.assertEqual(*sent)
         inputs = 4 * (40 * 2 + 5 * 4)  # of the second tower
         self.assertEqual(sent[0]["batch"], inputs + targets)
+        plan = towers.placement_plan(model, given, Y, machine={"CPU": 4})
+        for kind in ("parameters", "gradients"):
+            self.assertEqual(plan.by_kind[kind], sent[0][kind])
+        # TensorFlow's optimizer spares numbers of rows, but of a quick start.
+        more = plan.by_kind["batch"] - inputs - targets
+        self.assertBetween(more, -2 * 4, 6 * 4)
 
     @pytest.mark.slow
     def test_each_byte_crosses_once(self):

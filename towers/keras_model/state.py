@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.engine.host import on_host
+from towers.engine.host import host_of, on_host
 from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, merge_rules
 from towers.keras_model.kinds import Kind
@@ -111,7 +111,7 @@ class Said:
         for unit in self.units:
             device, old = self.device, self.old
             if len(unit) > 1:
-                device = self.values[unit[0]].device
+                device = _there(self.values[unit[0]])
                 old = self.before.copies[unit[0]][self.index]
             with tf.device(device):
                 each = [self._change(i, old, device) for i in unit]
@@ -135,17 +135,18 @@ class Said:
         rows = self.before.rows
         if len(self.units) == len(self.values):
             return self
-        values = []
-        for unit in self.units:
-            each = [self.values[i] for i in unit]
-            with tf.device(each[0].device):
-                several = len(unit) > 1
-                one = rows.of(unit).chosen(either, each) if several else each[0]
-                values.append(one)
+
+        def value(unit: Sequence[int]) -> tf.Tensor:
+            first, *others = [self.values[i] for i in unit]
+            if not others:
+                return first
+            with tf.device(_there(first)):
+                return rows.of(unit).chosen(either, [first, *others])
+
+        values = list(map(value, self.units))
         with on_host(self.device):
-            before = dataclasses.replace(
-                self.before, rows=rows.together(self.units)
-            )
+            rows = rows.together(self.units)
+        before = dataclasses.replace(self.before, rows=rows)
         return dataclasses.replace(self, before=before, values=values)
 
     def of_towers_with_rows(self) -> list[tf.Tensor]:
@@ -154,6 +155,15 @@ class Said:
             x if keep is None else tf.compat.v1.where(keep, x, self.last)
             for x, keep in zip(self.values, self.before.kept(self.device))
         ]
+
+
+def _there(value: tf.Tensor) -> str:
+    """Where values like this are merged that are on its machine.
+
+    A GPU has no kernels for some of what is not floating.
+    """
+    device = value.device
+    return device if value.dtype.is_floating else host_of(device)
 
 
 def merge_state(

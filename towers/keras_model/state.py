@@ -145,8 +145,8 @@ class Said:
 
         values = list(map(value, self.units))
         with on_host(self.device):
-            rows = rows.together(self.units)
-        before = dataclasses.replace(self.before, rows=rows)
+            together = rows.together(self.units)
+        before = dataclasses.replace(self.before, rows=together)
         return dataclasses.replace(self, before=before, values=values)
 
     def of_towers_with_rows(self) -> list[tf.Tensor]:

@@ -7,7 +7,12 @@ from absl.testing import parameterized
 from tensorflow.python.framework import ops
 
 import towers
-from towers.foreign.tf_gradients import accessed, own_gradient, recorded
+from towers.foreign.tf_gradients import (
+    accessed,
+    own_gradient,
+    own_gradient_of_each,
+    recorded,
+)
 
 
 def graphs() -> int:
@@ -151,6 +156,29 @@ class OwnGradientTest(parameterized.TestCase):
 
         # What this file is for: as many when TensorFlow makes none either.
         self.assertLess(zeros(own_gradient), zeros(tf.custom_gradient))
+
+    @parameterized.parameters(True, False)
+    def test_each_of_several_has_a_gradient_of_its_own(self, by_tape):
+        asked = []
+
+        def backward(k, upstream):
+            asked.append(k)
+            return upstream * 10.0
+
+        @tf.function(autograph=False)
+        def step(x, y):
+            with tf.GradientTape() as tape:
+                tape.watch([x, y])
+                double = own_gradient_of_each(
+                    lambda both: [2.0 * z for z in both], backward, [x, y]
+                )[1]
+            if by_tape:
+                return double, tape.gradient(double, y)
+            return double, tf.compat.v1.gradients(double, y)[0]
+
+        double, gradient = step(tf.constant(3.0), tf.constant(4.0))
+        self.assertEqual((float(double), float(gradient)), (8.0, 10.0))
+        self.assertEqual(asked, [1])  # a tape makes no zeros for the other
 
     def test_variables_are_told_to_the_gradient(self):
         variable = tf.Variable(3.0)

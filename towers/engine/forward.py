@@ -9,7 +9,7 @@ import tensorflow as tf
 from towers.engine import all_towers, boundary, lockstep
 from towers.engine.calls import How, made_called
 from towers.engine.copies import Maker, made_alike
-from towers.foreign.tf_gradients import own_gradient
+from towers.foreign.tf_gradients import own_gradient, own_gradient_of_each
 
 
 def run_towers(
@@ -67,9 +67,9 @@ def pinned(
     held: Sequence[boundary.Held] = (),
 ) -> Any:
     """A task, forward and backward on its device, in a graph."""
-    tensors = boundary.distinct(boundary.leaves(task.argument))
     made: list[Any] = []
     heard = _Heard()
+    tensors = boundary.distinct(boundary.leaves(task.argument))
 
     def run(*tensors: tf.Tensor) -> Any:
         graph = tf.compat.v1.get_default_graph()
@@ -110,7 +110,7 @@ class _Heard:
         """The results, whose gradients are noted on their way."""
         if len(results) < 2:
             return results
-        noted = [self._noted(k, result) for k, result in enumerate(results)]
+        noted = own_gradient_of_each(lambda same: same, self._note, results)
         self._places.clear()  # a forward accumulator has asked for gradients
         return noted
 
@@ -120,16 +120,9 @@ class _Heard:
         self._places = set()
         return [g if k in places else None for k, g in enumerate(upstream)]
 
-    def _noted(self, k: int, result: tf.Tensor) -> tf.Tensor:
-        @own_gradient
-        def note(result: tf.Tensor) -> Any:
-            def backward(upstream: Any) -> Any:
-                self._places.add(k)
-                return upstream
-
-            return result, backward
-
-        return note(result)
+    def _note(self, k: int, upstream: Any) -> Any:
+        self._places.add(k)
+        return upstream
 
 
 def _built(function: Callable[..., Any], argument: Any) -> tuple[Any, Any]:

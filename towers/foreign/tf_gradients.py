@@ -86,6 +86,30 @@ def own_gradient(
     return call
 
 
+def own_gradient_of_each(
+    function: Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]],
+    backward: Callable[[int, Any], Any],
+    arguments: Sequence[tf.Tensor],
+) -> list[tf.Tensor]:
+    """What `function` makes of tensors, each with a gradient of its own.
+
+    A tape hears of each result by itself, and so do those below of its gradient.
+
+    Args:
+      function: from the arguments to as many tensors, each of the one at its place.
+      backward: `backward(k, upstream)` returns the gradient of the k-th argument.
+      arguments: tensors.
+    """
+    with unrecorded():
+        results = function(arguments)
+
+    def passed(k: int, argument: tf.Tensor, result: tf.Tensor) -> tf.Tensor:
+        made = result, functools.partial(backward, k)
+        return own_gradient(lambda _: made)(argument)
+
+    return [passed(k, *pair) for k, pair in enumerate(zip(arguments, results))]
+
+
 def _left_there(tensor: tf.Tensor, device: str) -> tf.Tensor:
     """Of no elements, whose gradient is the tensor's, which stays on its device.
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from towers.engine.boundary import leaves
 from towers.engine.host import is_host
-from towers.foreign.tf_gradients import own_gradient, unrecorded
+from towers.foreign.tf_gradients import own_gradient_of_each
 from towers.placement.device_names import process_of, same_device
 from towers.placement.placement import Placement
 
@@ -55,21 +55,13 @@ def _here(shards: Any, device: str) -> list[tf.Tensor]:
 
 def _same(shard: Any, device: str) -> Any:
     """By ops that pass on what they are given; TensorFlow drops identities."""
-    machine = process_of(device)
-    return tf.nest.map_structure(
-        lambda x: (
-            x if x is None or process_of(x.device) != machine else _passed(x)
-        ),
-        shard,
-        expand_composites=True,
+    here = _here(shard, device)
+    passed = own_gradient_of_each(
+        lambda tensors: [tf.ensure_shape(x, x.shape) for x in tensors],
+        lambda _, upstream: upstream,
+        here,
     )
-
-
-def _passed(tensor: tf.Tensor) -> tf.Tensor:
-    @own_gradient
-    def passed(tensor: tf.Tensor) -> Any:
-        with unrecorded():  # it has no derivative forwards, of open shapes
-            same = tf.ensure_shape(tensor, tensor.shape)
-        return same, lambda upstream: upstream
-
-    return passed(tensor)
+    instead = {id(x): same for x, same in zip(here, passed)}
+    return tf.nest.map_structure(
+        lambda x: instead.get(id(x), x), shard, expand_composites=True
+    )

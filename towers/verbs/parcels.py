@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.foreign.tf_gradients import own_gradient
+from towers.foreign.tf_gradients import own_gradient, own_gradient_of_each
 from towers.verbs.replicate import FULL, total
 
 # What is larger goes by itself, as soon as it is ready: joining is a copy on
@@ -246,22 +246,18 @@ def _opened(
 
         return _parts(parcel, values), backward
 
-    def piece(k: int, part: tf.Tensor) -> tf.Tensor:
-        @own_gradient
-        def shaped(part: tf.Tensor) -> Any:
-            def backward(upstream: Any) -> Any:
-                post.heard[tower].add(k)
-                if isinstance(upstream, tf.IndexedSlices):
-                    return upstream
-                with tf.device(target):
-                    return _flat(upstream)
+    def shaped(parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return [_shaped(*pair) for pair in zip(parts, values)]
 
-            return _shaped(part, values[k]), backward
-
-        return shaped(part)
+    def heard(k: int, upstream: Any) -> Any:
+        post.heard[tower].add(k)
+        if isinstance(upstream, tf.IndexedSlices):
+            return upstream
+        with tf.device(target):
+            return _flat(upstream)
 
     with tf.device(target):
-        return [piece(k, x) for k, x in enumerate(taken_apart(parcel))]
+        return own_gradient_of_each(shaped, heard, taken_apart(parcel))
 
 
 def _opened_at_once(

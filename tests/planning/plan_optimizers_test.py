@@ -66,7 +66,7 @@ class OptimizerTest(parameterized.TestCase):
             towers.Placement(GPUS, parameter_device=home, available="any"),
         )
         model.compile(make(), "mse")
-        model.build_slots()
+        model.tower_functions.build_slots()
         variables = model.trainable_variables
 
         def update():

@@ -330,12 +330,12 @@ def current() -> Cluster:
     return cluster
 
 
-def hold(model: Any) -> None:
-    """Has `model.lose(tasks, workers)` called when workers are lost.
+def hold(holder: Any) -> None:
+    """Has `holder.lose(tasks, workers)` called when workers are lost.
 
     It returns the variables that it gives up.
     """
-    _HOLDERS.add(model)
+    _HOLDERS.add(holder)
 
 
 def task_of(device: str) -> int | None:

@@ -124,7 +124,7 @@ def of_model(model: keras.Model, args: Sequence[Any], step: str) -> Planned:
             "TowerModel(model, placement), with inputs and targets."
         )
     if isinstance(model, TowerModel) and step == "train":
-        model.build_slots()
+        model.tower_functions.build_slots()
     take = {
         "train": model.train_step,
         "test": model.test_step,

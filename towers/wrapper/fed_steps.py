@@ -61,11 +61,11 @@ class FedSteps:
 
     def _next(self, reading: Reading) -> Any:
         """Steps with the next batch that no lost worker had a part of."""
-        model = self._model
+        model, recovery = self._model, self._model.recovery
         while True:
-            model.catch_up()
+            recovery.catch_up()
             _tell_lost(reading)
-            draw = functools.partial(reading.draw, model.towers_now())
+            draw = functools.partial(reading.draw, recovery.towers_now())
             try:
                 if model.prefetch:
                     draw = functools.partial(
@@ -78,13 +78,13 @@ class FedSteps:
             except WorkerLost:
                 if model.on_lost == "raise":
                     raise
-                model.go_on()
+                recovery.go_on()
                 _tell_lost(reading, "The batch that it was in is left out. ")
 
     def _take(self, drawn: Drawn) -> Any:
         if drawn.sure not in self._steps:
             stepped = functools.partial(self._stepped, drawn.sure)
-            self._steps[drawn.sure] = self._model.repeated(stepped)
+            self._steps[drawn.sure] = self._model.recovery.repeated(stepped)
         rows = tf.TensorSpec([len(drawn.rows)], tf.int32)
         return self._steps[drawn.sure].take_once(
             (tf.constant(drawn.rows), drawn.towers), (rows, drawn.spec)

@@ -70,33 +70,36 @@ class _Feed:
     """What an epoch loops over."""
 
     def __init__(self, model: Any, data: PerTower):
-        self._model = model
+        self._whole, self._recovery = model.whole, model.recovery
         self._data = data
         self._now: Reading | None = None
-        check_fits(data, model.whole_placement, model.towers_now())
+        recovery = self._recovery
+        check_fits(data, recovery.whole_placement, recovery.towers_now())
 
     def __iter__(self) -> Iterator[Any]:
-        model = self._model
-        model.catch_up()
+        recovery = self._recovery
+        recovery.catch_up()
         self._now = Reading(
             self._data,
-            model.whole_placement,
-            model.towers_now(),
-            model.whole,
+            recovery.whole_placement,
+            recovery.towers_now(),
+            self._whole,
         )
         return self._now
 
     def count(self) -> int | None:
         """How many batches there are, until the last tower ends."""
-        model = self._model
-        read = self._data.read_for(model.whole_placement, model.towers_now())
+        recovery = self._recovery
+        read = self._data.read_for(
+            recovery.whole_placement, recovery.towers_now()
+        )
         lengths = [x for x in read.lengths if x is not None]
         return max(lengths) if len(lengths) == len(read.lengths) else None
 
     def begin(self) -> None:
         """Has towers that have come back read on, in what goes on for epochs."""
         if self._now is not None:
-            self._now.begin(self._model.towers_now())
+            self._now.begin(self._recovery.towers_now())
 
 
 def _epochs(

@@ -69,23 +69,20 @@ def jit_of_template(template: keras.Model) -> bool:
     return template.jit_compile and not by_auto
 
 
-def check_jit(
-    template: keras.Model, placement: Placement, synchronized: bool
-) -> None:
-    """Raises unless XLA can compile each tower by itself.
+def checked_jit(model: Any, jit: bool) -> bool:
+    """Whether each tower is to be an XLA program, if that is asked by `jit`.
 
     Args:
-      template: the model.
-      placement: where it runs.
-      synchronized: whether all its batch norms make towers meet.
+      model: a `TowerModel`.
 
     Raises:
-      ValueError: it cannot; names the layer.
+      ValueError: XLA cannot compile each by itself; names the layer.
     """
-    pins = placement.layer_devices
-    several = len(placement.devices) > 1
-    checks.check_compilable(
-        layer_graph.LayerGraph(
-            template, (), pins, synchronized=synchronized and several
+    if jit:
+        where: Placement = model.placement
+        meet = model.synchronized and len(where.devices) > 1
+        pins = where.layer_devices
+        checks.check_compilable(
+            layer_graph.LayerGraph(model.template, (), pins, synchronized=meet)
         )
-    )
+    return jit

@@ -18,6 +18,14 @@ from towers.keras_model.row_losses import adds_up
 _BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")
 
 
+def check_loss_on_towers(choice: Any) -> None:
+    """Raises if this argument of a `TowerModel` is unknown."""
+    if choice not in (True, False, "auto"):
+        raise ValueError(
+            f"`loss_on_towers` must be True, False or 'auto'; got {choice!r}."
+        )
+
+
 def belongs_on_towers(model: Any) -> bool:
     """Whether the loss of a compiled `TowerModel` is cheapest on its towers.
 

@@ -1,7 +1,6 @@
 """recovery: what a `TowerModel` does when a worker is lost."""
 
 import dataclasses
-import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -15,51 +14,45 @@ from towers.cluster.lost import WorkerLost
 from towers.foreign import keras_compile, keras_layers, keras_optimizer
 from towers.keras_model.layer_graph import variables_of
 from towers.placement.placement import Placement
-from towers.wrapper import descriptions
 from towers.wrapper.repeated_step import BroughtStep, RepeatedStep
-from towers.wrapper.tower_steps import TowerSteps
-from towers.wrapper.watching import watched_method
 
 _FIT = inspect.signature(keras.Model.fit)
 _POLICIES = ("raise", "continue")
 
 
-class Recovering(TowerSteps):
-    """Methods of a model that end when a worker is lost, or go on without it.
+class Recovery:
+    """How a model ends when a worker is lost, or goes on without it.
+
+    Args:
+      model: a `TowerModel`, with its placement and `on_lost`.
 
     Attributes:
-      on_lost: "raise" or "continue".
       whole_placement: that of all workers, when some are lost.
       lost_workers: the addresses of those that had some of its variables.
+
+    Raises:
+      ValueError: `on_lost` is unknown, or cannot be met with this placement.
     """
 
-    on_lost: str = "raise"
-    whole_placement: Placement
-    train_function: Any
-    test_function: Any
-    predict_function: Any
-    lost_workers: tuple[str, ...] = ()
-    has_fitted = False  # whose first `fit` says what runs where
+    def __init__(self, model: Any):
+        if model.on_lost not in _POLICIES:
+            raise ValueError(
+                f"`on_lost` must be one of {', '.join(map(repr, _POLICIES))}; "
+                f"got {model.on_lost!r}."
+            )
+        self._model = model
+        self.whole_placement: Placement = model.placement
+        self.lost_workers: tuple[str, ...] = ()
+        if self._goes_on:
+            check_can_continue(model.placement)
+        clusters.hold(self)
 
-    evaluate = watched_method(TowerSteps.evaluate)
-    predict = watched_method(TowerSteps.predict)
-    train_on_batch = watched_method(TowerSteps.train_on_batch)
-    test_on_batch = watched_method(TowerSteps.test_on_batch)
-    predict_on_batch = watched_method(TowerSteps.predict_on_batch)
-    get_weights = watched_method(TowerSteps.get_weights, of_weights=True)
-    set_weights = watched_method(TowerSteps.set_weights, of_weights=True)
-    save = watched_method(TowerSteps.save, of_weights=True)
-    save_weights = watched_method(TowerSteps.save_weights, of_weights=True)
-    load_weights = watched_method(TowerSteps.load_weights, of_weights=True)
-    _fit = watched_method(TowerSteps.fit)
-
-    @functools.wraps(keras.Model.fit)
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.has_fitted:
-            descriptions.say_first(self.name, self.placement, args, kwargs)
-            object.__setattr__(self, "has_fitted", True)
-        if self.on_lost == "raise":
-            return self._fit(*args, **kwargs)
+    def fit_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What `fit` is called with, and a callback that takes workers back."""
+        if not self._goes_on:
+            return args, kwargs
         names = list(_FIT.parameters)[1 : len(args) + 1]
         given = {**dict(zip(names, args)), **kwargs}
         callbacks = given.get("callbacks")
@@ -73,55 +66,20 @@ class Recovering(TowerSteps):
                 else [callbacks]
             )
             given["callbacks"] = [*filter(None, some), rejoin]
-        return self._fit(**given)
-
-    def make_train_function(self, force: bool = False) -> Any:
-        if self.on_lost == "raise" and not self._brings():
-            return self._done("make_train_function")(force)
-        self.check_compiled()
-        if force or self.train_function is None:
-            self.train_function = self.repeated(self.train_step)
-
-    def make_test_function(self, force: bool = False) -> Any:
-        if self.on_lost == "raise" and not self._brings():
-            return self._done("make_test_function")(force)
-        self.check_compiled()
-        if force or self.test_function is None:
-            self.test_function = self.repeated(self.test_step)
-
-    def make_predict_function(self, force: bool = False) -> Any:
-        if self.on_lost == "raise" and not self._brings():
-            return self._done("make_predict_function")(force)
-        if force or self.predict_function is None:
-            step = self.repeated(self.predict_step)
-            self.predict_function = step.predict
-        return self.predict_function
-
-    def set_on_lost(self, on_lost: str) -> None:
-        """Checks whether this can be done, with this placement."""
-        if on_lost not in _POLICIES:
-            raise ValueError(
-                f"`on_lost` must be one of {', '.join(map(repr, _POLICIES))}; "
-                f"got {on_lost!r}."
-            )
-        if on_lost == "continue":
-            check_can_continue(self.placement)
-        object.__setattr__(self, "on_lost", on_lost)
-        object.__setattr__(self, "whole_placement", self.placement)
-        clusters.hold(self)
+        return (), given
 
     def check_compiled(self) -> None:
         """Refuses what "continue" cannot do with what a model is compiled to."""
-        if self.on_lost != "continue":
+        if not self._goes_on:
             return
-        problems = []
-        if self.steps_per_execution != 1:
-            problems.append(f"steps_per_execution={self.steps_per_execution}")
-        if self.run_eagerly:
+        model, problems = self._model, []
+        if model.steps_per_execution != 1:
+            problems.append(f"steps_per_execution={model.steps_per_execution}")
+        if model.run_eagerly:
             problems.append("run_eagerly=True")
         if tf.config.functions_run_eagerly():
             problems.append("tf.config.run_functions_eagerly(True)")
-        if "train_step" in self.own_steps():
+        if "train_step" in model.own_steps():
             problems.append("a `train_step` of the model's own")
         if problems:
             raise ValueError(
@@ -131,28 +89,38 @@ class Recovering(TowerSteps):
                 "checkpoint (keras.callbacks.BackupAndRestore)."
             )
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether steps are `repeated`, and not taken by Keras's own function."""
+        return self._goes_on or self._brings
+
     def repeated(self, step: Callable[..., Any]) -> RepeatedStep:
         """A step that is taken again when a worker is lost, if that is asked."""
-        if self.on_lost == "raise":
-            return BroughtStep(step, self.placed_now, self.go_on)
-        return RepeatedStep(step, self.placed_now, self.go_on)
+        kind = RepeatedStep if self._goes_on else BroughtStep
+        return kind(step, self.placed_now, self.go_on)
 
+    @property
+    def _goes_on(self) -> bool:
+        return self._model.on_lost == "continue"
+
+    @property
     def _brings(self) -> bool:
         """Whether what a step says is on a worker, and is to be brought."""
+        model = self._model
         return (
             clusters.connected() is not None
-            and clusters.task_of(str(self.placement.output_device)) is not None
-            and self.steps_per_execution == 1
-            and not self.run_eagerly
+            and clusters.task_of(str(model.placement.output_device)) is not None
+            and model.steps_per_execution == 1
+            and not model.run_eagerly
         )
 
     def placed_now(self) -> tuple[str, ...]:
         """The towers' devices, for which a step is made."""
-        return tuple(self.placement.devices)
+        return tuple(self._model.placement.devices)
 
     def towers_now(self) -> list[int]:
         """Places, in `whole_placement`, of the towers that there are now."""
-        here = set(self.placement.devices)
+        here = set(self._model.placement.devices)
         devices = self.whole_placement.devices
         return [i for i, device in enumerate(devices) if device in here]
 
@@ -165,7 +133,7 @@ class Recovering(TowerSteps):
         cluster = clusters.current()
         lost = cluster.lost()
         cluster.update()
-        before: Placement = self.whole_placement
+        before = self.whole_placement
         here = set(cluster.devices())
         kept = [
             i
@@ -180,12 +148,12 @@ class Recovering(TowerSteps):
             raise WorkerLost(cluster.lost(), "No tower is left.")
         devices = [before.devices[i] for i in kept]
         self._warn_of_change(cluster, lost, devices)
-        if tuple(devices) != tuple(self.placement.devices):
+        if tuple(devices) != self.placed_now():
             placement = dataclasses.replace(
                 before, devices=devices, weights=weights
             )
-            object.__setattr__(self, "placement", placement)
-            self.tower_calls.forget()
+            object.__setattr__(self._model, "placement", placement)
+            self._model.tower_calls.forget()
 
     def _warn_of_change(
         self, cluster: clusters.Cluster, lost: list[str], devices: list[str]
@@ -197,7 +165,7 @@ class Recovering(TowerSteps):
           lost: addresses of those that were lost, before the cluster was updated.
           devices: of the towers that there are from now on.
         """
-        before = self.placement.devices
+        before = self.placed_now()
         gone = cluster.addresses([d for d in before if d not in devices])
         back = cluster.addresses([d for d in devices if d not in before])
         again = [text for text in lost if text not in (*gone, *back)]
@@ -213,15 +181,15 @@ class Recovering(TowerSteps):
         if told:
             n = len(self.whole_placement.devices)
             warnings.warn(
-                f"Workers of {self.name!r}: {'; '.join(told)}. Going on in "
-                f"{len(devices)} of {n} towers.",
+                f"Workers of {self._model.name!r}: {'; '.join(told)}. Going on "
+                f"in {len(devices)} of {n} towers.",
                 stacklevel=2,
             )
 
     def catch_up(self) -> None:
         """Goes on without workers that were lost since the last step."""
         cluster = clusters.connected()
-        if self.on_lost == "continue" and cluster is not None:
+        if self._goes_on and cluster is not None:
             if cluster.lost() or not cluster.has(self.placed_now()):
                 self.go_on()
 
@@ -237,7 +205,7 @@ class Recovering(TowerSteps):
         To touch one would be to wait without end, or worse.
         """
         gone = []
-        for variable in self._all_variables():
+        for variable in _all_variables(self._model):
             value = keras_layers.raw(variable)
             if isinstance(value, LostValue) or value is variable:
                 continue
@@ -246,19 +214,19 @@ class Recovering(TowerSteps):
                 keras_layers.replace_raw(variable, lost)
                 gone.append(value)
         if gone:
-            object.__setattr__(self, "lost_workers", workers)
+            self.lost_workers = workers
         return gone
 
-    def _all_variables(self) -> list[Any]:
-        found = list(variables_of(self.template))
-        for optimizer in keras_compile.optimizers(self):
-            pairs = keras_optimizer.optimizer_variables(optimizer)
-            found += [variable for variable, _ in pairs]
-        if self.compiled:
-            found += keras_compile.Compiled.of(self).variables
-        return list(
-            {id(v): v for v in found if keras_layers.is_made(v)}.values()
-        )
+
+def _all_variables(model: Any) -> list[Any]:
+    """Those of the template, the optimizers, losses and metrics that are made."""
+    found = list(variables_of(model.template))
+    for optimizer in keras_compile.optimizers(model):
+        pairs = keras_optimizer.optimizer_variables(optimizer)
+        found += [variable for variable, _ in pairs]
+    if model.compiled:
+        found += keras_compile.Compiled.of(model).variables
+    return list({id(v): v for v in found if keras_layers.is_made(v)}.values())
 
 
 class LostValue:
@@ -280,12 +248,12 @@ class LostValue:
 class _Rejoin(keras.callbacks.Callback):
     """Workers that have come back join at the next epoch."""
 
-    def __init__(self, towers: Recovering):
+    def __init__(self, recovery: Recovery):
         super().__init__()
-        self._towers = towers
+        self._recovery = recovery
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._towers.take_back()
+        self._recovery.take_back()
 
 
 def check_can_continue(placement: Placement) -> None:

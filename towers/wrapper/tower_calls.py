@@ -1,6 +1,7 @@
 """tower_calls: the template, and layers of it, called in towers."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.foreign.keras_self import plain_values
 from towers.keras_model import checks
-from towers.keras_model.calls import ModelCall
+from towers.keras_model.calls import ModelCall, call_signature, model_call
 from towers.keras_model.given import Given
 from towers.keras_model.parameters import Placed
 from towers.keras_model.refusals import tower_errors
@@ -37,6 +38,21 @@ class TowerCalls:
         self.keeps_rows: dict[Any, bool] = {}
         self.placed = Placed()
 
+    def of_template(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ModelCall:
+        """A call of the template with these arguments."""
+        model = self._model
+        if len(args) == 1:
+            checks.check_given(model.template, args[0])
+        signature = call_signature(model.template)
+        if (
+            kwargs.get("mask", ()) is None
+            and "mask" not in signature.parameters
+        ):
+            kwargs.pop("mask")  # of a subclass, whose `call` has one
+        return model_call(args, kwargs, model.whole, signature)
+
     def run(self, layer: keras.Layer, call: ModelCall) -> Any:
         """Calls the template, or a layer of it: updates, losses and all.
 
@@ -46,7 +62,7 @@ class TowerCalls:
         self.ran = True
         _check_context(layer, keras_layers.context_values(layer))
         if tf.executing_eagerly():
-            self._model.renew_functions()
+            self._model.tower_functions.renew()
             if self._read != plain_values(self._model.template):
                 self._functions.clear()
             given = Given()
@@ -68,6 +84,19 @@ class TowerCalls:
         for adder, loss in zip(effects.adders, losses):
             adder.add_loss(loss)
         return outputs
+
+    def output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """What the template makes of such a call, in symbols."""
+        template = self._model.template
+        if not keras_layers.is_built(template):
+            with keras_layers.out_of(self._model):
+                template(*args, **kwargs)
+            self.placed.place_new(self._model)
+        taken = inspect.signature(template.call).parameters
+        context = keras_layers.context_arguments(template)
+        for name in {"training", *context} - {*taken}:
+            kwargs.pop(name, None)
+        return template.compute_output_spec(*args, **kwargs)
 
     def any_moved(self) -> bool:
         """Places what is new; whether functions read what has moved since."""

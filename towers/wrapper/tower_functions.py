@@ -1,8 +1,8 @@
 """tower_functions: what Keras calls with batches, made for steps that are placed.
 
 Keras makes one function each to train, test and predict. Here it is given arrays
-where batches are split, is made again when variables have moved, reads a batch
-ahead or starts quickly, if that is asked.
+where batches are split, is made again when variables have moved, takes a step again
+if a worker is lost, reads a batch ahead or starts quickly, if that is asked.
 """
 
 import functools
@@ -15,95 +15,105 @@ import tensorflow as tf
 
 from towers.engine.unoptimized import unoptimized
 from towers.foreign import keras_compile, keras_layers
+from towers.foreign.keras_saving import TemplateProxy
 from towers.keras_model.parameters import place_metrics, place_slots
 from towers.placement.device_names import HOST_HERE, absent, process_of
 from towers.placement.placement import Placement
 from towers.wrapper.fed_steps import FedSteps
-from towers.wrapper.prefetch import Prefetch
-from towers.wrapper.recovery import Recovering
 
-# By the function, the step that it takes with a batch which may be read ahead.
+# What Keras calls, by their attributes, and what each does with a batch.
 _STEPS = {
     "train_function": "train_step",
     "test_function": "test_step",
-    "predict_function": None,
+    "predict_function": "predict_step",
 }
+_ALL = tuple(_STEPS)
 
 
-class TowerFunctions(Recovering):
-    """The functions that `fit`, `evaluate` and `predict` call."""
+class TowerFunctions:
+    """The functions that `fit`, `evaluate` and `predict` call.
 
-    quick_start: bool
-    prefetch: bool
-    read_ahead: Prefetch
+    Each is an attribute of the model, where Keras looks for it.
 
-    def make_train_function(self, force: bool = False) -> None:
-        self.catch_up()
-        _check_devices(self.placement, self.template)
-        self._check_steps()
-        self.renew_functions()
-        self.build_slots()
-        force = place_metrics(self, self.placement) or force
-        self._make_placed("train_function", force)
+    Args:
+      model: a `TowerModel`.
+    """
 
-    def make_test_function(self, force: bool = False) -> Any:
-        self._check_steps()
-        self.renew_functions()
-        force = place_metrics(self, self.placement) or force
-        return self._make_placed("test_function", force)
+    def __init__(self, model: Any):
+        self._model = model
 
-    def make_predict_function(self, force: bool = False) -> Any:
-        self.renew_functions()
-        return self._make_placed("predict_function", force)
+    def make(self, name: str, force: bool) -> Any:
+        """The function of this name, made if there is none, or by `force`."""
+        model = self._model
+        if name == "train_function":
+            model.recovery.catch_up()
+            _check_devices(model.placement, model.template)
+        if name != "predict_function":
+            _check_steps(model)
+        self.renew()
+        if name == "train_function":
+            self.build_slots()
+        if name != "predict_function":
+            force = place_metrics(model, model.placement) or force
+        present = getattr(model, name)
+        return self._made(name) if force or present is None else present
 
-    def renew_functions(self) -> None:
+    def renew(self) -> None:
         """Makes functions again that read variables which have moved since.
 
         None that Keras has is dropped: a callback may be the one who asks, and
         `fit` goes on with what it has.
         """
-        if not self.tower_calls.any_moved():
+        if not self._model.tower_calls.any_moved():
             return
         for name in _STEPS:
-            if getattr(self, name) is not None:
-                self._make_placed(name, force=True)
-
-    def _make_placed(self, name: str, force: bool) -> Any:
-        """The function of this name: Keras's, called as this model is placed."""
-        if not force and getattr(self, name) is not None:
-            return getattr(self, name)
-        getattr(super(), f"make_{name}")(force=True)
-        function = _fed(getattr(self, name), lambda: self.placement)
-        if name == "train_function":
-            function = _beside_outputs(function, self.placement)
-        step = _STEPS[name]
-        if self.prefetch and step is not None:
-            function = self.read_ahead.function(getattr(self, step), function)
-        steps = FedSteps(self, step or "predict_step", function)
-        function = steps.predict if step is None else steps
-        if self.quick_start:
-            function = _as_built(function)
-        setattr(self, name, function)
-        return function
+            if getattr(self._model, name) is not None:
+                self._made(name)
 
     def build_slots(self) -> None:
         """Makes slots eagerly, and not while the step is traced.
 
         Not of one that Keras gave to a template which has others of its own.
         """
+        model = self._model
         if (
-            self.optimizer
-            and not self.optimizer.built
-            and not keras_compile.overridden(self.template, ("compile",))
-            and keras_layers.is_built(self.template)
-            and self.trainable_variables
+            model.optimizer
+            and not model.optimizer.built
+            and not keras_compile.overridden(model.template, ("compile",))
+            and keras_layers.is_built(model.template)
+            and model.trainable_variables
         ):
-            self.optimizer.build(self.trainable_variables)
-            place_slots(self, self.placement)
+            model.optimizer.build(model.trainable_variables)
+            place_slots(model, model.placement)
+
+    def _made(self, name: str) -> Callable[[Any], Any]:
+        """Makes the function of a name: who takes steps, and all `_AROUND` it."""
+        model = self._model
+        made = _repeated if model.recovery.takes_steps else _keras_s
+        function = made(model, name)
+        for kind, names, asked_by in _AROUND:
+            if name in names and (asked_by is None or getattr(model, asked_by)):
+                function = kind(model, name, function)
+        setattr(model, name, function)
+        return function
 
 
-def _fed(
-    function: Callable[[Any], Any], placement_now: Callable[[], Placement]
+def _keras_s(model: Any, name: str) -> Callable[[Any], Any]:
+    """Keras's own function, or that of the template's class."""
+    getattr(TemplateProxy, f"make_{name}")(model, force=True)
+    return getattr(model, name)
+
+
+def _repeated(model: Any, name: str) -> Callable[[Any], Any]:
+    """A step that is taken again when a worker is lost, or brought here."""
+    if name != "predict_function":
+        model.recovery.check_compiled()
+    step = model.recovery.repeated(getattr(model, _STEPS[name]))
+    return step.predict if name == "predict_function" else step
+
+
+def _with_arrays_placed(
+    model: Any, name: str, function: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
     """The function, with arrays taken to where batches are split.
 
@@ -112,7 +122,7 @@ def _fed(
 
     @functools.wraps(function)
     def fed(data: Any) -> Any:
-        return function(_at_inputs(data, placement_now().input_device))
+        return function(_at_inputs(data, model.placement.input_device))
 
     return fed
 
@@ -141,14 +151,14 @@ def _at_inputs(data: Any, device: str) -> Any:
 
 
 def _beside_outputs(
-    function: Callable[[Any], Any], placement: Placement
+    model: Any, name: str, function: Callable[[Any], Any]
 ) -> Callable[[Any], Any]:
     """The function, with what has no device on the output device.
 
     Or on this process, if that is of another one: TensorFlow would wait for
     what a step returns with Python locked, and the step for a generator.
     """
-    outputs = str(placement.output_device)
+    outputs = str(model.placement.output_device)
     device = HOST_HERE if process_of(outputs) else outputs
 
     @functools.wraps(function)
@@ -159,7 +169,24 @@ def _beside_outputs(
     return placed
 
 
-def _as_built(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _reading_ahead(
+    model: Any, name: str, function: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
+    """The step with batches that were read ahead; the function with others."""
+    return model.read_ahead.function(getattr(model, _STEPS[name]), function)
+
+
+def _fed(
+    model: Any, name: str, function: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
+    """The step with what towers have read; the function with other batches."""
+    steps = FedSteps(model, _STEPS[name], function)
+    return steps.predict if name == "predict_function" else steps
+
+
+def _as_built(
+    model: Any, name: str, function: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
     """The function, which TensorFlow does not rewrite before its first call."""
 
     @functools.wraps(function)
@@ -168,6 +195,29 @@ def _as_built(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return function(data)
 
     return started
+
+
+# Kinds of functions, each made around the one before it, for those of these names,
+# where an argument of the model asks for it.
+_AROUND: tuple[tuple[Callable[..., Any], tuple[str, ...], str | None], ...] = (
+    (_with_arrays_placed, _ALL, None),
+    (_beside_outputs, ("train_function",), None),
+    (_reading_ahead, ("train_function", "test_function"), "prefetch"),
+    (_fed, _ALL, None),
+    (_as_built, _ALL, "quick_start"),
+)
+
+
+def _check_steps(model: Any) -> None:
+    """Raises where losses are to be on towers, but steps are not Keras's own."""
+    own = model.own_steps() if model.loss_on_towers is True else []
+    if own:
+        raise ValueError(
+            f"{type(model).__name__} of {type(model.template).__name__} has "
+            f"its own {', '.join(own)}, which would need the gathered "
+            "outputs. Expected Keras's own with `loss_on_towers=True`; "
+            "leave that out."
+        )
 
 
 def _check_devices(placement: Placement, template: Any) -> None:

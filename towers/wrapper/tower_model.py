@@ -1,6 +1,7 @@
 """TowerModel: towers behind the face of a Keras model."""
 
 import copy
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from towers.foreign import keras_compile, keras_layers
 from towers.foreign.keras_self import compiled_as
 from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model import checks
-from towers.keras_model.calls import call_signature, model_call, signed
+from towers.keras_model.calls import call_signature, signed
 from towers.keras_model.parameters import place_variables
 from towers.placement.placement import (
     Placement,
@@ -23,19 +24,21 @@ from towers.verbs.gather import check_rule
 from towers.wrapper import descriptions
 from towers.wrapper.distributed import check_distributed
 from towers.wrapper.jit_choice import (
-    check_jit,
+    checked_jit,
     jit_of_compile,
     jit_of_template,
 )
-from towers.wrapper.loss_choice import belongs_on_towers
+from towers.wrapper.loss_choice import belongs_on_towers, check_loss_on_towers
 from towers.wrapper.model_export import export_model
 from towers.wrapper.prefetch import Prefetch, check_prefetch
+from towers.wrapper.recovery import Recovery
 from towers.wrapper.tower_calls import TowerCalls
 from towers.wrapper.tower_functions import TowerFunctions
-from towers.wrapper.watching import watching
+from towers.wrapper.tower_steps import TowerSteps
+from towers.wrapper.watching import watched_method, watching
 
 
-class TowerModel(TowerFunctions):
+class TowerModel(TowerSteps):
     """A Keras model whose forward and backward pass run in towers.
 
     `compile`, `fit`, `evaluate`, `predict`, `train_on_batch`, callbacks and
@@ -140,6 +143,21 @@ class TowerModel(TowerFunctions):
       RuntimeError: made under a `tf.distribute` strategy.
     """
 
+    on_lost: str = "raise"
+    has_fitted = False  # whose first `fit` says what runs where
+
+    _fit = watched_method(TowerSteps.fit)
+    evaluate = watched_method(TowerSteps.evaluate)
+    predict = watched_method(TowerSteps.predict)
+    train_on_batch = watched_method(TowerSteps.train_on_batch)
+    test_on_batch = watched_method(TowerSteps.test_on_batch)
+    predict_on_batch = watched_method(TowerSteps.predict_on_batch)
+    get_weights = watched_method(TowerSteps.get_weights, of_weights=True)
+    set_weights = watched_method(TowerSteps.set_weights, of_weights=True)
+    save = watched_method(TowerSteps.save, of_weights=True)
+    save_weights = watched_method(TowerSteps.save_weights, of_weights=True)
+    load_weights = watched_method(TowerSteps.load_weights, of_weights=True)
+
     @watching
     def __init__(
         self,
@@ -162,11 +180,7 @@ class TowerModel(TowerFunctions):
             raise TypeError(
                 "`model` is a TowerModel already. Wrap its `template` instead."
             )
-        if loss_on_towers not in (True, False, "auto"):
-            raise ValueError(
-                "`loss_on_towers` must be True, False or 'auto'; got "
-                f"{loss_on_towers!r}."
-            )
+        check_loss_on_towers(loss_on_towers)
         check_prefetch(prefetch, on_lost)
         for rule in tf.nest.flatten(merge):
             check_rule(rule)
@@ -183,10 +197,12 @@ class TowerModel(TowerFunctions):
         self.loss_on_towers = loss_on_towers
         self.whole = tuple(whole)
         self.quick_start = quick_start
-        self.set_on_lost(on_lost)
+        self.on_lost = on_lost
         self.prefetch = prefetch
         self.synchronized = synchronized
+        self.recovery = Recovery(self)
         self.read_ahead = Prefetch(self)
+        self.tower_functions = TowerFunctions(self)
         self.supports_jit = False  # what compiles is each tower, not the step
         self.jit_towers = False
         self.supports_masking = True
@@ -201,7 +217,7 @@ class TowerModel(TowerFunctions):
             self.tower_calls.placed.note(self)
         self.tower_calls.placed.place_new(self)
         if model.compiled:
-            self._use_xla(jit_of_template(model))
+            self.jit_towers = checked_jit(self, jit_of_template(model))
             self._compile_as_template()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -223,15 +239,7 @@ class TowerModel(TowerFunctions):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """The gathered outputs, like the template's."""
-        if len(args) == 1:
-            checks.check_given(self.template, args[0])
-        signature = call_signature(self.template)
-        if (
-            kwargs.get("mask", ()) is None
-            and "mask" not in signature.parameters
-        ):
-            kwargs.pop("mask")  # of a subclass, whose `call` has one
-        call = model_call(args, kwargs, self.whole, signature)
+        call = self.tower_calls.of_template(args, kwargs)
         with compiled_as(self):
             return self.tower_calls.run(self.template, call)
 
@@ -251,7 +259,7 @@ class TowerModel(TowerFunctions):
         own = keras_compile.overridden(self.template, ("compile",))
         jit, args, kwargs = jit_of_compile(self.name, args, kwargs, bool(own))
         self.jit_asked = jit
-        self._use_xla(jit is True)
+        self.jit_towers = checked_jit(self, jit is True)
         if own:
             # It keeps what it is given where the template's methods look.
             self.template.compile(*args, **kwargs)
@@ -260,12 +268,6 @@ class TowerModel(TowerFunctions):
         else:
             super().compile(*args, **kwargs)
             self._place()
-
-    def _use_xla(self, jit: bool) -> None:
-        """Makes each tower an XLA program from now on, or not."""
-        if jit:
-            check_jit(self.template, self.placement, self.synchronized)
-        self.jit_towers = jit
 
     def _compile_as_template(self) -> None:
         """Takes on what the template was compiled with, very objects."""
@@ -279,6 +281,23 @@ class TowerModel(TowerFunctions):
         # Now, since Keras replaces what it was given when it is built.
         self.loss_belongs_there = belongs_on_towers(self)
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.has_fitted:
+            descriptions.say_first(self.name, self.placement, args, kwargs)
+            object.__setattr__(self, "has_fitted", True)
+        args, kwargs = self.recovery.fit_arguments(args, kwargs)
+        return self._fit(*args, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        return self.tower_functions.make("train_function", force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        return self.tower_functions.make("test_function", force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        return self.tower_functions.make("predict_function", force)
+
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
         if self.merge == "concat":
             return self.template.compute_output_shape(*args, **kwargs)
@@ -286,15 +305,7 @@ class TowerModel(TowerFunctions):
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         if self.merge == "concat":
-            if not keras_layers.is_built(self.template):
-                with keras_layers.out_of(self):
-                    self.template(*args, **kwargs)
-                self.tower_calls.placed.place_new(self)
-            taken = inspect.signature(self.template.call).parameters
-            context = keras_layers.context_arguments(self.template)
-            for name in {"training", *context} - {*taken}:
-                kwargs.pop(name, None)
-            return self.template.compute_output_spec(*args, **kwargs)
+            return self.tower_calls.output_spec(*args, **kwargs)
         return super().compute_output_spec(*args, **kwargs)
 
     def summary(self, *args: Any, **kwargs: Any) -> None:
@@ -310,16 +321,11 @@ class TowerModel(TowerFunctions):
         return descriptions.shown(self.name, self.placement, self.variables)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TowerModel":
+        _, _, _, *options, _ = inspect.signature(TowerModel.__init__).parameters
         copied = TowerModel(
             copy.deepcopy(self._lent(), memo),
             self.placement,
-            self.merge,
-            self.loss_on_towers,
-            self.whole,
-            self.quick_start,
-            self.on_lost,
-            self.prefetch,
-            self.synchronized,
+            **{name: getattr(self, name) for name in options},
             name=self.name,
         )
         copied.jit_towers = self.jit_towers

@@ -68,16 +68,6 @@ class TowerSteps(TemplateProxy):
 
         return call
 
-    def _check_steps(self) -> None:
-        own = self.own_steps()
-        if self.loss_on_towers is True and own:
-            raise ValueError(
-                f"{type(self).__name__} of {type(self.template).__name__} has "
-                f"its own {', '.join(own)}, which would need the gathered "
-                "outputs. Expected Keras's own with `loss_on_towers=True`; "
-                "leave that out."
-            )
-
     def train_step(self, data: Any) -> Any:
         with self._at_outputs():
             if not self.loses_on_towers(data):

@@ -293,6 +293,8 @@ class PerTowerTest(parameterized.TestCase):
                 model(given)
         with self.assertRaisesRegex(TypeError, "per_tower.*build_towers"):
             towers.split_batch(batch, where)
+        with self.assertRaisesRegex(TypeError, "batches.* each loop.*one of"):
+            towers.build_towers(network(), data.batches(where), where)
         with self.assertRaisesRegex(ValueError, "of 2 towers.* has 3"):
             towers.build_towers(network(), batch, placement())
         with self.assertRaisesRegex(ValueError, "`arguments`.*own rows"):

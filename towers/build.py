@@ -10,21 +10,19 @@ import tensorflow as tf
 from towers import v1_graph
 from towers.eager import run_eagerly
 from towers.engine.calls import How
-from towers.homes import homes_of
-from towers.inputs_per_tower import own_inputs, refuse_divided
 from towers.keras_model import calls, checks
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.losses import gathered_losses
 from towers.keras_model.outputs import gathered_outputs
 from towers.keras_model.parameter_copies import replicated
-from towers.keras_model.parameters import Home
+from towers.keras_model.parameters import Home, homes_of
 from towers.keras_model.request import Request
 from towers.keras_model.state import Before, merge_state
 from towers.keras_model.tower import forward, scope_of
 from towers.keras_model.whole_call import speaks_of_all
 from towers.placement.placement import Placement, check_placement
 from towers.tower_graph import Pending, Tower, TowerGraph
-from towers.verbs.batch import Batch, checked_batch, checked_each
+from towers.verbs.batch import Batch, checked_batch, checked_each, own_inputs
 from towers.verbs.gather import gather_known
 from towers.verbs.split import own_shards, split_shards
 
@@ -132,16 +130,11 @@ def build_towers(
     if jit_compile and checks.are_built(model):
         request.graph_of(model)  # refused before arrays become ops
     own = own_inputs(inputs, placement)
-    nests = [inputs] if own is None else own
     if tower_fn is None:
-        given = arguments or {}
-        if own is not None:
-            refuse_divided(given, whole)
-        made = [
-            calls.model_call([x], given, whole, None, training) for x in nests
-        ]
-        batch = made[0].shared(own and [call.batch for call in made])
-        return build(model, batch, request.of_call(made[0]))
+        call, batch = calls.shared_call(
+            inputs, own, arguments or {}, whole, training
+        )
+        return build(model, batch, request.of_call(call))
     if arguments:
         raise ValueError(
             "`arguments` are those of the model's call, which `tower_fn` makes "
@@ -167,7 +160,10 @@ def build(model: Any, batch: Batch, request: Request) -> TowerGraph:
     if isinstance(request.tower_fn, calls.ModelCall):
         checks.ensure_called(model, request.tower_fn)
     graph = request.graph_of(model)
-    homes, penalties = homes_of(graph, request.placement)
+    if checks.in_v1_graph():
+        homes, penalties = v1_graph.enter(graph, request.placement)
+    else:
+        homes, penalties = homes_of(graph)
     with (
         request.told(model),
         checks.phase_known(request.training),

@@ -1,7 +1,7 @@
 """inputs_per_tower: inputs that each tower reads on its own machine."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import tensorflow as tf
 
@@ -10,31 +10,7 @@ from towers.placement.device_names import absent
 from towers.placement.placement import Placement, check_placement
 from towers.readers import Read, key, watched
 from towers.tower_graph import Tower
-from towers.verbs.batch import BatchPerTower, whole_paths
-
-
-def own_inputs(inputs: Any, placement: Placement) -> Sequence[Any] | None:
-    """What each tower has already, if it reads its own; else None.
-
-    Args:
-      inputs: what `build_towers` is given.
-      placement: of the towers.
-    """
-    if isinstance(inputs, PerTower):
-        inputs = inputs.next_batch(placement)
-    return inputs.towers if isinstance(inputs, BatchPerTower) else None
-
-
-def refuse_divided(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
-    """Raises if `arguments` are to be split: each tower has its own rows."""
-    for name, value in arguments.items():
-        shapes = [getattr(x, "shape", ()) for x in tf.nest.flatten(value)]
-        if (name,) not in whole_paths(whole) and any(map(len, shapes)):
-            raise ValueError(
-                f"`arguments` hold {name!r}, to be split by rows, but with inputs "
-                "of towers.per_tower each tower has its own rows. Put it into "
-                "the datasets and use a `tower_fn`, or name it in `whole`."
-            )
+from towers.verbs.batch import BatchPerTower
 
 
 class PerTower:
@@ -70,7 +46,7 @@ class PerTower:
                 continue
             read.restart()
 
-    def next_batch(self, placement: Placement) -> BatchPerTower:
+    def batch_per_tower(self, placement: Placement) -> BatchPerTower:
         """The next batch, in this graph or at once.
 
         Raises:
@@ -209,6 +185,14 @@ class Batches:
     def __init__(self, read: Read):
         self._read = read
 
+    def batch_per_tower(self, placement: Placement) -> NoReturn:
+        """Raises a `TypeError`: batches are taken in a loop."""
+        raise TypeError(
+            "`inputs` are the batches of towers.per_tower, which begin anew in "
+            "each loop. Expected one of them, as in `for batch in batches`; or "
+            "what towers.per_tower returned, whose next batch that takes."
+        )
+
     def __iter__(self) -> Iterator[BatchPerTower]:
         with watched(self._read.devices):
             iterators = self._read.begun()
@@ -218,27 +202,3 @@ class Batches:
             except tf.errors.OutOfRangeError:
                 return
             yield batch
-
-
-def is_per_tower(value: Any) -> bool:
-    """Whether it is what towers read themselves."""
-    return isinstance(value, (PerTower, Batches, BatchPerTower))
-
-
-def hold_per_tower(given: Iterable[Any]) -> bool:
-    """Whether one of these, or of what is in a tuple of theirs, is such."""
-    parts = [(x, *x) if isinstance(x, tuple) else (x,) for x in given]
-    kinds = PerTower, Batches, BatchPerTower
-    return any([isinstance(x, kinds) for some in parts for x in some])
-
-
-def refuse_per_tower(given: Iterable[Any], method: str) -> None:
-    """Raises a `ValueError` if one of these is what towers read themselves."""
-    if any(map(is_per_tower, given)):
-        raise ValueError(
-            f"Inputs of towers.per_tower were given to `{method}` of a TowerModel, "
-            "which splits whole batches. Expected arrays or tensors. Give what "
-            "towers.per_tower returned to `fit`, `evaluate` or `predict`, alone or "
-            "as `validation_data`; in a loop of your own, give its batches to "
-            "towers.build_towers(model.template, batch, placement, tower_fn=...)."
-        )

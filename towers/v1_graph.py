@@ -14,7 +14,11 @@ import tensorflow as tf
 
 from towers.foreign import keras_layers
 from towers.keras_model import checks, layer_graph
-from towers.keras_model.parameters import Home, parameter_devices
+from towers.keras_model.parameters import (
+    Home,
+    homes_given,
+    parameter_devices,
+)
 from towers.placement.placement import Placement
 
 # No string: those are written to the MetaGraph, where this has no place.
@@ -68,11 +72,11 @@ def enter(
             twin = _twin(graph, i, value, devices[i])
             known[id(twin.original)] = twin
             twins.append(twin)
+    homes = [known[id(v)].home for v in graph.variables]
+    if keras_layers.scope_here() is not None:
+        return homes_given(graph, homes)
     penalties = [known[id(graph.variables[i])].penalty for i in graph.trainable]
-    return (
-        [known[id(v)].home for v in graph.variables],
-        [penalty for penalty in penalties if penalty is not None],
-    )
+    return homes, [penalty for penalty in penalties if penalty is not None]
 
 
 def _twin(

@@ -2,7 +2,7 @@
 
 from absl.testing import absltest
 
-from towers.foreign.containers import leaves
+from towers.foreign.containers import named_leaves
 
 
 class LeavesTest(absltest.TestCase):
@@ -10,7 +10,7 @@ class LeavesTest(absltest.TestCase):
         blocks: list = [1, {"norm": (2, 3)}]
         blocks.append(blocks)
         self.assertEqual(
-            list(leaves([blocks, 4], "x")),
+            list(named_leaves([blocks, 4], "x")),
             [
                 ("x[0][0]", 1),
                 ("x[0][1]['norm'][0]", 2),

@@ -46,7 +46,6 @@ TESTED_BY = {
     "engine.row_slices": "engine.row_sums",
     "eager": "build",
     "log_level": "planning.commands",
-    "homes": "keras_model.given",
     "planning.slices": "planning.timeline",
     "planning.timeline_page": "planning.timeline",
     "foreign.keras_optimizer": "foreign.keras_updates",

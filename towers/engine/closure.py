@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from towers.foreign.containers import leaves
+from towers.foreign.containers import leaves, named_leaves
 from towers.foreign.tf_nodes import OWN
 
 _PASS = ("Identity", "IdentityN")  # output i is input i
@@ -166,8 +166,8 @@ def tensors(function: Any, shared: Any) -> list[tf.Tensor]:
     """Those that a function closes over, or is given in `shared`."""
     held = [
         leaf
-        for name, value in [("shared", shared), *_held(function, set())]
-        for _, leaf in leaves(value, name)
+        for _, value in [("shared", shared), *_held(function, set())]
+        for leaf in leaves(value)
     ]
     return [x for x in held if isinstance(x, tf.Tensor)]
 
@@ -193,7 +193,7 @@ def _constants(function: Any, shared: Any) -> dict[str, Any]:
     """The numbers that a function closes over, by what they are called."""
     found: dict[str, Any] = {}
     for name, value in [("shared", shared), *_held(function, set())]:
-        for path, leaf in leaves(value, name):
+        for path, leaf in named_leaves(value, name):
             if isinstance(leaf, tf.TensorShape):
                 leaf = str(leaf)
             if isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy"):

@@ -8,8 +8,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any) -> Iterator[Any]:
     """What is no container in a nest, each container looked into once.
+
+    Args:
+      value: a nest of mappings, lists and tuples.
+    """
+    for _, leaf in _inside(value, (), set()):
+        yield leaf
+
+
+def named_leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """As `leaves`, with their names.
 
     Args:
       value: a nest of mappings, lists and tuples.
@@ -18,20 +28,22 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     Yields:
       `(name, leaf)`, as in `("blocks[0]['norm']", layer)`.
     """
-    seen: set[int] = set()
+    for keys, leaf in _inside(value, (), set()):
+        yield name + "".join(f"[{key!r}]" for key in keys), leaf
 
-    def inside(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-        children: Any
-        if isinstance(value, Mapping):
-            children = value.items()
-        elif isinstance(value, (list, tuple)):
-            children = enumerate(value)
-        else:
-            yield name, value
-            return
-        if id(value) not in seen:
-            seen.add(id(value))
-            for key, child in children:
-                yield from inside(child, f"{name}[{key!r}]")
 
-    return inside(value, name)
+def _inside(
+    value: Any, keys: tuple[Any, ...], seen: set[int]
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    children: Any
+    if isinstance(value, Mapping):
+        children = value.items()
+    elif isinstance(value, (list, tuple)):
+        children = enumerate(value)
+    else:
+        yield keys, value
+        return
+    if id(value) not in seen:
+        seen.add(id(value))
+        for key, child in children:
+            yield from _inside(child, (*keys, key), seen)

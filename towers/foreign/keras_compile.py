@@ -23,18 +23,6 @@ from towers.foreign.containers import leaves
 from towers.foreign.patches import patched
 
 
-def overridden(
-    model: keras.Model, names: Sequence[str], base: type = keras.Model
-) -> list[str]:
-    """Which methods of `base` the model's class replaces."""
-    return [
-        name
-        for name in names
-        if inspect.getattr_static(type(model), name)
-        is not inspect.getattr_static(base, name)
-    ]
-
-
 def use_compute_loss(model: keras.Model, function: Callable[..., Any]) -> None:
     """Has Keras tell `compute_loss` the phase if `function` asks for it.
 
@@ -203,5 +191,5 @@ def optimizers(model: Any) -> list[keras.Optimizer]:
 
     owners = [model, vars(model).get("template")]
     kept = [dict(vars(owner)) for owner in owners if owner is not None]
-    found = [x for _, x in leaves(kept) if isinstance(x, keras.Optimizer)]
+    found = [x for x in leaves(kept) if isinstance(x, keras.Optimizer)]
     return list({id(x): x for x in found}.values())

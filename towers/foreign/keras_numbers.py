@@ -163,22 +163,21 @@ def _scalars(optimizer: Any) -> list[tf.Variable]:
     own = dict(vars(optimizer))
     if len(held_optimizers(optimizer)) > 1:
         del own["_iterations"], own["_learning_rate"]
-    return [
+    scalars = [
         raw(variable)
         for variable in own.values()
-        if isinstance(variable, keras.Variable)
-        and variable.shape == ()
-        and _size(raw(variable))
+        if isinstance(variable, keras.Variable) and variable.shape == ()
     ]
+    return [variable for variable in scalars if _size(variable)]
 
 
 @contextlib.contextmanager
 def _read_once(variable: tf.Variable) -> Iterator[_Number]:
     """While open, reads of a variable are one tensor, until it is assigned to."""
-    graph = tf.compat.v1.get_default_graph()
+    graph, home = tf.compat.v1.get_default_graph(), device_of(variable)
 
     def read() -> None:
-        with tf.device(device_of(variable)):
+        with tf.device(home):
             variable._cached_value = variable.read_value()
 
     def anew(assign: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,7 +197,7 @@ def _read_once(variable: tf.Variable) -> Iterator[_Number]:
     ]
     with patched((variable, "_cached_value", None), *shadows):
         read()
-        yield _Number(variable._cached_value, device_of(variable), variable)
+        yield _Number(variable._cached_value, home, variable)
 
 
 @contextlib.contextmanager

@@ -9,12 +9,25 @@ and `own_class_test.py` fail when one changes.
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from towers.foreign import keras_compile, keras_self
 from towers.foreign.keras_self import TemplateSelf
+
+
+def overridden(
+    model: keras.Model, names: Sequence[str], base: type = keras.Model
+) -> list[str]:
+    """Which methods of `base` the model's class replaces."""
+    return [
+        name
+        for name in names
+        if inspect.getattr_static(type(model), name)
+        is not inspect.getattr_static(base, name)
+    ]
 
 
 class TemplateProxy(keras.Model):
@@ -186,7 +199,7 @@ class TemplateProxy(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Keras's list, or what the template's class says."""
-        if keras_compile.overridden(self.template, ("metrics",)):
+        if overridden(self.template, ("metrics",)):
             return self.bound(type(self.template).metrics)
         return super().metrics
 

@@ -93,7 +93,7 @@ def _has_tensors(value: Any) -> bool:
     return any(
         isinstance(x, tf.RaggedTensor | tf.SparseTensor)
         or (tf.is_tensor(x) and tf.is_symbolic_tensor(x))
-        for _, x in leaves(value)
+        for x in leaves(value)
     )
 
 

@@ -14,6 +14,7 @@ from towers.foreign import keras_layers
 from towers.verbs.batch import (
     Batch,
     checked_batch,
+    refuse_divided,
     whole_leaves,
     whole_paths,
 )
@@ -157,11 +158,11 @@ def model_call(
 
     def cut(value: Any, name: str) -> Any:
         def place(leaf: Any, alone: bool) -> Any:
-            mask = keras_layers.get_mask(leaf)
-            if isinstance(leaf, (tf.Tensor, *_LIKE_TENSORS)):
-                leaf = tf.convert_to_tensor(leaf)
-            if not isinstance(leaf, _TENSORS):
+            if not isinstance(leaf, _TENSORS + _LIKE_TENSORS):
                 return leaf
+            mask = keras_layers.get_mask(leaf)
+            if not isinstance(leaf, _TENSORS):
+                leaf = tf.convert_to_tensor(leaf)
             i = added(leaf, name, alone)
             return Place(i, None if mask is None else added(mask, name, alone))
 
@@ -193,6 +194,34 @@ def model_call(
             f"got {args!r} and {kwargs!r}."
         )
     return call
+
+
+def shared_call(
+    inputs: Any,
+    own: Sequence[Any] | None,
+    arguments: Mapping[str, Any],
+    whole: Sequence[Any],
+    training: bool | None,
+) -> tuple[ModelCall, Batch]:
+    """What `build_towers` calls a model with, and the batch that towers get.
+
+    Args:
+      inputs: the first argument.
+      own: None, or in the place of `inputs` those of each tower.
+      arguments: further ones, by name.
+      whole, training: as for `model_call`.
+
+    Raises:
+      ValueError: `arguments` are to be split, though towers have their rows; or
+        as for `model_call`.
+    """
+    if own is not None:
+        refuse_divided(arguments, whole)
+    made = [
+        model_call([x], arguments, whole, None, training)
+        for x in ([inputs] if own is None else own)
+    ]
+    return made[0], made[0].shared(own and [call.batch for call in made])
 
 
 def call_signature(model: keras.Model) -> inspect.Signature:

@@ -49,11 +49,15 @@ def hooked(graph: Any, is_plain: bool = False) -> Iterator[None]:
     if graph.is_hooked:
         yield
         return
-    shadows = [
-        (layer, name, hook(graph, layer, getattr(layer, name, None)))
+    hooks = [
+        (layer, name, hook)
         for layer in graph.layers
         for has, name, hook in HOOKS
         if has(layer)
+    ]
+    shadows = [
+        (layer, name, hook(graph, layer, getattr(layer, name, None)))
+        for layer, name, hook in hooks
     ]
     if len(graph.models) == 1 and not graph.is_part:
         # Its scope is the tower's own.
@@ -164,12 +168,11 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
                         args, kwargs = brought(given)
                         outputs = compute(*args, **kwargs)
                         forget_masks(given, (args, kwargs))
+            if graph.wanted and notes.path in graph.wanted:
+                notes.seen.setdefault(notes.path, []).append(outputs)
         finally:
             notes.device = outer
-            path = notes.path
             scopes.pop()
-        if path in graph.wanted:
-            notes.seen.setdefault(path, []).append(outputs)
         return outputs
 
     return call

@@ -37,8 +37,8 @@ class LayerGraph:
       kinds: what each of them is.
       trainable, seeds, row_states: the places of those that Keras trains, of
         seeds, and of what stateful RNNs keep for each row.
-      batch_norms: the layers whose statistics are pooled, by the place of their
-        `moving_mean`.
+      norms: the batch norms, and of these by the place of their `moving_mean`
+      batch_norms: those whose statistics are pooled.
       is_mixed: whether a layer computes in another dtype than its weights are.
       pins: by a layer's id its device, or those of its pieces, or one per tower.
       joined: what stands for variables that are in pieces.
@@ -74,16 +74,17 @@ class LayerGraph:
             x.compute_dtype != x.variable_dtype for x in self.layers
         )
         _refuse_wrapped(self.layers)
+        metrics, states = _beside_weights(self.layers)
         own = unique(v for m in self.models for v in m.variables)
         given = [m for m in leaves if not isinstance(m, keras.Layer)]
-        metrics, states = _beside_weights(self.layers)
         metrics += [v for metric in given for v in metric.variables]
         # Keras counts metrics and states of rows among no layer's variables.
         self.variables = unique([*own, *metrics, *states])
         self._places = {id(v): i for i, v in enumerate(self.variables)}
+        self.norms = [x for x in self.layers if keras_layers.has_moments(x)]
         self.batch_norms = {
             self._places[id(layer.moving_mean)]: layer
-            for layer in [x for x in self.layers if keras_layers.has_moments(x)]
+            for layer in self.norms
             if layer.built and is_pooled(layer)
         }
         trained = {id(v) for m in self.models for v in m.trainable_variables}
@@ -251,7 +252,7 @@ class LayerGraph:
     @property
     def meeting_norms(self) -> list[keras.layers.BatchNormalization]:
         """Those that do, and are not frozen."""
-        return [x for x in self.layers if self.meets(x) and x.trainable]
+        return [x for x in self.norms if self.meets(x) and x.trainable]
 
     def specs_of(
         self, values: Sequence[tf.Tensor], rows: int | None = None
@@ -296,8 +297,7 @@ def _is_overwritten(variable: Any) -> bool:
 
 def variables_of(model: keras.Model) -> list[Any]:
     """All that a tower may read or change: metrics and states of rows too."""
-    layers = all_layers(model)
-    metrics, states = _beside_weights(layers)
+    metrics, states = _beside_weights(all_layers(model))
     return unique([*model.variables, *metrics, *states])
 
 

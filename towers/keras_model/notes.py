@@ -31,6 +31,7 @@ class Notes:
       stateless: what holds the values of variables.
       tower: its number.
       draws: what it draws by seeds, see `draws.Own`; None leaves that alone.
+      place: where the tower's rows are; None if that is not asked for.
       masks: those that are constants, if it is a tower.
       home: the tower's device.
       device: that of the pinned layer whose call it is in, if it is in one.
@@ -51,6 +52,7 @@ class Notes:
     ):
         self.tower = tower
         self.draws = draws
+        self.place = draws and draws.place
         self.masks = Masks(self.place) if self.place else None
         self.home = host.device_here()
         self.device: str | None = None
@@ -62,11 +64,6 @@ class Notes:
         self.sums: list[tf.Tensor] = []
         self.graph = graph
         self.body = tf.compat.v1.get_default_graph()
-
-    @property
-    def place(self) -> Any:
-        """Where the tower's rows are; None if that is not asked for."""
-        return self.draws and self.draws.place
 
     def state(self, value: tf.Tensor) -> tf.Tensor:
         """A variable's value, as the tower reads it: a generator's may differ."""

@@ -14,9 +14,11 @@ from towers.foreign.keras_layers import (
     mean_for,
     raw,
     replace_raw,
+    scope_here,
 )
 from towers.foreign.tf_cluster import wait_for_all
 from towers.keras_model import checks, layer_graph
+from towers.keras_model.given import Given
 from towers.keras_model.held import held_variables
 from towers.keras_model.pieces.split import split
 from towers.placement.device_names import (
@@ -53,6 +55,38 @@ class Home:
         if self.given is None:
             return self.variable.read_value()
         return tf.identity(tf.cast(self.given, self.variable.dtype))
+
+
+def homes_of(
+    graph: layer_graph.LayerGraph,
+) -> tuple[list[Home], list[tf.Tensor]]:
+    """Where each variable lives, which is where it is, and weight regularisers."""
+    homes = [Home(raw(v), device_of(v), v) for v in graph.variables]
+    return homes_given(graph, homes)
+
+
+def homes_given(
+    graph: layer_graph.LayerGraph, homes: list[Home]
+) -> tuple[list[Home], list[tf.Tensor]]:
+    """Homes, with what a `keras.StatelessScope` of the caller's has for variables.
+
+    It hears of what would be assigned, too.
+
+    Args:
+      graph: names the variables.
+      homes: where they live.
+
+    Returns:
+      The homes, and the weight regularisers of what is read there.
+    """
+    if scope_here() is not None:
+        given = Given()
+        homes = [
+            dataclasses.replace(home, owner=v, given=given.of(v))
+            for v, home in zip(graph.variables, homes)
+        ]
+    terms = [graph.regularization_loss(i, homes[i]) for i in graph.trainable]
+    return homes, [term for term in terms if term is not None]
 
 
 def place_variables(model: Any, placement: Placement) -> None:
@@ -188,7 +222,21 @@ class Placed:
 
         What was placed once stays: a graph that is being made may read it.
         """
+        return self._place(model, layer_graph.variables_of(model.template))
+
+    def note(self, model: Any) -> bool:
+        """Notes where variables are now; whether any has moved, or is gone."""
+        return self._note(layer_graph.variables_of(model.template))
+
+    def renewed(self, model: Any) -> bool:
+        """As `place_new`, then `note`; whether there was anything."""
         variables = layer_graph.variables_of(model.template)
+        new = self._place(model, variables)
+        if new:  # some may have been put together, or cut
+            variables = layer_graph.variables_of(model.template)
+        return self._note(variables) or new
+
+    def _place(self, model: Any, variables: Sequence[Any]) -> bool:
         new = [v for v in variables if id(v) not in self._known]
         if new:
             with tf.init_scope():
@@ -198,9 +246,7 @@ class Placed:
             self._known.update((id(v), (v, raw(v))) for v in new)
         return bool(new)
 
-    def note(self, model: Any) -> bool:
-        """Notes where variables are now; whether any has moved, or is gone."""
-        variables = layer_graph.variables_of(model.template)
+    def _note(self, variables: Sequence[Any]) -> bool:
         now = {id(v): (v, raw(v)) for v in variables}
         before, self._known = self._known, now
         return any(

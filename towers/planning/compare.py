@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from towers.foreign import keras_compile, keras_layers
+from towers.foreign import keras_layers
+from towers.foreign.keras_saving import overridden
 from towers.keras_model.checks import check_model
 from towers.placement.placement import (
     Placement,
@@ -239,7 +240,7 @@ def _check(model: Any, options: Any) -> None:
             "compare runs steps of its own: expected an eager call, got one "
             "inside a graph."
         )
-    if not keras_compile.overridden(model, ["call"]):
+    if not overridden(model, ["call"]):
         raise ValueError(
             f"{type(model).__name__} has no `call`, so there are no outputs to "
             "compare. Compare the models that it holds, one by one."

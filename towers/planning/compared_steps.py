@@ -19,6 +19,7 @@ from towers.build import build_towers
 from towers.engine.graphs import as_graphs
 from towers.foreign import keras_compile, keras_layers
 from towers.foreign.keras_compile import Compiled
+from towers.foreign.keras_saving import overridden
 from towers.foreign.keras_self import compiled_as
 from towers.keras_model.layer_graph import variables_of
 from towers.placement.placement import Placement
@@ -89,7 +90,7 @@ class Steps:
         self._judge = Judge(model, compiled)
         self.names = _named(self.variables)
         self.x, *self.beside = batch
-        if "train_step" in keras_compile.overridden(model, ["train_step"]):
+        if "train_step" in overridden(model, ["train_step"]):
             self.notes.append(
                 f"The train_step of {type(model).__name__} itself is not run: "
                 "its call, loss and gradients are."
@@ -237,7 +238,7 @@ class Steps:
         self, x: Any, y: Any, outputs: Any, weights: Any, terms: Any, added: int
     ) -> tf.Tensor:
         compiled = self._judge.compiled and Compiled.of(self._judge).loss
-        own = keras_compile.overridden(self.model, ["compute_loss"])
+        own = overridden(self.model, ["compute_loss"])
         if own and y is not None and self.compiled.compiled:
             if not added:
                 given = {"x": x, "y": y, "y_pred": outputs}

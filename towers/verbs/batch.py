@@ -1,8 +1,8 @@
 """batch: what came in, as tensors of equal rows, and which of them go whole."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import tensorflow as tf
 
@@ -15,6 +15,14 @@ class BatchPerTower(NamedTuple):
     """
 
     towers: tuple[Any, ...]
+
+
+@runtime_checkable
+class ReadByTowers(Protocol):
+    """Inputs of which each tower reads its own, as `per_tower` makes them."""
+
+    def batch_per_tower(self, placement: Any) -> BatchPerTower:
+        """The next batch of a placement's towers, in this graph or at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,3 +158,50 @@ def checked_each(each: Sequence[Any], whole: Sequence[Any]) -> Batch:
     ]
     nests = [batch.nest for batch in checked]
     return dataclasses.replace(checked[0], each=nests)
+
+
+def own_inputs(inputs: Any, placement: Any) -> Sequence[Any] | None:
+    """What each tower has already, if it reads its own; else None.
+
+    Args:
+      inputs: what `build_towers` is given.
+      placement: of the towers.
+    """
+    if isinstance(inputs, ReadByTowers):
+        inputs = inputs.batch_per_tower(placement)
+    return inputs.towers if isinstance(inputs, BatchPerTower) else None
+
+
+def refuse_divided(arguments: Mapping[str, Any], whole: Sequence[Any]) -> None:
+    """Raises if `arguments` are to be split: each tower has its own rows."""
+    for name, value in arguments.items():
+        shapes = [getattr(x, "shape", ()) for x in tf.nest.flatten(value)]
+        if (name,) not in whole_paths(whole) and any(map(len, shapes)):
+            raise ValueError(
+                f"`arguments` hold {name!r}, to be split by rows, but with inputs "
+                "of towers.per_tower each tower has its own rows. Put it into "
+                "the datasets and use a `tower_fn`, or name it in `whole`."
+            )
+
+
+def is_per_tower(value: Any) -> bool:
+    """Whether it is what towers read themselves."""
+    return isinstance(value, (ReadByTowers, BatchPerTower))
+
+
+def hold_per_tower(given: Iterable[Any]) -> bool:
+    """Whether one of these, or of what is in a tuple of theirs, is such."""
+    parts = [(x, *x) if isinstance(x, tuple) else (x,) for x in given]
+    return any([is_per_tower(x) for some in parts for x in some])
+
+
+def refuse_per_tower(given: Iterable[Any], method: str) -> None:
+    """Raises a `ValueError` if one of these is what towers read themselves."""
+    if any(map(is_per_tower, given)):
+        raise ValueError(
+            f"Inputs of towers.per_tower were given to `{method}` of a TowerModel, "
+            "which splits whole batches. Expected arrays or tensors. Give what "
+            "towers.per_tower returned to `fit`, `evaluate` or `predict`, alone or "
+            "as `validation_data`; in a loop of your own, give its batches to "
+            "towers.build_towers(model.template, batch, placement, tower_fn=...)."
+        )

@@ -8,13 +8,9 @@ import keras
 import tensorflow as tf
 
 from towers.foreign import keras_data
-from towers.inputs_per_tower import (
-    PerTower,
-    is_per_tower,
-    per_tower,
-    refuse_per_tower,
-)
+from towers.inputs_per_tower import PerTower, per_tower
 from towers.reading import Reading, check_fits
+from towers.verbs.batch import is_per_tower, refuse_per_tower
 
 _KIND = "towers.per_tower"
 # What datasets tell themselves: what it is, by the argument's name.

@@ -100,8 +100,7 @@ class TowerCalls:
 
     def any_moved(self) -> bool:
         """Places what is new; whether functions read what has moved since."""
-        new = self.placed.place_new(self._model)
-        moved = self.placed.note(self._model) or new
+        moved = self.placed.renewed(self._model)
         if moved:
             self._functions.clear()
         return moved

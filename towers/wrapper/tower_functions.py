@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from towers.engine.unoptimized import unoptimized
-from towers.foreign import keras_compile, keras_layers
-from towers.foreign.keras_saving import TemplateProxy
+from towers.foreign import keras_layers
+from towers.foreign.keras_saving import TemplateProxy, overridden
 from towers.keras_model.parameters import place_metrics, place_slots
 from towers.placement.device_names import HOST_HERE, absent, process_of
 from towers.placement.placement import Placement
@@ -79,7 +79,7 @@ class TowerFunctions:
         if (
             model.optimizer
             and not model.optimizer.built
-            and not keras_compile.overridden(model.template, ("compile",))
+            and not overridden(model.template, ("compile",))
             and keras_layers.is_built(model.template)
             and model.trainable_variables
         ):

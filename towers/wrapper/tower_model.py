@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from towers.foreign import keras_compile, keras_layers
+from towers.foreign.keras_saving import overridden
 from towers.foreign.keras_self import compiled_as
-from towers.inputs_per_tower import refuse_per_tower
 from towers.keras_model import checks
 from towers.keras_model.calls import call_signature, signed
 from towers.keras_model.parameters import place_variables
@@ -20,6 +20,7 @@ from towers.placement.placement import (
     as_placement,
     check_placement,
 )
+from towers.verbs.batch import refuse_per_tower
 from towers.verbs.gather import check_rule
 from towers.wrapper import descriptions
 from towers.wrapper.distributed import check_distributed
@@ -256,7 +257,7 @@ class TowerModel(TowerSteps):
         Raises:
           ValueError: XLA cannot take each tower by itself; names the layer.
         """
-        own = keras_compile.overridden(self.template, ("compile",))
+        own = overridden(self.template, ("compile",))
         jit, args, kwargs = jit_of_compile(self.name, args, kwargs, bool(own))
         self.jit_asked = jit
         self.jit_towers = checked_jit(self, jit is True)

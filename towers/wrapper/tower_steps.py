@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from towers.engine.graphs import as_graphs
 from towers.foreign import keras_compile, keras_layers, tf_autograph
-from towers.foreign.keras_saving import TemplateProxy
+from towers.foreign.keras_saving import TemplateProxy, overridden
 from towers.foreign.keras_self import compiled_as
 from towers.foreign.patches import patched
 from towers.keras_model import checks
@@ -49,8 +49,8 @@ class TowerSteps(TemplateProxy):
 
     def _own(self, name: str) -> Any:
         """The template's own step, for this model, or None."""
-        mine = keras_compile.overridden(self, (name,), TowerSteps)
-        if mine or not keras_compile.overridden(self.template, (name,)):
+        mine = overridden(self, (name,), TowerSteps)
+        if mine or not overridden(self.template, (name,)):
             return None
         step = super().bound(getattr(type(self.template), name))
         return tf_autograph.converted(step)
@@ -111,8 +111,8 @@ class TowerSteps(TemplateProxy):
     def own_steps(self) -> list[str]:
         """What the template, or a subclass of this one, does in its own way."""
         return [
-            *keras_compile.overridden(self.template, STEPS),
-            *keras_compile.overridden(self, STEPS, TowerSteps),
+            *overridden(self.template, STEPS),
+            *overridden(self, STEPS, TowerSteps),
         ]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -177,8 +177,8 @@ class TowerSteps(TemplateProxy):
         if (
             keras_layers.is_built(self.template)
             and self.merge == "concat"
-            and not keras_compile.overridden(self, own, TowerSteps)
-            and not keras_compile.overridden(self.template, own)
+            and not overridden(self, own, TowerSteps)
+            and not overridden(self.template, own)
         ):
             with contextlib.suppress(Exception):
                 outputs = checks.output_spec(self.template, x)

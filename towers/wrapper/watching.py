@@ -8,9 +8,9 @@ from typing import Any
 from towers.cluster import cluster as clusters
 from towers.cluster.lost import WorkerLost, is_sign, tasks_named
 from towers.foreign.tf_cluster import wait_for_all
-from towers.inputs_per_tower import hold_per_tower
 from towers.keras_model.refusals import tower_errors
 from towers.placement.placement import Placement, as_placement
+from towers.verbs.batch import hold_per_tower
 from towers.wrapper.feeding import fed
 
 

@@ -21,44 +21,51 @@ The map of the house, from the top down. Each part imports what is below it only
   foreign         the one door to private names of Keras and TensorFlow
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# isort: split
 # First, for who calls the command line.
 import towers.log_level  # noqa: F401
 
 # isort: split
 # Then: `foreign` refuses other backends than TensorFlow, with what to do.
-from towers.foreign.tf_autograph import keep_as_they_are
+from towers.foreign.doors import opened
 
-# isort: split
-from towers.build import build_towers
-from towers.cluster.cluster import Cluster
-from towers.cluster.lost import WorkerLost
-from towers.cluster.worker import serve
-from towers.engine.all_towers import all_towers
-from towers.export import export_towers
-from towers.inputs_per_tower import per_tower
-from towers.keras_model.memory import memory_errors
-from towers.keras_model.merge_rules import merge_losses_by, merge_state_by
-from towers.keras_model.parameters import place_variables
-from towers.keras_model.pieces.made_cut import split_layer
-from towers.placement.pieces import column_wise, row_wise
-from towers.placement.placement import Placement
-from towers.placement.policies import balanced, round_robin
-from towers.planning.callbacks import PlacementReport
-from towers.planning.compare import Comparison, compare
-from towers.planning.measure import measure_weights
-from towers.planning.pictures import plot_placement
-from towers.planning.pipeline import pipeline
-from towers.planning.plan import PlacementPlan, placement_plan
-from towers.planning.spread import spread_layers
-from towers.planning.timeline import Timeline, timeline
-from towers.report.execution import execution_report
-from towers.report.report import ExecutionReport
-from towers.tower_graph import Tower, TowerGraph
-from towers.verbs.average import average_gradients
-from towers.verbs.gather import gather_outputs
-from towers.verbs.split import split_batch
-from towers.wrapper.multi_gpu import to_multi_gpu
-from towers.wrapper.tower_model import TowerModel
+with opened("towers"):
+    from towers.build import build_towers
+    from towers.cluster.cluster import Cluster
+    from towers.cluster.lost import WorkerLost
+    from towers.engine.all_towers import all_towers
+    from towers.foreign.tf_autograph import keep_as_they_are
+    from towers.inputs_per_tower import per_tower
+    from towers.keras_model.memory import memory_errors
+    from towers.keras_model.merge_rules import merge_losses_by, merge_state_by
+    from towers.keras_model.parameters import place_variables
+    from towers.keras_model.pieces.made_cut import split_layer
+    from towers.placement.pieces import column_wise, row_wise
+    from towers.placement.placement import Placement
+    from towers.placement.policies import balanced, round_robin
+    from towers.tower_graph import Tower, TowerGraph
+    from towers.verbs.average import average_gradients
+    from towers.verbs.gather import gather_outputs
+    from towers.verbs.split import split_batch
+    from towers.wrapper.multi_gpu import to_multi_gpu
+    from towers.wrapper.tower_model import TowerModel
+
+if TYPE_CHECKING:  # and else when it is asked for, see `_LATER`
+    from towers.cluster.worker import serve
+    from towers.export import export_towers
+    from towers.planning.callbacks import PlacementReport
+    from towers.planning.compare import Comparison, compare
+    from towers.planning.measure import measure_weights
+    from towers.planning.pictures import plot_placement
+    from towers.planning.pipeline import pipeline
+    from towers.planning.plan import PlacementPlan, placement_plan
+    from towers.planning.spread import spread_layers
+    from towers.planning.timeline import Timeline, timeline
+    from towers.report.execution import execution_report
+    from towers.report.report import ExecutionReport
 
 __version__ = "0.3.0"
 __all__ = [
@@ -101,4 +108,44 @@ __all__ = [
     "to_multi_gpu",
 ]
 
-keep_as_they_are([globals()[name] for name in __all__], __name__)
+# What no step needs, and may need private names that no step does.
+_LATER = {
+    "Comparison": "planning.compare",
+    "ExecutionReport": "report.report",
+    "PlacementPlan": "planning.plan",
+    "PlacementReport": "planning.callbacks",
+    "Timeline": "planning.timeline",
+    "compare": "planning.compare",
+    "execution_report": "report.execution",
+    "export_towers": "export",
+    "measure_weights": "planning.measure",
+    "pipeline": "planning.pipeline",
+    "placement_plan": "planning.plan",
+    "plot_placement": "planning.pictures",
+    "serve": "cluster.worker",
+    "spread_layers": "planning.spread",
+    "timeline": "planning.timeline",
+}
+
+keep_as_they_are(
+    [globals()[name] for name in __all__ if name not in _LATER], __name__
+)
+
+if not TYPE_CHECKING:  # which would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """What is in `_LATER`, when it is first asked for."""
+        if name not in _LATER:
+            raise AttributeError(
+                f"module {__name__!r} has no attribute {name!r}"
+            )
+        with opened(f"{__name__}.{name}"):
+            module = importlib.import_module(f"{__name__}.{_LATER[name]}")
+        found = getattr(module, name)
+        keep_as_they_are([found], __name__)
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

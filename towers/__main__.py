@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import tensorflow as tf
 
 import towers
-from towers.planning import commands
+from towers.foreign.doors import opened
 
 _LONGEST = 600  # characters of a line that says what is wrong
 # What is said in a line; all else is a mistake of ours, and is shown in full.
@@ -186,12 +186,19 @@ def _file_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--json", help="Where to write JSON.")
 
 
+def _commands() -> Any:
+    """What the commands do with models, which a worker does not need."""
+    with opened(_PROGRAM):
+        from towers.planning import commands
+    return commands
+
+
 def _worker(given: argparse.Namespace) -> None:
     towers.serve(given.port, given.host, given.threads, given.heartbeat_port)
 
 
 def _devices(given: argparse.Namespace) -> None:
-    print(commands.device_table())
+    print(_commands().device_table())
 
 
 def _step(
@@ -203,7 +210,7 @@ def _step(
     model, placement = _placed(given, available)
     if picture is not None:
         towers.plot_placement(model, placement, picture)
-    return commands.step_of(
+    return _commands().step_of(
         model,
         placement,
         *(given.batch, given.step, given.length, given.optimizer),
@@ -214,16 +221,16 @@ def _placed(
     given: argparse.Namespace, available: str | None = None
 ) -> tuple[Any, towers.Placement]:
     """The model and the placement that are asked for."""
-    placement = commands.placement_of(
+    placement = _commands().placement_of(
         given.devices, given.weights, given.parameter_device, available
     )
-    return commands.loaded(given.model), placement
+    return _commands().loaded(given.model), placement
 
 
 def _compare(given: argparse.Namespace) -> None:
     """Ends with 1 if the towers' numbers are others."""
     model, placement = _placed(given)
-    inputs = commands.batch_of(model, given.batch, given.length)
+    inputs = _commands().batch_of(model, given.batch, given.length)
     options = {"synchronized": given.synchronized}
     found = towers.compare(model, placement, inputs, **options)
     print(found)
@@ -257,7 +264,7 @@ def _plan(given: argparse.Namespace) -> None:
     paths = _paths(given, "html", "json")
     parameters = given.parameter_device
     named = [*given.devices, *[parameters] * (":" in parameters)]
-    machine = commands.machine_of(named, given.gpus)
+    machine = _commands().machine_of(named, given.gpus)
     function, *args = _step(given, available="any")
     plan = towers.placement_plan(
         function.__self__,
@@ -288,7 +295,7 @@ def _paths(given: argparse.Namespace, *outputs: str) -> dict[str, str]:
     paths = {flag: path for flag, path in named.items() if path is not None}
     for flag, path in paths.items():
         _writable(given.command, path)
-        commands.check_ending(flag, path)
+        _commands().check_ending(flag, path)
     return paths
 
 

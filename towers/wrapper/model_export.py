@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from towers.export import export_towers
+from towers.foreign.doors import opened
 from towers.placement.placement import Placement
 
 
@@ -36,6 +36,8 @@ def export_model(
             f"export does not take {', '.join(kwargs)} with format "
             '"tf_saved_model" of TensorFlow. Leave that out.'
         )
+    with opened("TowerModel.export"):
+        from towers.export import export_towers
     if placement == "own":
         placement = model.placement
     export_towers(

@@ -61,7 +61,7 @@ class FedSteps:
 
     def _next(self, reading: Reading) -> Any:
         """Steps with the next batch that no lost worker had a part of."""
-        model, recovery = self._model, self._model.recovery
+        model, recovery = self._model, self._model.tower_recovery
         while True:
             recovery.catch_up()
             _tell_lost(reading)
@@ -84,7 +84,9 @@ class FedSteps:
     def _take(self, drawn: Drawn) -> Any:
         if drawn.sure not in self._steps:
             stepped = functools.partial(self._stepped, drawn.sure)
-            self._steps[drawn.sure] = self._model.recovery.repeated(stepped)
+            self._steps[drawn.sure] = self._model.tower_recovery.repeated(
+                stepped
+            )
         rows = tf.TensorSpec([len(drawn.rows)], tf.int32)
         return self._steps[drawn.sure].take_once(
             (tf.constant(drawn.rows), drawn.towers), (rows, drawn.spec)

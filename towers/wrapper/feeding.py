@@ -66,7 +66,7 @@ class _Feed:
     """What an epoch loops over."""
 
     def __init__(self, model: Any, data: PerTower):
-        self._whole, self._recovery = model.whole, model.recovery
+        self._whole, self._recovery = model.whole, model.tower_recovery
         self._data = data
         self._now: Reading | None = None
         recovery = self._recovery

@@ -46,7 +46,7 @@ class TowerFunctions:
         """The function of this name, made if there is none, or by `force`."""
         model = self._model
         if name == "train_function":
-            model.recovery.catch_up()
+            model.tower_recovery.catch_up()
             _check_devices(model.placement, model.template)
         if name != "predict_function":
             _check_steps(model)
@@ -89,7 +89,7 @@ class TowerFunctions:
     def _made(self, name: str) -> Callable[[Any], Any]:
         """Makes the function of a name: who takes steps, and all `_AROUND` it."""
         model = self._model
-        made = _repeated if model.recovery.takes_steps else _keras_s
+        made = _repeated if model.tower_recovery.takes_steps else _keras_s
         function = made(model, name)
         for kind, names, asked_by in _AROUND:
             if name in names and (asked_by is None or getattr(model, asked_by)):
@@ -107,8 +107,8 @@ def _keras_s(model: Any, name: str) -> Callable[[Any], Any]:
 def _repeated(model: Any, name: str) -> Callable[[Any], Any]:
     """A step that is taken again when a worker is lost, or brought here."""
     if name != "predict_function":
-        model.recovery.check_compiled()
-    step = model.recovery.repeated(getattr(model, _STEPS[name]))
+        model.tower_recovery.check_compiled()
+    step = model.tower_recovery.repeated(getattr(model, _STEPS[name]))
     return step.predict if name == "predict_function" else step
 
 

@@ -201,7 +201,7 @@ class TowerModel(TowerSteps):
         self.on_lost = on_lost
         self.prefetch = prefetch
         self.synchronized = synchronized
-        self.recovery = Recovery(self)
+        self.tower_recovery = Recovery(self)
         self.read_ahead = Prefetch(self)
         self.tower_functions = TowerFunctions(self)
         self.supports_jit = False  # what compiles is each tower, not the step
@@ -287,7 +287,7 @@ class TowerModel(TowerSteps):
         if not self.has_fitted:
             descriptions.say_first(self.name, self.placement, args, kwargs)
             object.__setattr__(self, "has_fitted", True)
-        args, kwargs = self.recovery.fit_arguments(args, kwargs)
+        args, kwargs = self.tower_recovery.fit_arguments(args, kwargs)
         return self._fit(*args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:

@@ -78,8 +78,8 @@ def watched_method(method: Any, of_weights: bool = False) -> Any:
     def watched_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.on_lost == "continue":  # each step is watched
             return method(self, *args, **kwargs)
-        if self.recovery.lost_workers:
-            raise WorkerLost(self.recovery.lost_workers)
+        if self.tower_recovery.lost_workers:
+            raise WorkerLost(self.tower_recovery.lost_workers)
         if of_weights and _keeps_variables_here(self.placement):
             return method(self, *args, **kwargs)
         with watched(self.placement):

@@ -66,11 +66,11 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
     ) -> argparse.ArgumentParser:
         name = run.__name__.removeprefix("_")
         shown = "".join(f"\n  {_PROGRAM} {name} {x}" for x in examples)
-        made = several.add_parser(
+        flags = several.add_parser(
             name, help=about, description=about, epilog=f"For example:{shown}"
         )
-        made.set_defaults(run=run, command=name)
-        return made
+        flags.set_defaults(run=run, command=name)
+        return flags
 
     _worker_flags(
         command(
@@ -80,110 +80,110 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
         )
     )
     command(_devices, "What TensorFlow sees here.", "")
-    made = command(
+    flags = command(
         _report,
         "What a step of a model runs where, and what crosses.",
         "model.keras --devices=/CPU:0,/CPU:1 --check",
         "my.models:make --devices=/GPU:0,/GPU:1 --batch=128 "
         "--parameter-device=balanced --html=report.html",
     )
-    _step_flags(made)
-    _file_flags(made)
-    made.add_argument(
+    _step_flags(flags)
+    _file_flags(flags)
+    flags.add_argument(
         "--loops", action="store_true", help="Count inside loops, too."
     )
-    made.add_argument(
+    flags.add_argument(
         "--check",
         action="store_true",
         help="Exit with 1 if an op of a tower ran elsewhere than asked.",
     )
-    made.add_argument("--picture", help="Where Graphviz draws: placement.svg")
-    made.add_argument("--figure", help="Where matplotlib draws: figure.png")
-    made = command(
+    flags.add_argument("--picture", help="Where Graphviz draws: placement.svg")
+    flags.add_argument("--figure", help="Where matplotlib draws: figure.png")
+    flags = command(
         _compare,
         "Whether a model has the same numbers in towers as without.",
         "model.keras --devices=/CPU:0,/CPU:1",
     )
-    _batch_flags(made)
-    made.add_argument(
+    _batch_flags(flags)
+    flags.add_argument(
         "--synchronized",
         action="store_true",
         help="Batch norms take the whole batch's rows.",
     )
-    made = command(
+    flags = command(
         _plan,
         "Where a step of a model would be on machines that are not here.",
         "model.keras --devices=/GPU:0,/GPU:1 --strict",
     )
-    _step_flags(made)
-    _file_flags(made)
-    made.add_argument(
+    _step_flags(flags)
+    _file_flags(flags)
+    flags.add_argument(
         "--gpus", type=int, help="Of each machine; else as many as are named."
     )
-    made.add_argument(
+    flags.add_argument(
         "--strict", action="store_true", help="As without soft placement."
     )
-    made = command(
+    flags = command(
         _timeline,
         "What a step of a model runs when, and what it waits for.",
         "model.keras --devices=/CPU:0,/CPU:1 --weights=3,1 --html=step.html",
     )
-    _step_flags(made)
-    made.add_argument("--html", help="Where to write a page: step.html")
-    made.add_argument("--save", help="Where to write a trace: step.json")
+    _step_flags(flags)
+    flags.add_argument("--html", help="Where to write a page: step.html")
+    flags.add_argument("--save", help="Where to write a trace: step.json")
     return whole, list(several.choices)
 
 
-def _worker_flags(made: argparse.ArgumentParser) -> None:
-    made.add_argument(
+def _worker_flags(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
         "--port", type=int, required=True, help="TensorFlow's, such as 2222."
     )
-    made.add_argument(
+    flags.add_argument(
         "--host",
         default="127.0.0.1",
         help="Where the heartbeat listens; 0.0.0.0 is all.",
     )
-    made.add_argument("--threads", type=int, help="How many compute.")
-    made.add_argument(
+    flags.add_argument("--threads", type=int, help="How many compute.")
+    flags.add_argument(
         *("--heartbeat-port", "--heartbeat_port"),
         type=int,
         help="By default port + 1000, - 1000 above 64535.",
     )
 
 
-def _batch_flags(made: argparse.ArgumentParser) -> None:
-    made.add_argument("model", help="A saved model, or module:function.")
-    made.add_argument(
+def _batch_flags(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("model", help="A saved model, or module:function.")
+    flags.add_argument(
         "--devices",
         type=_listed,
         required=True,
         help="One per tower: /CPU:0,/CPU:1",
     )
-    made.add_argument(
+    flags.add_argument(
         "--weights", type=_listed, help="Shares of the batch: 3,1"
     )
-    made.add_argument(
+    flags.add_argument(
         *("--parameter-device", "--parameters"),
         default="/CPU:0",
         help="A device, 'balanced' or 'round_robin'.",
     )
-    made.add_argument(
+    flags.add_argument(
         "--batch", type=int, default=64, help="Rows of random values."
     )
-    made.add_argument(
+    flags.add_argument(
         "--length", type=int, default=16, help="Of open dimensions."
     )
 
 
-def _step_flags(made: argparse.ArgumentParser) -> None:
-    _batch_flags(made)
-    made.add_argument("--step", choices=["train", "predict"], default="train")
-    made.add_argument("--optimizer", default="sgd", help="Which one trains.")
+def _step_flags(flags: argparse.ArgumentParser) -> None:
+    _batch_flags(flags)
+    flags.add_argument("--step", choices=["train", "predict"], default="train")
+    flags.add_argument("--optimizer", default="sgd", help="Which one trains.")
 
 
-def _file_flags(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--html", help="Where to write a page.")
-    made.add_argument("--json", help="Where to write JSON.")
+def _file_flags(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--html", help="Where to write a page.")
+    flags.add_argument("--json", help="Where to write JSON.")
 
 
 def _commands() -> Any:

@@ -147,7 +147,7 @@ class PrefetchTest(parameterized.TestCase):
             begun[int(k)].set()
             if k < 3:
                 (errand,) = model.read_ahead.errands
-                _, shards = errand.told.result(20)
+                _, shards = errand.outcome.result(20)
                 seen.append([x.backing_device[-5:] for x in shards])
 
         data = tf.data.Dataset.from_generator(

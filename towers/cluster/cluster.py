@@ -150,7 +150,7 @@ class Cluster(Scheduled):
             if not changed and not self._torn:
                 return False
             before = members.joined.items()
-            gone = {i for i, told in before if now.get(i) != told}
+            gone = {i for i, start in before if now.get(i) != start}
             self._give_up(gone | members.lost)
             try:
                 self._apply(now)

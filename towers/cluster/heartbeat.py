@@ -97,7 +97,7 @@ class Heartbeat(socketserver.ThreadingTCPServer):
     Args:
       host: the interface to listen on.
       port: the heartbeat's.
-      told: what is said of the worker: its port, its devices.
+      greeting: what is said of the worker: its port, its devices.
       when_left: called, in a thread, when the chief is gone.
       profile: tells a chief, on its line, what a profiler hears.
 
@@ -112,14 +112,14 @@ class Heartbeat(socketserver.ThreadingTCPServer):
         self,
         host: str,
         port: int,
-        told: dict[str, Any],
+        greeting: dict[str, Any],
         when_left: Callable[[str], None],
         profile: Callable[[Line], None] | None = None,
     ):
         entry = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = entry[0]
         super().__init__(entry[4][:2], _Conversation)  # type: ignore[arg-type]
-        self.told = {**told, "incarnation": secrets.token_hex(8)}
+        self.greeting = {**greeting, "incarnation": secrets.token_hex(8)}
         self.profile = profile
         self._when_left = when_left
         self._lock = threading.Lock()
@@ -181,13 +181,13 @@ class _Conversation(socketserver.BaseRequestHandler):
                 return
             chief = first.get("chief")
             if chief is None:  # one who only asks
-                line.say(**self.server.told)
+                line.say(**self.server.greeting)
             elif not self.server.take(chief):
                 line.say(busy=True)
             else:
                 said_bye = False
                 try:
-                    line.say(**self.server.told)
+                    line.say(**self.server.greeting)
                     said_bye = self._answer(line)
                 except (OSError, Refused):
                     pass

@@ -52,9 +52,9 @@ class Members:
 
     def alive(self) -> dict[int, str]:
         """Incarnations of those that answer."""
-        told = {i: pulse.incarnation for i, pulse in self._pulses.items()}
+        starts = {i: pulse.incarnation for i, pulse in self._pulses.items()}
         return {
-            i: incarnation for i, incarnation in told.items() if incarnation
+            i: incarnation for i, incarnation in starts.items() if incarnation
         }
 
     def connected(self) -> dict[int, Pulse]:
@@ -75,7 +75,7 @@ class Members:
         self.joined = dict(incarnations)
         alive = self.alive()
         self.lost = {
-            i for i, told in incarnations.items() if alive.get(i) != told
+            i for i, start in incarnations.items() if alive.get(i) != start
         }
 
     def whom(self, error: Exception) -> list[str] | None:
@@ -118,31 +118,31 @@ class Members:
 
         TensorFlow fetches tensors from where they are, and would wait.
         """
-        told = []
+        troubles = []
         workers = list(self.workers.values())
         next_ones = [*workers[1:], workers[0]]
         for pulse, other_worker in zip(self._pulses.values(), next_ones):
             for other in (chief, other_worker):
                 trouble = pulse.trouble_in_reaching(other)
                 if trouble:
-                    told.append(
+                    troubles.append(
                         f"{pulse.worker.text} (it cannot call {other.target}: "
                         f"{trouble})"
                     )
-        return told
+        return troubles
 
     def troubles(self, apart: Sequence[str], address: str) -> str:
         """Why they cannot be used, and what is expected."""
-        told = list(apart)
-        for pulse in self._pulses.values() if not told else ():
+        troubles = list(apart)
+        for pulse in self._pulses.values() if not troubles else ():
             trouble = pulse.trouble or trouble_with(
                 pulse.worker, min(1.0, self._heartbeat)
             )
             if trouble:
-                told.append(f"{pulse.worker.text} ({trouble})")
+                troubles.append(f"{pulse.worker.text} ({trouble})")
         return (
-            f"Of {len(self.workers)} workers, {len(told)} cannot be used: "
-            f"{', '.join(told)}. Expected each to run `python -m towers worker "
+            f"Of {len(self.workers)} workers, {len(troubles)} cannot be used: "
+            f"{', '.join(troubles)}. Expected each to run `python -m towers worker "
             "--port=PORT --host=ADDRESS`, whose heartbeat is by default on "
             "PORT + 1000, both ports to be open between these machines, and "
             f"this process to be called at `address`, {address}."

@@ -38,7 +38,7 @@ class Pulse:
         self._chief = chief
         self._patience = patience
         self._when_silent = when_silent
-        self._told: dict[str, Any] = {}
+        self._greeting: dict[str, Any] = {}
         self._line: Line | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -47,7 +47,7 @@ class Pulse:
     @property
     def incarnation(self) -> str | None:
         """Names this start of the worker's process; None if not alive."""
-        return self._told.get("incarnation")
+        return self._greeting.get("incarnation")
 
     def end(self) -> None:
         """Hangs up."""
@@ -101,21 +101,21 @@ class Pulse:
                 with self._call() as self._line:
                     self._talk(self._line)
             except (OSError, Refused) as error:
-                told = words_of(error) if isinstance(error, OSError) else error
-                self.trouble = f"heartbeat: {told}"
-            if self._told:
-                self._told = {}
+                words = words_of(error) if isinstance(error, OSError) else error
+                self.trouble = f"heartbeat: {words}"
+            if self._greeting:
+                self._greeting = {}
                 self._when_silent()
             self._ended.wait(_AGAIN)
 
     def _talk(self, line: Line) -> None:
         """Listens to a worker for as long as it is alive."""
-        told = line.ask(hello=1, chief=self._chief)
-        if "busy" in told:
+        greeting = line.ask(hello=1, chief=self._chief)
+        if "busy" in greeting:
             raise Refused("it serves another chief")
-        if "towers" not in told or "incarnation" not in told:
+        if "towers" not in greeting or "incarnation" not in greeting:
             raise Refused("something else answers")
-        self._told, self.trouble = told, ""
+        self._greeting, self.trouble = greeting, ""
         while not self._ended.is_set():
             if line.waits(min(self._patience / 4, 5.0)):
                 return  # unasked: it hung up

@@ -15,19 +15,19 @@ def ended_before(call: Callable[[], None], is_lost: Callable[[], bool]) -> bool:
     """
     if is_lost():
         return False
-    told: futures.Future[None] = futures.Future()
+    outcome: futures.Future[None] = futures.Future()
 
     def run() -> None:
         try:
             call()
-            told.set_result(None)
+            outcome.set_result(None)
         except BaseException as error:
-            told.set_exception(error)
+            outcome.set_exception(error)
 
     threading.Thread(target=run, name="waiting", daemon=True).start()
     while not is_lost():
-        futures.wait([told], _OFTEN)
-        if told.done() and not is_lost():
-            told.result()
+        futures.wait([outcome], _OFTEN)
+        if outcome.done() and not is_lost():
+            outcome.result()
             return True
     return False

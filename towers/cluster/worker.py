@@ -63,9 +63,9 @@ def serve(
             f"`threads` must be None or a whole number from 1; got {threads!r}."
         )
     ends: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    told: dict[str, Any] = {"towers": 1, "port": port, "devices": []}
+    greeting: dict[str, Any] = {"towers": 1, "port": port, "devices": []}
     try:
-        heartbeat = Heartbeat(host, heartbeat_port, told, ends.put, tell)
+        heartbeat = Heartbeat(host, heartbeat_port, greeting, ends.put, tell)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -75,10 +75,10 @@ def serve(
         ) from error
     with heartbeat, _ended_by_signals(ends):
         server = _server(port, threads)
-        told["devices"] = heartbeat.told["devices"] = _devices(server)
+        greeting["devices"] = heartbeat.greeting["devices"] = _devices(server)
         heartbeat.start()
         print(
-            f"towers worker: {', '.join(told['devices'])} on port {port}, "
+            f"towers worker: {', '.join(greeting['devices'])} on port {port}, "
             f"heartbeat on {host}:{heartbeat_port}. TensorFlow listens on every "
             "interface and has no authentication: whoever reaches this port "
             "can run programs here. Trusted networks only.",

@@ -68,8 +68,8 @@ class _Slices(SaveableObject):
     def __init__(self, whole: Sliced, name: str):
         self._variables = [piece.value for piece in whole.pieces]
         specs = [
-            SaveSpec(v.read_value, told, name, v.dtype, v.device)
-            for v, told in zip(self._variables, _told(whole))
+            SaveSpec(v.read_value, piece, name, v.dtype, v.device)
+            for v, piece in zip(self._variables, _slices_of(whole))
         ]
         super().__init__(whole, specs, name)
 
@@ -78,7 +78,7 @@ class _Slices(SaveableObject):
         return tf.group(*[v.assign(value) for v, value in pairs])
 
 
-def _told(whole: Sliced) -> Iterator[str]:
+def _slices_of(whole: Sliced) -> Iterator[str]:
     """Each piece as TensorFlow names a slice: all sizes, and where it begins."""
     begin, sizes = 0, " ".join(map(str, whole.shape))
     for size in whole.sizes:

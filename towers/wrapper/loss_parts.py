@@ -87,20 +87,20 @@ def parts(
         None then, unless predictions have masks.
     """
     made = Compiled.of(model)
-    said: list[tuple[tf.Tensor, tf.Tensor]] = []
+    sums: list[tuple[tf.Tensor, tf.Tensor]] = []
     masks: list[Any] = []
 
-    def told(loss: keras.losses.Loss) -> Any:
+    def noting(loss: keras.losses.Loss) -> Any:
         def say(y: Any, y_pred: Any, weights: Any) -> float:
-            said.append(_parts(loss, y, y_pred, weights))
+            sums.append(_parts(loss, y, y_pred, weights))
             masks.append(keras_layers.get_mask(y_pred))
             return 0.0
 
         return say
 
-    with made.replaced([told(loss) for loss in made.flat_losses]):
+    with made.replaced([noting(loss) for loss in made.flat_losses]):
         made.loss(y, y_pred, weights)
-    numerators, divisors = zip(*said)
+    numerators, divisors = zip(*sums)
     if counted and all(mask is None for mask in masks):
         return tf.stack(numerators), None
     return tf.stack(numerators), tf.stack(divisors)
@@ -128,7 +128,7 @@ def merged(
     made = Compiled.of(model)
     numerators, divisors = parts
 
-    def said(i: int, loss: keras.losses.Loss) -> Any:
+    def mean_of(i: int, loss: keras.losses.Loss) -> Any:
         def value(y: Any, like: Any, weights: Any) -> tf.Tensor:
             if loss.reduction == "sum":
                 return numerators[i]
@@ -141,7 +141,7 @@ def merged(
 
         return value
 
-    values = [said(i, loss) for i, loss in enumerate(made.flat_losses)]
+    values = [mean_of(i, loss) for i, loss in enumerate(made.flat_losses)]
     with made.replaced(values, tracked=True):
         return made.loss(y, like, weights)
 

@@ -139,11 +139,11 @@ class Prefetch:
 
     def _brought(self, iterator: Any) -> Any:
         """What was read ahead; or the error that came of it, once."""
-        told = self._ahead[iterator].told
+        outcome = self._ahead[iterator].outcome
         try:
-            return told.result()
+            return outcome.result()
         finally:
-            if told.done():  # and not interrupted
+            if outcome.done():  # and not interrupted
                 del self._ahead[iterator]
 
     def _traced(
@@ -197,7 +197,7 @@ class _Errand:
         traced: "_Traced | None" = None,
     ):
         self.traced = traced
-        self.told: futures.Future = futures.Future()
+        self.outcome: futures.Future = futures.Future()
         if at_once:
             self._bring(bring)
             return
@@ -207,9 +207,9 @@ class _Errand:
 
     def _bring(self, bring: Callable[[], Any]) -> None:
         try:
-            self.told.set_result(bring())
+            self.outcome.set_result(bring())
         except BaseException as error:  # for the step that asks for it
-            self.told.set_exception(error)
+            self.outcome.set_exception(error)
 
 
 class _Traced:

@@ -56,7 +56,7 @@ class TowerFunctions:
         if name != "predict_function":
             force = place_metrics(model, model.placement) or force
         present = getattr(model, name)
-        return self._made(name) if force or present is None else present
+        return self._make(name) if force or present is None else present
 
     def renew(self) -> None:
         """Makes functions again that read variables which have moved since.
@@ -68,7 +68,7 @@ class TowerFunctions:
             return
         for name in _STEPS:
             if getattr(self._model, name) is not None:
-                self._made(name)
+                self._make(name)
 
     def build_slots(self) -> None:
         """Makes slots eagerly, and not while the step is traced.
@@ -86,11 +86,11 @@ class TowerFunctions:
             model.optimizer.build(model.trainable_variables)
             place_slots(model, model.placement)
 
-    def _made(self, name: str) -> Callable[[Any], Any]:
+    def _make(self, name: str) -> Callable[[Any], Any]:
         """Makes the function of a name: who takes steps, and all `_AROUND` it."""
         model = self._model
-        made = _repeated if model.tower_recovery.takes_steps else _keras_s
-        function = made(model, name)
+        maker = _repeated if model.tower_recovery.takes_steps else _keras_s
+        function = maker(model, name)
         for kind, names, asked_by in _AROUND:
             if name in names and (asked_by is None or getattr(model, asked_by)):
                 function = kind(model, name, function)

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine.host import device_here
+from towers.foreign.tf_ancestry import around
 from towers.foreign.tf_gradients import followed
 
 # What has a device, but not that of what it hands out.
@@ -196,13 +197,8 @@ def _captured(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
     found: tf.Tensor | None = tensor
     while found is not None:
         yield found
-        captures = (
-            []
-            if hasattr(found, "numpy")
-            else getattr(found.graph, "captures", [])
-        )
-        inner = found
-        found = next((outer for outer, x in captures if x is inner), None)
+        outer = [] if hasattr(found, "numpy") else around(found)
+        found = next(iter(outer), None)
 
 
 def check_nothing_lost(

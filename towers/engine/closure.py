@@ -14,9 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from towers.foreign.containers import leaves, named_leaves
+from towers.foreign.tf_ancestry import COPIES, ancestors, parents
 from towers.foreign.tf_nodes import OWN
-
-_PASS = ("Identity", "IdentityN")  # output i is input i
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +39,22 @@ class Known:
           tensor: of this graph.
           made: names of the ops that towers are made of.
         """
-        seen = set(self.same)
-        ahead = [tensor]
-        while ahead:
-            x = ahead.pop()
-            if x.name in self.own:
-                return x
-            if x.name in seen or x.dtype == tf.resource:
-                continue
-            seen.add(x.name)
-            if x.op.name not in made:
-                continue
-            if _draws(x.op):
-                return x
-            passes = x.op.type in _PASS
-            ahead += [x.op.inputs[x.value_index]] if passes else x.op.inputs
-        return None
+
+        def is_of_tower(x: tf.Tensor) -> bool:
+            is_same = x.name in self.same or x.dtype == tf.resource
+            return not is_same and x.op.name in made
+
+        def behind(x: tf.Tensor) -> list[tf.Tensor]:
+            return parents(x) if is_of_tower(x) else []
+
+        return next(
+            (
+                x
+                for x in ancestors(tensor, behind)
+                if x.name in self.own or (is_of_tower(x) and _draws(x.op))
+            ),
+            None,
+        )
 
 
 def differing(
@@ -77,8 +76,8 @@ def _source(tensor: tf.Tensor) -> tuple[Any, ...]:
     parts: list[int] = []
     while True:
         op = tensor.op
-        if op.type in _PASS:
-            tensor = op.inputs[tensor.value_index]
+        if op.type in COPIES:
+            (tensor,) = parents(tensor)
         elif op.type == "Reshape":
             tensor = op.inputs[0]
         elif op.type == "SplitV":
@@ -209,18 +208,11 @@ def _made_of(tensor: tf.Tensor) -> str | None:
     Where shapes are known, `tf.shape` is a constant.
     """
     constants: list[str] = []
-    seen: set[str] = set()
-    ahead = [tensor.op]
-    while ahead:
-        op = ahead.pop()
-        if op.name in seen:
-            continue
-        seen.add(op.name)
-        if op.type == "Const":
-            constants.append(str(tf.make_ndarray(op.get_attr("value"))))
-        elif op.op_def.is_stateful or not op.inputs:
+    for x in ancestors(tensor):
+        if x.op.type == "Const":
+            constants.append(str(tf.make_ndarray(x.op.get_attr("value"))))
+        elif x.op.op_def.is_stateful or not x.op.inputs:
             return None
-        ahead += [x.op for x in op.inputs]
     return ", ".join(constants)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Container, Iterator, Sequence
 
 import tensorflow as tf
 
+from towers.foreign.tf_ancestry import ancestors, identities, parents
+
 
 def depends(
     value: tf.Tensor,
@@ -24,7 +26,7 @@ def depends(
       known: tensors that are no sources, whatever they are made of.
       ends: types of ops whose results are no sources, likewise.
     """
-    found = {x.name for source in sources for x in _passed_on(source)}
+    found = {x.name for source in sources for x in identities(source)}
     return any(x.name in found for x in _made_of(value, known, ends))
 
 
@@ -88,37 +90,21 @@ def _made_of(
     ends: Container[str] = (),
 ) -> Iterator[tf.Tensor]:
     """A tensor and all that it is made of, but what is known."""
-    seen = {x.name for x in known}
-    todo = [value]
-    while todo:
-        tensor = todo.pop()
-        if tensor.name not in seen:
-            seen.add(tensor.name)
-            yield tensor
-            if tensor.op.type not in ends:
-                todo += _inputs(tensor)
+
+    def behind(tensor: tf.Tensor) -> list[tf.Tensor]:
+        if tensor.op.type in ends:
+            return []
+        return parents(tensor) or _awaited(tensor.op)
+
+    return ancestors(value, behind, known)
 
 
-def _passed_on(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
-    """A tensor, and those that it is just passed on from.
+def _awaited(op: tf.Operation) -> list[tf.Tensor]:
+    """What an op without arguments waits for.
 
-    A layer that is pinned to a device takes what it is given from there.
+    A constant in a branch of the control flow of TensorFlow 1 waits for its
+    predicate.
     """
-    yield tensor
-    while tensor.op.type == "Identity":
-        tensor = tensor.op.inputs[0]
-        yield tensor
-
-
-def _inputs(tensor: tf.Tensor) -> list[tf.Tensor]:
-    op = tensor.op
-    if op.type == "IdentityN":
-        # Custom gradients send results and arguments through one of these.
-        return [op.inputs[tensor.value_index]]
-    if op.inputs:
-        return list(op.inputs)
-    # A constant in a branch of the control flow of TensorFlow 1 waits for its
-    # predicate.
     waits, inputs = list(op.control_inputs), []
     while waits:
         op = waits.pop()

@@ -28,6 +28,7 @@ from towers.engine.row_kinds import (
     either,
 )
 from towers.foreign import tf_functions
+from towers.foreign.tf_ancestry import COPIES, ancestors, identities, parents
 
 _RULES = {
     **row_ops.RULES,
@@ -39,6 +40,7 @@ _RULES = {
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _BRANCHES = ("If", "StatelessIf")
 _LOOPS = ("While", "StatelessWhile")
+_SUMS = ("Add", "AddV2", "Sub")
 
 
 class Judge:
@@ -66,7 +68,7 @@ class Judge:
         segments = dependence.segments(splits)
         self._kinds: dict[str, Kind] = {
             **{x.name: None for x in others},
-            **{y.name: Rows(0) for x in rows for y in _passed_on(x)},
+            **{y.name: Rows(0) for x in rows for y in identities(x)},
             **{x.name: Rows(0, None, counted=False) for x in values},
             **{x.name: SEGMENTS for x, _ in segments},
             **{n.name: COUNT for _, n in segments},
@@ -85,55 +87,33 @@ class Judge:
         return _added(new, old.name, self._kinds)
 
 
-def _passed_on(tensor: tf.Tensor) -> list[tf.Tensor]:
-    """A tensor, and those that it is just passed on from.
-
-    A layer that is pinned to a device takes what it is given from there.
-    """
-    tensors = [tensor]
-    while tensors[-1].op.type == "Identity":
-        tensors.append(tensors[-1].op.inputs[0])
-    return tensors
-
-
 def _added(new: tf.Tensor, old: str, kinds: dict[str, Kind]) -> Kind:
     """The kind of `new - old`, where `new` may be a sum that has `old` in it."""
     terms: list[tf.Tensor] = []
-    tensor, found = new, True
-    while found and tensor.name != old:
-        op, found = tensor.op, False
-        if op.type == "IdentityN":
-            tensor, found = op.inputs[tensor.value_index], True
-        elif op.type in row_ops.PASS:
-            tensor, found = op.inputs[0], True
-        elif op.type in ("Add", "AddV2", "Sub"):
-            sides = [op.inputs[0]] if op.type == "Sub" else list(op.inputs)
-            for k, side in enumerate(sides):
-                if not found and _has(side, old):
-                    terms.append(op.inputs[1 - k])
-                    tensor, found = side, True
-    if not found:
-        return agreed([SAME, _walked(new, kinds)])
+    tensor = new
+    while tensor.name != old:
+        op, sides = tensor.op, _sides(tensor)
+        on = [k for k, side in enumerate(sides) if _has(side, old)]
+        if not on:
+            return agreed([SAME, _walked(new, kinds)])
+        tensor = sides[on[0]]
+        if op.type in _SUMS:
+            terms.append(op.inputs[1 - on[0]])
     each = [_walked(x, kinds) for x in terms if not row_ops.is_zero(x)]
     return agreed(each) if each else SAME
 
 
 def _has(tensor: tf.Tensor, old: str) -> bool:
     """Whether a sum has a tensor among what it adds."""
-    todo = [tensor]
-    while todo:
-        x = todo.pop()
-        if x.name == old:
-            return True
-        if x.op.type in row_ops.PASS:
-            todo.append(x.op.inputs[0])
-        elif x.op.type == "IdentityN":
-            todo.append(x.op.inputs[x.value_index])
-        elif x.op.type in ("Add", "AddV2"):
-            todo += x.op.inputs
-        elif x.op.type == "Sub":
-            todo.append(x.op.inputs[0])
-    return False
+    return any(x.name == old for x in ancestors(tensor, _sides))
+
+
+def _sides(tensor: tf.Tensor) -> list[tf.Tensor]:
+    """What is added up in a tensor, as it is."""
+    kind, given = tensor.op.type, parents(tensor)
+    if kind == "Sub" or kind in row_ops.PASS:
+        return given[:1]
+    return given if kind in (*_SUMS, *COPIES) else []
 
 
 def _walked(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
@@ -144,12 +124,13 @@ def _walked(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
         if x.name in kinds:
             todo.pop()
             continue
-        missing = [y for y in x.op.inputs if y.name not in kinds]
+        given = parents(x)
+        missing = [y for y in given if y.name not in kinds]
         if missing:
             todo += missing
             continue
         todo.pop()
-        told = _told(x, [kinds[y.name] for y in x.op.inputs])
+        told = _told(x, [kinds[y.name] for y in given])
         kinds[x.name] = told or _ones_like(x, kinds)
     return kinds[tensor.name]
 
@@ -167,9 +148,8 @@ def _ones_like(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
 def _told(tensor: tf.Tensor, given: list[Kind]) -> Kind:
     """The kind of an op's result, from those of what it takes."""
     op = tensor.op
-    if op.type == "IdentityN":
-        # Custom gradients send results and arguments through one of these.
-        return given[tensor.value_index]
+    if op.type in COPIES:
+        return given[0]
     if all(kind == SAME for kind in given):
         return SAME
     if op.type in _CALLS:

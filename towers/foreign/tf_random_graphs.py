@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow.python.ops import control_flow_v2_func_graphs as bodies
 
 from towers.foreign import tf_calls
+from towers.foreign.tf_ancestry import ancestors, around, identity, parents
 from towers.foreign.tf_nodes import OWN, SEEN
 
 _LOOPS = ("StatelessWhile", "While")
@@ -73,36 +74,23 @@ def sources(
       past_calls: whether results of branches and functions are, of which nobody
         knows what they take.
     """
-    seen, todo = set(), [tensor]
-    while todo:
-        tensor = todo.pop()
-        name = id(tensor.graph), tensor.name
-        if name in seen:
-            continue
-        seen.add(name)
-        yield tensor
+
+    def behind(tensor: tf.Tensor) -> list[tf.Tensor]:
         kind = tensor.op.type
         is_call = any(x in kind for x in _CALLS) and kind not in _LOOPS
-        if (
-            name not in ends
-            and kind not in _OF_SHAPE
-            and (past_calls or not is_call)
-        ):
-            todo += taken(tensor)
+        is_end = identity(tensor) in ends or kind in _OF_SHAPE
+        return [] if is_end or (is_call and not past_calls) else taken(tensor)
+
+    return ancestors(tensor, behind)
 
 
 def taken(tensor: tf.Tensor) -> list[tf.Tensor]:
     """What the op of a tensor takes; of what is from outside, that."""
-    if tensor.op.type in (*_LOOPS, "IdentityN"):
+    if tensor.op.type in _LOOPS:
         return [tensor.op.inputs[tensor.value_index]]
     if tensor.op.type != "Placeholder":
-        return list(tensor.op.inputs)
-    captures = getattr(tensor.graph, "captures", ())
-    return [
-        outer
-        for outer, inner in captures
-        if inner is tensor and not hasattr(outer, "numpy")
-    ]
+        return parents(tensor)
+    return [x for x in around(tensor) if not hasattr(x, "numpy")]
 
 
 def draws_unseen(op: tf.Operation) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import keras_layers
+from towers.foreign.tf_ancestry import identities
 
 
 def brought(arguments: Any) -> Any:
@@ -18,9 +19,8 @@ def brought(arguments: Any) -> Any:
         if not isinstance(value, tf.Tensor):
             return value
         notes = keras_layers.get_notes(value)
-        while value.op.type == "Identity":
-            value = value.op.inputs[0]
-        value = tf.identity(value)
+        *_, first = identities(value)
+        value = tf.identity(first)
         keras_layers.set_notes(value, notes)
         return value
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from towers.engine import all_towers
 from towers.engine.draws import Place
 from towers.foreign import tf_random_graphs
+from towers.foreign.tf_ancestry import identity
 from towers.keras_model import layer_graph, row_order
 from towers.keras_model.aside import call_aside
 from towers.keras_model.drawn_shapes import (
@@ -103,14 +104,14 @@ class Open:
         Args:
           states: theirs, as the model was given them.
         """
-        names = {(id(x.graph), x.name): i for i, x in states.items()}
+        names = {identity(x): i for i, x in states.items()}
         return frozenset(
             names[name]
             for op in self.root.get_operations()
             if tf_random_graphs.draws_unseen(op)
             for given in op.inputs
             for x in tf_random_graphs.sources(given, names)
-            if (name := (id(x.graph), x.name)) in names
+            if (name := identity(x)) in names
         )
 
 

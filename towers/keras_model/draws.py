@@ -31,6 +31,7 @@ from towers.engine.draws import (
 )
 from towers.engine.host import device_here, on_host
 from towers.foreign import tf_random, tf_random_graphs
+from towers.foreign.tf_ancestry import identity
 from towers.keras_model.draw_look import Look, layer_named, warn_of_own
 from towers.keras_model.drawn_shapes import STATEFUL, Drawn, Key, key_of
 
@@ -86,8 +87,8 @@ class Own:
           divided: for each leaf whether it is of the tower's rows, or whole.
         """
         rows = boundary.own_rows(shard, divided)
-        self._of_rows = {_identity(x) for x in rows}
-        self._states = {_identity(x): i for i, x in states.items()}
+        self._of_rows = {identity(x) for x in rows}
+        self._states = {identity(x): i for i, x in states.items()}
         self._is_open = all(None in x.shape[:1] for x in rows)
         self._is_filled = any(
             x.shape.rank is None or None in x.shape[1:] for x in rows
@@ -126,7 +127,7 @@ class Own:
           path: of the layer that reads it.
           value: the tower's copy of it.
         """
-        seed = self._states.get(_identity(value))
+        seed = self._states.get(identity(value))
         if (
             seed is None
             or self._look.is_only
@@ -188,11 +189,11 @@ class Own:
         seed = tf.convert_to_tensor(given[by])
         is_alike = True  # in each step of a loop
         for x in tf_random_graphs.sources(seed, self._states, False):
-            if _identity(x) in self._of_rows:  # which tell the numbers
+            if identity(x) in self._of_rows:  # which tell the numbers
                 tf_random_graphs.mark_seen(result := original(**given))
                 return result
             is_alike &= (
-                _identity(x) in self._states
+                identity(x) in self._states
                 or x.op.type == "Const"
                 or bool(tf_random_graphs.taken(x))
             )
@@ -312,7 +313,3 @@ class Own:
                 "`keras.random.SeedGenerator` that a layer keeps.",
                 stacklevel=2,
             )
-
-
-def _identity(tensor: tf.Tensor) -> tuple[int, str]:
-    return id(tensor.graph), tensor.name

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from towers.engine import boundary
 from towers.foreign import specs
+from towers.foreign.tf_ancestry import ancestors, parents
 
 # What takes or chooses rows, and a loop: nothing is known of what is before.
 _ENDS = {
@@ -181,25 +182,22 @@ def _back(
     output: Any, inputs: Sequence[Any], passes: Any
 ) -> Iterator[tf.Tensor]:
     """A tensor, and those before it whose first axis `passes` on to it."""
-    seen = {x.name for x in inputs if isinstance(x, tf.Tensor)}
-    todo = [output]
-    while todo:
-        tensor = todo.pop()
-        if tensor.name in seen or not tensor.shape.rank:
-            continue
-        seen.add(tensor.name)
-        yield tensor
+    if not output.shape.rank:
+        return iter(())
+
+    def behind(tensor: tf.Tensor) -> list[tf.Tensor]:
         op = tensor.op
         if op.type in _ENDS or "Call" in op.type:
-            continue
-        before = list(op.inputs)
-        if op.type == "IdentityN":
-            before = [op.inputs[tensor.value_index]]
-        elif op.type in ("BroadcastTo", "Reshape", "Tile"):
+            return []
+        before = parents(tensor)
+        if op.type in ("BroadcastTo", "Reshape", "Tile"):
             before = before[:1]
         elif op.type == "Transpose":
             before = before[:1] if _order(op)[:1] == [0] else []
-        todo += [x for x in before if passes(x, tensor)]
+        return [x for x in before if passes(x, tensor)]
+
+    known = [x for x in inputs if isinstance(x, tf.Tensor)]
+    return ancestors(output, behind, known)
 
 
 def _may_pass(before: Any, after: Any) -> bool:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from towers.foreign import keras_compile, keras_layers, keras_optimizer
 from towers.foreign.patches import patched
+from towers.foreign.tf_ancestry import parents
 from towers.keras_model import signature
 
 # These hold no memory of their own.
@@ -171,21 +172,21 @@ def _read(
     made_by: dict[str, int] = {}
     takers: dict[str, set[int]] = {}
     for op in ops:
-        known = [behind[x.name] for x in op.inputs if x.name in behind]
-        if not known:
-            continue
         step: int | None = owner.get(op.name)
-        sources = frozenset[str]().union(*known)
         for y in op.outputs:
+            known = [behind[x.name] for x in parents(y) if x.name in behind]
+            if not known:
+                continue
+            sources = frozenset[str]().union(*known)
             if step is None:
                 behind[y.name] = sources
                 continue
             behind[y.name] = frozenset([y.name])
             made_by[y.name], sizes[y.name] = step, _size(y)
             held[step] += 0 if op.type in _VIEWS else sizes[y.name]
-        for name in sources:
-            if step is not None and made_by[name] != step:
-                takers.setdefault(name, set()).add(step)
+            for name in sources:
+                if made_by[name] != step:
+                    takers.setdefault(name, set()).add(step)
     return Steps(
         [Step(*units[unit], held[step]) for unit, step in called.items()],
         [(made_by[n], frozenset(t), sizes[n]) for n, t in takers.items()],

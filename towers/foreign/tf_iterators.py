@@ -8,9 +8,12 @@ What a dataset calls is known by its `_inputs` and `_functions`. The public op t
 writes a dataset as a graph would write its arrays, too.
 """
 
+import itertools
 from typing import Any
 
 import tensorflow as tf
+
+from towers.foreign.tf_nodes import all_nodes
 
 _PYTHON = ("EagerPyFunc", "PyFunc", "PyFuncStateless")
 
@@ -39,12 +42,7 @@ def calls_python(dataset: tf.data.Dataset) -> bool:
         function.function.graph.as_graph_def()
         for function in dataset._functions()
     ]
-    nodes = [
-        node
-        for graph in graphs
-        for nodes in (graph.node, *(f.node_def for f in graph.library.function))
-        for node in nodes
-    ]
+    nodes = itertools.chain(*map(all_nodes, graphs))
     return any(node.op in _PYTHON for node in nodes) or any(
         calls_python(other) for other in dataset._inputs()
     )

@@ -1,10 +1,11 @@
-"""tf_nodes: what TensorFlow calls nodes of graphs, and what it notes of them.
+"""tf_nodes: what TensorFlow calls nodes and tensors of graphs, and notes of them.
 
 TensorFlow has no public list of these. `tf_nodes_test.py` fails when one of them
 changes.
 """
 
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -61,3 +62,64 @@ def take_apart(node: Any) -> None:
         del node.input[2:]  # what is added, and waited for
         for name in set(node.attr) - set(_OF_CONVOLUTION):
             del node.attr[name]
+
+
+def library(*graphs: Any) -> dict[str, Any]:
+    """The functions that come with `GraphDef`s, by their names."""
+    return {f.signature.name: f for g in graphs for f in g.library.function}
+
+
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a `GraphDef`, and of the functions that come with it."""
+    yield from graph.node
+    for function in graph.library.function:
+        yield from function.node_def
+
+
+def source(tensor: str) -> str:
+    """The node that a tensor is of, as "a" of "a", "a:1", "a:output:1" and "^a"."""
+    return tensor.removeprefix("^").split(":")[0]
+
+
+def port(tensor: str) -> int:
+    """Which result of its node a tensor is."""
+    return int(tensor.rpartition(":")[2]) if ":" in tensor else 0
+
+
+def full(tensor: str) -> str:
+    """A tensor with its port: "a:0"; one that is waited for, "^a", as it is."""
+    return tensor if ":" in tensor or tensor[:1] == "^" else f"{tensor}:0"
+
+
+def rendezvous(node: Any) -> tuple[bytes, ...]:
+    """What a send and its receive have in common: both ends, and a name."""
+    ends = ("send_device", "recv_device", "tensor_name")
+    return tuple(node.attr[name].s for name in ends)
+
+
+def ancestors(
+    nodes: Mapping[str, Any], tensors: Iterable[str]
+) -> dict[tuple[str, int], Any]:
+    """What tensors are made of and wait for: nodes by (name, port).
+
+    Of an `IdentityN` that is what it has at the port; see `tf_ancestry`.
+
+    Args:
+      nodes: of a graph or a function, by name; what is none is an argument, and
+        None is found of it.
+      tensors: of them, as `source` takes them.
+    """
+    found: dict[tuple[str, int], Any] = {}
+    ahead = list(tensors)
+    while ahead:
+        tensor = ahead.pop()
+        place = source(tensor), port(tensor)
+        if place in found:
+            continue
+        found[place] = node = nodes.get(place[0])
+        if node is not None and node.op == "IdentityN":
+            ahead.append(node.input[place[1]])
+            ahead += [x for x in node.input if x.startswith("^")]
+        elif node is not None:
+            ahead += node.input
+    return found

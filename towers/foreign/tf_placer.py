@@ -23,7 +23,14 @@ import tensorflow as tf
 from tensorflow.core.framework import device_attributes_pb2
 from tensorflow.python.framework import op_def_registry
 
-from towers.foreign.tf_nodes import RECEIVES, SENDS
+from towers.foreign.tf_nodes import (
+    RECEIVES,
+    SENDS,
+    all_nodes,
+    library,
+    rendezvous,
+    source,
+)
 
 v1 = tf.compat.v1
 
@@ -112,8 +119,7 @@ def _elsewhere(graph: Any) -> Any:
     copy.CopyFrom(graph)
     machine = tf.DeviceSpec.from_string(JOB)
     known: dict[str, str] = {}
-    bodies = [function.node_def for function in copy.library.function]
-    for node in itertools.chain(copy.node, *bodies):
+    for node in all_nodes(copy):
         if not node.device and _takes_resource(node.op):
             continue
         if node.device not in known:
@@ -141,27 +147,28 @@ def _joined(parts: Sequence[Any], names: Container[str]) -> Any:
       names: of the nodes that were there before.
     """
     nodes = {node.name: node for part in parts for node in part.node}
-    sent = {_key(node): node for node in nodes.values() if node.op in SENDS}
+    sent = {
+        rendezvous(node): node for node in nodes.values() if node.op in SENDS
+    }
     passed: dict[str, str] = {}  # what each node that was added stands for
     for node in nodes.values():
         if node.op in (*SENDS, *RECEIVES):
-            passed[node.name] = sent[_key(node)].input[0]
-        source = node.input[0] if node.input else ""
-        made_for = nodes.get(source.lstrip("^").split(":")[0])
+            passed[node.name] = sent[rendezvous(node)].input[0]
+        given = node.input[0] if node.input else ""
+        made_for = nodes.get(source(given))
         if node.name in names or made_for is None:
             continue
         if node.op == "Identity" and made_for.op in RECEIVES:
-            passed[node.name] = source
+            passed[node.name] = given
     for send in sent.values():  # to wait for a node, an empty constant is sent
-        empty = nodes[send.input[0].split(":")[0]]
+        empty = nodes[source(send.input[0])]
         if empty.name in names or empty.op != "Const" or not empty.input:
             continue
         # One that a function has is none, and waits too.
         if 0 in (d.size for d in empty.attr["value"].tensor.tensor_shape.dim):
             passed[empty.name] = empty.input[0]
     whole = v1.GraphDef()
-    functions = {f.signature.name: f for g in parts for f in g.library.function}
-    whole.library.function.extend(functions.values())
+    whole.library.function.extend(library(*parts).values())
     for node in nodes.values():
         if node.name not in passed:
             inputs = [_behind(name, passed) for name in node.input]
@@ -174,15 +181,9 @@ def _joined(parts: Sequence[Any], names: Container[str]) -> Any:
 def _behind(name: str, passed: Mapping[str, str]) -> str:
     """The input that one stands for."""
     waits = name.startswith("^")
-    while (own := name.lstrip("^").split(":")[0]) in passed:
+    while (own := source(name)) in passed:
         name = passed[own]
     return f"^{own}" if waits else name
-
-
-def _key(node: Any) -> tuple[bytes, ...]:
-    """What a send and its receive have in common."""
-    ends = ("send_device", "recv_device", "tensor_name")
-    return tuple(node.attr[name].s for name in ends)
 
 
 def _attributes(task: str, machine: Mapping[str, int]) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_v2_func_graphs as bodies
 
-from towers.foreign import tf_calls
+from towers.foreign import tf_calls, tf_nodes
 from towers.foreign.tf_ancestry import ancestors, around, identity, parents
 from towers.foreign.tf_nodes import OWN, SEEN
 
@@ -198,13 +198,6 @@ def _is_constant_draw(node: Any, nodes: dict[str, Any]) -> bool:
         return False
     if not any(word in node.op for word in _RANDOM):
         return False
-    todo = [node.input[2 if "Multinomial" in node.op else 1]]
-    seen = set(todo)
-    while todo:
-        source = nodes.get(todo.pop().lstrip("^").split(":")[0])
-        if source is None:  # an argument of the function
-            return False
-        new = set(source.input) - seen
-        seen |= new
-        todo += new
-    return True
+    seed = node.input[2 if "Multinomial" in node.op else 1]
+    made = tf_nodes.ancestors(nodes, [seed]).values()
+    return None not in made  # of no argument of the function

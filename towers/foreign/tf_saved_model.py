@@ -12,6 +12,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from towers.foreign import tf_nodes
+
 
 def noted_devices(path: str, loaded: Any) -> dict[int, str]:
     """For each variable of what was loaded, by its id, the device noted for it.
@@ -65,9 +67,8 @@ def note_devices(path: str, devices: list[str]) -> None:
     parameters = nodes[child(nodes[0], "parameters")]
     for i, device in enumerate(devices):
         nodes[child(parameters, str(i))].variable.device = device
-    for function in meta.graph_def.library.function:
-        for node in function.node_def:
-            node.attr.pop("_gradient_op_type", None)
+    for node in tf_nodes.all_nodes(meta.graph_def):
+        node.attr.pop(tf_nodes.GRADIENT, None)
     pathlib.Path(file).write_bytes(saved.SerializeToString(deterministic=True))
     fingerprint = os.path.join(path, "fingerprint.pb")
     if os.path.exists(fingerprint):

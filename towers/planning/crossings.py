@@ -9,12 +9,13 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import tf_nodes
-from towers.foreign.tf_nodes import op_of_kernel
+from towers.foreign.tf_nodes import full, op_of_kernel, source
 from towers.placement.device_names import short
-from towers.report.partitions import Transfer, walked
+from towers.report.graph_defs import COPIES, copied, in_loops, walked
+from towers.report.partitions import Transfer
 from towers.report.sent_kinds import Kinds
-from towers.report.tensor_shapes import in_loops, known_shapes, source
-from towers.report.values import COPIES, Held, full
+from towers.report.tensor_shapes import known_shapes
+from towers.report.values import Held
 
 
 class Placed:
@@ -35,10 +36,9 @@ class Placed:
         self._graph = graph
         self._kinds = Kinds(placed.node, handles)
         self._placed = placed
-        library = {f.signature.name: f for f in placed.library.function}
         self.nodes = [
             (device, name, op_of_kernel(node.op))
-            for device, name, node in walked(placed.node, library)
+            for device, name, node in walked(placed)
         ]
         self._nodes = {node.name: node for node in placed.node}
         spelled = functools.cache(short)
@@ -143,7 +143,7 @@ class Placed:
         while not tensor.startswith("^"):
             node = self._nodes[source(tensor)]
             if node.op in COPIES:
-                tensor = full(node.input[int(tensor.split(":")[1])])
+                tensor = full(copied(node, tensor))
             elif node.op == "ReadVariableOp":
                 return full(node.input[0])
             else:

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from towers.foreign.tf_nodes import all_nodes
 from towers.placement.device_names import process_of
 from towers.report.summary import HERE
 
@@ -74,8 +75,7 @@ def by_task(
     Raises:
       ValueError: the graph has ops on other tasks.
     """
-    inside = [f.node_def for f in graph.library.function]
-    named = {node.device for nodes in (graph.node, *inside) for node in nodes}
+    named = {node.device for node in all_nodes(graph)}
     if isinstance(machine, Mapping):
         tasks = {HERE: machine}
         expected = (

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,7 @@ from towers.foreign import (
 from towers.foreign.patches import patched
 from towers.foreign.tf_saved_model import noted_devices
 from towers.placement.placement import Placement
+from towers.report import graph_defs
 from towers.report.recording import eager_variables
 from towers.report.values import Held
 from towers.report.variables import VariableUse
@@ -27,7 +28,6 @@ from towers.wrapper.tower_model import TowerModel
 v1 = tf.compat.v1
 STEPS = ("train", "test", "predict")
 _HOST = "/device:CPU:0"
-_PASSES = ("IdentityN",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,16 +188,19 @@ def of_traced(
             stand_ins[tensor.op.name] = _handle(variable, device)
         else:
             stand_ins[tensor.op.name] = _argument(given)
-    targets = [x.op.name for x in graph.outputs]
-    targets += [op.name for op in graph.control_outputs]
-    pruned = _pruned(graph.as_graph_def(), targets, stand_ins)
-    for node in pruned.node:
+    targets = [x.op for x in graph.outputs] + list(graph.control_outputs)
+    wanted = [x.name for op in targets for x in op.outputs or [op]]
+    planned = graph_defs.pruned(graph.as_graph_def(), wanted)
+    for node in planned.node:
+        if node.name in stand_ins:
+            stand_ins[node.name](node)
+        node.attr.pop(tf_nodes.GRADIENT, None)
         if not node.device and node.op in ("Identity", "NoOp"):
             node.device = default
     return Planned(
-        pruned,
+        planned,
         graph,
-        list(dict.fromkeys(targets)),
+        list(dict.fromkeys(op.name for op in targets)),
         list(used.values()),
         device_of,
         list(used),
@@ -230,98 +233,6 @@ def _argument(given: Any) -> Callable[[Any], None]:
         node.device = getattr(given, "device", None) or _HOST
 
     return put
-
-
-def _pruned(
-    graph: Any,
-    targets: Iterable[str],
-    stand_ins: Mapping[str, Callable[[Any], None]],
-) -> Any:
-    """The graph without what no target needs, as a function has it.
-
-    Of what an `IdentityN` passes on, that is what somebody takes: TensorFlow's
-    optimizer leaves out the rest, which stand-ins are for here.
-    """
-    nodes = {node.name: node for node in graph.node}
-    wanted = []
-    for name in targets:
-        count = len(nodes[name].attr["T"].list.type)
-        several = range(count) if nodes[name].op in _PASSES else [0]
-        wanted += [f"{name}:{port}" for port in several]
-    needed, taken = _needed(nodes, wanted)
-    kept = v1.GraphDef(versions=graph.versions, library=graph.library)
-    for node in graph.node:
-        if node.name in needed:
-            copy = kept.node.add()
-            copy.CopyFrom(node)
-            if node.name in stand_ins:
-                stand_ins[node.name](copy)
-            if node.op in _PASSES:
-                for nothing in _left_out(copy, taken[node.name]):
-                    kept.node.add().CopyFrom(nothing)
-            copy.attr.pop(tf_nodes.GRADIENT, None)
-    for function in kept.library.function:
-        body = {node.name: node for node in function.node_def}
-        ends = [*function.ret.values(), *function.control_ret.values()]
-        _, taken = _needed(body, ends)
-        for node in body.values():
-            if node.op in _PASSES:
-                found = _left_out(
-                    node, taken.get(node.name, set()), ":output:0"
-                )
-                function.node_def.extend(found)
-    return kept
-
-
-def _needed(
-    nodes: Mapping[str, Any], wanted: Iterable[str]
-) -> tuple[set[str], dict[str, set[int]]]:
-    """What some tensors need: nodes, and which ports of each `IdentityN`.
-
-    Args:
-      nodes: of a graph or a function, by name; what is none is an argument.
-      wanted: tensors of them, as "a:0", "a:output:0" or "^a".
-    """
-    ahead, needed = list(wanted), set()
-    taken: dict[str, set[int]] = {}
-    while ahead:
-        name, *place = ahead.pop().removeprefix("^").split(":")
-        node, port = nodes.get(name), int(place[-1]) if place else 0
-        if node is None:
-            continue
-        if node.op in _PASSES:
-            if port not in taken.setdefault(name, set()):
-                taken[name].add(port)
-                ahead.append(node.input[port])
-            ahead += [x for x in node.input if x.startswith("^")] * (
-                name not in needed
-            )
-        elif name not in needed:
-            ahead += node.input
-        needed.add(name)
-    return needed, taken
-
-
-def _left_out(node: Any, taken: set[int], port: str = "") -> list[Any]:
-    """Nodes in the place of what nobody takes of an `IdentityN`, which gets them.
-
-    Args:
-      node: it.
-      taken: which of its ports somebody takes.
-      port: how a node's first result is spelled there.
-    """
-    made = []
-    for k, dtype in enumerate(node.attr["T"].list.type):
-        if k not in taken:
-            nothing = v1.NodeDef(
-                name=f"{node.name}/nothing_{k}",
-                op="Placeholder",
-                device=node.device,
-            )
-            nothing.attr["dtype"].type = dtype
-            node.input[k] = f"{nothing.name}{port}"
-            made.append(nothing)
-    return made
 
 
 def saved_model_path(value: Any) -> str | None:

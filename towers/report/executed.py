@@ -10,8 +10,10 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import tf_nodes
+from towers.foreign.tf_nodes import rendezvous
+from towers.report.graph_defs import walked
 from towers.report.moved import Moved, moved
-from towers.report.partitions import Partitions, Transfer, key, walked
+from towers.report.partitions import Partitions, Transfer
 from towers.report.recording import Ran, Recording
 from towers.report.sent_kinds import Kinds
 from towers.report.values import Held
@@ -32,7 +34,7 @@ class Executed:
       transfers: what crossed.
       sent: bytes by value, the device that made it, and one that received it.
       moved: ops that are elsewhere than they were asked to be.
-      carried: the transfers, by the `key` of their send.
+      carried: the transfers, by the `rendezvous` of their send.
     """
 
     nodes: tuple[tuple[str, str, str], ...]
@@ -78,7 +80,7 @@ def executed(
         nodes += [(device, named(name), op) for device, name, op in ran_first]
         own = [dataclasses.replace(t, tensor=named(t.tensor)) for t, _ in told]
         transfers += own
-        carried.update(zip(map(key, parts.sends), own))
+        carried.update(zip(map(rendezvous, parts.sends), own))
         strays += [
             dataclasses.replace(m, op=named(m.op))
             for m in moved(parts.nodes, asked)
@@ -95,10 +97,9 @@ def _asked(ran: Ran) -> dict[str, str]:
     """Devices by op, "" where it is beside a variable, whatever it asks for."""
     if ran.asked is None:
         return {}
-    library = {f.signature.name: f for f in ran.asked.library.function}
     return {
         name: "" if node.op.startswith(_BESIDE) else device
-        for device, name, node in walked(ran.asked.node, library)
+        for device, name, node in walked(ran.asked)
     }
 
 

@@ -8,13 +8,19 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import tf_nodes
-from towers.foreign.tf_nodes import op_of_kernel
+from towers.foreign.tf_nodes import (
+    full,
+    op_of_kernel,
+    port,
+    rendezvous,
+    source,
+)
 from towers.placement.device_names import short
+from towers.report.graph_defs import COPIES, copied, ends, in_loops, walked
 from towers.report.parts import Part, in_words
 from towers.report.recording import Batches, Ran
 from towers.report.sent_kinds import Kinds
-from towers.report.tensor_shapes import in_loops, shapes_of, source
-from towers.report.values import COPIES, full, port
+from towers.report.tensor_shapes import shapes_of
 
 _ENDS = (*tf_nodes.ARGUMENTS, *tf_nodes.RESULTS)
 # A value, in a place of a graph: its port, and the device that made it.
@@ -90,10 +96,9 @@ class Partitions:
         for i, graph in enumerate(ran.partitions):
             self._parts.append({node.name: node for node in graph.node})
             self._looping.append(in_loops(graph.node))
-            library = {f.signature.name: f for f in graph.library.function}
-            for device, name, node in walked(graph.node, library):
+            for device, name, node in walked(graph):
                 if node.op in tf_nodes.SENDS:
-                    self._sent_by[key(node)] = i, node
+                    self._sent_by[rendezvous(node)] = i, node
                     if ends(node)[0] != ends(node)[1]:
                         self.sends.append(node)
                 elif node.op not in (
@@ -109,7 +114,7 @@ class Partitions:
                         and received.op in tf_nodes.RECEIVES
                         and not waits
                     ):
-                        self._taken[key(received)] = node, k
+                        self._taken[rendezvous(received)] = node, k
 
     def _only_waits(self, i: int, node: Any) -> bool:
         """Whether an op was added to wait for another device, where it was cut."""
@@ -132,7 +137,7 @@ class Partitions:
 
         Several small ones may be joined for their way. Copies and transfers on
         it are passed, and reads of a variable are one value. `counts` are how
-        often sends in loops happened, by `key`; `kinds` says what things are.
+        often sends in loops happened, by `rendezvous`; `kinds` says what things are.
         """
         counts = counts or {}
         names = [self._in_whole(send) for send in self.sends]
@@ -149,7 +154,7 @@ class Partitions:
                 name or send.input[0],
                 tf.as_dtype(send.attr["T"].type),
                 shapes.get(name) if name else self._constant_shape(send),
-                counts.get(key(send))
+                counts.get(rendezvous(send))
                 if self._loops(send)
                 else len(self._ran.calls),
             )
@@ -179,7 +184,7 @@ class Partitions:
         name = send.input[0]
         here, there = self._made_by(send), self._whole.get(source(name))
         if not there or not here or op_of_kernel(here.op) != there.op:
-            taker, k = self._taken.get(key(send), (None, 0))
+            taker, k = self._taken.get(rendezvous(send), (None, 0))
             known = self._whole.get(taker.name) if taker else None
             if known is None or k >= len(known.input):
                 return None
@@ -187,7 +192,7 @@ class Partitions:
         return full(name)
 
     def _made_by(self, send: Any) -> Any:
-        i, _ = self._sent_by[key(send)]
+        i, _ = self._sent_by[rendezvous(send)]
         return self._parts[i].get(source(send.input[0]))
 
     def _constant_shape(self, send: Any) -> tuple[int, ...] | None:
@@ -197,7 +202,7 @@ class Partitions:
         return tuple(d.size for d in made.attr["value"].tensor.tensor_shape.dim)
 
     def _loops(self, send: Any) -> bool:
-        i, _ = self._sent_by[key(send)]
+        i, _ = self._sent_by[rendezvous(send)]
         return send.name in self._looping[i]
 
     def _maker(self, i: int, tensor: str) -> tuple[int, str]:
@@ -207,9 +212,12 @@ class Partitions:
             if node is None:
                 return i, tensor
             if node.op in COPIES:
-                tensor = node.input[port(tensor)]
-            elif node.op in tf_nodes.RECEIVES and key(node) in self._sent_by:
-                i, sent = self._sent_by[key(node)]
+                tensor = copied(node, tensor)
+            elif (
+                node.op in tf_nodes.RECEIVES
+                and rendezvous(node) in self._sent_by
+            ):
+                i, sent = self._sent_by[rendezvous(node)]
                 tensor = sent.input[0]
             elif node.op in ("ReadVariableOp", "Reshape"):
                 tensor = node.input[0]
@@ -232,7 +240,7 @@ class Partitions:
         return names if node.attr["N"].i == len(names) else []
 
     def _start(self, send: Any) -> tuple[int, str, str]:
-        return self._sent_by[key(send)][0], send.input[0], ends(send)[0]
+        return self._sent_by[rendezvous(send)][0], send.input[0], ends(send)[0]
 
     def _origins(
         self, i: int, tensor: str, device: str, apart: bool = True
@@ -258,28 +266,3 @@ class Partitions:
             for part, name in zip(node.input, names)
             for origin, deeper in self._origins(i, part, device)
         ]
-
-
-def walked(nodes: Any, library: Any, caller: str = "", device: str = "") -> Any:
-    """(device, name, node), into the functions that a node still calls."""
-    for node in nodes:
-        where = short(node.device) or device
-        name = f"{caller}{node.name}"
-        yield where, name, node
-        for attribute in node.attr.values():
-            function = library.get(attribute.func.name)
-            if function is not None:
-                yield from walked(function.node_def, library, f"{name}/", where)
-
-
-def key(node: Any) -> tuple[Any, ...]:
-    """What a send and its receive have in common."""
-    return tuple(
-        node.attr[name].s
-        for name in ("send_device", "recv_device", "tensor_name")
-    )
-
-
-def ends(send: Any) -> tuple[str, str]:
-    start, end, _ = key(send)
-    return short(start.decode()), short(end.decode())

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from towers.foreign import tf_nodes
-from towers.foreign.tf_nodes import op_of_kernel
+from towers.foreign.tf_nodes import op_of_kernel, rendezvous, source
 from towers.foreign.tf_profiler import (
     ARRIVED,
     EXECUTOR,
@@ -21,8 +21,8 @@ from towers.foreign.tf_profiler import (
     Event,
 )
 from towers.placement.device_names import process_of, short
-from towers.report.partitions import Transfer, ends, key, walked
-from towers.report.tensor_shapes import source
+from towers.report.graph_defs import ends, walked
+from towers.report.partitions import Transfer
 
 Interval = tuple[float, float]
 
@@ -93,7 +93,7 @@ def profile(
     Args:
       graphs: the partitions, a `GraphDef` each.
       events: what the profiler heard meanwhile.
-      sent: what sends carried, by their `key`, where it is known.
+      sent: what sends carried, by their `rendezvous`, where it is known.
     """
     nodes = _nodes(graphs)
     ran = list(_by_executor(events))
@@ -120,7 +120,7 @@ def profile(
 def times_sent(
     graphs: Sequence[Any], events: Sequence[Event]
 ) -> dict[Any, int]:
-    """How often each tensor crossed, by the `key` of its send."""
+    """How often each tensor crossed, by the `rendezvous` of its send."""
     found: collections.Counter = collections.Counter()
     counts = _Carried(graphs).times(events, list(_by_executor(events)))
     for (which, _), times in counts.items():
@@ -132,9 +132,9 @@ class _Carried:
     """The sends and receives of what was executed.
 
     Attributes:
-      sends, receives: nodes by `key`.
-      takers: the nodes that take what was received, by `key`.
-      sources: the node whose value a send carries, by `key`.
+      sends, receives: nodes by `rendezvous`.
+      takers: the nodes that take what was received, by `rendezvous`.
+      sources: the node whose value a send carries, by `rendezvous`.
     """
 
     def __init__(self, graphs: Sequence[Any]):
@@ -143,24 +143,25 @@ class _Carried:
         self.takers: dict[Any, list[Any]] = collections.defaultdict(list)
         self.sources: dict[Any, Any] = {}
         for graph in graphs:
-            library = {f.signature.name: f for f in graph.library.function}
-            walk = [node for _, _, node in walked(graph.node, library)]
+            walk = [node for _, _, node in walked(graph)]
             here = {node.name: node for node in walk}
             for node in walk:
                 if node.op in tf_nodes.SENDS:
-                    self.sends[key(node)] = node
-                    self.sources[key(node)] = here.get(source(node.input[0]))
+                    self.sends[rendezvous(node)] = node
+                    self.sources[rendezvous(node)] = here.get(
+                        source(node.input[0])
+                    )
                 elif node.op in tf_nodes.RECEIVES:
-                    self.receives[key(node)] = node
+                    self.receives[rendezvous(node)] = node
                 for name in node.input:
                     received = here.get(source(name))
                     if received and received.op in tf_nodes.RECEIVES:
-                        self.takers[key(received)].append(node)
+                        self.takers[rendezvous(received)].append(node)
 
     def times(
         self, events: Sequence[Event], ran: Sequence[tuple[Event, Any]]
     ) -> dict[tuple[Any, Any], int]:
-        """How often a tensor crossed in a run, by (`key`, run).
+        """How often a tensor crossed in a run, by (`rendezvous`, run).
 
         After its last step a loop sends once more, nothing, so that the
         other side ends, too. So what counts is how often the op ran whose
@@ -217,8 +218,7 @@ def _nodes(graphs: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """Nodes by name, and by device."""
     found: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     for graph in graphs:
-        library = {f.signature.name: f for f in graph.library.function}
-        for device, name, node in walked(graph.node, library):
+        for device, name, node in walked(graph):
             found[name][device] = node
             found[node.name].setdefault(device, node)
     return found

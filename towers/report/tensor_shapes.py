@@ -6,6 +6,8 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import tf_nodes
+from towers.foreign.tf_nodes import source
+from towers.report.graph_defs import in_loops, pruned
 from towers.report.recording import Batches, Ran
 
 Values = Sequence[tf.Tensor]
@@ -57,7 +59,7 @@ def _shapes(
     looping = in_loops(original.node)
     graph, feeds = _with_arguments(original, call, element, static=True)
     if not looping:
-        _leave(graph, names)
+        graph = pruned(graph, names)  # Python makes ops slowly
     inferred = _imported(graph)
     if inferred is None:
         return {}
@@ -82,20 +84,6 @@ def _imported(graph: Any) -> tf.Graph | None:
         except ValueError:
             return None
     return imported
-
-
-def _leave(graph: Any, names: Iterable[str]) -> None:
-    """Takes away what has no part in some tensors: Python makes ops slowly."""
-    nodes = {node.name: node for node in graph.node}
-    ahead = list(map(source, names))
-    kept: set[str] = set()
-    while ahead:
-        name = ahead.pop()
-        if name not in kept:
-            kept.add(name)
-            ahead += map(source, nodes[name].input)
-    del graph.node[:]
-    graph.node.extend(node for name, node in nodes.items() if name in kept)
 
 
 def _are_steady(original: Any, inferred: tf.Graph) -> bool:
@@ -128,28 +116,6 @@ def known_shapes(
             if shape.is_fully_defined():
                 found[name] = tuple(shape)
     return found
-
-
-def in_loops(nodes: Iterable[Any]) -> set[str]:
-    """The names of nodes that run once per step of a `tf.while_loop`."""
-    nodes = list(nodes)
-    readers: dict[str, list[Any]] = {}
-    for node in nodes:
-        for name in node.input:
-            readers.setdefault(source(name), []).append(node)
-    found: set[str] = set()
-    ahead = [node for node in nodes if node.op == "Enter"]
-    while ahead:
-        for node in readers.get(ahead.pop().name, []):
-            if node.op != "Exit" and node.name not in found:
-                found.add(node.name)
-                ahead.append(node)
-    return found
-
-
-def source(name: str) -> str:
-    """The node that an input "^a/b" or "a/b:1" comes from."""
-    return name.removeprefix("^").split(":")[0]
 
 
 def _with_arguments(

@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from towers.foreign.tf_nodes import IN_A_ROW, op_of_kernel
-from towers.report.tensor_shapes import source
+from towers.foreign.tf_nodes import IN_A_ROW, full, op_of_kernel, port, source
+from towers.report.graph_defs import COPIES, copied
 from towers.report.variables import VariableUse
 
-COPIES = ("Identity", "IdentityN", "Snapshot", "StopGradient", "Enter")
 READS = ("ReadVariableOp", "ResourceGather")
 # What is still the same value, elsewhere, in other words or another shape.
 _SAME = (
@@ -89,9 +88,7 @@ class Values:
                     return full(tensor)
                 tensor = joined[port(tensor)]
             elif node.op in _SAME:
-                tensor = node.input[
-                    port(tensor) if node.op == "IdentityN" else 0
-                ]
+                tensor = copied(node, tensor)
         return full(tensor)
 
     def joined(self, node: Any) -> list[str]:
@@ -219,13 +216,3 @@ def _results(node: Any) -> int:
         "Unpack": node.attr["num"].i,
         "Split": node.attr["num_split"].i,
     }.get(node.op, 1)
-
-
-def full(tensor: str) -> str:
-    """A tensor's name with its port: "a:0"; one that is waited for as it is."""
-    return tensor if ":" in tensor or tensor[:1] == "^" else f"{tensor}:0"
-
-
-def port(tensor: str) -> int:
-    """Which result of its op a tensor is."""
-    return int(tensor.split(":")[1]) if ":" in tensor else 0

@@ -7,8 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import tf_nodes
+from towers.foreign.tf_nodes import library, rendezvous
 from towers.report.executed import outside_of_call
-from towers.report.partitions import key
 
 
 def write_graph(graphs: Sequence[Any], logdir: str | os.PathLike) -> None:
@@ -31,6 +31,7 @@ def joined(graphs: Sequence[Any]) -> Any:
     that was called in another are told without the call.
     """
     whole = tf.compat.v1.GraphDef()
+    whole.library.function.extend(library(*graphs).values())
     sends: dict[Any, str] = {}
     seen: dict[str, int] = {}
     copies: list[Any] = []
@@ -50,14 +51,10 @@ def joined(graphs: Sequence[Any]) -> Any:
             node.input[:] = [_renamed(name, renamed) for name in node.input]
             copies.append(node)
             if node.op in tf_nodes.SENDS:
-                sends[key(node)] = node.name
-        for function in graph.library.function:
-            known = {f.signature.name for f in whole.library.function}
-            if function.signature.name not in known:
-                whole.library.function.add().CopyFrom(function)
+                sends[rendezvous(node)] = node.name
     for node in copies:
-        if node.op in tf_nodes.RECEIVES and key(node) in sends:
-            node.input.append(f"^{sends[key(node)]}")
+        if node.op in tf_nodes.RECEIVES and rendezvous(node) in sends:
+            node.input.append(f"^{sends[rendezvous(node)]}")
     return whole
 
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from towers.cluster import cluster as clusters
 from towers.engine.host import host_of
 from towers.foreign import tf_iterators
+from towers.foreign.tf_errors import in_words
 from towers.placement.device_names import HOST_HERE
 from towers.tower_graph import Tower
 from towers.verbs.batch import BatchPerTower
@@ -203,12 +204,8 @@ class Read:
                 raise
             i = int(found[1])
             where = {x.index: d for x, d in zip(self.towers, self.devices)}[i]
-            raise type(error)(
-                error.node_def,
-                error.op,
-                f"The dataset of tower {i}, on {where}, raised: "
-                f"{error.message}",
-            ).with_traceback(error.__traceback__) from None
+            words = f"The dataset of tower {i}, on {where}, raised: "
+            raise in_words(error, words) from None
 
 
 def key(whose: Sequence[Tower]) -> tuple[Any, ...]:

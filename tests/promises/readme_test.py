@@ -50,6 +50,7 @@ TESTED_BY = {
     "planning.timeline_page": "planning.timeline",
     "foreign.keras_optimizer": "foreign.keras_updates",
     "foreign.tf_calls": "report.recording",
+    "foreign.tf_errors": "keras_model.memory",
     "foreign.tf_saved_model": "export",
     "keras_model.aside": "keras_model.draws",
     "keras_model.calls": "wrapper.arguments",

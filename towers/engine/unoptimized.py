@@ -5,21 +5,11 @@ of many towers that takes longer than building them. What a call goes by is said
 in the context when it is made.
 """
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
-import tensorflow as tf
-
-_NAME = "disable_meta_optimizer"
+from towers.foreign.patches import optimizing
 
 
-@contextlib.contextmanager
-def unoptimized() -> Iterator[None]:
+def unoptimized() -> AbstractContextManager[None]:
     """While open, functions that are called are not rewritten first."""
-    options = tf.config.optimizer
-    before = options.get_experimental_options().get(_NAME, False)
-    options.set_experimental_options({_NAME: True})
-    try:
-        yield
-    finally:
-        options.set_experimental_options({_NAME: before})
+    return optimizing(disable_meta_optimizer=True)

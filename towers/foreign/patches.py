@@ -1,4 +1,4 @@
-"""patches: attributes, and a context's variables, that are others for a while."""
+"""patches: attributes, a context's variables and options, others for a while."""
 
 import contextlib
 import contextvars
@@ -6,6 +6,8 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import tensorflow as tf
 
 _ABSENT = object()
 
@@ -43,6 +45,22 @@ def bound(variable: contextvars.ContextVar[Any], value: Any) -> Iterator[None]:
         yield
     finally:
         variable.reset(token)
+
+
+@contextlib.contextmanager
+def optimizing(**options: Any) -> Iterator[None]:
+    """While open, TensorFlow's graph optimizer has other options.
+
+    Where they were not set before, they are then false, or 0.
+    """
+    config = tf.config.optimizer
+    known = config.get_experimental_options()
+    before = {x: known.get(x, type(value)()) for x, value in options.items()}
+    config.set_experimental_options(options)
+    try:
+        yield
+    finally:
+        config.set_experimental_options(before)
 
 
 class Shared:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.foreign import keras_layers, tf_random
+from towers.foreign import keras_layers
 from towers.keras_model import checks
 from towers.keras_model.attributes import as_before
 
@@ -31,7 +31,7 @@ def call_aside(
     """
 
     def traced() -> None:
-        with beside(), as_before(layers), tf_random.nothing_drawn():
+        with beside(), as_before(layers):
             for layer in layers:
                 keras_layers.forget_added(layer)
             traces = tf.function(call, autograph=False)

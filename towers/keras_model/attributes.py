@@ -16,6 +16,7 @@ from towers.engine.all_towers import waiting
 from towers.foreign.containers import leaves
 from towers.foreign.keras_layers import ADDED
 from towers.foreign.patches import patched
+from towers.foreign.tf_random import nothing_drawn
 
 _MISSING = object()  # the value of no attribute
 
@@ -119,10 +120,14 @@ def kept_by(layers: Sequence[keras.Layer]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_before(layers: Sequence[keras.Layer]) -> Iterator[None]:
-    """Takes back what layers note in attributes of their own meanwhile."""
+    """Takes back what layers note in attributes of their own meanwhile.
+
+    And what is drawn from the generators of Python and NumPy.
+    """
     before = [dict(vars(layer)) for layer in layers]
     try:
-        yield
+        with nothing_drawn():
+            yield
     finally:
         for layer, attributes in zip(layers, before):
             for name in set(vars(layer)) - set(attributes):

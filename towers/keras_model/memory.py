@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from towers.foreign.tf_errors import in_words
 from towers.placement.device_names import short
 from towers.placement.placement import Placement, check_placement
 from towers.placement.scopes import is_backward, layer_of, tower_of
@@ -58,9 +59,7 @@ def memory_errors(placement: Placement | None = None) -> Iterator[None]:
         told = _told(error.message, placement)
         if told is None:
             raise
-        raise type(error)(
-            error.node_def, error.op, f"{told}\n\n{error.message}"
-        ).with_traceback(error.__traceback__) from None
+        raise in_words(error, f"{told}\n\n") from None
 
 
 def _told(message: str, placement: Placement | None) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from towers.foreign.tf_errors import in_words
 from towers.keras_model.memory import memory_errors
 from towers.placement.placement import Placement
 from towers.placement.scopes import layer_of, tower_of
@@ -53,9 +54,7 @@ def tower_errors(placement: Placement | None = None) -> Iterator[None]:
         told = _told(error.message)
         if told is None:
             raise
-        raise type(error)(
-            error.node_def, error.op, f"{told}\n\n{error.message}"
-        ).with_traceback(error.__traceback__) from None
+        raise in_words(error, f"{told}\n\n") from None
 
 
 def _told(message: str) -> str | None:

@@ -7,7 +7,6 @@ and NumPy are put back, and the optimizer only says what it would do.
 import contextlib
 import functools
 import inspect
-import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ import tensorflow as tf
 
 from towers.build import build_towers
 from towers.engine.graphs import as_graphs
-from towers.foreign import keras_compile, keras_layers
+from towers.foreign import keras_compile, keras_layers, tf_random
 from towers.foreign.keras_compile import Compiled
 from towers.foreign.keras_saving import overridden
 from towers.foreign.keras_self import compiled_as
@@ -101,14 +100,12 @@ class Steps:
         """While open, what happens to variables and generators is put back."""
         states = _states(self.variables)
         before = [v.read_value() for v in states]
-        python, arrays = random.getstate(), np.random.get_state()
         try:
-            yield
+            with tf_random.nothing_drawn():
+                yield
         finally:
             for variable, value in zip(states, before):
                 variable.assign(value)
-            random.setstate(python)
-            np.random.set_state(arrays)
 
     @contextlib.contextmanager
     def moved(self, seed: int) -> Iterator[Any]:

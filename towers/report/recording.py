@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign import tf_calls, tf_iterators, tf_nodes, tf_traces
-from towers.foreign.patches import patched
+from towers.foreign.patches import optimizing, patched
 from towers.placement.device_names import short
 from towers.report.remote_functions import parts_of, remote
 
@@ -244,22 +244,14 @@ def alive(kind: type | tuple[type, ...]) -> list[Any]:
     return [thing for thing in things if type(thing) in own]
 
 
-@contextlib.contextmanager
-def _instantiated_anew() -> Iterator[None]:
+def _instantiated_anew() -> contextlib.AbstractContextManager[None]:
     """While open, functions that ran before are optimised and cut again.
 
     What a function was made into is kept by the optimizer's options. A
     negative `min_graph_nodes` means the same whatever its value, and a value
     not seen before makes TensorFlow do its work, and tell of it, once more.
     """
-    options = tf.config.optimizer.get_experimental_options()
-    fresh = {"min_graph_nodes": -next(_FRESH)}
-    tf.config.optimizer.set_experimental_options(fresh)
-    try:
-        yield
-    finally:
-        before = {"min_graph_nodes": options.get("min_graph_nodes", 0)}
-        tf.config.optimizer.set_experimental_options(before)
+    return optimizing(min_graph_nodes=-next(_FRESH))
 
 
 @contextlib.contextmanager

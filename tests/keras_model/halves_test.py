@@ -295,11 +295,10 @@ class HalvesTest(parameterized.TestCase):
         """As they do of a tower that is built, of which it is not asked."""
         told = []
 
-        def noted(graph, *args):
-            found = halves.halves_of(graph, *args)
-            told.extend(
-                graph.variables[k].path.split("/")[-2] for k in found.weights
-            )
+        def noted(rehearsal, *args):
+            found = halves.halves_of(rehearsal, *args)
+            variables = rehearsal.graph.variables
+            told.extend(variables[k].path.split("/")[-2] for k in found.weights)
             return found
 
         model = make(own(*ONCE, *OTHERWISE[:-1]))

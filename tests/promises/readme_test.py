@@ -52,7 +52,7 @@ TESTED_BY = {
     "foreign.tf_calls": "report.recording",
     "foreign.tf_errors": "keras_model.memory",
     "foreign.tf_saved_model": "export",
-    "keras_model.aside": "keras_model.draws",
+    "keras_model.rehearsal": "keras_model.draws",
     "keras_model.calls": "wrapper.arguments",
     "keras_model.draw_look": "keras_model.draws",
     "keras_model.findings": "keras_model.batchless",

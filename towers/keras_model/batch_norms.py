@@ -5,28 +5,18 @@ them. Whether a batch norm trains only its call tells: by the phase that it is t
 maybe by the model in which it is, which may be called without.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any
 
 import tensorflow as tf
 
 from towers.engine import all_towers
 from towers.engine.calls import How
-from towers.foreign import keras_layers, specs
-from towers.keras_model.aside import call_aside
-from towers.keras_model.layer_graph import LayerGraph
-from towers.keras_model.replay import replayed
-from towers.keras_model.request import Request
+from towers.foreign import keras_layers
+from towers.keras_model.rehearsal import Rehearsal
 
 
-def meet(
-    graph: LayerGraph,
-    copies: Sequence[tf.Tensor],
-    shard: Any,
-    divided: Sequence[bool],
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
-) -> bool:
+def meet(rehearsal: Rehearsal) -> bool:
     """Whether a batch norm that takes all towers' moments trains.
 
     A tower is built until then, in a graph that is never run. Where it cannot be,
@@ -34,12 +24,9 @@ def meet(
     built (`NeedsOthers`).
 
     Args:
-      graph: names the layers, of which one may; `hooked`.
-      copies, shard: what a tower is given.
-      divided: for each leaf whether it is of the tower's rows, or whole.
-      request: what is asked for.
-      tower_fn: what the tower calls.
+      rehearsal: of a tower's call, whose graph is `hooked`.
     """
+    request = rehearsal.request
     if len(request.placement.devices) == 1 or request.how is How.COMPILED:
         return False
     training = request.training
@@ -49,14 +36,15 @@ def meet(
     if training is False:
         return False
 
+    known = dataclasses.replace(
+        rehearsal, request=dataclasses.replace(request, training=training)
+    )
+
     def call(copies: list[tf.Tensor], shard: Any) -> None:
-        replayed(graph, copies, shard, training, "trained/", tower_fn)
+        known.replay(copies, shard, "trained/")
 
     try:
-        call_aside(
-            *(call, graph.layers, all_towers.by_themselves),
-            *(graph.specs_of(copies), specs.of_nest(shard, divided)),
-        )
+        known.run(call, beside=all_towers.by_themselves)
     except all_towers.NeedsOthers:
         return True
     except Exception:  # whatever the user's layers raise, where they are built

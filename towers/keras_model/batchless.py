@@ -21,57 +21,8 @@ from towers.keras_model.request import Request
 _FINDINGS: Findings[list[Any]] = Findings()
 
 
-def check_joined(
-    graph: layer_graph.LayerGraph,
-    inputs: Any,
-    divided: Sequence[bool],
-    request: Request,
-    tower_outputs: Sequence[Any],
-    rules: Sequence[str],
-    unordered: Container[int],
-) -> None:
-    """Raises if "concat" would repeat an output that is no batch, or mix rows.
-
-    A model that has a fixed batch size is left alone, and one that cannot
-    say what it makes of an unknown number of rows.
-
-    Args:
-      graph: of one model.
-      inputs: the checked batch that the towers share.
-      divided: for each leaf whether it is split by rows, or whole.
-      request: tells the phase, and the call if there is more to it.
-      tower_outputs: one nest per tower.
-      rules: one per flat output.
-      unordered: flat outputs whose rows may come in another order.
-
-    Raises:
-      ValueError: names the output and the rules that would do.
-    """
-    question = _Question(graph, inputs, divided, request)
-    mixed = [
-        i for i, rule in enumerate(rules) if rule == "concat" and i in unordered
-    ]
-    if mixed and not question.has_fixed_batch():
-        question.check_order(tower_outputs[0], mixed)
-    columns = list(zip(*[tf.nest.flatten(x) for x in tower_outputs]))
-    suspects = [
-        i
-        for i, (rule, column) in enumerate(zip(rules, columns))
-        if rule == "concat" and _may_be_batchless(column, not all(divided))
-    ]
-    if not suspects or question.has_fixed_batch():
-        return
-    axes = question.first_axes(columns)
-    if len(axes) != len(columns):
-        return
-    for i in suspects:
-        seen = {y.shape[0] for y in columns[i]} - {None}
-        if axes[i] is not None and seen <= {axes[i]}:
-            raise _refusal(i, columns[i][0])
-
-
 @dataclasses.dataclass(frozen=True)
-class _Question:
+class Question:
     """What a model is asked: a call that is not run.
 
     Attributes:
@@ -86,7 +37,45 @@ class _Question:
     divided: Sequence[bool]
     request: Request
 
-    def has_fixed_batch(self) -> bool:
+    def check_joined(
+        self,
+        outputs: Sequence[Any],
+        rules: Sequence[str],
+        unordered: Container[int],
+    ) -> None:
+        """Raises if "concat" would repeat an output that is no batch, or mix rows.
+
+        A model that has a fixed batch size is left alone, and one that cannot
+        say what it makes of an unknown number of rows.
+
+        Args:
+          outputs: one nest per tower.
+          rules: one per flat output.
+          unordered: flat outputs whose rows may come in another order.
+
+        Raises:
+          ValueError: names the output and the rules that would do.
+        """
+        joined = [i for i, rule in enumerate(rules) if rule == "concat"]
+        mixed = [i for i in joined if i in unordered]
+        if mixed and not self._has_fixed_batch():
+            self._check_order(outputs[0], mixed)
+        columns = list(zip(*[tf.nest.flatten(x) for x in outputs]))
+        any_whole = not all(self.divided)
+        suspects = [
+            i for i in joined if _may_be_batchless(columns[i], any_whole)
+        ]
+        if not suspects or self._has_fixed_batch():
+            return
+        axes = self._first_axes(columns)
+        if len(axes) != len(columns):
+            return
+        for i in suspects:
+            seen = {y.shape[0] for y in columns[i]} - {None}
+            if axes[i] is not None and seen <= {axes[i]}:
+                raise _refusal(i, columns[i][0])
+
+    def _has_fixed_batch(self) -> bool:
         """Whether the model keeps states of rows, or says how many it takes."""
         divided = self.divided
         symbols = tf.nest.flatten(_symbols(self.graph.models[0], "input"))
@@ -98,7 +87,7 @@ class _Question:
             if x is not None and x.shape and mine
         )
 
-    def check_order(self, outputs: Any, mixed: Sequence[int]) -> None:
+    def _check_order(self, outputs: Any, mixed: Sequence[int]) -> None:
         """Raises if the model puts one batch after another in an output."""
         joined = self._answers(
             tf.nest.flatten(outputs), row_order.MANY, row_order.joined_by
@@ -114,7 +103,7 @@ class _Question:
                     "'none'."
                 )
 
-    def first_axes(self, columns: Sequence[Any]) -> list[int | None]:
+    def _first_axes(self, columns: Sequence[Any]) -> list[int | None]:
         """Of each flat output of any number of rows; of none if that fails."""
         model = self.graph.models[0]
         flat = tf.nest.flatten(self.inputs)

@@ -11,12 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import all_towers
 from towers.engine.draws import Place
 from towers.foreign import tf_random_graphs
 from towers.foreign.tf_ancestry import identity
-from towers.keras_model import layer_graph, row_order
-from towers.keras_model.aside import call_aside
 from towers.keras_model.drawn_shapes import (
     BY_ROW,
     MANY,
@@ -26,8 +23,7 @@ from towers.keras_model.drawn_shapes import (
     key_of,
 )
 from towers.keras_model.findings import Findings
-from towers.keras_model.replay import replayed
-from towers.keras_model.request import Request
+from towers.keras_model.rehearsal import Rehearsal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,62 +114,31 @@ class Open:
 _FINDINGS: Findings[Model | None] = Findings()
 
 
-def of_many_rows(
-    graph: layer_graph.LayerGraph,
-    copies: Sequence[tf.Tensor],
-    shard: Any,
-    divided: Sequence[bool],
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
-    anew: bool = False,
-) -> Model | None:
+def of_many_rows(rehearsal: Rehearsal, anew: bool = False) -> Model | None:
     """What is drawn; None if the model cannot say. It is asked once.
 
     Args:
-      graph, copies, shard, divided, request, tower_fn: as for `_asked`.
+      rehearsal: of a tower's call, whose graph is `hooked`.
       anew: whether what was said before does not do.
     """
-    specs = str(row_order.specs_of(shard, divided, MANY))
-    asked = graph, copies, shard, divided, request, tower_fn
-    return _FINDINGS.of(graph, request, specs, lambda: _asked(*asked), anew)
+    return _FINDINGS.of(
+        *(rehearsal.graph, rehearsal.request, str(rehearsal.specs(MANY))),
+        *(lambda: _rehearsed(rehearsal), anew),
+    )
 
 
-def _asked(
-    graph: layer_graph.LayerGraph,
-    copies: Sequence[tf.Tensor],
-    shard: Any,
-    divided: Sequence[bool],
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
-) -> Model | None:
-    """What is drawn; None if the model cannot say.
-
-    The model is called once more, in a graph that is never run.
-
-    Args:
-      graph: names the variables; `hooked`.
-      copies, shard: what a tower is given.
-      divided: for each leaf whether it is of the tower's rows, or whole.
-      request: tells the phase.
-      tower_fn: what the tower calls, of the request, as it is called there.
-    """
+def _rehearsed(rehearsal: Rehearsal) -> Model | None:
+    """What is drawn; None if the model cannot say."""
     told: list[Model] = []
 
     def call(copies: list[tf.Tensor], shard: Any) -> None:
         drawn = Open()
-        replayed(
-            *(graph, copies, shard, request.training, "drawn/"),
-            *(tower_fn, 0, drawn),
-        )
-        states = {i: copies[i] for i in graph.seeds}
+        rehearsal.replay(copies, shard, "drawn/", draws=drawn)
+        states = {i: copies[i] for i in rehearsal.graph.seeds}
         told.append(Model(drawn.shapes(), drawn.apart(states), drawn.counts))
 
-    many = row_order.specs_of(shard, divided, MANY)
     try:
-        call_aside(
-            *(call, graph.layers, all_towers.alone),
-            *(graph.specs_of(copies, MANY), many),
-        )
+        rehearsal.run(call, MANY)
     except Exception:  # whatever the user's layers raise
         return None
     return told[-1]

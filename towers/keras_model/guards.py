@@ -20,6 +20,7 @@ made, by its state or its losses, is asked of those first. The rest, which liste
 while a tower is built, is left out for plain layers: see `is_plain`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,14 +35,14 @@ from towers.keras_model import (
     draw_look,
     draws,
     judged,
-    layer_graph,
     row_order,
     row_widths,
     shared_state,
 )
 from towers.keras_model.held import check_changes_nothing, held_variables
+from towers.keras_model.layer_graph import LayerGraph
+from towers.keras_model.rehearsal import Rehearsal
 from towers.keras_model.replay import Replay
-from towers.keras_model.request import Request
 from towers.verbs.gather import check_structures, spread
 
 # Layers whose `call` in Keras is arithmetic on what it is given and on weights: it
@@ -75,7 +76,7 @@ _PLAIN = (
 )
 
 
-def is_plain(graph: layer_graph.LayerGraph, shard: Any) -> bool:
+def is_plain(graph: LayerGraph, shard: Any) -> bool:
     """Whether it is known that towers need not be listened to while they are built.
 
     That is so of dense tensors in layers of Keras's own that are plain, exactly as
@@ -100,49 +101,39 @@ class Guards:
     """What is looked for in the towers of one model.
 
     Args:
-      graph: names the layers and the variables.
-      shard: what a tower is given.
-      divided: for each leaf of a shard whether it is of the tower's rows, or
-        whole.
-      request: what was asked for.
+      rehearsal: of the first one's call.
 
     Attributes:
       is_plain: whether nothing is listened to.
-      divided: see above.
+      divided: for each leaf of a shard whether it is of the tower's rows, or
+        whole.
     """
 
-    def __init__(
-        self,
-        graph: layer_graph.LayerGraph,
-        shard: Any,
-        divided: Sequence[bool],
-        request: Request,
-    ):
-        self.is_plain = request.users_fn is None and is_plain(graph, shard)
-        self.divided = divided
-        self._graph, self._request = graph, request
+    def __init__(self, rehearsal: Rehearsal):
+        graph, request = rehearsal.graph, rehearsal.request
+        is_own = request.users_fn is None
+        self.is_plain = is_own and is_plain(graph, rehearsal.shard)
+        self.divided = rehearsal.divided
+        self._rehearsal, self._graph = rehearsal, graph
+        self._request = request
 
     @functools.cached_property
     def _judge(self) -> judged.OfTowers:
-        return judged.OfTowers(self._graph, self.divided, self._request)
+        return judged.OfTowers(self._rehearsal)
 
     @property
     def held(self) -> list[Held]:
         """Variables that layers keep beside Keras's weights."""
         return [] if self.is_plain else held_variables(self._graph.layers)
 
-    def look_at_draws(
-        self, copies: Sequence[tf.Tensor], shard: Any, is_compiled: bool
-    ) -> draw_look.Look | None:
+    def look_at_draws(self, is_compiled: bool) -> draw_look.Look | None:
         """What a tower of many rows draws, looked at when one does."""
         if self.is_plain:
             return None
 
         def looked(tower_fn: Callable[..., Any] | None, anew: bool) -> Any:
-            return draw_look.of_many_rows(
-                *(self._graph, copies, shard, self.divided),
-                *(self._request, tower_fn, anew),
-            )
+            own = dataclasses.replace(self._rehearsal, tower_fn=tower_fn)
+            return draw_look.of_many_rows(own, anew)
 
         is_only = len(self._request.placement.devices) == 1
         return draw_look.Look(looked, is_compiled, is_only)
@@ -239,18 +230,14 @@ class Guards:
             or not are_all_split
             or not (self.is_plain or all(map(_are_open, each)))
         ):
-            batchless.check_joined(
-                *(self._graph, inputs, self.divided, self._request, each),
-                spread(self._request.merge, each[0]),
-                unordered,
+            question = batchless.Question(
+                self._graph, inputs, self.divided, self._request
             )
+            rules = spread(self._request.merge, each[0])
+            question.check_joined(each, rules, unordered)
 
     def agreed(
-        self,
-        findings: Sequence[dict[str, Any]],
-        copies: Sequence[tf.Tensor],
-        shard: Any,
-        rows_are_known: bool,
+        self, findings: Sequence[dict[str, Any]], rows_are_known: bool
     ) -> dict[int, str]:
         """How state merges, by variable, where all towers' findings agree.
 
@@ -258,12 +245,11 @@ class Guards:
 
         Args:
           findings: one per tower.
-          copies, shard: what the first one is given.
           rows_are_known: whether towers know their numbers of rows.
         """
         shared = set.intersection(*(set(x["shared"]) for x in findings))
         if shared and rows_are_known and len(findings) > 1:
-            shared &= self._judge.of_open_rows(copies, shard).shared
+            shared &= self._judge.of_open_rows().shared
         metrics = set.intersection(*(set(x["metrics"]) for x in findings))
         return {**dict(metrics), **{i: "same" for i, _ in shared}}
 

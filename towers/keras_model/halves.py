@@ -9,22 +9,19 @@ crosses as it is.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import all_towers
-from towers.foreign import keras_layers, specs
+from towers.foreign import keras_layers
 from towers.keras_model import guards, hooks
-from towers.keras_model.aside import call_aside
 from towers.keras_model.findings import Findings
 from towers.keras_model.kinds import Kind
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.parameters import Home
 from towers.keras_model.reads import is_wide
-from towers.keras_model.replay import replayed
-from towers.keras_model.request import Request
+from towers.keras_model.rehearsal import Rehearsal
 from towers.placement.device_names import same_device
 from towers.verbs.split import Shards
 
@@ -46,34 +43,27 @@ _FINDINGS: Findings[Halves] = Findings()
 
 
 def halves_of(
-    graph: LayerGraph,
-    homes: Sequence[Home],
-    shards: Shards,
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
+    rehearsal: Rehearsal, homes: Sequence[Home], shards: Shards
 ) -> Halves:
     """What crosses in half.
 
     Args:
-      graph: the model.
-      homes: where its variables live.
+      rehearsal: of the first tower's call.
+      homes: where the model's variables live.
       shards: what towers are given.
-      request: what is asked for.
-      tower_fn: what the tower calls, of the request.
     """
+    graph, request = rehearsal.graph, rehearsal.request
     devices = request.placement.devices
     weights = _crossing(graph, homes, devices)
     inputs = shards.crossing(devices, is_wide)
     if not weights and not inputs:
         return Halves()
-    shard, divided = shards.fed[0], shards.divided
     policies = tuple(x.dtype_policy.name for x in graph.layers)
-    asked = graph, shard, divided, request, tower_fn
     said = _FINDINGS.of(
         graph,
         request,
-        (policies, str(specs.of_nest(shard, divided))),
-        lambda: read_once(*asked),
+        (policies, str(rehearsal.specs())),
+        lambda: read_once(rehearsal),
     )
     return Halves(
         {k: dtype for k, dtype in said.weights.items() if k in weights},
@@ -98,13 +88,7 @@ def _crossing(
     return found
 
 
-def read_once(
-    graph: LayerGraph,
-    shard: Any,
-    divided: Sequence[bool],
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
-) -> Halves:
+def read_once(rehearsal: Rehearsal) -> Halves:
     """The half dtypes of weights that are cast where they are read, once; of inputs.
 
     Nothing, if the model cannot be called so.
@@ -112,21 +96,16 @@ def read_once(
     told = [Halves()]
 
     def call(values: list[tf.Tensor], shard: Any) -> None:
-        replay = replayed(
-            graph, values, shard, request.training, "read/", tower_fn
-        )
+        replay = rehearsal.replay(values, shard, "read/")
         told.append(Halves(replay.halves, replay.input_halves))
 
-    is_plain = request.users_fn is None and guards.is_plain(graph, shard)
+    graph, request = rehearsal.graph, rehearsal.request
+    is_plain = request.users_fn is None and guards.is_plain(
+        graph, rehearsal.shard
+    )
     try:
         with hooks.hooked(graph, is_plain):
-            call_aside(
-                *(call, graph.layers, all_towers.alone),
-                *(
-                    graph.specs_of(graph.variables),
-                    specs.of_nest(shard, divided),
-                ),
-            )
+            rehearsal.run(call)
     except Exception:  # whatever the user's layers raise, where they are built
         return Halves()
     return told[-1]

@@ -16,12 +16,13 @@ import tensorflow as tf
 from towers.engine import all_towers, boundary, row_kinds
 from towers.engine.row_kinds import MEAN, SAME, SUM, Rows, Total, agreed
 from towers.engine.row_sums import Judge
-from towers.foreign import keras_layers, specs
+from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, shared_state
+from towers.keras_model.attributes import as_before
 from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import besides_moments
+from towers.keras_model.rehearsal import Rehearsal
 from towers.keras_model.replay import Replay, replayed
-from towers.keras_model.request import Request
 from towers.keras_model.row_losses import adds_up
 
 UNKNOWN = "unknown"
@@ -54,19 +55,12 @@ class OfTowers:
     is anything to ask. Of what cannot be called so, nothing is known.
 
     Args:
-      graph: names the layers and the variables; `hooked`.
-      divided: for each leaf of a shard whether it is of the tower's rows.
-      request: tells the phase and the `tower_fn`.
+      rehearsal: of a tower's call, whose graph is `hooked`.
     """
 
-    def __init__(
-        self,
-        graph: layer_graph.LayerGraph,
-        divided: Sequence[bool],
-        request: Request,
-    ):
-        self._graph, self._divided = graph, divided
-        self._request = request
+    def __init__(self, rehearsal: Rehearsal):
+        self._rehearsal = rehearsal
+        self._graph, self._divided = rehearsal.graph, rehearsal.divided
         self._open: Verdict | None = None
 
     def rules(
@@ -86,32 +80,33 @@ class OfTowers:
           drawn: what it has drawn for its rows, as a `Judge` takes it.
         """
         graph, metrics = self._graph, _metrics(self._graph, state)
-        if len(self._request.placement.devices) == 1:
+        if len(self._rehearsal.request.placement.devices) == 1:
             return ["none"] * len(replay.losses), dict.fromkeys(metrics, "sum")
         if not metrics and all(replay.regularized):
             return [rule or UNKNOWN for rule in replay.regularized], {}
         if _are_open(shard, self._divided):
             judge = _judge(graph, replay, copies, shard, self._divided, drawn)
             return _rules(graph, judge, replay, state, copies, metrics)
-        said = self.of_open_rows(copies, shard)
+        said = self.of_open_rows()
         if len(said.losses) != len(replay.losses):
             return [UNKNOWN] * len(replay.losses), {}
         return said.losses, said.metrics
 
-    def of_open_rows(self, copies: Sequence[tf.Tensor], shard: Any) -> Verdict:
-        """What a tower of any number of rows says, asked once.
-
-        Args:
-          copies, shard: what a tower is given.
-        """
+    def of_open_rows(self) -> Verdict:
+        """What a tower of any number of rows says, asked once."""
         if self._open is None:
             self._open = Verdict(set(), [], {})
-            with contextlib.suppress(Exception), all_towers.alone():
-                self._ask(copies, shard)
+            with (
+                contextlib.suppress(Exception),
+                all_towers.alone(),
+                as_before(self._graph.layers),
+            ):
+                self._ask()
         return self._open
 
-    def _ask(self, copies: Sequence[tf.Tensor], shard: Any) -> None:
-        graph, divided, request = self._graph, self._divided, self._request
+    def _ask(self) -> None:
+        graph, divided = self._graph, self._divided
+        request = self._rehearsal.request
 
         def call(copies: list[tf.Tensor], shard: Any) -> None:
             replay = replayed(
@@ -128,7 +123,7 @@ class OfTowers:
             )
 
         tf.function(call, autograph=False).get_concrete_function(
-            graph.specs_of(copies), specs.of_nest(shard, divided)
+            graph.variable_specs(), self._rehearsal.specs()
         )
 
 

@@ -254,13 +254,8 @@ class LayerGraph:
         """Those that do, and are not frozen."""
         return [x for x in self.norms if self.meets(x) and x.trainable]
 
-    def specs_of(
-        self, values: Sequence[tf.Tensor], rows: int | None = None
-    ) -> list[Any]:
-        """Of one value per variable; of so many rows, or any, where it has some.
-
-        As long and as wide as the variables are, though values may be less.
-        """
+    def variable_specs(self, rows: int | None = None) -> list[Any]:
+        """Of the variables; of so many rows, or any, where they have some."""
         shapes = [
             [rows, *x.shape[1:]] if i in self.row_states else x.shape
             for i, x in enumerate(self.variables)

@@ -8,26 +8,22 @@ gets the tables whole.
 """
 
 import dataclasses
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from towers.engine import all_towers
 from towers.engine.boundary import Held
-from towers.foreign import keras_layers, specs
+from towers.foreign import keras_layers
 from towers.keras_model import hooks
-from towers.keras_model.aside import call_aside
 from towers.keras_model.findings import Findings
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.parameters import Home
 from towers.keras_model.pieces.joined import Joined
-from towers.keras_model.replay import replayed
-from towers.keras_model.request import Request
+from towers.keras_model.rehearsal import Rehearsal
 from towers.keras_model.row_tables import Tables
 from towers.placement.device_names import same_device
-from towers.verbs.split import Shards
 
 _FINDINGS: Findings[set[int]] = Findings()
 
@@ -74,36 +70,30 @@ class ByRows:
         )
 
 
-def by_rows(
-    graph: LayerGraph,
-    homes: Sequence[Home],
-    shards: Shards,
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
-) -> ByRows:
+def by_rows(rehearsal: Rehearsal, homes: Sequence[Home]) -> ByRows:
     """The tables of which towers read rows.
 
     Args:
-      graph: the model.
-      homes: where its variables live.
-      shards: what towers are given.
-      request: what is asked for.
-      tower_fn: what the tower calls, of the request.
+      rehearsal: of the first tower's call.
+      homes: where the model's variables live.
     """
+    graph, request = rehearsal.graph, rehearsal.request
     found = _pinned(graph, homes, request.placement.devices)
     if not found.homes:
         return found
-    shard, divided = shards.fed[0], shards.divided
     if (
         request.users_fn is None
         and graph.is_keras_own
-        and all(isinstance(x, tf.Tensor) for x in tf.nest.flatten(shard))
+        and all(
+            isinstance(x, tf.Tensor) for x in tf.nest.flatten(rehearsal.shard)
+        )
     ):
         return found
-    asked = found, shard, divided, request, tower_fn
-    call = tuple(found.homes), str(specs.of_nest(shard, divided))
+    call = tuple(found.homes), str(rehearsal.specs())
     return found.without(
-        _FINDINGS.of(graph, request, call, lambda: _read_whole(*asked))
+        _FINDINGS.of(
+            graph, request, call, lambda: _read_whole(found, rehearsal)
+        )
     )
 
 
@@ -150,31 +140,20 @@ def _looks_up(layer: Any) -> bool:
     )
 
 
-def _read_whole(
-    found: ByRows,
-    shard: Any,
-    divided: Sequence[bool],
-    request: Request,
-    tower_fn: Callable[..., Any] | None,
-) -> set[int]:
+def _read_whole(found: ByRows, rehearsal: Rehearsal) -> set[int]:
     """The places of tables that something else reads; all, if it cannot be seen."""
     graph, told = found.graph, [set(found.homes)]
 
     def call(values: list[tf.Tensor], shard: Any) -> None:
         look = found.of_tower(only_looks=True)
-        given = graph, values, shard, request.training, "read/", tower_fn
-        replayed(*given, tables=look)
+        rehearsal.replay(values, shard, "read/", tables=look)
         told.append(
             {k for k in found.homes if id(graph.variables[k]) in look.whole}
         )
 
     try:
         with hooks.hooked(graph):
-            call_aside(
-                *(call, graph.layers, all_towers.alone),
-                graph.specs_of(graph.variables),
-                specs.of_nest(shard, divided),
-            )
+            rehearsal.run(call)
     except Exception:  # whatever the user's layers raise, where they are built
         pass
     return told[-1]

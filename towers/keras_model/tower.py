@@ -30,6 +30,7 @@ from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.parameter_copies import Copies
 from towers.keras_model.parameters import Home
 from towers.keras_model.reads import Misread
+from towers.keras_model.rehearsal import Rehearsal
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
 from towers.keras_model.table_look import ByRows, by_rows
@@ -66,10 +67,12 @@ def forward(
     """
     one = functools.partial(_computed, graph, homes, towers, request, inputs)
     if graph.is_mixed or graph.pinned_layers:
-        asked = graph, homes, shards, request, called_in(request, towers[0])
+        rehearsal = _rehearsal(graph, shards, request, towers)
         with warned.once(), contextlib.suppress(Misread):
-            halves = halves_of(*asked) if graph.is_mixed else Halves()
-            tables = by_rows(*asked)
+            halves = Halves()
+            if graph.is_mixed:
+                halves = halves_of(rehearsal, homes, shards)
+            tables = by_rows(rehearsal, homes)
             narrow = halves.inputs
             fed = shards.narrowed(narrow, request.placement.devices)
             copies = copied(halves.weights, request.hands_out, tables.homes)
@@ -104,12 +107,12 @@ def _computed(
     how, where = request.how, [home.device for home in homes]
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
-    places, fed = shards.places(), shards.fed[0]
-    each, told = copies.each, copies.told
-    guards = Guards(graph, fed, shards.divided, request)
+    places, each, told = shards.places(), copies.each, copies.told
+    rehearsal = _rehearsal(graph, shards, request, towers)
+    guards = Guards(rehearsal)
 
     def built(talk: bool, how: How) -> list[Any]:
-        look = guards.look_at_draws(each[0], fed, how is How.COMPILED)
+        look = guards.look_at_draws(how is How.COMPILED)
         return run_towers(
             [
                 Task(
@@ -135,10 +138,7 @@ def _computed(
     with hooks.hooked(graph, guards.is_plain), warned.once():
         talks = graph.talks(own)
         if graph.meeting_norms and not talks:
-            talks = batch_norms.meet(
-                *(graph, each[0], fed, shards.divided, request),
-                called_in(request, towers[0]),
-            )
+            talks = batch_norms.meet(rehearsal)
         if how is not How.COMPILED and (talks or graph.pinned_layers):
             how = How.BUILT
         try:
@@ -148,9 +148,20 @@ def _computed(
                 raise checks.not_compilable(*needs.args) from None
             replays = built(True, How.BUILT)
         are_known = shards.ranges.are_known
-        verdict = guards.agreed(replays, each[0], fed, are_known)
+        verdict = guards.agreed(replays, are_known)
     guards.check_outputs(replays, inputs)
     return replays, verdict
+
+
+def _rehearsal(
+    graph: layer_graph.LayerGraph,
+    shards: Shards,
+    request: Request,
+    towers: Sequence[Any],
+) -> Rehearsal:
+    """Of the first tower's call."""
+    tower_fn = called_in(request, towers[0])
+    return Rehearsal(graph, shards.fed[0], shards.divided, request, tower_fn)
 
 
 def scope_of(i: int) -> str:

@@ -170,10 +170,11 @@ class MetricsTest(parameterized.TestCase):
         """And one with them once, where rows are known."""
 
         class Counts(keras.layers.Layer):
-            calls = 0
+            calls = seen = 0
 
             def call(self, x):
                 Counts.calls += 1
+                self.seen += 1
                 if self.name == "adds":
                     self.add_loss(ops.mean(x))
                 return x
@@ -182,9 +183,10 @@ class MetricsTest(parameterized.TestCase):
         for name in ("counts", "adds"):
             layer = Counts(name=name)
             made = keras.Sequential([keras.Input([3]), layer])
-            Counts.calls = 0
+            Counts.calls = layer.seen = 0
             towers.build_towers(made, X[:6], placement(3), tower_fn=called)
             calls.append(Counts.calls)
+            self.assertEqual(layer.seen, calls[0])  # of towers alone
         self.assertEqual(calls[1], calls[0] + 1)
 
 

@@ -4,11 +4,11 @@ import keras
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 
-from towers.engine.row_kinds import MEAN, SAME, SUM, Rows, Total
+from towers.engine.row_kinds import MEAN, SAME, SUM, OfRows, Total
 from towers.engine.row_sums import Judge
 
 ops, total = keras.ops, tf.reduce_sum
-EACH = Rows(0)  # a value for each row
+EACH = OfRows(0)  # a value for each row
 
 
 def rows_of(x):
@@ -297,7 +297,7 @@ class RowSumsTest(parameterized.TestCase):
         tf.function(judged, autograph=False).get_concrete_function(
             tf.RaggedTensorSpec([None, None], tf.float32)
         )
-        self.assertEqual(kinds, [Rows(0), Rows(0), MEAN, None, None, None])
+        self.assertEqual(kinds, [OfRows(0), OfRows(0), MEAN, None, None, None])
 
 
 if __name__ == "__main__":

@@ -275,6 +275,15 @@ class HouseTest(parameterized.TestCase):
         names = collections.Counter(path.name for path in tests)
         self.assertEqual([n for n, count in names.items() if count > 1], [])
 
+    def test_no_two_classes_have_one_name(self):
+        names = collections.Counter(
+            node.name
+            for path in files().values()
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.ClassDef)
+        )
+        self.assertEqual([n for n, count in names.items() if count > 1], [])
+
     def test_there_is_no_circle(self):
         below = {file: set(imports(path)) for file, path in files().items()}
         while below:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from towers.engine import boundary
 from towers.engine.host import device_here, host_of
 from towers.engine.parts import (
-    Part,
+    Fragment,
     are_alike,
     bare_node,
     fingerprint,
@@ -38,10 +38,10 @@ class Maker:
     """
 
     def __init__(self) -> None:
-        self._last: dict[Any, Part] = {}
-        self._originals: dict[Any, Part] = {}  # what the next are copies of
+        self._last: dict[Any, Fragment] = {}
+        self._originals: dict[Any, Fragment] = {}  # what the next are copies of
         self._patterns: dict[Any, _Pattern] = {}  # of those that were copied
-        self._alike: list[Part] = []
+        self._alike: list[Fragment] = []
         self.copied = 0  # so many parts
 
     def make(
@@ -53,7 +53,7 @@ class Maker:
         kind: Any = (),
         determined: bool = False,
         told: int = 0,
-    ) -> Part:
+    ) -> Fragment:
         """The part that `function()` builds of `inputs`.
 
         Args:
@@ -79,7 +79,7 @@ class Maker:
         results = function()
         made = graph.get_operations()[before:]
         ops = needed_ops(made, results)
-        part = Part(inputs, ops, results, device, scope, kind)
+        part = Fragment(inputs, ops, results, device, scope, kind)
         last = self._last.get(kind)
         if last is not None and are_alike(last, part):
             self._originals[kind] = part
@@ -90,11 +90,11 @@ class Maker:
         self._last[kind] = part
         return part
 
-    def is_proven(self, part: Part) -> bool:
+    def is_proven(self, part: Fragment) -> bool:
         """Whether a part is known to be as others of its kind."""
         return part.copied or any(part is x for x in self._alike)
 
-    def fingerprint(self, part: Part) -> tuple[Any, ...]:
+    def fingerprint(self, part: Fragment) -> tuple[Any, ...]:
         """What tells a part from others: nothing but its kind, if proven."""
         return part.kind if self.is_proven(part) else fingerprint(part)
 
@@ -107,7 +107,7 @@ class _Pattern:
         is enough.
     """
 
-    def __init__(self, part: Part):
+    def __init__(self, part: Fragment):
         own = re.compile(f"(^|/){re.escape(part.scope)}")
         first: dict[Any, int] = {}
         self._part = part
@@ -168,11 +168,11 @@ class _Pattern:
 
 def _copy(
     pattern: _Pattern,
-    part: Part,
+    part: Fragment,
     inputs: Sequence[tf.Tensor],
     device: str,
     scope: str,
-) -> Part:
+) -> Fragment:
     """The part for other inputs, on another device."""
     ops = pattern.copied(inputs, device, scope)
 
@@ -189,7 +189,7 @@ def _copy(
     results = tf.nest.map_structure(
         of_copy, part.results, expand_composites=True
     )
-    return Part(inputs, ops, results, device, scope, part.kind, True)
+    return Fragment(inputs, ops, results, device, scope, part.kind, True)
 
 
 def made_alike(

@@ -68,7 +68,7 @@ def pinned(
 ) -> Any:
     """A task, forward and backward on its device, in a graph."""
     made: list[Any] = []
-    heard = _Heard()
+    heard = _Followed()
     tensors = boundary.distinct(boundary.leaves(task.argument))
 
     def run(*tensors: tf.Tensor) -> Any:
@@ -96,7 +96,7 @@ def pinned(
     return boundary.replaced(made[0], results)
 
 
-class _Heard:
+class _Followed:
     """Which results have a gradient: a tape makes zeros of those that have none.
 
     They would cross to the tower, and be differentiated there. A model that ends

@@ -43,7 +43,7 @@ class Call:
     split: bool
     pure: bool
     scope: str
-    tower: "_Tower"
+    tower: "_Builder"
 
     def run(self, values: Any, device: str, scope: str) -> Any:
         """What the function makes of all towers' values, a nest of tensors.
@@ -61,7 +61,7 @@ class Call:
         )
 
 
-class _Tower:
+class _Builder:
     """A thread that builds one tower, when it is its turn."""
 
     def __init__(
@@ -194,7 +194,7 @@ def _answered(answer: Any, values: Any) -> Any:
     @own_gradient
     def given(*both: tf.Tensor) -> Any:
         def backward(*upstream: Any) -> list[Any]:
-            if isinstance(current.get(), _Tower):
+            if isinstance(current.get(), _Builder):
                 raise RuntimeError(
                     "A tower took a gradient of what it got from all_towers, or "
                     "of a synchronized batch norm, by itself, while the other "
@@ -230,7 +230,7 @@ def in_step(
       ValueError: they do not all make the same calls.
     """
     tf.compat.v1.get_default_graph().switch_to_thread_local()
-    towers = [_Tower(*each) for each in zip(functions, devices, known)]
+    towers = [_Builder(*each) for each in zip(functions, devices, known)]
     answers: Sequence[Any] = [None] * len(towers)
     try:
         while True:

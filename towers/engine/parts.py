@@ -12,7 +12,7 @@ from towers.foreign import tf_nodes
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Fragment:
     """A part of the graph that was made of `inputs`, on one device.
 
     Attributes:
@@ -67,7 +67,7 @@ def needed_ops(
     return ops[::-1]
 
 
-def are_alike(one: Part, other: Part) -> bool:
+def are_alike(one: Fragment, other: Fragment) -> bool:
     """Whether two parts differ only in names, devices and inputs."""
     if one.device == other.device or len(one.ops) != len(other.ops):
         return False  # on one device, one that a layer names would not show
@@ -84,7 +84,7 @@ def are_alike(one: Part, other: Part) -> bool:
     )
 
 
-def stands_alone(part: Part) -> bool:
+def stands_alone(part: Fragment) -> bool:
     """Whether a part is made of nothing but its inputs, on its device."""
     places = part.places
     return all(
@@ -98,7 +98,7 @@ def stands_alone(part: Part) -> bool:
     )
 
 
-def fingerprint(part: Part) -> tuple[Any, ...]:
+def fingerprint(part: Fragment) -> tuple[Any, ...]:
     """All of a part but its tower, and the names that are one op's own."""
     places, told = part.places, []
     for op in part.ops:
@@ -126,7 +126,7 @@ def can_be_copied(op: tf.Operation) -> bool:
     )
 
 
-def _is_own(op: tf.Operation, part: Part) -> bool:
+def _is_own(op: tf.Operation, part: Fragment) -> bool:
     """Whether an op is on the part's device, or on the host of that."""
     return op.device == part.device or op.device == host_of(part.device)
 
@@ -137,7 +137,7 @@ def _sources(op: tf.Operation, places: dict[str, Any]) -> list[Any]:
     return [places.get(x.name, x.name) for x in taken]
 
 
-def _leaf_places(part: Part, places: dict[str, Any]) -> Any:
+def _leaf_places(part: Fragment, places: dict[str, Any]) -> Any:
     return tf.nest.map_structure(
         lambda x: None if x is None else str(places.get(x.name, x.name)),
         part.results,

@@ -31,7 +31,7 @@ class Total:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class OfRows:
     """What has an axis of rows, each entry of which is made of one row.
 
     Attributes:
@@ -50,7 +50,7 @@ class Rows:
     uniform: bool = False
     order: str = ""
 
-    def at(self, axis: int) -> "Rows":
+    def at(self, axis: int) -> "OfRows":
         return dataclasses.replace(self, axis=axis)
 
 
@@ -61,10 +61,10 @@ class Vector:
     of: tuple[Total, ...]
 
 
-Kind = Total | Rows | Vector | None
+Kind = Total | OfRows | Vector | None
 SAME, COUNT = Total(), Total(power=1, exact=True)
 # For each value of a ragged tensor which row it is of.
-SEGMENTS = Rows(0, None, counted=False, order="segments")
+SEGMENTS = OfRows(0, None, counted=False, order="segments")
 SUM, MEAN = Total(True, 0), Total(True, -1)
 
 
@@ -107,9 +107,9 @@ def quotient(one: Total, other: Total) -> Kind:
     return Total(one.summed, one.power - other.power)
 
 
-def together(kinds: Sequence[Kind]) -> Rows | None:
+def together(kinds: Sequence[Kind]) -> OfRows | None:
     """What rows become side by side, each beside its own."""
-    rows = [kind for kind in kinds if isinstance(kind, Rows)]
+    rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     alike = {
         dataclasses.replace(kind, uniform=False, per=None) for kind in rows
     }
@@ -124,7 +124,7 @@ def either(kinds: Sequence[Kind]) -> Kind:
     one = kinds[0]
     if all(kind == one for kind in kinds):
         return one
-    if any(isinstance(kind, Rows) for kind in kinds):
+    if any(isinstance(kind, OfRows) for kind in kinds):
         # A list that is empty is the same in all towers.
         return together([kind for kind in kinds if kind != SAME])
     return agreed(kinds)

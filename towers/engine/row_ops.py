@@ -14,7 +14,7 @@ from towers.engine.row_kinds import (
     COUNT,
     SAME,
     Kind,
-    Rows,
+    OfRows,
     Total,
     Vector,
     agreed,
@@ -79,7 +79,7 @@ def _passed(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 
 def _cast(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     before, after = tensor.op.inputs[0].dtype, tensor.dtype
-    if isinstance(given[0], Rows):
+    if isinstance(given[0], OfRows):
         linear = given[0].power == 0 or after.is_floating
         return given[0] if linear else None
     return given[0] if after.is_floating or before.is_integer else None
@@ -97,12 +97,12 @@ def _added(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
         for x, kind in zip(tensor.op.inputs, given)
         if not (kind == SAME and is_zero(x))
     ]
-    if any(isinstance(kind, Rows) for kind in given):
+    if any(isinstance(kind, OfRows) for kind in given):
         # Of what has no rows, only what is the same goes with any of them.
         powers = {
             kind.power
             for _, kind in terms
-            if isinstance(kind, Rows) or kind == SAME
+            if isinstance(kind, OfRows) or kind == SAME
         }
         if len(powers) > 1 or not all(map(_goes_with_rows, given)):
             return None
@@ -113,7 +113,7 @@ def _added(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 
 
 def _goes_with_rows(kind: Kind) -> bool:
-    return isinstance(kind, Rows) or kind == SAME
+    return isinstance(kind, OfRows) or kind == SAME
 
 
 def _multiplied(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
@@ -131,8 +131,8 @@ def _scaled(
     sign: int,
 ) -> Kind:
     one, other = given
-    if isinstance(one, Rows) or isinstance(other, Rows):
-        if not all(isinstance(k, Rows) or _is_count(k) for k in given):
+    if isinstance(one, OfRows) or isinstance(other, OfRows):
+        if not all(isinstance(k, OfRows) or _is_count(k) for k in given):
             return None
         return _aligned(tensor, given, one.power + sign * other.power)  # type: ignore[union-attr]
     return _by_entry(function, given)
@@ -160,14 +160,14 @@ def _is_count(kind: Kind) -> bool:
 def _elementwise(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """What any function makes of rows, one by one."""
     for kind in given:
-        if kind != SAME and not (isinstance(kind, Rows) and kind.power == 0):
+        if kind != SAME and not (isinstance(kind, OfRows) and kind.power == 0):
             return None
     return _aligned(tensor, given, 0)
 
 
 def _selected(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """Of a condition, and of what is there where it holds or does not."""
-    if given[0] == SAME and not any(isinstance(k, Rows) for k in given):
+    if given[0] == SAME and not any(isinstance(k, OfRows) for k in given):
         return either(given[1:])
     if tensor.op.type == "Select" and len(_ranks(tensor)) > 1:
         return None
@@ -191,9 +191,9 @@ def _aligned(tensor: tf.Tensor, given: Sequence[Kind], power: int) -> Kind:
     """Rows that meet rows, each its own, or what is the same for all rows."""
     if tensor.shape.rank is None:
         return None
-    merged: Rows | None = None
+    merged: OfRows | None = None
     for x, kind in zip(tensor.op.inputs, given):
-        if isinstance(kind, Rows):
+        if isinstance(kind, OfRows):
             mine = kind.at(kind.axis - (x.shape.rank or 0))
             merged = mine if merged is None else _merged(merged, mine)
             if merged is None:
@@ -201,7 +201,7 @@ def _aligned(tensor: tf.Tensor, given: Sequence[Kind], power: int) -> Kind:
     if merged is None:
         return None
     if any(
-        not isinstance(kind, Rows) and not _is_spread(x, merged.axis)
+        not isinstance(kind, OfRows) and not _is_spread(x, merged.axis)
         for x, kind in zip(tensor.op.inputs, given)
     ):
         return None
@@ -210,7 +210,7 @@ def _aligned(tensor: tf.Tensor, given: Sequence[Kind], power: int) -> Kind:
     )
 
 
-def _merged(one: Rows, other: Rows) -> Rows | None:
+def _merged(one: OfRows, other: OfRows) -> OfRows | None:
     if (one.axis, one.order) != (other.axis, other.order):
         return None
     return dataclasses.replace(

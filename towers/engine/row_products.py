@@ -11,7 +11,7 @@ import tensorflow as tf
 from towers.engine.row_kinds import (
     SAME,
     Kind,
-    Rows,
+    OfRows,
     Total,
     agreed,
     either,
@@ -62,8 +62,8 @@ def _contracted(
     result: list[Any],
 ) -> Kind:
     """Of products of entries, summed over axes that the result has not."""
-    rows = [kind for kind in given if isinstance(kind, Rows)]
-    totals = [kind for kind in given if not isinstance(kind, Rows)]
+    rows = [kind for kind in given if isinstance(kind, OfRows)]
+    totals = [kind for kind in given if not isinstance(kind, OfRows)]
     if not rows:
         flat = [agreed([kind]) for kind in totals]
         if len(flat) == 1 or None in flat:
@@ -72,7 +72,7 @@ def _contracted(
     mine = {
         names[kind.axis]
         for kind, names in zip(given, labels)
-        if isinstance(kind, Rows)
+        if isinstance(kind, OfRows)
     }
     if len(mine) > 1 or not all(_counts(kind) for kind in totals):
         return None
@@ -80,7 +80,7 @@ def _contracted(
         return None
     (label,) = mine
     for x, kind, names in zip(inputs, given, labels):
-        if isinstance(kind, Rows):
+        if isinstance(kind, OfRows):
             if names.count(label) > 1:
                 return None
         elif label in names and x.shape[names.index(label)] != 1:
@@ -90,7 +90,7 @@ def _contracted(
         per = next((kind.per for kind in rows if kind.per is not None), None)
         counted = all(kind.counted for kind in rows)
         axis = result.index(label)
-        return Rows(axis, per, power, counted, order=rows[0].order)
+        return OfRows(axis, per, power, counted, order=rows[0].order)
     return Total(True, power)
 
 
@@ -102,7 +102,7 @@ def _counts(kind: Kind) -> bool:
 def _listed(tensor: tf.Tensor, given: Kinds) -> Kind:
     """A list of what is in the first axis; it has the axis of each."""
     kind = given[0]
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return None
     return kind.at(kind.axis - 1) if kind.axis else None
 
@@ -127,7 +127,7 @@ def _written(tensor: tf.Tensor, given: Kinds) -> Kind:
 
 def _stacked(tensor: tf.Tensor, given: Kinds) -> Kind:
     kind = given[0]
-    return kind.at(kind.axis + 1) if isinstance(kind, Rows) else kind
+    return kind.at(kind.axis + 1) if isinstance(kind, OfRows) else kind
 
 
 RULES = table(

@@ -14,7 +14,7 @@ from towers.engine.row_kinds import (
     SAME,
     SEGMENTS,
     Kind,
-    Rows,
+    OfRows,
     Total,
     Vector,
     agreed,
@@ -33,7 +33,7 @@ def _axes(tensor: tf.Tensor) -> set[int] | None:
     return {int(axis) % max(rank, 1) for axis in np.ravel(axes)}
 
 
-def _without(kind: Rows, axes: set[int], keeps: bool) -> Rows:
+def _without(kind: OfRows, axes: set[int], keeps: bool) -> OfRows:
     before = 0 if keeps else sum(axis < kind.axis for axis in axes)
     return kind.at(kind.axis - before)
 
@@ -47,7 +47,7 @@ def _keeps(tensor: tf.Tensor) -> bool:
 
 def _summed(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     kind, axes = given[0], _axes(tensor)
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return agreed([kind])
     if axes is None:
         return None
@@ -61,7 +61,7 @@ def _summed(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 def _averaged(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """As a sum, which over rows is divided by how many there are."""
     kind, total = given[0], _summed(tensor, given)
-    if not isinstance(kind, Rows) or not isinstance(total, Total):
+    if not isinstance(kind, OfRows) or not isinstance(total, Total):
         return total
     if not kind.counted:
         return None
@@ -71,7 +71,7 @@ def _averaged(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 def _reduced(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """By what is no sum: of each row by itself only."""
     kind, axes = given[0], _axes(tensor)
-    if not isinstance(kind, Rows) or axes is None or kind.power:
+    if not isinstance(kind, OfRows) or axes is None or kind.power:
         return None
     return None if kind.axis in axes else _without(kind, axes, _keeps(tensor))
 
@@ -88,7 +88,7 @@ def _multiplied_up(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 def _along(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """Of each row by itself, along other axes."""
     kind, axes = given[0], _axes(tensor)
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         linear = tensor.op.type in ("Cumsum", "ReverseV2")
         return agreed([kind]) if linear else None
     if axes is None or kind.axis in axes:
@@ -99,21 +99,21 @@ def _along(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 def _along_last(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """Of each row by itself, along the last axis."""
     kind, rank = given[0], tensor.op.inputs[0].shape.rank
-    if not isinstance(kind, Rows) or not rank or kind.axis == rank - 1:
+    if not isinstance(kind, OfRows) or not rank or kind.axis == rank - 1:
         return None
     return kind if kind.power == 0 and set(given[1:]) <= {SAME} else None
 
 
 def _biased(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    if isinstance(given[0], Rows):
+    if isinstance(given[0], OfRows):
         return _along_last(tensor, given)
     return agreed(given)
 
 
 def _first_axis(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """What goes row by row along the first axis, as a convolution."""
-    rows = [kind for kind in given if isinstance(kind, Rows)]
-    others = [kind for kind in given if not isinstance(kind, Rows)]
+    rows = [kind for kind in given if isinstance(kind, OfRows)]
+    others = [kind for kind in given if not isinstance(kind, OfRows)]
     one = together(rows)
     # A shape among the others tells that of the result.
     if one is None or not all(_is_shape(kind) for kind in others):
@@ -125,7 +125,7 @@ def _first_axis(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 def _blocked(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """Parts of a row as rows of their own, and back, as a dilation has it."""
     kind = given[0]
-    if not isinstance(kind, Rows) or kind.axis or set(given[1:]) != {SAME}:
+    if not isinstance(kind, OfRows) or kind.axis or set(given[1:]) != {SAME}:
         return None
     if tensor.op.type == "SpaceToBatchND":
         if kind.order:
@@ -151,7 +151,7 @@ def _normalized(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 
 def _half_squared(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     kind = given[0]
-    rows = isinstance(kind, Rows) and kind.power == 0
+    rows = isinstance(kind, OfRows) and kind.power == 0
     return Total(True, 0) if rows else None
 
 
@@ -159,8 +159,8 @@ def _scattered(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     """What adds each row where that says: a sum over rows."""
     if SEGMENTS in given:
         return _by_segments(tensor, given)
-    data = [kind for kind in given if isinstance(kind, Rows)]
-    others = [kind for kind in given if not isinstance(kind, Rows)]
+    data = [kind for kind in given if isinstance(kind, OfRows)]
+    others = [kind for kind in given if not isinstance(kind, OfRows)]
     places = {(kind.axis, kind.power, kind.order) for kind in data}
     if len(places) != 1 or set(others) - {SAME}:
         return None
@@ -180,10 +180,10 @@ def _by_segments(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
         or tensor.op.inputs[1].shape.rank != 1
     ):
         return None
-    if not isinstance(kind, Rows) or kind.power:
+    if not isinstance(kind, OfRows) or kind.power:
         return None
     values = (kind.axis, kind.per, kind.counted, kind.order)
-    return Rows(0) if values == (0, None, False, "") else None
+    return OfRows(0) if values == (0, None, False, "") else None
 
 
 def _binned(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
@@ -191,17 +191,17 @@ def _binned(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     binary = tensor.op.type == "DenseBincount" and tensor.op.get_attr(
         "binary_output"
     )
-    if not isinstance(kind, Rows) or rank is None or kind.axis:
+    if not isinstance(kind, OfRows) or rank is None or kind.axis:
         return None
     if rank == 2:
-        return Rows(0, kind.per)
-    weighs = given[2] == SAME or isinstance(given[2], Rows)
+        return OfRows(0, kind.per)
+    weighs = given[2] == SAME or isinstance(given[2], OfRows)
     return Total(True, 0) if weighs and not binary else None
 
 
 def _drawn(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     kind = _filled(tensor, given)
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return None
     return dataclasses.replace(kind, uniform=False)
 
@@ -220,12 +220,12 @@ def _axis_of(shape: Vector) -> Kind:
     ):
         return None
     per = 1 if shape.of[axes[0]].exact else None
-    return Rows(axes[0], per, uniform=True)
+    return OfRows(axes[0], per, uniform=True)
 
 
 def _like(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     kind = given[0]
-    if isinstance(kind, Rows):
+    if isinstance(kind, OfRows):
         return dataclasses.replace(kind, power=0, uniform=True)
     return SAME
 
@@ -233,7 +233,7 @@ def _like(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 def _shape(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     kind = given[tensor.value_index]
     rank = tensor.op.inputs[tensor.value_index].shape.rank
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return SAME
     if rank is None or not kind.counted:
         return None
@@ -243,7 +243,7 @@ def _shape(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
 
 def _size(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     kind = given[0]
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return SAME
     one = kind.per == 1 and tensor.op.inputs[0].shape.rank == 1
     return Total(power=1, exact=one) if kind.counted else None

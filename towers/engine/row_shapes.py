@@ -13,7 +13,7 @@ from towers.engine.row_kinds import (
     COUNT,
     SAME,
     Kind,
-    Rows,
+    OfRows,
     Total,
     Vector,
     agreed,
@@ -29,7 +29,7 @@ def _rank(tensor: tf.Tensor) -> int | None:
 
 def _moved(kind: Kind) -> Kind:
     """Of what has no rows, moved: its entries are what they were."""
-    return None if isinstance(kind, Rows) else agreed([kind])
+    return None if isinstance(kind, OfRows) else agreed([kind])
 
 
 def _axis(value: Any, rank: int | None) -> int | None:
@@ -38,7 +38,7 @@ def _axis(value: Any, rank: int | None) -> int | None:
 
 def _reshaped(tensor: tf.Tensor, given: Kinds) -> Kind:
     kind, shape = given
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         if isinstance(shape, Vector):
             return None
         return (
@@ -70,7 +70,7 @@ def _reshaped(tensor: tf.Tensor, given: Kinds) -> Kind:
 
 
 def _regrouped(
-    kind: Rows, before: tf.TensorShape, after: tf.TensorShape
+    kind: OfRows, before: tf.TensorShape, after: tf.TensorShape
 ) -> Kind:
     """Rows with other axes after theirs: of one row, each entry, or None."""
     if before.as_list() == after.as_list() and before.is_fully_defined():
@@ -87,14 +87,14 @@ def _regrouped(
 
 def _expanded(tensor: tf.Tensor, given: Kinds) -> Kind:
     kind, axis = given[0], _axis(static(tensor.op.inputs[1]), _rank(tensor))
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return _moved(kind)
     return None if axis is None else kind.at(kind.axis + (axis <= kind.axis))
 
 
 def _squeezed(tensor: tf.Tensor, given: Kinds) -> Kind:
     kind, shape = given[0], tensor.op.inputs[0].shape
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return _moved(kind)
     axes = [
         axis % (shape.rank or 1) for axis in tensor.op.get_attr("squeeze_dims")
@@ -112,7 +112,7 @@ def _squeezed(tensor: tf.Tensor, given: Kinds) -> Kind:
 
 def _transposed(tensor: tf.Tensor, given: Kinds) -> Kind:
     kind, order = given[0], static(tensor.op.inputs[1])
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return _moved(kind)
     return None if order is None else kind.at(order.tolist().index(kind.axis))
 
@@ -122,7 +122,7 @@ def _tiled(tensor: tf.Tensor, given: Kinds) -> Kind:
     data = tensor.op.inputs[0]
     if kind == SAME and isinstance(times, Vector):
         return _spread(data, times, _rank(tensor))
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return _moved(kind) if times == SAME else None
     many = tf.get_static_value(tensor.op.inputs[1], partial=True)
     if times != SAME or many is None or many[kind.axis] is None:
@@ -137,7 +137,7 @@ def _tiled(tensor: tf.Tensor, given: Kinds) -> Kind:
 def _broadcast(tensor: tf.Tensor, given: Kinds) -> Kind:
     kind, shape = given
     data, rank = tensor.op.inputs[0], _rank(tensor)
-    if isinstance(kind, Rows):
+    if isinstance(kind, OfRows):
         if rank is None or _rank(data) is None:
             return None
         return kind.at(kind.axis + rank - data.shape.rank)
@@ -157,7 +157,7 @@ def _spread(data: tf.Tensor, shape: Vector, rank: int | None) -> Kind:
         return None
     if before >= -place and data.shape[place] != 1:
         return None
-    return Rows(axes[0], 1 if count.exact else None, uniform=True)
+    return OfRows(axes[0], 1 if count.exact else None, uniform=True)
 
 
 RULES = table(

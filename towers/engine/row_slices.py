@@ -14,7 +14,7 @@ from towers.engine.row_kinds import (
     COUNT,
     SAME,
     Kind,
-    Rows,
+    OfRows,
     Total,
     Vector,
     agreed,
@@ -32,7 +32,7 @@ def _rank(tensor: tf.Tensor) -> int | None:
 
 def _moved(kind: Kind) -> Kind:
     """Of what has no rows, moved: its entries are what they were."""
-    return None if isinstance(kind, Rows) else agreed([kind])
+    return None if isinstance(kind, OfRows) else agreed([kind])
 
 
 def _sliced(tensor: tf.Tensor, given: Kinds) -> Kind:
@@ -56,7 +56,7 @@ def _sliced(tensor: tf.Tensor, given: Kinds) -> Kind:
             return taken
         return vector(taken)
     rank = _rank(op.inputs[0])
-    return _at(kind, items, rank) if rank and isinstance(kind, Rows) else None
+    return _at(kind, items, rank) if rank and isinstance(kind, OfRows) else None
 
 
 _MASKS = (
@@ -84,7 +84,7 @@ def _item(k: int, begin: Any, end: Any, stride: Any, masks: list[int]) -> Any:
     )
 
 
-def _at(kind: Rows, items: list[Any], rank: int) -> Kind:
+def _at(kind: OfRows, items: list[Any], rank: int) -> Kind:
     """Where the axis of rows is, after what stands in brackets."""
     taken = sum(item is not None and item is not Ellipsis for item in items)
     if Ellipsis not in items:
@@ -112,7 +112,7 @@ def _cut(tensor: tf.Tensor, given: Kinds) -> Kind:
     if isinstance(kind, Vector) and begin is not None and size == SAME:
         many = tensor.shape[0]
         return vector(kind.of[begin[0] :][:many]) if many is not None else None
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return _moved(kind) if set(given[1:]) == {SAME} else None
     if begin is None or begin[kind.axis]:
         return None
@@ -125,7 +125,7 @@ def _cut(tensor: tf.Tensor, given: Kinds) -> Kind:
 
 def _padded(tensor: tf.Tensor, given: Kinds) -> Kind:
     kind, sides = given[0], static(tensor.op.inputs[1])
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return None
     if sides is None or any(sides[kind.axis]) or set(given[1:]) != {SAME}:
         return None
@@ -141,7 +141,7 @@ def _split(tensor: tf.Tensor, given: Kinds) -> Kind:
     op = tensor.op
     place, axis = (0, 1) if op.type == "SplitV" else (1, 0)
     kind, data = given[place], op.inputs[place]
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return _moved(kind)
     along = _axis(static(op.inputs[-1 if axis else 0]), _rank(data))
     return None if along in (None, kind.axis) else kind
@@ -151,7 +151,7 @@ def _unpacked(tensor: tf.Tensor, given: Kinds) -> Kind:
     kind, op = given[0], tensor.op
     if isinstance(kind, Vector):
         return kind.of[tensor.value_index]
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return kind
     axis = _axis(op.get_attr("axis"), _rank(op.inputs[0]))
     if axis is None or axis == kind.axis:
@@ -160,7 +160,7 @@ def _unpacked(tensor: tf.Tensor, given: Kinds) -> Kind:
 
 
 def _packed(tensor: tf.Tensor, given: Kinds) -> Kind:
-    rows = [kind for kind in given if isinstance(kind, Rows)]
+    rows = [kind for kind in given if isinstance(kind, OfRows)]
     if not rows:
         return vector(given) if _rank(tensor) == 1 else agreed(given)
     axis = _axis(tensor.op.get_attr("axis"), _rank(tensor))
@@ -174,7 +174,7 @@ def _joined(tensor: tf.Tensor, given: Kinds) -> Kind:
     """Of a concatenation."""
     kinds, rank = given[:-1], _rank(tensor)
     axis = _axis(static(tensor.op.inputs[-1]), rank)
-    if not any(isinstance(kind, Rows) for kind in kinds):
+    if not any(isinstance(kind, OfRows) for kind in kinds):
         if rank != 1 or not any(isinstance(kind, Vector) for kind in kinds):
             return agreed(kinds)
         return _chained(tensor, kinds)
@@ -199,7 +199,7 @@ def _chained(tensor: tf.Tensor, kinds: Kinds) -> Kind:
 def _one_hot(tensor: tf.Tensor, given: Kinds) -> Kind:
     kind = given[0]
     axis: Any = tensor.op.get_attr("axis")
-    if not isinstance(kind, Rows) or set(given[1:]) != {SAME} or kind.power:
+    if not isinstance(kind, OfRows) or set(given[1:]) != {SAME} or kind.power:
         return None
     return kind.at(kind.axis + (0 <= int(axis) <= kind.axis))
 
@@ -215,7 +215,7 @@ def _gathered(tensor: tf.Tensor, given: Kinds) -> Kind:
     if batch:
         both = together(given[:2])
         return both if both and both.axis < batch and not both.power else None
-    if isinstance(index, Rows):
+    if isinstance(index, OfRows):
         if data == SAME:
             return index.at(axis + index.axis)
         return _picked(data, index, axis)
@@ -227,7 +227,7 @@ def _gathered(tensor: tf.Tensor, given: Kinds) -> Kind:
         return vector(one) if count else one[0]
     if index != SAME:
         return None
-    if not isinstance(data, Rows):
+    if not isinstance(data, OfRows):
         return _moved(data)
     if axis == data.axis:
         return None
@@ -237,9 +237,9 @@ def _gathered(tensor: tf.Tensor, given: Kinds) -> Kind:
 _PICKED = "picked by "
 
 
-def _picked(data: Kind, index: Rows, axis: int) -> Kind:
+def _picked(data: Kind, index: OfRows, axis: int) -> Kind:
     """Rows of those numbers that `_where` tells."""
-    if not isinstance(data, Rows) or (data.axis, data.order) != (axis, ""):
+    if not isinstance(data, OfRows) or (data.axis, data.order) != (axis, ""):
         return None
     if not index.order.startswith(_PICKED) or index.axis:
         return None
@@ -249,18 +249,18 @@ def _picked(data: Kind, index: Rows, axis: int) -> Kind:
 def _where(tensor: tf.Tensor, given: Kinds) -> Kind:
     """Numbers of those rows for which something is true."""
     kind = given[0]
-    if not isinstance(kind, Rows) or _rank(tensor.op.inputs[0]) != 1:
+    if not isinstance(kind, OfRows) or _rank(tensor.op.inputs[0]) != 1:
         return None
     if kind.power or kind.order or not kind.counted:
         return None
     order = f"{_PICKED}{tensor.op.name}"
-    return Rows(0, None, counted=False, order=order)
+    return OfRows(0, None, counted=False, order=order)
 
 
 def _gathered_by_path(tensor: tf.Tensor, given: Kinds) -> Kind:
     data, index = given
     rank = _rank(tensor.op.inputs[1])
-    if data != SAME or not isinstance(index, Rows) or rank is None:
+    if data != SAME or not isinstance(index, OfRows) or rank is None:
         return None
     return index if index.axis < rank - 1 and not index.power else None
 

@@ -23,7 +23,7 @@ from towers.engine.row_kinds import (
     SAME,
     SEGMENTS,
     Kind,
-    Rows,
+    OfRows,
     agreed,
     either,
 )
@@ -68,12 +68,12 @@ class Judge:
         segments = dependence.segments(splits)
         self._kinds: dict[str, Kind] = {
             **{x.name: None for x in others},
-            **{y.name: Rows(0) for x in rows for y in identities(x)},
-            **{x.name: Rows(0, None, counted=False) for x in values},
+            **{y.name: OfRows(0) for x in rows for y in identities(x)},
+            **{x.name: OfRows(0, None, counted=False) for x in values},
             **{x.name: SEGMENTS for x, _ in segments},
             **{n.name: COUNT for _, n in segments},
             **{x.name: SAME for x in same},
-            **{x.name: Rows(axis, per) for x, axis, per in drawn},
+            **{x.name: OfRows(axis, per) for x, axis, per in drawn},
         }
 
     def kind(self, tensor: tf.Tensor) -> Kind:
@@ -141,7 +141,7 @@ def _ones_like(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
     if op.type != "Fill" or op.inputs[0].op.type != "Shape":
         return None
     kind = kinds.get(op.inputs[0].op.inputs[0].name)
-    values = isinstance(kind, Rows) and not (kind.counted or kind.order)
+    values = isinstance(kind, OfRows) and not (kind.counted or kind.order)
     return kind if values and kinds[op.inputs[1].name] == SAME else None
 
 

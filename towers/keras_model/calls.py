@@ -24,7 +24,7 @@ _LIKE_TENSORS = (np.ndarray, tf.Variable, keras.Variable)
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class MaskedPlace:
     """Where a tensor is in a batch, and where its Keras mask is."""
 
     tensor: int
@@ -38,7 +38,7 @@ class ModelCall:
     It is a `tower_fn` that makes this call of a model with a shard of `batch`.
 
     Attributes:
-      arguments: (args, kwargs), with a `Place` for each tensor.
+      arguments: (args, kwargs), with a `MaskedPlace` for each tensor.
       batch: the tensors, and the masks that Keras attached to them.
       whole: positions of those that every tower gets as they are.
       training: the phase that the model is told, if any.
@@ -77,7 +77,7 @@ class ModelCall:
         """(args, kwargs), with the tensors of a shard of `batch`."""
 
         def tensor(value: Any) -> Any:
-            if not isinstance(value, Place):
+            if not isinstance(value, MaskedPlace):
                 return value
             found = shard[value.tensor]
             if value.mask is not None:
@@ -164,7 +164,9 @@ def model_call(
             if not isinstance(leaf, _TENSORS):
                 leaf = tf.convert_to_tensor(leaf)
             i = added(leaf, name, alone)
-            return Place(i, None if mask is None else added(mask, name, alone))
+            return MaskedPlace(
+                i, None if mask is None else added(mask, name, alone)
+            )
 
         below = [path[1:] for path in paths if path[0] == name]
         alone = whole_leaves(value, below if name in others else inputs)

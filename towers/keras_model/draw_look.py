@@ -18,7 +18,7 @@ from towers.keras_model.drawn_shapes import (
     BY_ROW,
     MANY,
     STATEFUL,
-    Drawn,
+    DrawShape,
     Key,
     key_of,
 )
@@ -37,7 +37,7 @@ class Model:
       counts: how many draws there are, by a layer's path and their kind.
     """
 
-    shapes: Mapping[Key, Drawn]
+    shapes: Mapping[Key, DrawShape]
     apart: frozenset[int]
     counts: Mapping[Any, int]
 
@@ -74,7 +74,7 @@ class Open:
     def state(self, path: str, value: tf.Tensor) -> tf.Tensor:
         return value
 
-    def shapes(self) -> dict[Key, Drawn]:
+    def shapes(self) -> dict[Key, DrawShape]:
         """By draw; to be asked when all is made."""
         made: dict[tuple[int, int], list[tf.Tensor]] = {}
         graphs = {id(graph): graph for _, graph in self._stateful}
@@ -85,10 +85,10 @@ class Open:
                     number = k, op.get_attr("seed2")
                     made.setdefault(number, []).append(op.outputs[-1])
         of_ops = {
-            key: Drawn.of(made.get((id(graph), i + 1), ()))
+            key: DrawShape.of(made.get((id(graph), i + 1), ()))
             for i, (key, graph) in enumerate(self._stateful)
         }
-        others = {key: Drawn.of([x]) for key, x in self._stateless.items()}
+        others = {key: DrawShape.of([x]) for key, x in self._stateless.items()}
         return {
             (path, kind, k): drawn.made_each(self.counts[path, kind])
             for (path, kind, k), drawn in {**of_ops, **others}.items()
@@ -178,12 +178,12 @@ class Look:
         rows: Any,
         is_filled: bool,
         tower_fn: Callable[..., Any] | None,
-    ) -> Drawn:
+    ) -> DrawShape:
         """What one draw is of; as if of rows, if the model cannot say.
 
         Args:
           key: which one.
-          sizes, rows, is_filled: of the tower, as for `Drawn.fits`.
+          sizes, rows, is_filled: of the tower, as for `DrawShape.fits`.
           tower_fn: what the tower calls.
         """
         model = self._of(key[0], tower_fn)
@@ -194,7 +194,7 @@ class Look:
         if model and not self._is_new:  # it has changed since
             self._seen, self._is_new = [self._look(tower_fn, True)], True
             return self.at(key, sizes, rows, is_filled, tower_fn)
-        return Drawn(None)
+        return DrawShape(None)
 
     def is_known_to_be_one(
         self, key: Key, tower_fn: Callable[..., Any] | None

@@ -24,7 +24,7 @@ STATEFUL = "op"  # the kind of all ops with a state
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class DrawShape:
     """What is drawn of MANY rows.
 
     Attributes:
@@ -70,14 +70,14 @@ class Drawn:
         return "that XLA cannot count, or that depend on other rows"
 
     @staticmethod
-    def of(tensors: Iterable[tf.Tensor]) -> "Drawn":
+    def of(tensors: Iterable[tf.Tensor]) -> "DrawShape":
         """What an op has drawn; several, if it was made again in a loop's place."""
-        each = [Drawn._of(x) for x in tensors]
+        each = [DrawShape._of(x) for x in tensors]
         with_rows = [x for x in each if x.axes != () or x.by_row]
-        return next(iter([*with_rows, *each]), Drawn(None))
+        return next(iter([*with_rows, *each]), DrawShape(None))
 
     @staticmethod
-    def _of(tensor: tf.Tensor) -> "Drawn":
+    def _of(tensor: tf.Tensor) -> "DrawShape":
         shape = tensor.shape
         by_row = any(
             _counts_rows(op, condition)
@@ -85,26 +85,26 @@ class Drawn:
         )
         if shape.rank is None or None in shape:
             sizes = None if shape.rank is None else tuple(shape)
-            return Drawn(None, 1, by_row, shape=sizes)
+            return DrawShape(None, 1, by_row, shape=sizes)
         axes = tuple(a for a, n in enumerate(shape) if n and _is_rows(n))
         of_row = shape[axes[0]] // MANY if axes else 1
         joined = of_row > 1 and (
             axes[0] > 0 or row_order.is_for_joined(tensor, MANY)
         )
-        return Drawn(axes, of_row, by_row, joined, tuple(shape))
+        return DrawShape(axes, of_row, by_row, joined, tuple(shape))
 
-    def made_each(self, times: int) -> "Drawn":
+    def made_each(self, times: int) -> "DrawShape":
         """What it is if its layer makes so many of the kind.
 
         As many as MANY, and of no rows: a loop of Python's over rows makes them.
         """
         if self.axes == () and times >= MANY:
-            return Drawn(None, by_row=True)
+            return DrawShape(None, by_row=True)
         return self
 
     def of_tower(
         self, sizes: Sequence[int | None] | None, rows: Any
-    ) -> "Drawn":
+    ) -> "DrawShape":
         """What it is of for a tower, which has axes in common that are no rows'.
 
         Args:

@@ -33,7 +33,7 @@ from towers.engine.host import device_here, on_host
 from towers.foreign import tf_random, tf_random_graphs
 from towers.foreign.tf_ancestry import identity
 from towers.keras_model.draw_look import Look, layer_named, warn_of_own
-from towers.keras_model.drawn_shapes import STATEFUL, Drawn, Key, key_of
+from towers.keras_model.drawn_shapes import STATEFUL, DrawShape, Key, key_of
 
 
 class Own:
@@ -104,7 +104,9 @@ class Own:
         """What the tower is given that is another tower's for another tower."""
         return [] if self._told is None else [self._told]
 
-    def _at(self, key: Key, sizes: Sequence[int | None] | None = None) -> Drawn:
+    def _at(
+        self, key: Key, sizes: Sequence[int | None] | None = None
+    ) -> DrawShape:
         return self._look.at(
             *(key, sizes, self.place.fed, self._is_filled, self._tower_fn)
         )
@@ -215,7 +217,7 @@ class Own:
         return result
 
     def _is_fixed(
-        self, drawn: Drawn, sizes: Sequence[int | None] | None
+        self, drawn: DrawShape, sizes: Sequence[int | None] | None
     ) -> bool:
         """Whether a number is known where that of rows is not: so it is none."""
         if not (self._is_open and drawn.axes and sizes):
@@ -225,7 +227,7 @@ class Own:
     def _rows(
         self,
         path: str,
-        drawn: Drawn,
+        drawn: DrawShape,
         sizes: list[int | None] | None,
         name: str,
         original: Any,

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from towers.engine import all_towers, boundary, row_kinds
-from towers.engine.row_kinds import MEAN, SAME, SUM, Rows, Total, agreed
+from towers.engine.row_kinds import MEAN, SAME, SUM, OfRows, Total, agreed
 from towers.engine.row_sums import Judge
 from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, shared_state
@@ -207,7 +207,7 @@ def _of_rows(graph: layer_graph.LayerGraph) -> list[int]:
 
 
 def _of_loss(kind: row_kinds.Kind) -> str:
-    if not isinstance(kind, Rows):
+    if not isinstance(kind, OfRows):
         return _of_total(kind)
     if kind.axis == 0 and kind.power in (0, -1):
         return SHARES if kind.power else "concat"

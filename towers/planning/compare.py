@@ -18,7 +18,7 @@ from towers.placement.placement import (
     as_placement,
     check_placement,
 )
-from towers.planning.compared_steps import Steps
+from towers.planning.compared_steps import ComparedSteps
 from towers.planning.figures import Figure, figure
 from towers.planning.suspects import first_suspect
 from towers.report.execution import execution_report
@@ -163,7 +163,7 @@ def compare(
     check_placement(where)
     _check(model, options)
     batch = tf.nest.map_structure(_tensor, (x, y, sample_weight))
-    steps = Steps(model, where, batch, options, compiled)
+    steps = ComparedSteps(model, where, batch, options, compiled)
     reports: list[ExecutionReport] = []
 
     def reported(step: Any, *args: Any) -> Any:

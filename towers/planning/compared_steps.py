@@ -31,7 +31,7 @@ _ROUNDING = {"float16": 2**-10, "bfloat16": 2**-7, "float64": 2**-52}
 Values = dict[str, dict[str, Any]]
 
 
-class Judge(keras.Model):
+class CompiledAnew(keras.Model):
     """What a model was compiled to, once more, with no variable of the model's.
 
     Args:
@@ -54,7 +54,7 @@ class Judge(keras.Model):
             self.compile(**{**given, "weighted_metrics": None})
 
 
-class Steps:
+class ComparedSteps:
     """The steps of a model, plain and in towers, on one batch.
 
     Args:
@@ -86,7 +86,7 @@ class Steps:
         self.variables = variables_of(model)
         dtypes = {x.compute_dtype for x in keras_layers.all_layers(model)}
         self.rounding = max(_ROUNDING.get(d, 2**-23) for d in dtypes)
-        self._judge = Judge(model, compiled)
+        self._judge = CompiledAnew(model, compiled)
         self.names = _named(self.variables)
         self.x, *self.beside = batch
         if "train_step" in overridden(model, ["train_step"]):
@@ -129,7 +129,7 @@ class Steps:
                 self.x,
             )
 
-    def plain(self) -> "Numbers":
+    def plain(self) -> "StepResults":
         """The plain model's numbers, of given inputs."""
 
         def predict(x: Any) -> Any:
@@ -143,9 +143,9 @@ class Steps:
                 losses = self._losses(x, y, outputs, weights, terms, added)
             return outputs, losses[0], self._gradients(tape, losses[1]), []
 
-        return Numbers(self, predict, step, [])
+        return StepResults(self, predict, step, [])
 
-    def towers(self) -> "Numbers":
+    def towers(self) -> "StepResults":
         """The same in towers."""
         updated: list[Any] = []
 
@@ -170,7 +170,7 @@ class Steps:
             gradients = self._gradients(tape, losses[1])
             return graph.outputs, losses[0], gradients, state
 
-        return Numbers(self, predict, step, updated)
+        return StepResults(self, predict, step, updated)
 
     def weights(self, values: Values) -> dict[str, Any] | None:
         """What the optimizer makes of gradients; None if that cannot be asked."""
@@ -266,7 +266,7 @@ class Steps:
         return [None if g is None else tf.convert_to_tensor(g) for g in found]
 
 
-class Numbers:
+class StepResults:
     """What a model predicts, and what a step of it gives, as arrays.
 
     Args:
@@ -278,7 +278,7 @@ class Numbers:
 
     def __init__(
         self,
-        steps: Steps,
+        steps: ComparedSteps,
         predict: Callable[..., Any],
         step: Callable[..., Any],
         updated: list[Any],

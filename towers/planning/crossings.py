@@ -15,10 +15,10 @@ from towers.report.graph_defs import COPIES, copied, in_loops, walked
 from towers.report.partitions import Transfer
 from towers.report.sent_kinds import Kinds
 from towers.report.tensor_shapes import known_shapes
-from towers.report.values import Held
+from towers.report.values import SizedVariable
 
 
-class Placed:
+class PlacedGraph:
     """A placed graph, not cut yet.
 
     Args:
@@ -31,7 +31,7 @@ class Placed:
     """
 
     def __init__(
-        self, placed: Any, graph: tf.Graph, handles: Mapping[str, Held]
+        self, placed: Any, graph: tf.Graph, handles: Mapping[str, SizedVariable]
     ):
         self._graph = graph
         self._kinds = Kinds(placed.node, handles)

@@ -11,7 +11,7 @@ import numpy as np
 _ROUNDINGS, _TIMES = 8, 8
 
 # The numbers of a kind, by what they are called.
-Numbers = Mapping[str, Any]
+Results = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Figure:
 
 def figure(
     kind: str,
-    plain: Numbers,
-    other: Numbers,
-    moved: Sequence[Numbers],
+    plain: Results,
+    other: Results,
+    moved: Sequence[Results],
     rounding: float,
     apart: bool = False,
 ) -> Figure:

@@ -175,7 +175,7 @@ def _source(model: Any, placement: Placement, fold: bool) -> str:
         kinds = [_kind(step.layer, graph, i) for step in steps.steps]
         blocks = repeated(kinds, edges) if fold else []
         share = placement.shares[i] / total
-        drawn = _Tower(i, graph, steps, placement.devices[i], devices, blocks)
+        drawn = _Frame(i, graph, steps, placement.devices[i], devices, blocks)
         lines += drawn.lines(_title(group, placement.devices, share), edges)
         lines += [_edge("split", drawn.node(k)) for k in first]
         lines += [_edge(drawn.node(k), "gather") for k in last]
@@ -245,7 +245,7 @@ def _title(group: list[int], devices: Sequence[str], share: float) -> str:
     return f"{names}, alike, on {where}, {share:.0%} of the rows each"
 
 
-class _Tower:
+class _Frame:
     """A tower in a frame: a node per layer, an edge per value.
 
     Args:

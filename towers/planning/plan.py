@@ -13,7 +13,7 @@ from towers.foreign import keras_machine, tf_kernels, tf_placer
 from towers.placement.device_names import process_of
 from towers.placement.scopes import tower_of
 from towers.planning import machines, plan_graphs
-from towers.planning.crossings import Placed
+from towers.planning.crossings import PlacedGraph
 from towers.planning.plan_memory import Memory, memory_of
 from towers.report import html
 from towers.report.html_tables import Bytes, table
@@ -222,7 +222,7 @@ def placement_plan(
     tasks = machines.by_task(devices, planned.graph)
     graph, refused = _settled(planned, tasks, strict)
     variables = uses(planned.variables, planned.device_of)
-    placed = Placed(graph, planned.shapes, planned.held(variables))
+    placed = PlacedGraph(graph, planned.shapes, planned.held(variables))
     transfers = placed.transfers
     return PlacementPlan(
         tuple(node for node in placed.nodes if node[2] not in _STAND_INS),

@@ -21,7 +21,7 @@ from towers.foreign.tf_saved_model import noted_devices
 from towers.placement.placement import Placement
 from towers.report import graph_defs
 from towers.report.recording import eager_variables
-from towers.report.values import Held
+from towers.report.values import SizedVariable
 from towers.report.variables import VariableUse
 from towers.wrapper.tower_model import TowerModel
 
@@ -50,10 +50,10 @@ class Planned:
     device_of: Callable[[Any], str] = keras_layers.device_of
     handles: Sequence[str] = ()
 
-    def held(self, uses: Sequence[VariableUse]) -> dict[str, Held]:
+    def held(self, uses: Sequence[VariableUse]) -> dict[str, SizedVariable]:
         """What is told of the variables, by their ops."""
         return {
-            name: Held(use, math.prod(variable.shape))
+            name: SizedVariable(use, math.prod(variable.shape))
             for name, use, variable in zip(self.handles, uses, self.variables)
         }
 

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from towers.placement.scopes import is_backward, tower_of
-from towers.planning.crossings import Placed
+from towers.planning.crossings import PlacedGraph
 from towers.report.partitions import Transfer
 from towers.report.variables import VariableUse
 
@@ -44,7 +44,7 @@ class Memory:
 
 
 def memory_of(
-    placed: Placed,
+    placed: PlacedGraph,
     transfers: Sequence[Transfer],
     variables: Sequence[VariableUse],
 ) -> dict[str, Memory]:
@@ -84,7 +84,7 @@ def memory_of(
 
 
 def _of_towers(
-    placed: Placed,
+    placed: PlacedGraph,
 ) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
     """Values that backward passes take of forward ones, and that they hand out.
 

@@ -11,12 +11,12 @@ from towers.build import build_towers
 from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.keras_model.pins import layer_paths
-from towers.planning.compared_steps import Steps, as_function
-from towers.planning.figures import Numbers, figure
+from towers.planning.compared_steps import ComparedSteps, as_function
+from towers.planning.figures import Results, figure
 from towers.verbs.split import split_batch
 
 
-def first_suspect(steps: Steps, training: bool) -> tuple[str, str]:
+def first_suspect(steps: ComparedSteps, training: bool) -> tuple[str, str]:
     """The layer that differs first, by path, and what is likely behind it.
 
     Args:
@@ -61,8 +61,12 @@ def first_suspect(steps: Steps, training: bool) -> tuple[str, str]:
 
 
 def _outputs(
-    steps: Steps, placement: Any, paths: Any, training: bool, batches: Any
-) -> tuple[Numbers, list[str]]:
+    steps: ComparedSteps,
+    placement: Any,
+    paths: Any,
+    training: bool,
+    batches: Any,
+) -> tuple[Results, list[str]]:
     """By path the outputs of layers in towers, of all rows, in order of calls.
 
     Args:
@@ -109,7 +113,7 @@ def _joined(towers: list[list[Any]]) -> Any:
 
 
 def _reason(
-    steps: Steps, path: str, layer: Any, training: bool, alone: bool
+    steps: ComparedSteps, path: str, layer: Any, training: bool, alone: bool
 ) -> str:
     """What is likely behind a layer that differs, in a sentence.
 

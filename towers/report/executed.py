@@ -16,7 +16,7 @@ from towers.report.moved import Moved, moved
 from towers.report.partitions import Partitions, Transfer
 from towers.report.recording import Ran, Recording
 from towers.report.sent_kinds import Kinds
-from towers.report.values import Held
+from towers.report.values import SizedVariable
 from towers.report.variables import VariableUse
 
 # A function that was called once in one that was nothing but its call.
@@ -57,7 +57,7 @@ def executed(
       counts: how often sends in loops happened, where that was counted.
     """
     held = {
-        id(variable.handle): Held(use, math.prod(variable.shape))
+        id(variable.handle): SizedVariable(use, math.prod(variable.shape))
         for variable, use in zip(recording.variables, uses)
     }
     nodes: list[tuple[str, str, str]] = []
@@ -103,7 +103,7 @@ def _asked(ran: Ran) -> dict[str, str]:
     }
 
 
-def _kinds(ran: Ran, held: Mapping[int, Held]) -> Kinds:
+def _kinds(ran: Ran, held: Mapping[int, SizedVariable]) -> Kinds:
     """What a function's tensors are."""
     handles = {
         node.name: held[id(argument)]

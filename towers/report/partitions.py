@@ -18,7 +18,7 @@ from towers.foreign.tf_nodes import (
 from towers.placement.device_names import short
 from towers.report.graph_defs import COPIES, copied, ends, in_loops, walked
 from towers.report.parts import Part, in_words
-from towers.report.recording import Batches, Ran
+from towers.report.recording import Elements, Ran
 from towers.report.sent_kinds import Kinds
 from towers.report.tensor_shapes import shapes_of
 
@@ -123,13 +123,13 @@ class Partitions:
         taken = self._parts[i].get(source(node.input[0]))
         return taken is not None and taken.op in tf_nodes.RECEIVES
 
-    def transfers(self, batches: Sequence[Batches]) -> list[Transfer]:
+    def transfers(self, batches: Sequence[Elements]) -> list[Transfer]:
         """What each send carried."""
         return [transfer for transfer, _ in self.crossings(batches)]
 
     def crossings(
         self,
-        batches: Sequence[Batches],
+        batches: Sequence[Elements],
         counts: Mapping[Any, int] | None = None,
         kinds: Kinds | None = None,
     ) -> list[tuple[Transfer, dict[_Origin, int]]]:

@@ -29,7 +29,7 @@ _Call = tuple[str, str, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
+class Elements:
     """What an iterator gave.
 
     Attributes:
@@ -73,7 +73,7 @@ class Recording:
     """
 
     functions: list[Ran]
-    batches: list[Batches]
+    batches: list[Elements]
     variables: list[tf.Variable]
     eager: list[tuple[str, str]]
     peak_bytes: dict[str, int]
@@ -293,14 +293,14 @@ def _read(folder: str) -> Any:
 
 
 @contextlib.contextmanager
-def _noted_batches(held: dict[int, tf.Tensor]) -> Iterator[list[Batches]]:
+def _noted_batches(held: dict[int, tf.Tensor]) -> Iterator[list[Elements]]:
     """While open, iterators over datasets note what they give.
 
     A graph that takes batches from an iterator says nothing of their rows. Handles
     that a dataset's functions hold, of random layers for instance, come to `held`:
     what those do with them in threads of TensorFlow's is not heard.
     """
-    noted: list[Batches] = []
+    noted: list[Elements] = []
     original = tf.data.Dataset.__iter__
 
     def iterated(dataset: tf.data.Dataset) -> Any:
@@ -312,7 +312,7 @@ def _noted_batches(held: dict[int, tf.Tensor]) -> Iterator[list[Batches]]:
         parts = tf.nest.flatten(spec, expand_composites=True)
         if not all(isinstance(part, tf.TensorSpec) for part in parts):
             return original(dataset)
-        batches = Batches([(p.dtype, p.shape) for p in parts], {})
+        batches = Elements([(p.dtype, p.shape) for p in parts], {})
         noted.append(batches)
 
         def note(*components: tf.Tensor) -> None:

@@ -11,7 +11,7 @@ from towers.foreign import tf_nodes
 from towers.placement.device_names import short
 from towers.placement.scopes import is_backward, layer_of, tower_of
 from towers.report.parts import Part, merged, summed
-from towers.report.values import Held, Places, Values
+from towers.report.values import GraphValues, Places, SizedVariable
 
 _PICKS = ("StridedSlice", "Slice", "GatherV2", "Split", "SplitV")
 _GIVEN = (*tf_nodes.ARGUMENTS, "IteratorGetNext", "Placeholder", "Const")
@@ -44,11 +44,11 @@ class Kinds:
     def __init__(
         self,
         nodes: Iterable[Any],
-        handles: Mapping[str, Held],
-        known: Iterable[Held] = (),
+        handles: Mapping[str, SizedVariable],
+        known: Iterable[SizedVariable] = (),
         backward: bool = False,
     ):
-        self._values = Values(nodes, handles)
+        self._values = GraphValues(nodes, handles)
         self._known = list(
             {id(h): h for h in (*known, *handles.values())}.values()
         )
@@ -211,7 +211,7 @@ class Kinds:
         names = " or ".join(self._path(h)[1] for h in like)
         return Part("gradients", layer, names)
 
-    def _of_variables(self, kind: str, held: Sequence[Held]) -> Part:
+    def _of_variables(self, kind: str, held: Sequence[SizedVariable]) -> Part:
         paths = [self._path(h) for h in held]
         layers = dict.fromkeys(layer for layer, _ in paths)
         return Part(
@@ -220,7 +220,7 @@ class Kinds:
             ", ".join(dict.fromkeys(name for _, name in paths)),
         )
 
-    def _path(self, held: Held) -> tuple[str, str]:
+    def _path(self, held: SizedVariable) -> tuple[str, str]:
         """The layer of a variable, and its name from the model's top on.
 
         A model may give its own name to what it holds, its tower does not.
@@ -287,8 +287,10 @@ def _verb(name: str) -> str:
 
 
 def _like(
-    held: Iterable[Held], shape: tuple[int, ...] | None, strictly: bool = False
-) -> list[Held]:
+    held: Iterable[SizedVariable],
+    shape: tuple[int, ...] | None,
+    strictly: bool = False,
+) -> list[SizedVariable]:
     """Variables of as many elements; all, if there are none and nothing is strict."""
     every = list(held)
     if shape is None:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from towers.foreign import tf_nodes
 from towers.foreign.tf_nodes import source
 from towers.report.graph_defs import in_loops, pruned
-from towers.report.recording import Batches, Ran
+from towers.report.recording import Elements, Ran
 
 Values = Sequence[tf.Tensor]
 _WRITES = (
@@ -22,7 +22,7 @@ _WRITES = (
 
 
 def shapes_of(
-    ran: Ran, batches: Sequence[Batches], names: Iterable[str]
+    ran: Ran, batches: Sequence[Elements], names: Iterable[str]
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of a function's tensors in its calls, where they are known.
 
@@ -199,7 +199,7 @@ def _unlike(calls: Sequence[Values]) -> list[Values]:
     return list({tuple(tuple(x.shape) for x in c): c for c in calls}.values())
 
 
-def _elements(graph: Any, batches: Sequence[Batches]) -> list[Values | None]:
+def _elements(graph: Any, batches: Sequence[Elements]) -> list[Values | None]:
     """What the graph took from an iterator, one element per list of shapes.
 
     None if it took nothing, or something of which nothing is known.

@@ -41,14 +41,14 @@ Places = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class SizedVariable:
     """A variable, and how many elements it has."""
 
     use: VariableUse
     elements: int
 
 
-class Values:
+class GraphValues:
     """The tensors of one graph.
 
     Args:
@@ -56,7 +56,9 @@ class Values:
       handles: by the names of nodes that are handles of variables, those.
     """
 
-    def __init__(self, nodes: Iterable[Any], handles: Mapping[str, Held]):
+    def __init__(
+        self, nodes: Iterable[Any], handles: Mapping[str, SizedVariable]
+    ):
         self.nodes = {node.name: node for node in nodes}
         self._handles = handles
         self._takers: dict[str, list[tuple[Any, int]]] = {}
@@ -97,14 +99,14 @@ class Values:
             return []
         return list(map(full, node.input[: node.attr["N"].i]))
 
-    def read(self, tensor: str) -> Held | None:
+    def read(self, tensor: str) -> SizedVariable | None:
         """The variable that a tensor is read of, if it is."""
         node = self.node(tensor)
         if node is None or node.op not in READS:
             return None
         return self.variable(node.input[0])
 
-    def variable(self, handle: str) -> Held | None:
+    def variable(self, handle: str) -> SizedVariable | None:
         """The variable that a handle is of."""
         return self._handles.get(source(self.made(handle)))
 
@@ -139,7 +141,7 @@ class Values:
         places: Places,
         counts: Callable[[Any], bool],
         merging: bool,
-    ) -> list[Held]:
+    ) -> list[SizedVariable]:
         """The variables that a value goes into, element by element.
 
         Args:
@@ -148,7 +150,7 @@ class Values:
           counts: which takers of the tensor are meant.
           merging: whether it is a state, which is merged on its way.
         """
-        found: dict[int, Held] = {}
+        found: dict[int, SizedVariable] = {}
         start = full(tensor)
         ahead: list[tuple[str, Places]] = [(start, places)]
         seen = set(ahead)
@@ -169,7 +171,7 @@ class Values:
         k: int,
         places: Places,
         merging: bool,
-        found: dict[int, Held],
+        found: dict[int, SizedVariable],
     ) -> Iterator[tuple[str, Places]]:
         """Where a value goes on after an op that takes it as its input `k`."""
         op = op_of_kernel(node.op)
@@ -192,7 +194,7 @@ class Values:
                 yield f"{node.name}:{j}", places
 
     def _written(
-        self, node: Any, found: dict[int, Held]
+        self, node: Any, found: dict[int, SizedVariable]
     ) -> Iterator[tuple[str, Places]]:
         """Notes what an op writes, and goes on with who reads a slot."""
         some = op_of_kernel(node.op).startswith(_APPLIES)

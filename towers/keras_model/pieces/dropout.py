@@ -18,7 +18,7 @@ _KINDS = (
 )
 
 
-class _Drawn(keras.random.SeedGenerator):
+class _GivenSeed(keras.random.SeedGenerator):
     """Gives out a seed that has been drawn."""
 
     def __init__(self, seed: tf.Tensor):
@@ -41,7 +41,7 @@ def of_pieces(layer: Any, sizes: tuple[int, ...]) -> Callable[..., tf.Tensor]:
       sizes: of all parts.
     """
     drawing = changed(
-        layer, {"seed_generator": _Drawn(layer.seed_generator.next())}
+        layer, {"seed_generator": _GivenSeed(layer.seed_generator.next())}
     )
 
     def left(part: tf.Tensor, axis: int, j: int) -> tf.Tensor:

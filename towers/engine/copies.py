@@ -15,8 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import boundary
-from towers.engine.host import device_here, host_of
-from towers.engine.parts import (
+from towers.engine.fragments import (
     Fragment,
     are_alike,
     bare_node,
@@ -24,6 +23,7 @@ from towers.engine.parts import (
     needed_ops,
     stands_alone,
 )
+from towers.engine.host import device_here, host_of
 from towers.foreign.tf_gradients import own_gradient, recorded
 
 

@@ -2,7 +2,7 @@
 
 Each looks for one thing that towers could get wrong:
 
-  draws            random numbers by seeds that are the same in all towers
+  tower_draws      random numbers by seeds that are the same in all towers
   attributes       tensors of one tower that a layer keeps
   fixed_rows       masks and noise for a batch of so many rows
   widths           ragged rows, dense as wide as the longest of a tower's
@@ -33,11 +33,11 @@ from towers.foreign import keras_layers
 from towers.keras_model import (
     batchless,
     draw_look,
-    draws,
     judged,
     row_order,
     row_widths,
     shared_state,
+    tower_draws,
 )
 from towers.keras_model.held import check_changes_nothing, held_variables
 from towers.keras_model.layer_graph import LayerGraph
@@ -145,7 +145,7 @@ class Guards:
         aside: dict[str, Any],
         copies: Sequence[tf.Tensor],
         shard: Any,
-        drawn: draws.Own | None,
+        drawn: tower_draws.Own | None,
         made: Sequence[tf.Operation],
     ) -> tuple[list[str], dict[str, Any]]:
         """Those of one tower, to be called in it.

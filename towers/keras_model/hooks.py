@@ -30,7 +30,7 @@ from towers.keras_model.brought import brought
 from towers.keras_model.fixed_rows import noise_of_rows
 from towers.keras_model.moments import is_pooled, met, moments_of
 from towers.keras_model.notes import Notes, notes_here
-from towers.keras_model.pieces import calls as in_pieces
+from towers.keras_model.pieces import computed
 
 Function = Callable[..., Any]
 
@@ -139,7 +139,7 @@ def _portable() -> bool:
 def _placed(graph: Any, layer: Any, original: Function) -> Function:
     """A layer's call, under its name and on its own device."""
     if graph.cuts.pins:
-        original = in_pieces.called(graph, layer, original)
+        original = computed.called(graph, layer, original)
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:

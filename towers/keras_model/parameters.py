@@ -20,7 +20,7 @@ from towers.foreign.tf_cluster import wait_for_all
 from towers.keras_model import checks, layer_graph
 from towers.keras_model.given import Given
 from towers.keras_model.held import held_variables
-from towers.keras_model.pieces.split import split
+from towers.keras_model.pieces.recut import split
 from towers.placement.device_names import (
     HOST_HERE,
     is_reached,

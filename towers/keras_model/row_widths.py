@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.engine import all_towers, boundary, dependence
-from towers.engine.parts import needed_ops
+from towers.engine.fragments import needed_ops
 from towers.keras_model import pins, widths
 from towers.placement.scopes import layer_of, tower_of
 

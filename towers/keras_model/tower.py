@@ -19,10 +19,10 @@ from towers.keras_model import (
     batch_norms,
     checks,
     draw_look,
-    draws,
     hooks,
     layer_graph,
     losses,
+    tower_draws,
 )
 from towers.keras_model.guards import Guards
 from towers.keras_model.halves import Halves, halves_of
@@ -204,7 +204,7 @@ def pure_tower(
         before, drawn = len(root.get_operations()), None
         if look is not None:
             with tf.name_scope(tower.scope):
-                drawn = draws.Own(place, told, look, tower_fn)
+                drawn = tower_draws.Own(place, told, look, tower_fn)
             states = {i: copies[i] for i in graph.seeds}
             drawn.set_given(states, shard, guards.divided)
         replay = replayed(

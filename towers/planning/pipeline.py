@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from towers.keras_model.layer_graph import LayerGraph
-from towers.keras_model.pieces.split import piece_paths
+from towers.keras_model.pieces.recut import piece_paths
 from towers.placement.device_names import check_count
 from towers.placement.pieces import Pieces
 from towers.placement.placement import Placement

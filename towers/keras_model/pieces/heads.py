@@ -11,7 +11,7 @@ from towers.foreign.keras_masks import forget_masks
 from towers.keras_model.brought import brought
 from towers.keras_model.notes import Notes
 from towers.keras_model.pieces import dropout
-from towers.keras_model.pieces.scopes import on_piece
+from towers.keras_model.pieces.piece_scopes import on_piece
 from towers.placement.pieces import Pieces
 
 

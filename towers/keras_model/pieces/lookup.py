@@ -10,8 +10,8 @@ from towers.engine.host import device_here, on_host
 from towers.foreign import keras_cut
 from towers.keras_model.brought import brought
 from towers.keras_model.notes import Notes
-from towers.keras_model.pieces import parts
-from towers.keras_model.pieces.scopes import on_piece
+from towers.keras_model.pieces import assembled
+from towers.keras_model.pieces.piece_scopes import on_piece
 from towers.placement.pieces import ROW_WISE, Pieces
 
 
@@ -42,7 +42,7 @@ def looked_up(
     lookups = [of_piece(j) for j in range(len(pin))]
     if pin.by == ROW_WISE:
         return by_owner(ids, table.sizes, lookups)
-    return parts.side_by_side([f(ids) for f in lookups], -1, table.sizes)
+    return assembled.side_by_side([f(ids) for f in lookups], -1, table.sizes)
 
 
 def rows_of(layer: Any, piece: Any, ids: tf.Tensor, notes: Notes) -> tf.Tensor:

@@ -12,6 +12,7 @@ from towers.foreign.patches import patched
 from towers.keras_model.pieces import whole
 from towers.keras_model.pieces.cuts import is_cut
 from towers.keras_model.pieces.joined import Joined
+from towers.keras_model.pieces.recut import replace
 from towers.keras_model.pieces.rules import (
     KINDS,
     objections,
@@ -20,7 +21,6 @@ from towers.keras_model.pieces.rules import (
     sizes_of,
     weights_of,
 )
-from towers.keras_model.pieces.split import replace
 from towers.keras_model.pieces.starts import starts
 from towers.placement.device_names import (
     HOST_HERE,

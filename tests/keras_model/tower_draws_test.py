@@ -1,4 +1,4 @@
-"""draws: rows of other towers have other noise; what has no rows is one."""
+"""tower_draws: rows of other towers have other noise; what has no rows is one."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""draws: what a tower draws by seeds that are the same in all towers.
+"""tower_draws: what a tower draws by seeds that are the same in all towers.
 
 Where it has rows it is the tower's: its rows of what the plain model would draw,
 by a stateless op, else of a stream of its own. Where it has none it is one for

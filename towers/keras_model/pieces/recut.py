@@ -1,4 +1,4 @@
-"""split: layers cut in place, cut anew, and put together again.
+"""recut: layers cut in place, cut anew, and put together again.
 
 A layer keeps its class, its config, its name and its files. What was a variable is
 k of them, each with its slots, and a `Joined` stands for them.

@@ -1,4 +1,4 @@
-"""calls: a layer computed in pieces, each by Keras's own `call`, on its device.
+"""computed: a layer computed in pieces, each by Keras's own `call`, on its device.
 
 A piece is a copy of the layer that has fewer units, filters or heads, and tensors in the
 place of its weights.
@@ -15,10 +15,11 @@ from towers.foreign import keras_cut
 from towers.foreign.keras_cut import BIAS
 from towers.keras_model.brought import brought
 from towers.keras_model.notes import Notes
-from towers.keras_model.pieces import dropout, parts
+from towers.keras_model.pieces import assembled, dropout
 from towers.keras_model.pieces.activations import is_by_element, is_known
 from towers.keras_model.pieces.heads import by_heads
 from towers.keras_model.pieces.lookup import looked_up
+from towers.keras_model.pieces.piece_scopes import on_piece
 from towers.keras_model.pieces.rules import (
     CONVOLUTIONS,
     TRANSPOSED,
@@ -26,7 +27,6 @@ from towers.keras_model.pieces.rules import (
     refusal,
     rule_of,
 )
-from towers.keras_model.pieces.scopes import on_piece
 from towers.placement.pieces import COLUMN_WISE, Pieces
 
 
@@ -49,7 +49,7 @@ def called(
         pin = graph.cuts.of(layer, notes.tower)
         if pin is not None:
             return _cut(layer, pin, notes, args, kwargs)
-        known = parts.parts_of(args[0]) if args else None
+        known = assembled.parts_of(args[0]) if args else None
         if known is None:
             return original(*args, **kwargs)
         if dropout.drops(layer, kwargs.get("training", notes.training)):
@@ -64,7 +64,7 @@ def called(
         for j, part in enumerate(known.tensors):
             with tf.device(part.device), tf.name_scope(f"piece_{j}"):
                 made.append(left(part, known.axis, j))
-        return parts.side_by_side(made, known.axis, known.sizes)
+        return assembled.side_by_side(made, known.axis, known.sizes)
 
     return call
 
@@ -109,7 +109,7 @@ def _columns(
             count = {} if rule.count is None else {rule.count: size}
             piece = keras_cut.changed(layer, {**changes, **count, **weights})
             made.append(computed(piece, x, rest))
-    outputs = parts.side_by_side(made, rule.axis, kernel.sizes)
+    outputs = assembled.side_by_side(made, rule.axis, kernel.sizes)
     return outputs if is_known(activation) else activation(outputs)
 
 
@@ -120,7 +120,7 @@ def _rows(
     activation = getattr(layer, "activation", None)
     bare = {"activation": None, BIAS: None, "use_bias": False}
     bare = {name: value for name, value in bare.items() if name in vars(layer)}
-    each = parts.cut(x, rule.axis, kernel.sizes)
+    each = assembled.cut(x, rule.axis, kernel.sizes)
     made = []
     for j, part in enumerate(each):
         with on_piece(pin, j, notes):

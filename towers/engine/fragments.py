@@ -1,4 +1,4 @@
-"""parts: pieces of a graph, and whether two are the same but for their tower."""
+"""fragments: pieces of a graph, and whether two are the same but for their tower."""
 
 import dataclasses
 import functools

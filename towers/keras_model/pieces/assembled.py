@@ -1,4 +1,4 @@
-"""parts: what a tensor was put together from, for whom takes the parts.
+"""assembled: what a tensor was put together from, for whom takes the parts.
 
 As Keras's masks are, that is noted on the tensor itself. Who does not ask for it takes
 the tensor, and TensorFlow drops what nobody takes.

@@ -1,4 +1,4 @@
-"""scopes: where the ops of a piece are, and how they are named."""
+"""piece_scopes: where the ops of a piece are, and how they are named."""
 
 import contextlib
 from collections.abc import Iterator

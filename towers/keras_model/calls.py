@@ -96,7 +96,9 @@ class ModelCall:
         """The tensors of the first argument, those with rows and the others."""
         args, kwargs = self.arguments
         places = tf.nest.flatten([*args, *kwargs.values()][:1])
-        return [self.batch[p.tensor] for p in places if isinstance(p, Place)]
+        return [
+            self.batch[p.tensor] for p in places if isinstance(p, MaskedPlace)
+        ]
 
     def __call__(self, model: Any, shard: Sequence[Any]) -> Any:
         args, kwargs = self.bound(shard)

@@ -26,19 +26,19 @@ def notes_here() -> Any:
 class Notes:
     """What hooks note of one replay, in the thread that it runs in.
 
-        Attributes:
-          training: the phase that layers go by.
-          stateless: what holds the values of variables.
-          tower: its number.
-              draws: what it draws by seeds, see `tower_draws.Own`; None leaves that alone.
-          place: where the tower's rows are; None if that is not asked for.
-              masks: those that are constants, if it is a tower.
-          home: the tower's device.
-          device: that of the pinned layer whose call it is in, if it is in one.
-          scopes: the name scopes of the calls that it is in, outermost first.
-          moments, seen: as `moments` and `layer_outputs` of a `Replay`.
-          sums: the losses that are sums over rows.
-          body: the TensorFlow graph that it is in, besides those of its loops.
+    Attributes:
+      training: the phase that layers go by.
+      stateless: what holds the values of variables.
+      tower: its number.
+          draws: what it draws by seeds, see `tower_draws.Own`; None leaves that alone.
+      place: where the tower's rows are; None if that is not asked for.
+          masks: those that are constants, if it is a tower.
+      home: the tower's device.
+      device: that of the pinned layer whose call it is in, if it is in one.
+      scopes: the name scopes of the calls that it is in, outermost first.
+      moments, seen: as `moments` and `layer_outputs` of a `Replay`.
+      sums: the losses that are sums over rows.
+      body: the TensorFlow graph that it is in, besides those of its loops.
     """
 
     def __init__(

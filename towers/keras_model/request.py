@@ -1,6 +1,7 @@
 """request: what is asked of towers, besides the model and its inputs."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -89,7 +90,7 @@ class Request:
         """Whether the model's rows are several towers'."""
         return self.users_fn is None and len(self.placement.devices) > 1
 
-    @property
+    @functools.cached_property
     def users_fn(self) -> Callable[..., Any] | None:
         """The `tower_fn`, if it is the user's."""
         is_call = isinstance(self.tower_fn, ModelCall)

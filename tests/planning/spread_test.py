@@ -6,6 +6,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import DEVICES, Subclassed, subclassed
 
@@ -142,6 +143,26 @@ class SpreadTest(parameterized.TestCase):
             [step.layer for step in found.steps], [model.out, model.hidden]
         )
         self.assertEqual([value[:2] for value in found.values], [(0, {1})])
+
+    def test_results_of_a_custom_gradient_go_to_who_takes_them(self):
+        @tf.custom_gradient
+        def both(x, y):
+            return (x * 2.0, y * 3.0), lambda a, b: (a * 2.0, b * 3.0)
+
+        class Model(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.each = [layers.Dense(3) for _ in range(4)]
+
+            def call(self, x):
+                u, v = both(self.each[0](x), self.each[1](x))
+                return self.each[2](u), self.each[3](v)
+
+        model = Model()
+        model(np.ones([2, 3], "float32"))
+        found = steps.steps_of(model, 4).values
+        takers = {made: taken for made, taken, _ in found}
+        self.assertEqual(takers, {0: {2}, 1: {3}})
 
     def test_limits_are_kept_or_the_model_is_refused(self):
         first, second = towers.spread_layers(

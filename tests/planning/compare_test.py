@@ -152,6 +152,7 @@ class CompareTest(parameterized.TestCase):
             self.assertEndsWith(raw(variable).device, "CPU:3")
 
     def test_a_wrapped_model_has_the_loss_that_it_was_compiled_to(self):
+        keras.utils.set_random_seed(1)
         model = around(layers.ReLU, None)
         wrapped = towers.TowerModel(model, placement(2))
         wrapped.compile("adam", "mae")

@@ -91,15 +91,6 @@ class ModelCall:
         args, kwargs = self.bound(shard)
         return [*args, *kwargs.values()][0]
 
-    @property
-    def leaves_of_first(self) -> list[Any]:
-        """The tensors of the first argument, those with rows and the others."""
-        args, kwargs = self.arguments
-        places = tf.nest.flatten([*args, *kwargs.values()][:1])
-        return [
-            self.batch[p.tensor] for p in places if isinstance(p, MaskedPlace)
-        ]
-
     def __call__(self, model: Any, shard: Sequence[Any]) -> Any:
         args, kwargs = self.bound(shard)
         if self.inside:

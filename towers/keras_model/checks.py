@@ -125,7 +125,8 @@ def ensure_built(model: Any, inputs: Any, whole: Sequence[Any] = ()) -> None:
     Raises:
       ValueError: it cannot be built from inputs of these shapes.
     """
-    ensure_called(model, calls.model_call([inputs], {}, whole))
+    if not is_built(model):
+        ensure_called(model, calls.model_call([inputs], {}, whole))
 
 
 def ensure_called(model: Any, call: calls.ModelCall) -> None:
@@ -134,10 +135,9 @@ def ensure_called(model: Any, call: calls.ModelCall) -> None:
     Layers that such a call does not reach may stay without variables.
 
     Raises:
-      ValueError: it cannot be built so, or it is, and is given a row alone.
+      ValueError: it cannot be built so.
     """
     if is_built(model):
-        _check_batched(model, call)
         return
     try:
         if in_v1_graph():
@@ -158,21 +158,26 @@ def ensure_called(model: Any, call: calls.ModelCall) -> None:
         ) from error
 
 
-def _check_batched(model: Any, call: calls.ModelCall) -> None:
-    """Raises if a model is given rows of a dataset that has no batches.
+@contextlib.contextmanager
+def row_alone(model: Any, inputs: Any) -> Iterator[None]:
+    """Says what helps where Keras refuses a row of a dataset without batches.
 
     Rows of one number each are a batch to Keras, which adds the axis.
     """
-    taken = [symbol.shape for symbol in getattr(model, "inputs", None) or ()]
-    given = [x.shape for x in call.leaves_of_first]
-    if len(given) == len(taken) and taken and all(map(_is_row, given, taken)):
-        shapes = ", ".join(str(tuple(shape)) for shape in given)
-        batches = ", ".join(str(tuple(shape)) for shape in taken)
-        raise ValueError(
-            f"`inputs` of {model.name!r} have shape {shapes}, which is a row "
-            f"alone. Expected batches, {batches}: write dataset.batch(rows), or "
-            "x[None] for an array of one row."
-        )
+    try:
+        yield
+    except ValueError as error:
+        taken = [x.shape for x in getattr(model, "inputs", None) or ()]
+        given = [x.shape for x in tf.nest.flatten(inputs) if x is not None]
+        if len(given) == len(taken) and all(map(_is_row, given, taken)):
+            shapes = ", ".join(str(tuple(shape)) for shape in given)
+            batches = ", ".join(str(tuple(shape)) for shape in taken)
+            error.args = (
+                f"{error}\n\nWhat was given, {shapes}, is a row alone. Expected "
+                f"batches, {batches}: write dataset.batch(rows), or x[None] for an "
+                "array of one row.",
+            )
+        raise
 
 
 def _is_row(given: tf.TensorShape, taken: Sequence[int | None]) -> bool:
@@ -252,7 +257,8 @@ def output_spec(model: Any, inputs: Any) -> Any:
     if any(given) and not all(given):
         # A functional model looks for the shape of an input that is left out.
         return keras.Operation.compute_output_spec(model, symbols)
-    declared = model.compute_output_spec(symbols)
+    with row_alone(model, inputs):
+        declared = model.compute_output_spec(symbols)
     if isinstance(declared, (list, tuple)) and len(declared) == 1:
         return keras.Operation.compute_output_spec(model, symbols)
     return declared

@@ -88,7 +88,8 @@ class WholeCall:
         """Raises an error as the plain model has it, if that has it too."""
         given = tf.nest.map_structure(specs.of, self.inputs)
         try:
-            self.answers(given, lambda _: None)
+            with checks.row_alone(self.model, given):
+                self.answers(given, lambda _: None)
         except type(error) as plain:
             raise plain from None
         except Exception:  # as it cannot be called so

@@ -3,6 +3,7 @@
 Here a machine is a pair of this process's devices, see `two_machines`.
 """
 
+import functools
 from unittest import mock
 
 import keras
@@ -170,6 +171,52 @@ class MachinesTest(parameterized.TestCase):
         pooled = [t for t in report.transfers if "merge_moments" in t.tensor]
         sent = [t.bytes for t in pooled if t.target == "/CPU:0"]
         self.assertEqual(sent, 2 * [3 * 4 * 4])
+
+    def test_seeds_and_whole_numbers_cross_once(self):
+        class Counts(layers.Layer):
+            """Has numbers of its own, and one by itself that is no float."""
+
+            def build(self, shape):
+                add = functools.partial(
+                    self.add_weight, initializer="zeros", trainable=False
+                )
+                self.seen = add((), dtype="int32")
+                self.known = add((3,), dtype="int32")
+                self.is_open = add((5,), dtype="bool")
+
+            def call(self, x):
+                known = tf.cast(self.known, x.dtype)
+                return x + known * tf.cast(self.is_open[0], x.dtype) * self.seen
+
+        def made():
+            drops = [layers.Dropout(0.5, seed=k) for k in range(2)]
+            return keras.Sequential([keras.Input([3]), *drops, Counts()])
+
+        plain, here = made(), made()
+        where = towers.Placement(TOWERS, weights=[2, 1, 0, 1, 1])
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 3])])
+        def step(x):
+            graph = towers.build_towers(here, x, where, training=True)
+            graph.apply_updates()
+            return graph.outputs
+
+        with in_machines():
+            for rows in (7, 3):
+                x = np.ones([rows, 3], "float32")
+                close(step(x), plain(x, training=True))
+            report = towers.execution_report(step, x)
+        close(here.get_weights(), plain.get_weights())
+        sent = [
+            (t.dtype.name, t.bytes)
+            for t in report.transfers
+            if (MACHINE[t.source], MACHINE[t.target]) == ("a", "b")
+            and not t.dtype.is_floating
+        ]
+        # Two seeds, with where each of three towers is; and the state.
+        told = 2 * 2 * 8 + 3 * 3 * 8
+        expected = [("int64", told), ("int32", 4 * 4), ("bool", 5)]
+        self.assertCountEqual(sent, expected)
 
     @parameterized.parameters("/CPU:0", "balanced")
     @pytest.mark.slow_after(1)

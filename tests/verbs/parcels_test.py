@@ -110,7 +110,7 @@ class ParcelledTest(absltest.TestCase):
                 seeds = [
                     [tf.constant([i, k]) for i in range(2)] for k in (3, 4)
                 ]
-            columns = parcelled(seeds, "/CPU:0", ["/CPU:1", "/CPU:2"])
+            columns = parcelled(seeds, "/CPU:0", TARGETS[:2], TARGETS[:2])
             return columns
 
         self.assertEqual(

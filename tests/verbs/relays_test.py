@@ -1,5 +1,7 @@
 """relays: they are the devices of towers, and share what they carry."""
 
+from unittest import mock
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from models import close
 from two_machines import between_machines, in_machines
 
 import towers
+from towers.keras_model import tower
+from towers.keras_model.halves import Halves
 from towers.verbs.relays import Relays
 
 CHIEF = "/CPU:0"
@@ -61,6 +65,41 @@ class Means(keras.Model):
 
 
 class BetweenTest(parameterized.TestCase):
+    def test_what_towers_cast_crosses_in_half(self):
+        """And all that a tape makes of it is what it was, to the last bit."""
+        where = towers.Placement(["/CPU:1", "/CPU:2", "/CPU:1", CHIEF])
+        rng = np.random.default_rng(0)
+        batch = {
+            "rows": tf.constant(rng.normal(size=[4, 9]), tf.float32),
+            "matrix": tf.constant(rng.normal(size=[9, 9]), tf.float32),
+        }
+        made = Product(dtype="mixed_bfloat16")
+
+        def run():
+            @tf.function
+            def step(batch):
+                with tf.GradientTape() as tape:
+                    tape.watch(batch)
+                    graph = towers.build_towers(
+                        made, batch, where, whole=["matrix"]
+                    )
+                    loss = tf.reduce_mean(graph.outputs**2)
+                return graph.outputs, tape.gradient(loss, batch)
+
+            report = towers.execution_report(step, batch)
+            return step(batch), between_machines(report)
+
+        with in_machines():
+            narrow, sent = run()
+            with mock.patch.object(tower, "halves_of", lambda *_: Halves()):
+                wide, before = run()
+        for x, y in zip(*map(tf.nest.flatten, (narrow, wide)), strict=True):
+            np.testing.assert_array_equal(x, y)
+        less = {way: size - sent[way] for way, size in before.items()}
+        # Three rows and the matrix; gradients come as they are.
+        expected = {("a", "b"): 2 * (3 * 9 + 9 * 9), ("b", "a"): 0}
+        self.assertEqual(less, expected)
+
     @parameterized.parameters((Product, 1), (Means, 2))
     @pytest.mark.slow_after(1)
     def test_what_is_whole_crosses_once_there_and_back(self, layer, matrices):

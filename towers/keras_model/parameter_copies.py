@@ -13,13 +13,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine.draws import told
 from towers.engine.host import host_of, on_host
 from towers.keras_model import layer_graph
 from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import statistics
 from towers.keras_model.parameters import Home
 from towers.keras_model.row_tables import stand_ins
+from towers.keras_model.whereabouts import Whereabouts
 from towers.placement.device_names import process_of, same_device
 from towers.placement.placement import Placement
 from towers.verbs.handing_out import Promised, handed_out
@@ -147,14 +147,13 @@ def replicated(
                     )
                 read = _Read(values[k], home.device, places[k], shards, kept)
                 columns.append(unread.get(k) or _TO_TOWERS[kind](read))
-        if graph.seeds:
-            columns.append(_told(shards, placement))
-        travels = graph.seeds and not shards.ranges.are_known
-        told_at = host_of(placement.input_device) if travels else None
-        parcels = _parcels(
-            *(graph, homes, values, places, halves, told_at, tables)
-        )
-        ways = _ways(parcels, values)
+        where = Whereabouts(shards, placement) if graph.seeds else None
+        if where is not None:
+            columns.append(where.sent())
+        parcels = _parcels(*(graph, homes, values, places, halves, tables))
+        if where is not None and where.travels:
+            _with_seeds(parcels, graph, where).append(len(values))
+        ways = _ways(parcels, [column[0] for column in columns])
         for key, members in parcels.items():
             device, targets, dtype, _ = key
             if dtype.is_floating:
@@ -167,15 +166,17 @@ def replicated(
                     if key in ways
                     else within(some, device, targets, kept)
                 )
-            elif len(members) > 1:
-                some = [columns[k] for k in members]
-                given = parcelled(some, device, targets)
+            elif len(members) > 1 or key in ways:
+                given = parcelled(
+                    [columns[k] for k in members],
+                    *(device, targets, ways.get(key, targets)),
+                )
             else:
                 continue
             for k, column in zip(members, given):
                 columns[k] = column
         n = len(placement.devices)
-        told_each = columns.pop() if graph.seeds else [None] * n
+        told = [None] * n if where is None else where.taken(columns.pop())
         each = [list(own) for own in zip(*columns)] or [[]] * n
         shown = [{k: own[k] for k in graph.trainable} for own in each]
         for k in sorted(shown[0]) if are_handed_out else ():
@@ -189,20 +190,7 @@ def replicated(
                     there = graph.elsewhere(i, device).get(k, device)
                     pair = handed_out(values[k], each[i][k], there)
                     shown[i][k], each[i][k] = pair
-    return Copies(values, each, told_each, [[*own.values()] for own in shown])
-
-
-def _told(shards: Shards, placement: Placement) -> list[tf.Tensor]:
-    """Where each tower is in the batch: there, or where that is split."""
-    places, is_known = shards.places(), shards.ranges.are_known
-    home = host_of(placement.input_device)
-    with tf.device(home):
-        total = places[0].all_rows()
-    made = []
-    for place, tower in zip(places, placement.devices):
-        with tf.device(host_of(tower) if is_known else home):
-            made.append(told(dataclasses.replace(place, total=total)))
-    return made
+    return Copies(values, each, told, [[*own.values()] for own in shown])
 
 
 def _places(
@@ -225,7 +213,6 @@ def _parcels(
     values: Sequence[tf.Tensor],
     places: Sequence[tuple[str, ...]],
     halves: Mapping[int, tf.DType],
-    told_at: str | None,
     tables: Container[int],
 ) -> dict[Any, list[int]]:
     """What travels together: by from where, to where, in which dtype, and group.
@@ -236,8 +223,6 @@ def _parcels(
       values: theirs.
       places: where they go, see `_places`.
       halves: those that are sent in a half dtype, and in which.
-      told_at: the device of what tells towers where they are, if that travels: it
-        comes after the variables, and with seeds, if those come from there.
       tables: the places of those that do not.
     """
     parcels: dict[Any, list[int]] = {}
@@ -253,19 +238,33 @@ def _parcels(
         )
         key = device, places[k], dtypes[k], groups[k] if together else k
         parcels.setdefault(key, []).append(k)
-    if told_at is not None:
-        for (device, _, dtype, group), members in parcels.items():
-            is_seed = members[0] in graph.seeds and dtype == tf.int64
-            if is_seed and group in groups and same_device(device, told_at):
-                members.append(len(values))
-                break
     return parcels
+
+
+def _with_seeds(
+    parcels: dict[Any, list[int]],
+    graph: layer_graph.LayerGraph,
+    where: Whereabouts,
+) -> list[int]:
+    """The parcel for what tells towers where they are: with seeds, if those come
+    from there."""
+    for (device, places, dtype, _), members in parcels.items():
+        is_seed = members[0] in graph.seeds and dtype == tf.int64
+        goes_there = places == where.hosts and same_device(device, where.home)
+        if is_seed and goes_there:
+            return members
+    return parcels.setdefault((where.home, where.hosts, tf.int64, None), [])
 
 
 def _ways(
     parcels: dict[Any, list[int]], values: Sequence[tf.Tensor]
 ) -> dict[Any, list[str]]:
-    """By what relays parcels of floats go, if by any; the largest choose first."""
+    """By what relays parcels go, if by any; the largest choose first.
+
+    Args:
+      parcels: see `_parcels`.
+      values: by member.
+    """
     devices = {name for device, places, *_ in parcels for name in places}
     devices.update(device for device, *_ in parcels)
     if len(set(map(process_of, devices))) < 2:
@@ -273,7 +272,6 @@ def _ways(
     sizes = {
         key: sum(size_of(values[k], key[2]) for k in members)
         for key, members in parcels.items()
-        if key[2].is_floating
     }
     relays, found = Relays(), {}
     for key in sorted(sizes, key=lambda key: -sizes[key]):

@@ -62,6 +62,19 @@ def sent_narrow(value: tf.Tensor, half: tf.DType, device: str) -> tf.Tensor:
         return own_gradient(sent, {0: home})(value)
 
 
+def widened(narrow: tf.Tensor, dtype: tf.DType, device: str) -> tf.Tensor:
+    """What has crossed in a half dtype, as wide as it was.
+
+    Its gradient goes back as it is made.
+    """
+
+    def wide(narrow: tf.Tensor) -> Any:
+        return tf.cast(narrow, dtype), lambda upstream: upstream
+
+    with tf.device(device):
+        return own_gradient(wide)(narrow)
+
+
 class Promised:
     """All of a table, with the gradient of what a tower reads of it.
 

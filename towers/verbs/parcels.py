@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign.tf_gradients import own_gradient, own_gradient_of_each
+from towers.verbs.relays import at_relay
 from towers.verbs.replicate import FULL, total
 
 # What is larger goes by itself, as soon as it is ready: joining is a copy on
@@ -73,7 +74,10 @@ def unpacked(
 
 
 def parcelled(
-    columns: Sequence[Sequence[tf.Tensor]], device: str, targets: Sequence[str]
+    columns: Sequence[Sequence[tf.Tensor]],
+    device: str,
+    targets: Sequence[str],
+    ways: Sequence[str],
 ) -> list[list[tf.Tensor]]:
     """Values without a gradient, sent together.
 
@@ -81,20 +85,26 @@ def parcelled(
       columns: of each value, what each tower gets.
       device: where they are.
       targets: per tower, where they go.
+      ways: per tower, where they cross to, see `Relays`.
 
     Returns:
       The same, on the towers' devices.
     """
-    known: dict[tuple[str, ...], tf.Tensor] = {}
+    known: dict[Any, tf.Tensor] = {}
     towers = []
-    for values, target in zip(zip(*columns), targets):
+    for values, target, way in zip(zip(*columns), targets, ways):
         names = tuple(value.name for value in values)
         if names not in known:
             with tf.device(device):
-                known[names] = _joined(values)
+                known[names] = _joined(values) if values[1:] else values[0]
+        parcel = known[names]
+        if way != target:
+            if (names, way) not in known:
+                known[names, way] = at_relay(way, parcel)
+            parcel = known[names, way]
         with tf.device(target):
-            parts = _parts(known[names], values)
-            towers.append([_shaped(*pair) for pair in zip(parts, values)])
+            parts = map(_shaped, _parts(parcel, values), values)
+            towers.append([*parts] if values[1:] else [parcel])
     return [list(column) for column in zip(*towers)]
 
 

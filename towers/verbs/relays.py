@@ -2,8 +2,8 @@
 
 A machine is a process. What several devices of another one want crosses the network
 to one of them, the relay, and goes on from there; gradients are summed there on
-their way back. So is what else towers say that becomes one (`units_of`). Relays are shared out by bytes, so that no device carries all that
-its machine is sent.
+their way back. So is what else towers say that becomes one (`units_of`). Relays are
+shared out by bytes, so that no device carries all that its machine is sent.
 """
 
 import collections
@@ -81,6 +81,7 @@ def replicate_between(
     places: Sequence[str],
     relays: Relays,
     kept: Kept,
+    half: tf.DType | None = None,
 ) -> list[tf.Tensor]:
     """As `replicate`, but once to each other machine.
 
@@ -90,15 +91,16 @@ def replicate_between(
       places: per tower, where it is wanted.
       relays: choose by what way it goes.
       kept: as for `replicate`, by device.
+      half: as for `replicate`.
     """
-    ways = relays.ways(device, places, size_of(value))
+    ways = relays.ways(device, places, size_of(value, half))
     if ways == list(places):
-        return replicate(value, device, kept(device))
+        return replicate(value, device, kept(device), half)
 
     def within(
         values: Sequence[tf.Tensor], home: str, _: Sequence[str], kept: Kept
     ) -> list[list[tf.Tensor]]:
-        return [replicate(value, home, kept(home)) for value in values]
+        return [replicate(value, home, kept(home), half) for value in values]
 
     (column,) = by_relays([value], device, places, ways, kept, within)
     return column
@@ -143,7 +145,7 @@ def by_relays(
         served = [[copy] for copy in copies]
         if len(unit) > 1:
             of_unit = functools.partial(_of_unit, kept, unit)
-            arrived = [_on(relay, copy) for copy in copies]
+            arrived = [at_relay(relay, copy) for copy in copies]
             own = [places[i] for i in unit]
             served = within(arrived, relay, own, of_unit)
         for of_value, column in zip(made, served):
@@ -158,7 +160,7 @@ def _of_unit(
     return [flags[i] for i in unit]
 
 
-def _on(relay: str, value: tf.Tensor) -> tf.Tensor:
+def at_relay(relay: str, value: tf.Tensor) -> tf.Tensor:
     """There, or on its host what a GPU knows nothing of."""
     with tf.device(host_of(relay) if value.dtype == tf.string else relay):
         return tf.identity(value)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from towers.engine.host import on_host
 from towers.foreign.tf_gradients import own_gradient
+from towers.verbs.handing_out import widened
 from towers.verbs.relays import Kept, Relays, replicate_between
 from towers.verbs.rows import Ranges, drop
 
@@ -46,6 +47,19 @@ def copies(
         tf.nest.pack_sequence_as(leaf, list(parts), expand_composites=True)
         for parts in zip(*columns)
     ]
+
+
+def narrow_copies(
+    leaf: tf.Tensor,
+    device: str,
+    places: Sequence[str],
+    relays: Relays,
+    kept: Kept,
+    half: tf.DType,
+) -> list[tf.Tensor]:
+    """As `copies` of a float32 tensor, which cross in a half dtype."""
+    sent = replicate_between(leaf, device, places, relays, kept, half)
+    return [widened(x, leaf.dtype, place) for x, place in zip(sent, places)]
 
 
 def first_rows(x: Any, rows: Any, device: str = "") -> Any:

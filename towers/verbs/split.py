@@ -21,9 +21,15 @@ from towers.verbs.arrivals import (
 from towers.verbs.batch import Batch, checked_batch
 from towers.verbs.departures import departing_first
 from towers.verbs.handing_out import sent_narrow
-from towers.verbs.relays import Relays
+from towers.verbs.relays import Relays, units_of
+from towers.verbs.replicate import FULL
 from towers.verbs.rows import Ranges, Rows, ranges_of, row_count, row_ranges
-from towers.verbs.scatter import copies, first_rows, scatter
+from towers.verbs.scatter import (
+    copies,
+    first_rows,
+    narrow_copies,
+    scatter,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Shards:
       ranges: which rows those are.
       divided: for each leaf whether it is split by rows, or whole.
       here: by place, of the batch, those leaves that are on the towers already.
+      relayed: by place, of whole leaves that cross to a machine once: gives each
+        tower's copy where it has crossed in a half dtype.
     """
 
     fed: list[Any]
@@ -46,6 +54,9 @@ class Shards:
     ranges: Ranges
     divided: list[bool]
     here: Mapping[int, Any] = dataclasses.field(default_factory=dict)
+    relayed: Mapping[int, Callable[[tf.DType], list[Any]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def crossing(
         self, devices: Sequence[str], wanted: Callable[[Any], bool]
@@ -81,17 +92,20 @@ class Shards:
         if not halves:
             return self
 
-        def fed(shard: Any, device: str) -> Any:
-            flat = tf.nest.flatten(shard)
-            for k, half in halves.items():
-                is_here = k in self.here
-                if not is_here and not same_device(flat[k].device, device):
-                    flat[k] = sent_narrow(flat[k], half, device)
-            return tf.nest.pack_sequence_as(shard, flat)
-
+        each = [tf.nest.flatten(shard) for shard in self.fed]
         with tf.name_scope("split"):
-            each = [fed(*pair) for pair in zip(self.fed, devices)]
-        return dataclasses.replace(self, fed=each)
+            for k, half in halves.items():
+                relayed = self.relayed.get(k)
+                copies = None if relayed is None else relayed(half)
+                for i, (flat, device) in enumerate(zip(each, devices)):
+                    if copies is not None:
+                        flat[k] = copies[i]
+                    elif k not in self.here and not same_device(
+                        flat[k].device, device
+                    ):
+                        flat[k] = sent_narrow(flat[k], half, device)
+        fed = list(map(tf.nest.pack_sequence_as, self.fed, each))
+        return dataclasses.replace(self, fed=fed)
 
     def note_casts(self, halves: Mapping[int, tf.DType]) -> None:
         """Tells who sends ahead of what may come in half dtypes, by leaf."""
@@ -167,6 +181,7 @@ def split_shards(
         rows = Rows(counts, ranges.may_be_empty)
         kept, relays = functools.cache(rows.kept), Relays()
         kept(device)
+        is_shared = len(units_of(places, device)) < len(places)
         there = [arrived(x, w, placement) for x, w in zip(flat, batch.whole)]
 
         def parts(
@@ -204,6 +219,14 @@ def split_shards(
         ranges,
         [not w for w in batch.whole],
         {k: leaf for k, leaf in enumerate(flat) if there[k]},
+        {
+            k: functools.partial(
+                narrow_copies, leaf, device, places, relays, kept
+            )
+            for k, leaf in enumerate(flat)
+            if batch.whole[k] and not there[k] and is_shared
+            if isinstance(leaf, tf.Tensor) and leaf.dtype == FULL
+        },
     )
 
 

@@ -1,0 +1,78 @@
+"""whereabouts: what tells each tower where in the batch it is, and its way there."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from towers.engine.draws import told
+from towers.engine.host import host_of
+from towers.placement.device_names import same_device
+from towers.placement.placement import Placement
+from towers.verbs.relays import units_of
+from towers.verbs.split import Shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Whereabouts:
+    """Tells towers where they are in the batch, for what they draw.
+
+    Attributes:
+      shards: the batch.
+      placement: says where it is split, and where towers are.
+    """
+
+    shards: Shards
+    placement: Placement
+
+    @property
+    def home(self) -> str:
+        """Where it is known how many rows each tower has."""
+        return host_of(self.placement.input_device)
+
+    @functools.cached_property
+    def hosts(self) -> tuple[str, ...]:
+        """Where each tower is told."""
+        return tuple(map(host_of, self.placement.devices))
+
+    @property
+    def travels(self) -> bool:
+        """Whether it crosses from `home`, and is not known on the towers."""
+        return not self.shards.ranges.are_known and not all(
+            same_device(host, self.home) for host in self.hosts
+        )
+
+    def sent(self) -> list[tf.Tensor]:
+        """For each tower what `draws.told` says; or, int64 [towers, 3], what its
+        machine is sent for all of its towers."""
+        made = self._each()
+        if not self.travels:
+            return made
+        for unit in units_of(self.hosts, self.home):
+            if len(unit) > 1:
+                with tf.device(self.home):
+                    together = tf.stack([made[i] for i in unit])
+                for i in unit:
+                    made[i] = together
+        return made
+
+    def taken(self, sent: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """For each tower what `draws.told` says, of what it was sent."""
+        made = list(sent)
+        for unit in units_of(self.hosts, self.home):
+            for k, i in enumerate(unit):
+                if made[i].shape.rank > 1:
+                    with tf.device(self.hosts[i]):
+                        made[i] = made[i][k]
+        return made
+
+    def _each(self) -> list[tf.Tensor]:
+        places = self.shards.places()
+        with tf.device(self.home):
+            total = places[0].all_rows()
+        made = []
+        for place, host in zip(places, self.hosts):
+            with tf.device(self.home if self.travels else host):
+                made.append(told(dataclasses.replace(place, total=total)))
+        return made

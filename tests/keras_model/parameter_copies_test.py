@@ -182,11 +182,12 @@ class MachinesTest(parameterized.TestCase):
                 )
                 self.seen = add((), dtype="int32")
                 self.known = add((3,), dtype="int32")
-                self.is_open = add((5,), dtype="bool")
+                self.is_open = add((), dtype="bool")
 
             def call(self, x):
                 known = tf.cast(self.known, x.dtype)
-                return x + known * tf.cast(self.is_open[0], x.dtype) * self.seen
+                is_open = tf.cast(self.is_open, x.dtype)
+                return x + known * is_open * tf.cast(self.seen, x.dtype)
 
         def made():
             drops = [layers.Dropout(0.5, seed=k) for k in range(2)]
@@ -215,7 +216,7 @@ class MachinesTest(parameterized.TestCase):
         ]
         # Two seeds, with where each of three towers is; and the state.
         told = 2 * 2 * 8 + 3 * 3 * 8
-        expected = [("int64", told), ("int32", 4 * 4), ("bool", 5)]
+        expected = [("int64", told), ("int32", 4 * 4), ("bool", 1)]
         self.assertCountEqual(sent, expected)
 
     @parameterized.parameters("/CPU:0", "balanced")

@@ -57,27 +57,60 @@ class Said(keras.layers.Layer):
         return x
 
 
-class MachinesTest(parameterized.TestCase):
-    @parameterized.parameters(
-        (True, "mean", "max"), (False, "sum", "mean", "max", "min")
+def said(rules):
+    keras.utils.set_random_seed(1)
+    each = [keras.layers.Dense(3), *map(Said, rules)]
+    return keras.Sequential([keras.Input([3]), *each])
+
+
+def across(report):
+    """What goes from the second machine to the first, counted by kind."""
+    return collections.Counter(
+        t.holds.split()[0]
+        for t in report.transfers
+        if (machine_of(t.source), machine_of(t.target)) == ("b", "a")
     )
-    @pytest.mark.slow_after(1)
-    def test_what_is_merged_crosses_once_from_each_machine(self, here, *rules):
-        """And the numbers are the plain model's, whoever has no rows."""
 
-        def made():
-            keras.utils.set_random_seed(1)
-            each = [keras.layers.Dense(3), *map(Said, rules)]
-            return keras.Sequential([keras.Input([3]), *each])
 
-        where = towers.Placement(
+class MachinesTest(parameterized.TestCase):
+    def where(self):
+        return towers.Placement(
             ["/CPU:1", "/CPU:2", "/CPU:1", "/CPU:0", "/CPU:3"],
             weights=[2, 1, 0, 1, 1],
             parameter_device="/CPU:0",
             output_device="/CPU:0",
         )
-        plain, model = made(), made()
-        model = towers.TowerModel(model, where, loss_on_towers=here)
+
+    def test_state_and_losses_cross_once_from_each_machine(self):
+        """And they are the plain model's, whoever has no rows."""
+        rules = "mean", "max"
+        plain, model = said(rules), said(rules)
+
+        @tf.function(reduce_retracing=True)
+        def step(x):
+            graph = towers.build_towers(model, x, self.where(), training=True)
+            graph.apply_updates()
+            return graph.losses
+
+        rng = np.random.default_rng(0)
+        with in_machines():
+            for rows in (5, 1):
+                x = rng.normal(size=[rows, 3]).astype("float32")
+                losses = step(x)
+                plain(x, training=True)
+                close(losses, plain.losses)
+            report = towers.execution_report(step, x)
+        close(model.get_weights(), plain.get_weights())
+        self.assertEqual(across(report), {"state": 2, "outputs": 2})
+
+    @parameterized.parameters(
+        (True, "mean", "max"), (False, "sum", "mean", "max", "min")
+    )
+    @pytest.mark.slow_after(0)
+    def test_what_is_merged_crosses_once_from_each_machine(self, here, *rules):
+        """And the numbers are the plain model's, whoever has no rows."""
+        plain, model = said(rules), said(rules)
+        model = towers.TowerModel(model, self.where(), loss_on_towers=here)
         rng = np.random.default_rng(0)
         x = rng.normal(size=[11, 3]).astype("float32")
         told = []
@@ -96,15 +129,10 @@ class MachinesTest(parameterized.TestCase):
                 told.append((fit.history, m.get_weights()))
             report = towers.execution_report(model.train_on_batch, x, x)
         close(*told)
-        sent = collections.Counter(
-            t.holds.split()[0]
-            for t in report.transfers
-            if (machine_of(t.source), machine_of(t.target)) == ("b", "a")
-        )
         # Parts of the compiled loss and metrics, or each tower's outputs.
         others = 1 if here else 3
         self.assertEqual(
-            sent,
+            across(report),
             {
                 "state": len(rules),
                 "outputs": len(rules) + others,

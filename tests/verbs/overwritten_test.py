@@ -1,5 +1,7 @@
 """overwritten: the maximum of what towers say that have rows and a gradient."""
 
+import math
+
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from two_machines import between_machines, in_machines
@@ -13,35 +15,52 @@ PLACES = ["/CPU:1", "/CPU:2", "/CPU:1", HOME, "/CPU:3"]
 # The second machine's are below zero; what may be empty says more than others.
 SAID = [-3.0, -2.0, 9.0, -4.0, -6.0]
 OLD = 5.0  # above all that counts
+SHAPES = [(), (2, 3), (4,)]
 
 
-class OverwrittenTest(parameterized.TestCase):
+class OverwrittenTest(parameterized.TestCase, tf.test.TestCase):
     @parameterized.parameters(
-        [[0, 1, 2, 3, 4]], [[0, 2]], [[2, 3, 4]], [[2]], [[3]]
+        [[[0, 1, 2, 3, 4]]],
+        [[[0, 2]]],
+        [[[2, 3, 4]]],
+        [[[2]]],
+        [[[3]]],
+        # Of several values: who has a gradient of which, of one nobody.
+        [[[0, 1], [2, 3], [4]]],
+        [[[3], [], [2]]],
     )
     def test_it_crosses_once_from_each_machine(self, heard):
         @tf.function
-        def gradient(value, counts):
+        def gradient(values, counts):
             rows = Rows(counts, [False, False, True, False, False])
             with tf.GradientTape() as tape:
-                tape.watch(value)
-                copies = replicate_overwritten(value, HOME, PLACES, rows.kept)
+                tape.watch(values)
+                copies = replicate_overwritten(values, HOME, PLACES, rows.kept)
                 terms = []
-                for i in heard:
-                    with tf.device(PLACES[i]):
-                        terms.append(copies[i] * SAID[i])
+                for column, some in zip(copies, heard):
+                    for i in some:
+                        with tf.device(PLACES[i]):
+                            terms.append(tf.reduce_sum(column[i]) * SAID[i])
                 loss = tf.add_n(terms)
-            return tape.gradient(loss, value)
+            return tape.gradient(loss, values)
 
+        values = [tf.fill(shape, OLD) for shape, _ in zip(SHAPES, heard)]
         with in_machines():
             for full in (0, 1):
                 counts = tf.constant([1, 1, full, 1, 1])
-                found = gradient(tf.constant(OLD), counts)
-                said = [SAID[i] for i in heard if full or i != 2]
-                self.assertEqual(float(found), max(said, default=OLD))
-            report = towers.execution_report(gradient, tf.constant(OLD), counts)
+                found = gradient(values, counts)
+                for some, x, value in zip(heard, found, values):
+                    said = [SAID[i] for i in some if full or i != 2]
+                    if some:
+                        expected = max(said, default=OLD)
+                        self.assertAllEqual(x, tf.fill(value.shape, expected))
+                    else:
+                        self.assertIsNone(x)
+            report = towers.execution_report(gradient, values, counts)
+        size = 4 * sum(math.prod(x.shape) for x in values)
         sent = between_machines(report).get(("b", "a"), 0)
-        self.assertEqual(sent, 4 * bool({0, 1, 2} & set(heard)))
+        is_said = {0, 1, 2} & {i for some in heard for i in some}
+        self.assertEqual(sent, size * bool(is_said))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,19 @@ def dense():
     )
 
 
+GIVEN = {"a": np.tile(X, [1, 8]), "b": X}
+HALVED = 4 * (40 * 2 + 5 * 4)  # of these, four rows
+
+
+def rounded_and_exact():
+    """Under mixed precision; of one input something takes all."""
+    a, b = keras.Input([40], name="a"), keras.Input([5], name="b")
+    exact = layers.Dense(3, dtype="float32", name="exact")(b)
+    rounded = layers.Dense(3, dtype="mixed_bfloat16", name="of_a")(a)
+    rounded += layers.Dense(3, dtype="mixed_bfloat16", name="of_b")(b)
+    return keras.Model({"a": a, "b": b}, exact + rounded)
+
+
 def compiled(model, **kwargs):
     model.compile(
         keras.optimizers.SGD(0.1, momentum=0.9),
@@ -173,47 +186,43 @@ class PrefetchTest(parameterized.TestCase):
         self.assertEqual(report.by_kind["batch"], batch)
         self.assertNotIn("rest", report.by_kind)
 
+    def test_what_towers_cast_crosses_in_half_and_the_rest_whole(self):
+        where = placement(2, [3, 1], parameter_device="/CPU:3")
+        fit = compiled(ahead(make(rounded_and_exact), where)).fit
+        data = tf.data.Dataset.from_tensors((GIVEN, Y))
+        report = towers.execution_report(fit, data, verbose=0)
+        self.assertEqual(report.by_kind["batch"], HALVED + Y.nbytes)
+
     @parameterized.parameters(
-        ({}, Y.nbytes),
         ({"quick_start": True}, Y.nbytes + 2 * 4),  # how many rows there are
         ({"loss_on_towers": True}, Y[:4].nbytes),
     )
-    @pytest.mark.slow_after(1)
-    def test_what_towers_cast_crosses_in_half(self, kwargs, targets):
-        """As without it, to the last bit; and what something else takes, whole."""
-        given = {"a": np.tile(X, [1, 8]), "b": X}
-
-        def made():
-            keras.config.set_dtype_policy("mixed_bfloat16")
-            a, b = keras.Input([40], name="a"), keras.Input([5], name="b")
-            exact = layers.Dense(3, dtype="float32", name="exact")(b)
-            rounded = layers.Dense(3, name="of_a")(a)
-            rounded += layers.Dense(3, name="of_b")(b)
-            return keras.Model({"a": a, "b": b}, exact + rounded)
-
-        self.addCleanup(keras.config.set_dtype_policy, "float32")
+    @pytest.mark.slow_after(0)
+    def test_what_crosses_in_half_comes_as_if_not_sent_ahead(
+        self, kwargs, targets
+    ):
+        """To the last bit, and to the byte."""
         found, sent = [], []
         where = placement(2, [3, 1], parameter_device="/CPU:3")
         for prefetch in (False, True):
-            model = make(made)
+            model = make(rounded_and_exact)
             model = towers.TowerModel(model, where, prefetch=prefetch, **kwargs)
             fit = compiled(model).fit
-            data = tf.data.Dataset.from_tensors((given, Y))
+            data = tf.data.Dataset.from_tensors((GIVEN, Y))
             report = towers.execution_report(fit, data, verbose=0)
             sent.append(report.by_kind)
             # The last batch is of three rows.
-            data = tf.data.Dataset.from_tensor_slices((given, Y)).batch(5)
+            data = tf.data.Dataset.from_tensor_slices((GIVEN, Y)).batch(5)
             fit(data, epochs=2, verbose=0)
             found.append([w.tolist() for w in model.get_weights()])
         self.assertEqual(*found)
         self.assertEqual(*sent)
-        inputs = 4 * (40 * 2 + 5 * 4)  # of the second tower
-        self.assertEqual(sent[0]["batch"], inputs + targets)
-        plan = towers.placement_plan(model, given, Y, machine={"CPU": 4})
+        self.assertEqual(sent[0]["batch"], HALVED + targets)
+        plan = towers.placement_plan(model, GIVEN, Y, machine={"CPU": 4})
         for kind in ("parameters", "gradients"):
             self.assertEqual(plan.by_kind[kind], sent[0][kind])
         # TensorFlow's optimizer spares numbers of rows, but of a quick start.
-        more = plan.by_kind["batch"] - inputs - targets
+        more = plan.by_kind["batch"] - HALVED - targets
         self.assertBetween(more, -2 * 4, 6 * 4)
 
     @pytest.mark.slow

@@ -59,12 +59,6 @@ def _dealt(read: _Read) -> list[Any]:
     return scatter(read.value, read.shards.ranges, read.device)
 
 
-def _overwritten(read: _Read) -> list[tf.Tensor]:
-    return replicate_overwritten(
-        read.value, read.device, read.places, read.kept
-    )
-
-
 def _on_host(read: _Read) -> list[tf.Tensor]:
     with on_host(read.device):
         value = tf.identity(read.value)
@@ -76,17 +70,16 @@ def _alike(read: _Read) -> list[tf.Tensor]:
 
 
 # How each kind of variable goes to the towers: what each tower has of it. What is
-# small travels with others of its kind, but for what no other is like.
+# small travels with others of its kind.
 _TO_TOWERS: dict[Kind, Callable[[_Read], list[Any]]] = {
     Kind.TRAINED: _alike,
-    Kind.OVERWRITTEN: _overwritten,
+    Kind.OVERWRITTEN: _alike,
     Kind.SEED: _on_host,
     Kind.ROWS: _dealt,
     Kind.STATISTIC: _alike,
     Kind.METRIC: _alike,
     Kind.OWN: _alike,
 }
-_ALONE = (Kind.OVERWRITTEN, Kind.ROWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +149,13 @@ def replicated(
         ways = _ways(parcels, [column[0] for column in columns])
         for key, members in parcels.items():
             device, targets, dtype, _ = key
-            if dtype.is_floating:
+            kind = [*graph.kinds, Kind.SEED][members[0]]
+            if kind is Kind.OVERWRITTEN:
                 some = [values[k] for k in members]
-                trained = graph.kinds[members[0]] is Kind.TRAINED
+                given = replicate_overwritten(some, device, targets, kept)
+            elif dtype.is_floating:
+                some = [values[k] for k in members]
+                trained = kind is Kind.TRAINED
                 half = halves.get(members[0])
                 within = functools.partial(copies, trained=trained, half=half)
                 given = (
@@ -230,7 +227,7 @@ def _parcels(
     groups = _groups(graph, halves)
     small = list(map(is_small, values, dtypes))
     for k, (home, kind) in enumerate(zip(homes, graph.kinds)):
-        if kind in _ALONE or k in tables:
+        if kind is Kind.ROWS or k in tables:
             continue
         device = home.device if kind is not Kind.SEED else host_of(home.device)
         together = small[k] and not all(

@@ -1,4 +1,4 @@
-"""overwritten: copies of a value that its gradient overwrites, by the maximum."""
+"""overwritten: copies of values that gradients overwrite, by the maximum."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -6,75 +6,119 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign.tf_gradients import own_gradient
+from towers.verbs.parcels import packed, unpacked
 from towers.verbs.relays import Kept, units_of
 
 
 def replicate_overwritten(
-    value: tf.Tensor, device: str, places: Sequence[str], kept: Kept
-) -> list[tf.Tensor]:
-    """As `replicate`, for a value that its gradient overwrites.
+    values: Sequence[tf.Tensor], device: str, places: Sequence[str], kept: Kept
+) -> list[list[tf.Tensor]]:
+    """As `replicate` of each, for values that their gradients overwrite.
 
     Keras trains scales and histories of float8 so (`overwrite_with_gradient`):
     what a layer says is their gradient is their new value. Of several it takes
     the maximum, as it does for gradients that it accumulates. That of several
-    towers of another machine is found there.
+    towers of another machine is found there. All cross in one tensor.
 
     Args:
-      value: a float, read on `device`.
-      device: where the variable lives.
-      places: per tower, where it takes its copy.
+      values: floats of one dtype, read on `device`; small ones if there are
+        several.
+      device: where the variables live.
+      places: per tower, where it takes its copies.
       kept: as for `replicate`, by device; a tower without a gradient counts for
         nothing either. If none counts, the value overwrites itself.
+
+    Returns:
+      For each value its copies, one per tower.
     """
     # A tape gives zeros for what has no gradient, and zero may be more than what
-    # others say; so it is told past the tape which towers have one.
-    heard: set[int] = set()
+    # others say; so it is told past the tape which towers have one, of which value.
+    heard: set[tuple[int, int]] = set()
+    every = {(i, k) for i in range(len(places)) for k in range(len(values))}
 
-    def copies(
-        value: tf.Tensor, there: str, units: Sequence[Sequence[int]]
+    def sent(
+        values: Sequence[tf.Tensor], there: str, units: Sequence[Sequence[int]]
     ) -> list[tf.Tensor]:
-        """Of one value, one for each unit of towers."""
+        """All values in one tensor, for each unit of towers."""
 
         @own_gradient
-        def made(value: tf.Tensor) -> Any:
+        def made(*values: tf.Tensor) -> Any:
             def backward(*upstream: Any) -> Any:
-                told = set(heard) or {i for unit in units for i in unit}
+                told = set(heard) or every
                 if there == device:
                     heard.clear()
                 with tf.device(there):
-                    flags = [_speaks(unit, told, kept(there)) for unit in units]
-                    return _largest(upstream, flags, value)
+                    said = zip(*[_apart(x, values) for x in upstream])
+                    return [
+                        largest(k, column, value, told)
+                        for k, (column, value) in enumerate(zip(said, values))
+                    ]
 
-            return [value] * len(units), backward
+            def largest(
+                k: int, said: Any, value: tf.Tensor, told: Collection[Any]
+            ) -> tf.Tensor | None:
+                speakers = {i for i, of in told if of == k}
+                if not speakers:
+                    return None
+                flags = [_speaks(u, speakers, kept(there)) for u in units]
+                return _largest(said, flags, value)
+
+            return [_together(values)] * len(units), backward
 
         with tf.device(there):
-            return made(value)
+            return made(*values)
 
-    def noted(i: int, copy: tf.Tensor, there: str) -> tf.Tensor:
+    def taken(parcel: tf.Tensor, there: str) -> list[tf.Tensor]:
+        """The values, from what was sent."""
+
+        def apart(parcel: tf.Tensor) -> Any:
+            def backward(*upstream: Any) -> tf.Tensor:
+                with tf.device(there):
+                    return _together([*map(tf.convert_to_tensor, upstream)])
+
+            return _apart(parcel, values), backward
+
+        with tf.device(there):
+            return own_gradient(apart)(parcel)
+
+    def noted(i: int, k: int, copy: tf.Tensor) -> tf.Tensor:
         """A tower's copy; whether that has a gradient is noted."""
 
         def passed(copy: tf.Tensor) -> Any:
             def backward(upstream: Any) -> tf.Tensor:
-                heard.add(i)
-                with tf.device(there):
+                heard.add((i, k))
+                with tf.device(places[i]):
                     return tf.convert_to_tensor(upstream)
 
             return copy, backward
 
-        with tf.device(there):
+        with tf.device(places[i]):
             return own_gradient(passed)(copy)
 
     units, made = units_of(places, device), {}
-    for unit, copy in zip(units, copies(value, device, units)):
-        there, each = device, [copy]
+    for unit, parcel in zip(units, sent(values, device, units)):
+        parcels = [parcel]
         if len(unit) > 1:
             there = places[unit[0]]
-            with tf.device(there):
-                copy = tf.identity(copy)
-            each = copies(copy, there, [[i] for i in unit])
-        made.update({i: noted(i, x, there) for i, x in zip(unit, each)})
+            arrived = taken(parcel, there)
+            parcels = sent(arrived, there, [[i] for i in unit])
+        for i, parcel in zip(unit, parcels):
+            copies = taken(parcel, places[i])
+            made[i] = [noted(i, k, x) for k, x in enumerate(copies)]
     heard.clear()  # a forward accumulator has asked for gradients
-    return [made[i] for i in range(len(places))]
+    return [
+        [made[i][k] for i in range(len(places))] for k in range(len(values))
+    ]
+
+
+def _together(values: Sequence[tf.Tensor]) -> tf.Tensor:
+    (parcel,) = packed(values).values()
+    return parcel
+
+
+def _apart(parcel: tf.Tensor, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    shapes = [value.shape for value in values]
+    return unpacked({tuple(range(len(values))): parcel}, shapes)
 
 
 def _speaks(

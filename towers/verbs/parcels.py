@@ -103,8 +103,11 @@ def parcelled(
                 known[names, way] = at_relay(way, parcel)
             parcel = known[names, way]
         with tf.device(target):
-            parts = map(_shaped, _parts(parcel, values), values)
-            towers.append([*parts] if values[1:] else [parcel])
+            towers.append(
+                [*map(_shaped, _parts(parcel, values), values)]
+                if values[1:]
+                else [parcel]
+            )
     return [list(column) for column in zip(*towers)]
 
 

@@ -181,7 +181,6 @@ def split_shards(
         rows = Rows(counts, ranges.may_be_empty)
         kept, relays = functools.cache(rows.kept), Relays()
         kept(device)
-        is_shared = len(units_of(places, device)) < len(places)
         there = [arrived(x, w, placement) for x, w in zip(flat, batch.whole)]
 
         def parts(
@@ -224,10 +223,16 @@ def split_shards(
                 narrow_copies, leaf, device, places, relays, kept
             )
             for k, leaf in enumerate(flat)
-            if batch.whole[k] and not there[k] and is_shared
-            if isinstance(leaf, tf.Tensor) and leaf.dtype == FULL
+            if batch.whole[k] and not there[k]
+            if _is_relayed(leaf, device, places)
         },
     )
+
+
+def _is_relayed(leaf: Any, device: str, places: Sequence[str]) -> bool:
+    """Whether towers share what crosses of a leaf, which may be in half."""
+    is_full = isinstance(leaf, tf.Tensor) and leaf.dtype == FULL
+    return is_full and len(units_of(places, device)) < len(places)
 
 
 def own_shards(

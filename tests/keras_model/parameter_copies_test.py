@@ -172,7 +172,12 @@ class MachinesTest(parameterized.TestCase):
         sent = [t.bytes for t in pooled if t.target == "/CPU:0"]
         self.assertEqual(sent, 2 * [3 * 4 * 4])
 
-    def test_seeds_and_whole_numbers_cross_once(self):
+    @parameterized.parameters(
+        # Two seeds, with where each of three towers is; or apart.
+        ("/CPU:0", 2 * 2 * 8 + 3 * 3 * 8),
+        ("/CPU:3", 2 * 2 * 8, 3 * 3 * 8),
+    )
+    def test_seeds_and_whole_numbers_cross_once(self, home, *told):
         class Counts(layers.Layer):
             """Has numbers of its own, and one by itself that is no float."""
 
@@ -194,7 +199,10 @@ class MachinesTest(parameterized.TestCase):
             return keras.Sequential([keras.Input([3]), *drops, Counts()])
 
         plain, here = made(), made()
-        where = towers.Placement(TOWERS, weights=[2, 1, 0, 1, 1])
+        where = towers.Placement(
+            TOWERS, weights=[2, 1, 0, 1, 1], parameter_device=home
+        )
+        towers.place_variables(here, where)
 
         @tf.function(input_signature=[tf.TensorSpec([None, 3])])
         def step(x):
@@ -214,9 +222,8 @@ class MachinesTest(parameterized.TestCase):
             if (MACHINE[t.source], MACHINE[t.target]) == ("a", "b")
             and not t.dtype.is_floating
         ]
-        # Two seeds, with where each of three towers is; and the state.
-        told = 2 * 2 * 8 + 3 * 3 * 8
-        expected = [("int64", told), ("int32", 4 * 4), ("bool", 1)]
+        expected = [("int32", 4 * 4), ("bool", 1)]
+        expected += [("int64", size) for size in told]
         self.assertCountEqual(sent, expected)
 
     @parameterized.parameters("/CPU:0", "balanced")

@@ -44,28 +44,30 @@ class Whereabouts:
         )
 
     def sent(self) -> list[tf.Tensor]:
-        """For each tower what `draws.told` says; or, int64 [towers, 3], what its
-        machine is sent for all of its towers."""
+        """For each tower what `draws.told` says, or that of all of its machine."""
         made = self._each()
-        if not self.travels:
-            return made
-        for unit in units_of(self.hosts, self.home):
-            if len(unit) > 1:
-                with tf.device(self.home):
-                    together = tf.stack([made[i] for i in unit])
-                for i in unit:
-                    made[i] = together
+        for unit in self._shared():
+            with tf.device(self.home):
+                # Flat: TensorFlow takes rows of a stack before it crosses.
+                together = tf.reshape(tf.stack([made[i] for i in unit]), [-1])
+            for i in unit:
+                made[i] = together
         return made
 
     def taken(self, sent: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """For each tower what `draws.told` says, of what it was sent."""
         made = list(sent)
-        for unit in units_of(self.hosts, self.home):
+        for unit in self._shared():
+            size = made[unit[0]].shape[0] // len(unit)
             for k, i in enumerate(unit):
-                if made[i].shape.rank > 1:
-                    with tf.device(self.hosts[i]):
-                        made[i] = made[i][k]
+                with tf.device(self.hosts[i]):
+                    made[i] = made[i][k * size : (k + 1) * size]
         return made
+
+    def _shared(self) -> list[list[int]]:
+        """Towers that are sent one tensor for all of them."""
+        units = units_of(self.hosts, self.home) if self.travels else []
+        return [unit for unit in units if len(unit) > 1]
 
     def _each(self) -> list[tf.Tensor]:
         places = self.shards.places()

@@ -165,7 +165,7 @@ def build(model: Any, batch: Batch, request: Request) -> TowerGraph:
     else:
         homes, penalties = homes_of(graph)
     with (
-        request.told(model),
+        request.announced(model),
         checks.phase_known(request.training),
         speaks_of_all(model, batch, request),
     ):

@@ -27,7 +27,7 @@ def soon():
 
 class LongWaitsTest(absltest.TestCase):
     def test_what_takes_long_is_told_ever_less_often(self):
-        with soon() as said, long_waits.told("counting sheep"):
+        with soon() as said, long_waits.announced("counting sheep"):
             time.sleep(0.1)
         lines = said.getvalue().splitlines()
         self.assertBetween(len(lines), 2, 7)  # 1, 2, 4 ... 64 ms apart
@@ -35,7 +35,7 @@ class LongWaitsTest(absltest.TestCase):
 
     def test_what_is_quick_is_not(self):
         said = io.StringIO()
-        with contextlib.redirect_stderr(said), long_waits.told("a moment"):
+        with contextlib.redirect_stderr(said), long_waits.announced("a moment"):
             pass
         self.assertEqual(said.getvalue(), "")
 
@@ -43,7 +43,7 @@ class LongWaitsTest(absltest.TestCase):
         keras.config.disable_interactive_logging()
         self.addCleanup(keras.config.enable_interactive_logging)
         with soon() as said, self.assertLogs("absl", "INFO") as heard:
-            with long_waits.told("counting sheep"):
+            with long_waits.announced("counting sheep"):
                 time.sleep(0.05)
         self.assertIn("counting sheep", heard.output[0])
         self.assertEqual(said.getvalue(), "")

@@ -81,7 +81,7 @@ class Cluster(Scheduled):
         self._graves: list[Any] = []
         self._members = Members(tasks, _CHIEF, heartbeat)
         try:
-            with long_waits.told(self._members.waited_for):
+            with long_waits.announced(self._members.waited_for):
                 self._connect(time.monotonic() + timeout)
         except BaseException:
             self._end()

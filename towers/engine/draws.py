@@ -52,7 +52,7 @@ class Place:
             return tf.reduce_sum(self.total)
 
 
-def told(place: Place) -> tf.Tensor:
+def located(place: Place) -> tf.Tensor:
     """int64 [3] of a place, which a tower may be given: see `place_of`."""
     each = [place.start, place.all_rows(), place.index]
     if place.is_known:
@@ -60,10 +60,10 @@ def told(place: Place) -> tf.Tensor:
     return tf.stack([tf.cast(x, tf.int64) for x in each])
 
 
-def place_of(told: tf.Tensor) -> Place:
-    """The place that is `told`, in scalars."""
+def place_of(located: tf.Tensor) -> Place:
+    """The place that is `located`, in scalars."""
     with on_host(device_here()):
-        start, total, index = tf.unstack(told)
+        start, total, index = tf.unstack(located)
     return Place(index, start, None, total)
 
 

@@ -17,7 +17,7 @@ SECONDS = 5.0  # until the first line; until each further one twice as many
 
 
 @contextlib.contextmanager
-def told(what: str | Callable[[], str]) -> Iterator[None]:
+def announced(what: str | Callable[[], str]) -> Iterator[None]:
     """While open, says what is being done, if that takes long.
 
     Args:

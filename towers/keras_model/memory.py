@@ -56,13 +56,13 @@ def memory_errors(placement: Placement | None = None) -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        told = _told(error.message, placement)
-        if told is None:
+        advice = _advice(error.message, placement)
+        if advice is None:
             raise
-        raise in_words(error, f"{told}\n\n") from None
+        raise in_words(error, f"{advice}\n\n") from None
 
 
-def _told(message: str, placement: Placement | None) -> str | None:
+def _advice(message: str, placement: Placement | None) -> str | None:
     """What is to be said; None if it is said already, or of no tower."""
     node = _NODE.search(message)
     found = tower_of(node[1]) if node else None

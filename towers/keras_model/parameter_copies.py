@@ -89,15 +89,15 @@ class Copies:
     Attributes:
       values: of all variables, where they live.
       each: per tower, its copies of them.
-      told: per tower, where it is in the batch, for what it draws, see
-        `draws.told`; None where nothing is.
+      located: per tower, where it is in the batch, for what it draws, see
+        `draws.located`; None where nothing is.
       parameters: per tower, its copies of those that are trained, as wide; of
         tables of which it reads rows what is read if somebody asks, `Promised`.
     """
 
     values: list[Any]
     each: list[list[Any]]
-    told: list[tf.Tensor | None]
+    located: list[tf.Tensor | None]
     parameters: list[list[Any]]
 
 
@@ -173,7 +173,7 @@ def replicated(
             for k, column in zip(members, given):
                 columns[k] = column
         n = len(placement.devices)
-        told = [None] * n if where is None else where.taken(columns.pop())
+        located = [None] * n if where is None else where.taken(columns.pop())
         each = [list(own) for own in zip(*columns)] or [[]] * n
         shown = [{k: own[k] for k in graph.trainable} for own in each]
         for k in sorted(shown[0]) if are_handed_out else ():
@@ -187,7 +187,7 @@ def replicated(
                     there = graph.elsewhere(i, device).get(k, device)
                     pair = handed_out(values[k], each[i][k], there)
                     shown[i][k], each[i][k] = pair
-    return Copies(values, each, told, [[*own.values()] for own in shown])
+    return Copies(values, each, located, [[*own.values()] for own in shown])
 
 
 def _places(

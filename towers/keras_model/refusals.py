@@ -51,13 +51,13 @@ def tower_errors(placement: Placement | None = None) -> Iterator[None]:
         refused = _unjoined(error.message) or _of_other_rows(error.message)
         if refused is not None:
             raise refused from None
-        told = _told(error.message)
-        if told is None:
+        advice = _advice(error.message)
+        if advice is None:
             raise
-        raise in_words(error, f"{told}\n\n") from None
+        raise in_words(error, f"{advice}\n\n") from None
 
 
-def _told(message: str) -> str | None:
+def _advice(message: str) -> str | None:
     """What is to be said; None if it is said already, or of no layer."""
     found = _REFUSED.search(message)
     tower = tower_of(found[1] or found[2]) if found else None

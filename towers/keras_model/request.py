@@ -70,11 +70,13 @@ class Request:
             checks.check_compilable(graph, self.training, self.users_fn)
         return graph
 
-    def told(self, model: Any) -> AbstractContextManager[None]:
+    def announced(self, model: Any) -> AbstractContextManager[None]:
         """While open, says that its towers are built, if that takes long."""
         names = [x.name for x in tf.nest.flatten(model) if hasattr(x, "name")]
         n = len(self.placement.devices)
-        return long_waits.told(f"building {n} towers of {', '.join(names)}")
+        return long_waits.announced(
+            f"building {n} towers of {', '.join(names)}"
+        )
 
     def of_call(self, call: ModelCall) -> "Request":
         """The same of one call of the model, which says the phase."""

@@ -107,7 +107,7 @@ def _computed(
     how, where = request.how, [home.device for home in homes]
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
-    places, each, told = shards.places(), copies.each, copies.told
+    places, each, located = shards.places(), copies.each, copies.located
     rehearsal = _rehearsal(graph, shards, request, towers)
     guards = Guards(rehearsal)
 
@@ -126,7 +126,7 @@ def _computed(
                     tower.scope if alike or how is not How.BUILT else "",
                 )
                 for tower, place, argument in zip(
-                    towers, places, zip(each, told, shards.fed)
+                    towers, places, zip(each, located, shards.fed)
                 )
             ],
             joining(shards, placement) if talk else None,
@@ -171,7 +171,7 @@ def scope_of(i: int) -> str:
 
 
 def _elsewhere(graph: layer_graph.LayerGraph, tower: Any) -> dict[int, str]:
-    """What of a tower's argument is taken elsewhere: of copies, and of `told`."""
+    """What of a tower's argument is taken elsewhere: of copies, and of `located`."""
     elsewhere = graph.elsewhere(tower.index, tower.device)
     if graph.seeds and host_of(tower.device) != tower.device:
         elsewhere[len(graph.variables)] = host_of(tower.device)
@@ -191,20 +191,20 @@ def pure_tower(
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: to a nest of tensors.
 
-    Its argument are the tower's copies, where it is in the batch as `draws.told`
+    Its argument are the tower's copies, where it is in the batch as `draws.located`
     has it, or None, and its shard.
     """
     tower_fn = called_in(request, tower)
 
     def run(argument: tuple[list[tf.Tensor], Any, Any]) -> dict[str, Any]:
-        copies, told, shard = argument
+        copies, located, shard = argument
         if request.how is How.COMPILED and place.is_known:
-            told = None  # XLA knows shapes, and no tower is a copy
+            located = None  # XLA knows shapes, and no tower is a copy
         root = tf.compat.v1.get_default_graph()
         before, drawn = len(root.get_operations()), None
         if look is not None:
             with tf.name_scope(tower.scope):
-                drawn = tower_draws.Own(place, told, look, tower_fn)
+                drawn = tower_draws.Own(place, located, look, tower_fn)
             states = {i: copies[i] for i in graph.seeds}
             drawn.set_given(states, shard, guards.divided)
         replay = replayed(

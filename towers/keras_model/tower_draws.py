@@ -22,12 +22,12 @@ from towers.engine.draws import (
     Place,
     can_count,
     has_split_pairs,
+    located,
     own_key,
     own_seed,
     place_of,
     rows_by_counter,
     rows_of_whole,
-    told,
 )
 from towers.engine.host import device_here, on_host
 from towers.foreign import tf_random, tf_random_graphs
@@ -41,7 +41,7 @@ class Own:
 
     Args:
       place: where its rows are.
-      told: the same as a tensor, see `engine.draws.told`, so that copies of the
+      located: the same as a tensor, see `engine.draws.located`, so that copies of the
         tower have theirs; or None.
       look: what all towers know.
       tower_fn: what it calls.
@@ -57,15 +57,15 @@ class Own:
     def __init__(
         self,
         place: Place,
-        told: tf.Tensor | None,
+        located: tf.Tensor | None,
         look: Look,
         tower_fn: Callable[..., Any] | None,
     ):
         self.place, self._look, self._tower_fn = place, look, tower_fn
         self.root = tf.compat.v1.get_default_graph()
         self._before = len(self.root.get_operations())
-        self._told = told
-        self._where = place if told is None else place_of(told)
+        self._located = located
+        self._where = place if located is None else place_of(located)
         self._of_rows: set[Any] = set()
         self._states: dict[Any, int] = {}
         self._streams: dict[int, tf.Tensor] = {}
@@ -102,7 +102,7 @@ class Own:
     @property
     def of_place(self) -> list[tf.Tensor]:
         """What the tower is given that is another tower's for another tower."""
-        return [] if self._told is None else [self._told]
+        return [] if self._located is None else [self._located]
 
     def _at(
         self, key: Key, sizes: Sequence[int | None] | None = None
@@ -212,7 +212,7 @@ class Own:
             tf_random_graphs.mark_seen(result)
         else:
             self.rows.append((result, drawn.axis, drawn.of_row))
-        if self._told is None:
+        if self._located is None:
             tf_random_graphs.mark(result)  # no copy of this tower has the same
         return result
 
@@ -280,7 +280,7 @@ class Own:
         """Where the tower's rows are, in ints or in int64 scalars."""
         if not self._where.is_known and self._where is self.place:
             with self._in_root(), on_host(device_here()):
-                self._where = place_of(told(self.place))
+                self._where = place_of(located(self.place))
         return self._where
 
     @contextlib.contextmanager

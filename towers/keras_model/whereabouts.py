@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from towers.engine.draws import told
+from towers.engine.draws import located
 from towers.engine.host import host_of
 from towers.placement.device_names import same_device
 from towers.placement.placement import Placement
@@ -33,7 +33,7 @@ class Whereabouts:
 
     @functools.cached_property
     def hosts(self) -> tuple[str, ...]:
-        """Where each tower is told."""
+        """Where each tower hears of it."""
         return tuple(map(host_of, self.placement.devices))
 
     @property
@@ -44,7 +44,7 @@ class Whereabouts:
         )
 
     def sent(self) -> list[tf.Tensor]:
-        """For each tower what `draws.told` says, or that of all of its machine."""
+        """For each tower what `draws.located` says, or that of all of its machine."""
         made = self._each()
         for unit in self._shared():
             with tf.device(self.home):
@@ -55,7 +55,7 @@ class Whereabouts:
         return made
 
     def taken(self, sent: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """For each tower what `draws.told` says, of what it was sent."""
+        """For each tower what `draws.located` says, of what it was sent."""
         made = list(sent)
         for unit in self._shared():
             size = made[unit[0]].shape[0] // len(unit)
@@ -76,5 +76,5 @@ class Whereabouts:
         made = []
         for place, host in zip(places, self.hosts):
             with tf.device(self.home if self.travels else host):
-                made.append(told(dataclasses.replace(place, total=total)))
+                made.append(located(dataclasses.replace(place, total=total)))
         return made

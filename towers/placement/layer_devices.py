@@ -82,7 +82,7 @@ def is_in_pieces(pin: Any) -> bool:
     return isinstance(pin[0] if isinstance(pin, tuple) else pin, Pieces)
 
 
-def told(layer_devices: Mapping[str, Any]) -> str:
+def as_printed(layer_devices: Mapping[str, Any]) -> str:
     """What a placement prints of it."""
     held: dict[Any, list[str]] = {}
     for name, pin in layer_devices.items():

@@ -10,9 +10,9 @@ from towers.placement import device_names
 from towers.placement.device_names import available, resolve
 from towers.placement.layer_devices import (
     LayerDevices,
+    as_printed,
     checked_layer_devices,
     devices_of,
-    told,
 )
 from towers.placement.policies import POLICIES, Policy
 from towers.placement.weights import checked_weights
@@ -163,7 +163,7 @@ class Placement(WorkedOut):
         return (
             f"{towers}; batches split on {self.input_device}, parameters "
             f"{parameters}, outputs gathered on {self.output_device}"
-            + told(self.layer_devices)
+            + as_printed(self.layer_devices)
             + "".join(f"\n{reason}" for reason in self.reasons)
         )
 

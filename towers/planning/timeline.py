@@ -243,8 +243,8 @@ def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
         heard()
 
     name = getattr(fn, "__name__", None) or type(fn).__name__
-    told = long_waits.told(f"running {name} for a timeline")
-    with told, _sessions() as graphs:
+    announced = long_waits.announced(f"running {name} for a timeline")
+    with announced, _sessions() as graphs:
         # A Session's bound `run` was bound before it was replaced.
         session = isinstance(getattr(fn, "__self__", None), _SESSIONS)
         call = fn.__self__.run if session else fn  # type: ignore[attr-defined]

@@ -91,7 +91,7 @@ def execution_report(
         events.extend(heard.events)
 
     name = getattr(fn, "__name__", None) or type(fn).__name__
-    with long_waits.told(f"running {name} for a report"):
+    with long_waits.announced(f"running {name} for a report"):
         recording = record(call)
     graphs = [g for ran in recording.functions for g in ran.partitions]
     counts = times_sent(graphs, events) if loops else {}

@@ -61,7 +61,7 @@ class Kinds:
 
     def _pieces(self, tensor: str) -> list[tuple[str, Places]]:
         """The same, and where in the tensor each is."""
-        node = self._values.node(self._values.made(tensor))
+        node = self._values.node(self._values.origin(tensor))
         joined = self._values.joined(node)
         if not joined or _layer(node.name):
             return [(tensor, ())]
@@ -108,7 +108,7 @@ class Kinds:
         shape: tuple[int, ...] | None,
     ) -> Part:
         """What one value is that crosses."""
-        origin = self._values.made(piece)
+        origin = self._values.origin(piece)
         node = self._values.node(origin)
         if node is None or piece.startswith("^"):
             return Part("rest")
@@ -270,7 +270,7 @@ class Kinds:
             if node.op not in _PICKS:
                 return False
             at = 1 if node.op == "Split" else 0
-            origin = self._values.made(node.input[at])
+            origin = self._values.origin(node.input[at])
         return False
 
 

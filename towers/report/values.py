@@ -75,7 +75,7 @@ class GraphValues:
         """Who takes a tensor, and as which input."""
         return self._takers.get(full(tensor), [])
 
-    def made(self, tensor: str) -> str:
+    def origin(self, tensor: str) -> str:
         """Where a value was made, past copies and what it was joined in."""
         seen = set()
         while tensor not in seen:
@@ -84,7 +84,7 @@ class GraphValues:
             if node is None or not node.input:
                 return full(tensor)
             if node.op == "SplitV":
-                whole = self.node(self.made(node.input[0]))
+                whole = self.node(self.origin(node.input[0]))
                 joined = self.joined(whole)
                 if len(joined) != node.attr["num_split"].i:
                     return full(tensor)
@@ -108,7 +108,7 @@ class GraphValues:
 
     def variable(self, handle: str) -> SizedVariable | None:
         """The variable that a handle is of."""
-        return self._handles.get(source(self.made(handle)))
+        return self._handles.get(source(self.origin(handle)))
 
     def taken_by(
         self, tensor: str, counts: Callable[[Any], bool]
@@ -206,7 +206,7 @@ class GraphValues:
                 continue
             found[id(held)] = held
             if held.use.kind == "slot":
-                for reader, _ in self.takers(self.made(handle)):
+                for reader, _ in self.takers(self.origin(handle)):
                     if reader.op in READS:
                         yield f"{reader.name}:0", ()
 

@@ -1,9 +1,10 @@
-"""Chiefs in processes of their own, workers with a core each, and their times."""
+"""Programs of tests in processes of their own, workers with a core each, and times."""
 
 import contextlib
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -12,23 +13,47 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def run_chief(name: str) -> Any:
-    """What a script beside this file says, as its last line."""
+def said(name: str, *arguments: str, **kwargs: Any) -> Any:
+    """The JSON that a program in tests/programs prints as its last line."""
+    return json.loads(run_chief(name, *arguments, **kwargs).splitlines()[-1])
+
+
+def run_chief(
+    name: str, *arguments: str, status: int = 0, timeout: float = 300
+) -> str:
+    """What a program in tests/programs prints; the end of it ends its workers."""
     here = pathlib.Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, here / name],
+    chief = subprocess.Popen(
+        [sys.executable, here / "programs" / name, *arguments],
         env={
             **os.environ,
             "PYTHONPATH": f"{here.parent}{os.pathsep}{here}",
             "TF_CPP_MIN_LOG_LEVEL": "3",
         },
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,
     )
-    if done.returncode:
-        raise AssertionError(done.stderr[-5000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    try:
+        out, err = chief.communicate(timeout=timeout)
+    finally:
+        end(chief)
+    if chief.returncode != status:
+        raise AssertionError(f"{name}: {chief.returncode}\n{err[-5000:]}")
+    return out
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a program that has a session of its own, and all that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def pin(pid: int, core: int) -> None:

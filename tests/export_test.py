@@ -1,6 +1,5 @@
 """SavedModels with towers, served where neither towers nor Keras is."""
 
-import json
 import os
 import pathlib
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from chiefs import said
 from models import (
     attention,
     close,
@@ -47,19 +47,6 @@ def named(x):
     }
 
 
-def serve(folder):
-    """What a second process says of the models in the folders of a folder."""
-    here = pathlib.Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, str(here / "serve.py"), folder, "3"],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 class ServeTest(absltest.TestCase):
     @pytest.mark.slow
     def test_another_process_serves_the_towers(self):
@@ -88,7 +75,7 @@ class ServeTest(absltest.TestCase):
             towers.TowerModel(model, where).export(
                 os.path.join(folder, "model"), **kwargs.get(name, {})
             )
-        said = serve(root)
+        told = said("serve.py", root, "3")
         for name, model in plain.items():
             folder = pathlib.Path(root, name)
             with self.subTest(name=name):
@@ -96,20 +83,20 @@ class ServeTest(absltest.TestCase):
                 if name in ("for_gpus", "for_no_devices"):
                     continue
                 self.assertEqual(
-                    said[name]["executed"],
+                    told[name]["executed"],
                     {str(i): [f"/CPU:{i}"] for i in range(3)},
                 )
-                for device in said[name]["variables"]:
+                for device in told[name]["variables"]:
                     self.assertRegex(device, "CPU:2$")
-                self.assertTrue(said[name]["differentiable"])
+                self.assertTrue(told[name]["differentiable"])
                 written = (folder / "model" / "saved_model.pb").read_bytes()
                 # What Keras calls its objects.
                 self.assertNotIn(b"_tf_keras", written)
         self.assertEqual(
-            said["for_gpus"]["asked"],
+            told["for_gpus"]["asked"],
             ["", "/device:CPU:0"] + [f"/device:GPU:{i}" for i in range(4)],
         )
-        self.assertEqual(said["for_no_devices"]["asked"], [""])
+        self.assertEqual(told["for_no_devices"]["asked"], [""])
 
     def check_answers(self, folder, model):
         for rows in (1, 7):

@@ -1,10 +1,7 @@
 """What a SavedModel keeps besides weights: seeds, state, tables, structure."""
 
-import json
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 import keras
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from chiefs import said
 from models import close, placement
 
 import towers
@@ -226,18 +224,10 @@ class LookupTest(parameterized.TestCase):
         if isinstance(vocabulary, str) and os.path.exists(vocabulary):
             os.remove(vocabulary)
         np.savez(os.path.join(folder, "inputs_3.npz"), inputs=WORDS)
-        here = pathlib.Path(__file__).parent
-        done = subprocess.run(
-            [sys.executable, str(here / "serve.py"), root, "3"],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ""},
-            capture_output=True,
-            text=True,
-        )
-        self.assertEqual(done.returncode, 0, done.stderr)
+        told = said("serve.py", root, "3")
         outputs = np.load(os.path.join(folder, "outputs_3.npz"))
         close(outputs["output_0"], model(tf.constant(WORDS)))
-        said = json.loads(done.stdout.splitlines()[-1])["words"]
-        self.assertTrue(said["differentiable"])
+        self.assertTrue(told["words"]["differentiable"])
 
     def test_a_table_that_no_layer_keeps_is_refused(self):
         table = tf.lookup.StaticHashTable(

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from cluster_chiefs import run_chief
+from chiefs import run_chief
 
 import towers
 
@@ -15,8 +15,7 @@ import towers
 class ClusterTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_connecting_and_losing(self):
-        status, _, err = run_chief("connecting.py")
-        self.assertEqual(status, 0, err[-5000:])
+        run_chief("connecting.py")
 
     @parameterized.parameters(
         ("10.0.0.2:2222", {}, TypeError, "`addresses` must be a list"),

@@ -17,17 +17,11 @@ import time
 import keras
 import pytest
 from absl.testing import absltest
-from cluster_chiefs import run_chief
+from chiefs import run_chief, said
 
 import towers
 
 TESTS = pathlib.Path(__file__).parents[1]
-
-
-def said(name, *arguments):
-    status, out, err = run_chief(name, *arguments)
-    assert status == 0, err[-5000:]
-    return json.loads(out.splitlines()[-1])
 
 
 def memory(pid):
@@ -94,10 +88,8 @@ class GoingOnTest(absltest.TestCase):
             addresses, pids = json.loads(workers.stdout.readline())
             with tempfile.TemporaryDirectory() as folder:
                 arguments = ",".join(addresses), folder, "3"
-                status, _, err = run_chief(
-                    "restarting.py", *arguments, "chief15"
-                )
-                self.assertEqual(status, -signal.SIGKILL, err[-3000:])
+                kwargs = {"status": -signal.SIGKILL}
+                run_chief("restarting.py", *arguments, "chief15", **kwargs)
                 told = said("restarting.py", *arguments, "chief-1")
             self.assertLess(told["weights"], 1e-6, told)
             self.assertEqual(told["attempts"], 1)

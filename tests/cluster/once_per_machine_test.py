@@ -1,11 +1,10 @@
 """Workers of several devices: what is sent crosses once per machine."""
 
-import json
 import sys
 
 import pytest
 from absl.testing import absltest, parameterized
-from cluster_chiefs import run_chief
+from chiefs import said
 
 _ASIDE = 25_000  # bytes of a step: calls, and where each tensor is asked for
 
@@ -21,11 +20,7 @@ class MachinesTest(parameterized.TestCase):
     def test_bytes_are_of_machines_and_weights_of_the_plain_model(
         self, devices, *models
     ):
-        status, out, err = run_chief(
-            "once_per_machine.py", str(devices), *models, timeout=600
-        )
-        self.assertEqual(status, 0, err[-5000:])
-        told = json.loads(out.splitlines()[-1])
+        told = said("once_per_machine.py", str(devices), *models, timeout=600)
         self.assertNotEmpty(told)
         for name, (difference, sent, least, *reported) in told.items():
             with self.subTest(name):

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from absl.testing import absltest, parameterized
-from cluster_chiefs import end
+from chiefs import end
 from cluster_workers import free_ports
 
 import towers

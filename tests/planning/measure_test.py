@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from chiefs import run_chief
+from chiefs import said
 from models import close, inputs, make, placement, targets, two_by_two
 
 import towers
@@ -96,7 +96,7 @@ class MeasureWeightsTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_a_worker_whose_core_is_busy_gets_less(self):
-        told = run_chief("planning/busy_worker.py")
+        told = said("busy_worker.py")
         for share, expected in zip(told["shares"], told["expected"]):
             self.assertBetween(share, expected / 1.3, expected * 1.3, told)
         self.assertLess(told["over equal"], 1, told)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
-from chiefs import run_chief
+from chiefs import said
 from models import close, make
 
 import towers
@@ -80,7 +80,7 @@ class PipelineTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_on_workers(self):
-        told = run_chief("planning/pipelines.py")
+        told = said("pipelines.py")
         self.assertLess(told["difference of one pipeline"], 1e-5, told)
         self.assertLess(told["difference of two pipelines"], 1e-5, told)
 

@@ -81,7 +81,7 @@ class BlocksTest(parameterized.TestCase):
                 files[-1].write_text("\n" * (line - 1) + block)
         done = subprocess.run(
             [
-                *(sys.executable, ROOT / "tests" / "forked.py"),
+                *(sys.executable, ROOT / "tests/programs/forked.py"),
                 *(json.dumps([[str(file)] for file in files]), "2"),
             ],
             env={

@@ -189,7 +189,7 @@ class ReadTest(parameterized.TestCase):
             [str(ROOT / "examples" / file), *flags]
             for file, *flags in last_lines
         ]
-        done = run("forked.py", json.dumps(commands))
+        done = run("tests/programs/forked.py", json.dumps(commands))
         self.assertEqual(done.returncode, 0, done.stderr)
         told = json.loads(done.stdout.splitlines()[-1])
         for command, last, (status, out, err) in zip(
@@ -230,7 +230,7 @@ class ReadTest(parameterized.TestCase):
 def run(file, *arguments):
     """A Python program in a process of its own."""
     return subprocess.run(
-        [sys.executable, pathlib.Path(__file__).parents[1] / file, *arguments],
+        [sys.executable, ROOT / file, *arguments],
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),

@@ -10,7 +10,7 @@ import tempfile
 
 import pytest
 from absl.testing import absltest
-from cluster_chiefs import end
+from chiefs import end
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAST = r"2 towers  loss \d\.\d{4}\n$"

@@ -4,14 +4,14 @@ import sys
 
 import pytest
 from absl.testing import absltest
-from chiefs import run_chief
+from chiefs import said
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the bytes.")
 class WorkersTest(absltest.TestCase):
     def test_processes_train_the_plain_model_and_each_byte_crosses_once(self):
-        told = run_chief("chief.py")
+        told = said("chief.py")
         self.assertLess(told["difference"], 1e-6)
         self.assertLess(told["difference from generators"], 1e-6)
         self.assertLen(told["bytes"], 4)

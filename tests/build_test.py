@@ -18,50 +18,11 @@ from models import (
     recurrent,
     two_by_two,
 )
+from same import plain_step, same_step, towered_step, unknown_rows
 
 import towers
 
 layers = keras.layers
-
-
-def loss_of(outputs, losses):
-    flat = tf.nest.flatten(outputs)
-    return tf.add_n([tf.reduce_mean(tf.square(y)) for y in flat] + losses)
-
-
-def step_of(call, model):
-    """A function to outputs, loss and gradients; `call(x)` gives two first."""
-
-    def step(x):
-        with tf.GradientTape() as tape:
-            outputs, losses = call(x)
-            loss = loss_of(outputs, losses)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        return outputs, loss, [tf.convert_to_tensor(g) for g in gradients]
-
-    return step
-
-
-def plain(model, x):
-    """What the plain model says; op by op, as that needs no tracing."""
-    return step_of(lambda x: (model(x, training=True), model.losses), model)(x)
-
-
-def towered(model, where, spec=None):
-    """A function to the same in towers."""
-
-    def call(x):
-        graph = towers.build_towers(model, x, where, training=True)
-        return graph.outputs, graph.losses
-
-    signature = None if spec is None else [spec]
-    return tf.function(step_of(call, model), input_signature=signature)
-
-
-def unknown_rows(x):
-    return tf.nest.map_structure(
-        lambda v: tf.TensorSpec([None, *v.shape[1:]], v.dtype), x
-    )
 
 
 # Models with one input and one output.
@@ -73,10 +34,8 @@ class EqualityTest(parameterized.TestCase):
     @pytest.mark.slow_of("unrolled", "two_by_two")
     def test_a_step_is_the_plain_model_s_and_on_its_towers(self, model):
         one_by_one, model = model in ONE_BY_ONE, make(model)
-        x, said = inputs(model, 7), []
-        step = towered(model, placement(3))
-        executed = Executed(lambda: said.extend(step(x)))
-        close(said, plain(model, x))
+        x = inputs(model, 7)
+        executed = same_step(model, placement(3), x, look=Executed)
         # The model's loss has no heavy op of its own.
         self.assertEqual(
             executed.heavy(), {f"tower_{i}": {f"/CPU:{i}"} for i in range(3)}
@@ -89,30 +48,30 @@ class EqualityTest(parameterized.TestCase):
     @pytest.mark.slow_of("recurrent", "unrolled", "attention", "two_by_two")
     def test_any_number_of_rows_gives_the_plain_model_s_numbers(self, model):
         model = make(model)
-        spec = unknown_rows(inputs(model, 1))
-        step = towered(model, placement(3, [1, 0, 2]), spec)
-        for rows in (1, 3, 7):  # in one or two of three towers
-            x = inputs(model, rows)
-            with self.subTest(rows=rows):
-                close(step(x), plain(model, x))
+        # In one or two of three towers.
+        batches = [inputs(model, rows) for rows in (1, 3, 7)]
+        spec = unknown_rows(batches[0])
+        same_step(model, placement(3, [1, 0, 2]), *batches, spec=spec)
 
     def test_one_tower_gives_the_plain_model_s_numbers(self):
         for model in (make(cnn), make(two_by_two)):
             x = inputs(model, 3)
-            step = towered(model, placement(1), unknown_rows(x))
-            close(step(x), plain(model, x))
+            same_step(model, placement(1), x, spec=unknown_rows(x))
 
     @parameterized.parameters(recurrent, attention, two_by_two)
     @pytest.mark.slow_after(1)
     def test_the_tape_may_be_outside(self, model):
         model = make(model)
         x = inputs(model, 5)
-        _, _, expected = plain(model, x)
+        _, _, expected = plain_step(model)(x)
 
         @tf.function
         def forward(x):
             graph = towers.build_towers(model, x, placement(2), training=True)
-            return loss_of(graph.outputs, graph.losses)
+            each = [
+                tf.reduce_mean(y**2) for y in tf.nest.flatten(graph.outputs)
+            ]
+            return tf.add_n([*each, *graph.losses])
 
         @tf.function
         def enclosing(x):
@@ -136,9 +95,8 @@ class EqualityTest(parameterized.TestCase):
             graph = towers.build_towers(model, x, placement(2))
             loss = tf.reduce_mean(tf.square(graph.outputs))
         close(graph.outputs, model(x))
-        close(
-            tape.gradient(loss, model.trainable_variables), plain(model, x)[2]
-        )
+        gradients = tape.gradient(loss, model.trainable_variables)
+        close(gradients, plain_step(model)(x)[2])
         self.assertEqual(graph.rows.numpy().tolist(), [2, 3])
 
     def test_embedding_gradients_stay_sparse(self):
@@ -148,7 +106,7 @@ class EqualityTest(parameterized.TestCase):
         def run(x):
             with tf.GradientTape() as tape:
                 graph = towers.build_towers(model, x, placement(2))
-                loss = loss_of(graph.outputs, [])
+                loss = tf.reduce_mean(graph.outputs**2)
             gradient = tape.gradient(loss, model.trainable_variables[0])
             self.assertIsInstance(gradient, tf.IndexedSlices)
             return gradient.indices
@@ -195,7 +153,7 @@ class EqualityTest(parameterized.TestCase):
 class PlacedTest(absltest.TestCase):
     def test_layers_are_named_below_their_tower(self):
         model = make(nested)
-        step = towered(model, placement(2))
+        step = towered_step(model, placement(2))
         executed = Executed(lambda: step(inputs(model, 4)))
         name = r"tower_1/inner/deep/.*MatMul"
         self.assertEqual(executed.devices(name, "MatMul"), {"/CPU:1"})

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import close, make, placement
+from models import make, placement
+from same import same_step
 
 import towers
 
@@ -160,31 +161,11 @@ OWN = {
 
 class SharedTest(absltest.TestCase):
     def test_what_is_the_same_in_all_towers_has_the_plain_gradient(self):
-        model = make(sharing)
-
-        def gradients(call):
-            @tf.function(autograph=False, input_signature=[ROWS])
-            def run(x):
-                with tf.GradientTape() as tape:
-                    tape.watch(x)
-                    loss = tf.reduce_sum(tf.square(call(x)))
-                wanted = [v.value for v in model.trainable_variables]
-                return loss, tape.gradient(loss, [*wanted, x])
-
-            return run
-
-        plain, towered = (
-            gradients(model),
-            gradients(
-                lambda x: towers.build_towers(model, x, placement(3)).outputs
-            ),
-        )
         rng = np.random.default_rng(0)
-        for rows in (7, 2):  # of two rows, the first tower has none
-            x = rng.normal(size=[rows, 3]).astype("float32")
-            expected, actual = plain(x), towered(x)
-            close(actual[0], expected[0], 1e-5)
-            close(actual[1], expected[1], 1e-4)
+        # Of two rows, the first tower has none.
+        batches = [rng.normal(size=[n, 3]).astype("float32") for n in (7, 2)]
+        how = {"of": tf.reduce_sum, "inputs": True, "training": None}
+        same_step(make(sharing), placement(3), *batches, spec=ROWS, **how)
 
     def test_shared_is_by_name_or_last_outside_of_towers_too(self):
         last = towers.all_towers(lambda v, k: v - k, 3.0, shared=1.0)

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
+from same import step_of, towered_step
 
 import towers
 from towers.engine import boundary, copies
@@ -106,18 +107,6 @@ def with_layer(layer):
     )
 
 
-def step_of(call, model, training=True):
-    """A loss and all gradients; `call(x)` gives outputs."""
-
-    def step(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_mean(tf.square(call(x, training)))
-        return loss, tape.gradient(loss, [x, *model.trainable_variables])
-
-    return step
-
-
 def towered(model, n=N, graphs=None):
     def call(x, training):
         graph = towers.build_towers(
@@ -154,7 +143,8 @@ def traced(known):
     """A training step of towers that are copied; how often a layer was called."""
     model = with_layer(Counted)
     Counted.calls = 0
-    step = compiled(step_of(towered(model), model), known)
+    spec = tf.TensorSpec([ROWS if known else None, 4])
+    step = towered_step(model, models.placement(N), spec, inputs=True)
     step.get_concrete_function()
     return step, Counted.calls
 
@@ -170,7 +160,8 @@ class CopyTest(parameterized.TestCase):
             def step(x):
                 # A tensor of this graph.
                 layer.seen = 2.0 + 0.0 * tf.reduce_sum(x)
-                return step_of(call, model, training)(x)
+                outputs = lambda x: (call(x, training), [])  # noqa: E731
+                return step_of(outputs, model, inputs=True)(x)
 
             return step
 
@@ -213,7 +204,8 @@ class CopyTest(parameterized.TestCase):
                 return super().call(x) * 3.0 + same
 
         model = with_layer(Wasteful)
-        step = compiled(step_of(towered(model), model), known=False)
+        spec = tf.TensorSpec([None, 4])
+        step = towered_step(model, models.placement(N), spec, inputs=True)
         ops = step.get_concrete_function().graph.get_operations()
         towers_ops = [
             [op for op in ops if op.name.startswith(f"tower_{i}/")]

@@ -9,10 +9,12 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
 from models import close, make, placement
+from same import pair, plain_step, same_fit, same_step, unknown_rows
 
 import towers
 
 layers = keras.layers
+SUMS = {"of": tf.reduce_sum, "inputs": True}
 
 
 def norm(**kwargs):
@@ -101,60 +103,14 @@ def batch(model, rows, seed=0):
     return rng.normal(size=shape).astype("float32")
 
 
-def step_of(call, model):
-    """A function to outputs, loss and gradients; `call(x)` gives two."""
-
-    def run(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x) if x.dtype.is_floating else None
-            outputs, losses = call(x)
-            loss = tf.add_n([tf.reduce_sum(tf.square(outputs)), *losses])
-        wanted = [v.value for v in model.trainable_variables]
-        wanted += [x] if x.dtype.is_floating else []
-        gradients = tape.gradient(loss, wanted)
-        return outputs, loss, [tf.convert_to_tensor(g) for g in gradients]
-
-    return run
-
-
-def plain_step(model, x):
-    """What the plain model says of a step, and its new state."""
-    run = step_of(
-        lambda x: (model(x, training=True), list(model.losses)), model
-    )
-    return *run(x), [v.numpy() for v in model.non_trainable_variables]
-
-
-def towered_step(model, where, spec=None):
-    """A function to the same in towers, always from the weights of now."""
-    weights = model.get_weights()
-
-    def call(x):
-        graph = towers.build_towers(model, x, where, training=True)
-        graph.apply_updates()
-        return graph.outputs, graph.losses
-
-    signature = None if spec is None else [spec]
-    run = tf.function(step_of(call, model), input_signature=signature)
-
-    def step(x):
-        model.set_weights(weights)
-        return *run(x), [v.numpy() for v in model.non_trainable_variables]
-
-    return step
-
-
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
     @pytest.mark.slow_of("resnet", "shared", "masked")
     def test_a_step_is_the_plain_model_s(self, model):
-        x = batch(make(model), 1)
-        spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
-        unknown = towered_step(make(model), placement(3, [2, 1, 1]), spec)
-        for rows in (2, 7):  # of two rows one tower has none
-            self.check(model, unknown, rows)
+        # Of two rows one tower has none.
+        self.check(model, placement(3, [2, 1, 1]), 2, 7)
         if model is shuffled:
-            self.check(model, towered_step(make(model), placement(2)), 5)
+            self.check(model, placement(2), 5, known=True)
 
     @parameterized.product(
         model=[m for _, m in NAMED],
@@ -168,18 +124,13 @@ class EqualityTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_and_in_any_number_of_towers(self, model, case):
         n, rows, weights, known = case
-        x = batch(make(model), rows)
-        spec = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
-        where = placement(n, weights)
-        step = towered_step(make(model), where, None if known else spec)
-        self.check(model, step, rows)
+        self.check(model, placement(n, weights), rows, known=known)
 
-    def check(self, model, step, rows):
-        x = tf.constant(batch(make(model), rows))
-        with self.subTest(rows=rows):
-            expected = plain_step(make(model), x)
-            for a, e in zip(step(x), expected, strict=True):
-                close(a, e, 1e-4)
+    def check(self, model, where, *rows, known=False):
+        model = make(model)
+        batches = [batch(model, n) for n in rows]
+        spec = None if known else unknown_rows(batches[0])
+        same_step(model, where, *batches, spec=spec, tolerance=1e-4, **SUMS)
 
     def test_fit_is_the_plain_model_s(self):
         self.check_fit(3, on_towers=True)
@@ -189,20 +140,11 @@ class EqualityTest(parameterized.TestCase):
         self.check_fit(2, on_towers=False)
 
     def check_fit(self, n, on_towers):
-        models = [make(resnet), make(resnet)]
-        towered = towers.TowerModel(
-            models[1], placement(n), loss_on_towers=on_towers
-        )
+        models = pair(resnet, placement(n), loss_on_towers=on_towers)
         x = batch(models[0], 16)  # the last batch has two rows
         y = np.random.default_rng(1).normal(size=[16, 3])
-        histories = []
-        for m in (models[0], towered):
-            sgd = keras.optimizers.SGD(0.05, momentum=0.9)
-            m.compile(sgd, "mse", run_eagerly=m is not towered)
-            history = m.fit(x, y, batch_size=7, verbose=0, shuffle=False)
-            histories.append(history.history["loss"])
-        close(histories[1], histories[0])
-        close(towered.get_weights(), models[0].get_weights(), 1e-4)
+        how = {"optimizer": lambda: keras.optimizers.SGD(0.05, momentum=0.9)}
+        same_fit(models, x, y, batch_size=7, tolerance=1e-4, **how)
 
     def test_a_session_trains_as_the_plain_model_does(self):
         v1 = tf.compat.v1
@@ -229,7 +171,7 @@ class EqualityTest(parameterized.TestCase):
     def test_the_tape_may_be_outside(self):
         model = make(resnet)
         x = batch(model, 5)
-        expected = plain_step(make(resnet), tf.constant(x))[2]
+        _, _, expected = plain_step(make(resnet), of=tf.reduce_sum)(x)
         call = tf.function(
             lambda x: (
                 towers.build_towers(
@@ -239,7 +181,7 @@ class EqualityTest(parameterized.TestCase):
         )
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.square(call(x)))
-        close(tape.gradient(loss, model.trainable_variables), expected[:-1])
+        close(tape.gradient(loss, model.trainable_variables), expected)
 
     def test_a_persistent_tape_may_ask_twice(self):
         model, x = make(shuffled), tf.ones([5, 4])

@@ -7,6 +7,7 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
 from models import close, make, placement
+from same import same_step
 
 import towers
 from towers.engine.unoptimized import unoptimized
@@ -44,22 +45,8 @@ class QuickStartTest(parameterized.TestCase):
         close(model.evaluate(X, Y, verbose=0), plain.evaluate(X, Y, verbose=0))
 
     def test_towers_in_a_function_of_one_s_own(self):
-        model = make(dense)
-
-        @tf.function(autograph=False)
-        def step(x):
-            with tf.GradientTape() as tape:
-                graph = towers.build_towers(
-                    model, x, placement(3), quick_start=True
-                )
-                loss = tf.reduce_sum(graph.outputs**2)
-            return tape.gradient(loss, model.trainable_variables)
-
-        said = []
-        executed = Executed(lambda: said.extend(step(X)))
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(model(X) ** 2)
-        close(said, tape.gradient(loss, model.trainable_variables))
+        how = {"of": tf.reduce_sum, "options": {"quick_start": True}}
+        executed = same_step(make(dense), placement(3), X, look=Executed, **how)
         self.assertEmpty(fused(executed))
         called = executed.devices("", "PartitionedCall")  # not inlined
         self.assertEqual(called, {f"/CPU:{i}" for i in range(3)})

@@ -21,6 +21,7 @@ from models import (
     unrolled,
 )
 from models import nested as models_in_models
+from same import same_step
 
 import towers
 
@@ -78,35 +79,14 @@ class EveryLayerTest(parameterized.TestCase):
         plain = make(model)
         x = inputs(plain, 7)
 
-        def outputs_and_gradients(call):
-            with tf.GradientTape() as tape:
-                outputs = tf.nest.flatten(call())
-                loss = tf.add_n([tf.reduce_sum(y**2) for y in outputs])
-            gradients = tape.gradient(loss, plain.trainable_variables)
-            return outputs + [tf.convert_to_tensor(g) for g in gradients]
-
-        expected = outputs_and_gradients(lambda: plain(x))
-
-        def pinned(paths):
-            pins = dict.fromkeys(paths, "/CPU:3")
-            where = placement(2, layer_devices=pins)
-
-            @tf.function
-            def step(x):
-                return outputs_and_gradients(
-                    lambda: towers.build_towers(plain, x, where).outputs
-                )
-
-            return step
-
         # Each layer once, with neighbours that are not pinned.
         for k in range(2):
             paths = leaves(plain)[k::2]
-            step, said = pinned(paths), []
-            report = towers.execution_report(
-                lambda step=step, said=said: said.extend(step(x))
-            )
-            close(said, expected)
+            pins = dict.fromkeys(paths, "/CPU:3")
+            where = placement(2, layer_devices=pins)
+            how = {"of": tf.reduce_sum, "training": None}
+            how["look"] = towers.execution_report
+            report = same_step(plain, where, x, **how)
             self.assertEmpty(report.unknown)  # nothing crosses in a loop
             for i in range(2):
                 strays = [

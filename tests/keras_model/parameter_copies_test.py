@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import NAMED, close, inputs, make, placement
+from same import plain_step, same_step, step_of, towered_step
 from two_machines import MACHINE, between_machines, in_machines
 
 import towers
@@ -40,21 +41,6 @@ def normed():
     return keras.Model(words, layers.BatchNormalization()(x))
 
 
-def step_of(call, model):
-    @tf.function
-    def step(x):
-        with tf.GradientTape() as tape:
-            losses = [tf.reduce_mean(y**2) for y in tf.nest.flatten(call(x))]
-            loss = tf.add_n(losses)
-        return loss, [
-            tf.convert_to_tensor(g)
-            for g in tape.gradient(loss, model.trainable_variables)
-            if g is not None
-        ]
-
-    return step
-
-
 class MachinesTest(parameterized.TestCase):
     @parameterized.named_parameters(*NAMED, ("embedding", embedding))
     @pytest.mark.slow_of(
@@ -66,21 +52,12 @@ class MachinesTest(parameterized.TestCase):
         "nested",
     )
     def test_a_step_is_the_plain_model_s(self, model):
-        plain, here = make(model), make(model)
-        x = inputs(plain, 7)
-        expected = step_of(lambda x: plain(x, training=True), plain)(x)
-        # The third has no rows, and shares a device with the first.
+        model = make(model)
+        # The third has no rows, and shares a device with the first. Updates are of
+        # all rows, by way of what each machine has seen.
         where = towers.Placement(TOWERS, weights=[2, 1, 0, 1, 1])
-
-        def call(x):
-            graph = towers.build_towers(here, x, where, training=True)
-            graph.apply_updates()
-            return graph.outputs
-
         with in_machines():
-            close(step_of(call, here)(x), expected)
-        # Of all rows, by way of what each machine has seen.
-        close(here.non_trainable_variables, plain.non_trainable_variables)
+            same_step(model, where, inputs(model, 7))
 
     @pytest.mark.slow
     def test_so_with_layers_elsewhere_and_in_sessions(self):
@@ -93,7 +70,7 @@ class MachinesTest(parameterized.TestCase):
 
         x = np.random.default_rng(0).normal(size=[7, 3]).astype("float32")
         model = made()
-        expected = step_of(lambda x: model(x, training=True), model)(x)
+        _, *expected = plain_step(model)(x)
         # One that all towers have on another machine, and one by tower.
         for elsewhere in (
             {"last": "/CPU:1"},
@@ -104,26 +81,25 @@ class MachinesTest(parameterized.TestCase):
                 TOWERS[:4], weights=[2, 1, 0, 1], layer_devices=elsewhere
             )
 
-            def call(x, where=where):
-                return towers.build_towers(model, x, where).outputs
-
             def lost(model, x):
                 return tf.reduce_mean(model(x) ** 2, 1)
 
             def by_function(x, where=where):
                 rows = towers.build_towers(model, x, where, tower_fn=lost)
-                return tf.sqrt(rows.outputs)
+                return tf.sqrt(rows.outputs), []
 
             with in_machines():
-                close(step_of(call, model)(x), expected)
-                close(step_of(by_function, model)(x), expected)
+                same_step(model, where, x, training=False)
+                _, *found = tf.function(step_of(by_function, model))(x)
+                close(found, expected)
         config = v1.ConfigProto(device_count={"CPU": 4})
         with (
             in_machines(),
             tf.Graph().as_default(),
             v1.Session(config=config) as session,
         ):
-            loss = tf.reduce_mean(call(tf.constant(x)) ** 2)
+            graph = towers.build_towers(model, tf.constant(x), where)
+            loss = tf.reduce_mean(graph.outputs**2)
             weights = v1.trainable_variables()
             session.run(v1.global_variables_initializer())
             said = session.run([loss, tf.gradients(loss, weights)])
@@ -134,10 +110,6 @@ class MachinesTest(parameterized.TestCase):
         where = towers.Placement(TOWERS[:4], weights=[0, 0, 0, 1])
         x = np.ones([3, 2], "float32")
 
-        def call(x):
-            with mock.patch.object(layers.Dense, "call", not_a_number):
-                return towers.build_towers(model, x, where).outputs
-
         kept = layers.Dense.call
 
         def not_a_number(layer, x):
@@ -146,7 +118,8 @@ class MachinesTest(parameterized.TestCase):
             return y if "tower_3" in name else y * np.nan
 
         with in_machines():
-            _, gradients = step_of(call, model)(x)
+            with mock.patch.object(layers.Dense, "call", not_a_number):
+                _, _, gradients = towered_step(model, where, training=None)(x)
         for gradient in gradients:
             self.assertFalse(np.isnan(gradient).any())
 

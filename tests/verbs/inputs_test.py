@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
+from same import same_step
 
 import towers
 
@@ -123,25 +124,6 @@ def wholes(model):
     return ["table", "scale"] if model is whole else []
 
 
-def step(call, model):
-    """A function to outputs and the gradients of weights and float inputs."""
-
-    def run(x):
-        parts = tf.nest.flatten(x, expand_composites=True)
-        floats = [part for part in parts if part.dtype.is_floating]
-        with tf.GradientTape() as tape:
-            tape.watch(floats)
-            outputs = call(x)
-            loss = tf.reduce_sum(tf.square(outputs))
-        wanted = [*(v.value for v in model.trainable_variables), *floats]
-        return outputs, [
-            tf.zeros([]) if g is None else tf.convert_to_tensor(g)
-            for g in tape.gradient(loss, wanted)
-        ]
-
-    return run
-
-
 def open_rows(x, model):
     """The spec of any number of rows."""
     if isinstance(x, dict):
@@ -177,21 +159,11 @@ class EqualityTest(parameterized.TestCase):
         made = make(model)
         batches = [batch(model.__name__, rows) for rows in ROWS]
         spec = open_rows(batches[0], model)
-        plain = step(lambda x: made(x, training=True), made)
-
-        def call(x):
-            return towers.build_towers(
-                made, x, where, training=True, whole=wholes(model)
-            ).outputs
-
-        towered = step(call, made)
-        unknown = tf.function(towered, input_signature=[spec])
-        cases = [(x, unknown) for x in batches]
-        cases += [(batches[-1], tf.function(towered))] * known
-        for i, (x, towered) in enumerate(cases):
-            with self.subTest(case=i):
-                for a, e in zip(towered(x), plain(x), strict=True):
-                    close(a, e)
+        how = {"of": tf.reduce_sum, "inputs": True}
+        how["options"] = {"whole": wholes(model)}
+        same_step(made, where, *batches, spec=spec, **how)
+        if known:
+            same_step(made, where, batches[-1], **how)
 
     @parameterized.named_parameters(NAMED)
     @pytest.mark.slow_of("ragged", "strings", "sparse")

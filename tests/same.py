@@ -168,10 +168,12 @@ def same_fit(
     loss: Any = "mse",
     optimizer: Any = sgd,
     tolerance: float = 1e-5,
+    histories: float = 1e-5,
     predict: bool = False,
+    look: Callable[..., Any] = lambda call: call(),
     compiling: Any = (),
     **fit: Any,
-) -> None:
+) -> Any:
     """Trains both alike, and sees that histories and weights are the same.
 
     Args:
@@ -179,24 +181,29 @@ def same_fit(
       data: x and y, or a dataset.
       loss: of both.
       optimizer: makes one for each; None if they are compiled.
-      tolerance: of weights and predictions; histories are closer.
+      tolerance: of weights and predictions.
+      histories: the tolerance of what `fit` says.
       predict: if what they predict of x is to be compared.
+      look: is given the call of `fit` in towers: `Executed`, say.
       compiling: further arguments of `compile`.
-      fit: of `fit`; of the order of rows they have no choice.
+      fit: of `fit`; rows are not shuffled.
+
+    Returns:
+      What was seen of the one in towers.
     """
-    fit = {"shuffle": False, "verbose": 0, **fit}
-    histories = []
-    for model in models:
-        if optimizer is not None:
-            compiled(model, loss, optimizer, **dict(compiling))
-        histories.append(model.fit(*data, **fit).history)
     plain, towered = models
-    expected, actual = histories
+    if optimizer is not None:
+        for model in models:
+            compiled(model, loss, optimizer, **dict(compiling))
+    fit = {"shuffle": False, "verbose": 0, **fit}
+    expected = plain.fit(*data, **fit).history
+    actual: dict[str, Any] = {}
+    seen = look(lambda: actual.update(towered.fit(*data, **fit).history))
     np.testing.assert_array_equal(list(actual), list(expected))
     for name, values in expected.items():
-        close(actual[name], values)
+        close(actual[name], values, histories)
     close(towered.get_weights(), plain.get_weights(), tolerance)
     if predict:
-        x = data[0]
-        expected = plain.predict(x, verbose=0)
-        close(towered.predict(x, verbose=0), expected, tolerance)
+        outputs = [model.predict(data[0], verbose=0) for model in models]
+        close(*outputs[::-1], tolerance)
+    return seen

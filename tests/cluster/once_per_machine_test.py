@@ -37,9 +37,7 @@ class MachinesTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_what_is_merged_crosses_once_from_each_of_them_on_workers(self):
-        status, out, err = run_chief("once_per_machine.py", "2", "counted")
-        self.assertEqual(status, 0, err[-5000:])
-        told = json.loads(out.splitlines()[-1])
+        told = said("once_per_machine.py", "2", "counted")
         self.assertLen(told, 2)
         for difference, sent in told:
             self.assertLess(difference, 1e-6)

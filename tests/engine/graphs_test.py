@@ -1,10 +1,10 @@
 """graphs: `tf.config.run_functions_eagerly(True)` leaves towers what they are."""
 
-import keras
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, cnn, inputs, make, placement, recurrent, targets
+from same import pair, same_fit
 
 import towers
 from towers.engine.graphs import as_graphs
@@ -24,14 +24,9 @@ class GraphsTest(parameterized.TestCase):
     @pytest.mark.slow_after(1)
     @pytest.mark.filterwarnings("ignore:.*does not apply to tf.data")
     def test_a_model_trains_and_predicts_as_the_plain_one(self, model, options):
-        plain, towered = make(model), make(model)
-        x, y = inputs(plain, 5), targets(plain, 5)
-        towered = towers.TowerModel(towered, placement(2), **options)
-        for one in (plain, towered):
-            one.compile(keras.optimizers.SGD(0.1), "mse")
-            one.fit(x, y, batch_size=3, shuffle=False, verbose=0)
-        close(towered.get_weights(), plain.get_weights())
-        close(towered.predict(x, verbose=0), plain.predict(x, verbose=0))
+        models = pair(model, placement(2), **options)
+        x, y = inputs(models[0], 5), targets(models[0], 5)
+        same_fit(models, x, y, batch_size=3, predict=True)
         self.assertTrue(tf.config.functions_run_eagerly())
 
     def test_towers_that_are_built_eagerly_have_gradients(self):

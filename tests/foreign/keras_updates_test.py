@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
-from models import close, make
+from models import close
+from same import pair, same_fit
 
 import towers
 from towers.foreign.keras_optimizer import optimizer_variables
@@ -77,20 +78,15 @@ class UpdatesTest(parameterized.TestCase):
     @parameterized.named_parameters((k, *v) for k, v in MADE.items())
     @pytest.mark.slow
     def test_numbers_cross_once(self, optimizer, most):
-        plain, towered = make(deep), make(deep)
         balanced = towers.balanced(DEVICES)
-        towered = towers.TowerModel(
-            towered, towers.Placement(DEVICES, balanced)
-        )
+        plain, towered = pair(deep, towers.Placement(DEVICES, balanced))
         plain.compile(optimizer(), "mse", run_eagerly=True)
         towered.compile(optimizer(), "mse")
         data = {"batch_size": 4, "verbose": 0, "shuffle": False}
         step = functools.partial(towered.fit, X[:4], Y[:4], **data)
         transfers = towers.execution_report(step).transfers
         self.assertLessEqual(len(transfers), 8 + most, transfers)
-        for m in (plain, towered):
-            m.fit(X, Y, **data)
-        close(towered.get_weights(), plain.get_weights())
+        same_fit((plain, towered), X, Y, optimizer=None, **data)
         for mine, theirs in zip(
             towered.optimizer.variables, plain.optimizer.variables, strict=True
         ):

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
+from same import pair, same_fit
 
 import towers
 
@@ -70,15 +71,8 @@ def sequential(layer):
 
 class AttributesTest(parameterized.TestCase):
     def test_a_tower_that_waits_finds_what_it_kept(self):
-        results = []
-        for wrap in (False, True):
-            model = sequential(Centered)
-            if wrap:
-                model = towers.TowerModel(model, WHERE)
-            model.compile(keras.optimizers.SGD(0.1), "mse")
-            history = model.fit(X, X[:, :2], batch_size=7, verbose=0)
-            results.append((history.history["loss"], model.get_weights()))
-        close(results[1], results[0])
+        models = pair(lambda: sequential(Centered), WHERE)
+        same_fit(models, X, X[:, :2], batch_size=7)
 
     def test_a_tower_finds_nothing_of_another(self):
         model = First()

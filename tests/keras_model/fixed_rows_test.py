@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from same import same_fit
 
 import towers
 
@@ -87,15 +88,10 @@ class MaskTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_fit_goes_by_it(self):
-        def trained(model):
-            model.compile(keras.optimizers.SGD(0.5), "mse")
-            model.fit(X, X, batch_size=4, epochs=2, verbose=0, shuffle=False)
-            return model.get_weights()
-
-        plain = trained(read(tf.constant(MASK)))
-        model = towers.TowerModel(read(tf.constant(MASK)), THREE)
-        for a, b in zip(plain, trained(model)):
-            np.testing.assert_allclose(a, b, atol=1e-6)
+        plain, model = read(tf.constant(MASK)), read(tf.constant(MASK))
+        how = {"optimizer": lambda: keras.optimizers.SGD(0.5)}
+        how |= {"batch_size": 4, "epochs": 2, "tolerance": 1e-6}
+        same_fit((plain, towers.TowerModel(model, THREE)), X, X, **how)
 
     def test_another_number_of_rows_is_refused_by_name(self):
         model = read(tf.constant(np.tile(MASK, (2, 1))))

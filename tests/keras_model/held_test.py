@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
+from same import pair, same_fit
 
 import towers
 
@@ -77,16 +78,8 @@ class HeldTest(parameterized.TestCase):
     )
     @pytest.mark.slow_of("saved_model_two")
     def test_frozen_it_is_read_where_it_is(self, kind, where):
-        def trained(model):
-            model.compile("sgd", "mse")
-            history = model.fit(X, X[:, :2], batch_size=4, verbose=0)
-            return history.history["loss"], model.get_weights()
-
-        def frozen():
-            return under_a_head(kind(trainable=False))
-
-        in_towers = towers.TowerModel(make(frozen), where)
-        close(trained(in_towers), trained(make(frozen)))
+        models = pair(lambda: under_a_head(kind(trainable=False)), where)
+        same_fit(models, X, X[:, :2], batch_size=4)
 
     @parameterized.named_parameters(KINDS)
     def test_trainable_it_is_refused_by_name(self, kind):

@@ -21,7 +21,7 @@ from models import (
     unrolled,
 )
 from models import nested as models_in_models
-from same import same_step
+from same import pair, same_fit, same_step
 
 import towers
 
@@ -124,8 +124,7 @@ class EmbeddingTest(parameterized.TestCase):
             parameter_device=parameters,
             layer_devices={"embedding": "/CPU:0"},
         )
-        plain = make(lambda: words(mask, count))
-        towered = towers.TowerModel(make(lambda: words(mask, count)), where)
+        plain, towered = pair(lambda: words(mask, count), where)
         x = RNG.integers(0, count, [64, 16]).astype("int32")
         y = RNG.normal(size=[64, 4]).astype("float32")
         for m in (plain, towered):
@@ -148,9 +147,8 @@ class EmbeddingTest(parameterized.TestCase):
             self.assertIn("ResourceScatterSub", ops)
         held = report.parameter_bytes["/CPU:0"]
         self.assertGreaterEqual(held, table.nbytes)
-        for m in (plain, towered):
-            m.fit(x, y, batch_size=48, epochs=2, verbose=0, shuffle=False)
-        close(towered.get_weights(), plain.get_weights())
+        how = {"optimizer": None, "batch_size": 48, "epochs": 2}
+        same_fit((plain, towered), x, y, **how)
 
     def test_the_gradient_is_sparse_in_a_step_of_one_s_own(self):
         model = make(words)

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import placement
+from same import pair, same_fit
 
 import towers
 
@@ -129,19 +130,14 @@ class LossesTest(parameterized.TestCase):
                 self.optimizer.apply_gradients(zip(found, variables))
                 return {"added": loss}
 
-        seen = []
-        for wrap in (False, True):
+        def built():
             made = Own()
             made(X[:2])
-            if wrap:
-                made = towers.TowerModel(made, placement(3, [3, 2, 1]))
-            made.compile(keras.optimizers.SGD(0.01))
-            history = made.fit(
-                X, X[:, :2], batch_size=4, shuffle=False, verbose=0
-            )
-            seen.append([history.history["added"], *made.get_weights()])
-        for ours, theirs in zip(*seen):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+            return made
+
+        models = pair(built, placement(3, [3, 2, 1]))
+        how = {"loss": None, "optimizer": lambda: keras.optimizers.SGD(0.01)}
+        same_fit(models, X, X[:, :2], batch_size=4, **how)
 
     def test_what_does_not_add_up_is_named_once(self):
         made = model(lambda x, w: ops.max(x), lambda x, w: ops.mean(x) ** 2)

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, cnn, make, placement
+from same import pair, same_fit
 
 import towers
 from towers.keras_model import parameters
@@ -64,7 +65,7 @@ class PoliciesTest(parameterized.TestCase):
 
     def check(self, optimizer):
         where = placement(4, parameter_device=towers.balanced(DEVICES))
-        plain, towered = make(mlp), towers.TowerModel(make(mlp), where)
+        plain, towered = pair(mlp, where)
         rng = np.random.default_rng(0)
         x = rng.normal(size=[8, 64]).astype("float32")
         y = rng.normal(size=[8, 8]).astype("float32")
@@ -84,9 +85,8 @@ class PoliciesTest(parameterized.TestCase):
             quarter = sum(held.values()) / 4
             if max(held.values()) > 100:  # plain SGD has scalars only
                 self.assertLess(max(held.values()), 1.25 * quarter)
-        for m in (plain, towered):
-            m.fit(x, y, batch_size=8, epochs=4, verbose=0)
-        close(towered.get_weights(), plain.get_weights())
+        how = {"optimizer": None, "batch_size": 8, "epochs": 4}
+        same_fit((plain, towered), x, y, **how)
 
     @pytest.mark.slow_after(0)
     def test_no_device_s_traffic_grows_with_the_towers(self):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import DEVICES, MODELS, close, cnn, inputs, make, placement, targets
 from models import nested as models_in_models
+from same import same_fit
 
 import towers
 from towers.keras_model import pins
@@ -177,10 +178,8 @@ class SpanningTest(parameterized.TestCase):
             report.total_bytes,
             1.02 * report.least_bytes + n * row + 4 * len(report.variables),
         )
-        for m in (plain, towered):
-            m.fit(x, y, batch_size=rows, epochs=2, verbose=0, shuffle=False)
-        close(towered.get_weights(), plain.get_weights())
-        close(towered.predict(x, verbose=0), plain.predict(x, verbose=0))
+        how = {"optimizer": None, "batch_size": rows, "epochs": 2}
+        same_fit((plain, towered), x, y, predict=True, **how)
 
     @pytest.mark.slow
     def test_weights_go_once_to_each_device_that_needs_them(self):

@@ -7,6 +7,7 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
 from models import close, make, placement
+from same import pair, same_fit
 
 import towers
 
@@ -175,19 +176,16 @@ class FitTest(parameterized.TestCase):
         where=WHERE,
         **kwargs,
     ):
-        plain = compiled(make(factory), optimizer)
-        model = towers.TowerModel(make(factory), where, **kwargs)
-        compiled(model, optimizer)
+        models = pair(factory, where, **kwargs)
         x = X % WORDS if factory is twice else X
-
-        def fit(m):
-            m.fit(x, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
-
-        fit(plain)
-        read = kinds(Executed(lambda: fit(model)))
-        tolerance = 1e-2 if factory is mixed else 1e-6
-        close(model.get_weights(), plain.get_weights(), tolerance)
-        close(model.predict(x, verbose=0), plain.predict(x, verbose=0), 1e-2)
+        how = {"look": Executed, "optimizer": lambda: optimizer(0.1)}
+        if factory is mixed:
+            how |= {"tolerance": 1e-2, "histories": 1e-2}
+        else:
+            how["tolerance"] = 1e-6
+        how |= {"batch_size": 4, "epochs": 2}
+        read = kinds(same_fit(models, x, Y, **how))
+        close(*(m.predict(x, verbose=0) for m in models), 1e-2)
         self.assertEqual("ResourceGather" in read, by_rows)
         if optimizer is keras.optimizers.SGD and factory is not constrained:
             self.assertLen(read, 1)  # or else it is read by both

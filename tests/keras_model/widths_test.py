@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
+from same import pair, same_fit
 
 import towers
 
@@ -64,16 +65,10 @@ class WidthTest(parameterized.TestCase):
     @pytest.mark.slow_of("_unequal")
     def test_text_is_read_as_the_plain_model_reads_it(self, n, weights):
         x, y = np.array(TEXT, object), np.arange(5.0)[:, None]
-        plain = make(text)
-        towered = towers.TowerModel(make(text), placement(n, weights))
-        for model in (plain, towered):
-            model.compile(keras.optimizers.SGD(0.3), "mse")
-            model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
-        close(towered.get_weights(), plain.get_weights())
-        close(
-            towered.predict(x, batch_size=3, verbose=0),
-            plain.predict(x, batch_size=3, verbose=0),
-        )
+        models = pair(text, placement(n, weights))
+        how = {"optimizer": lambda: keras.optimizers.SGD(0.3)}
+        same_fit(models, x, y, batch_size=4, **how)
+        close(*(m.predict(x, batch_size=3, verbose=0) for m in models))
 
     @parameterized.named_parameters(*READ)
     @pytest.mark.slow_after(2)

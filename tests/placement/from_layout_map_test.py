@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
-from models import close, make
+from models import make
+from same import same_fit
 
 import towers
 
@@ -141,10 +142,8 @@ class ReadTest(parameterized.TestCase):
         shape = plain.inputs[0].shape[1:]
         x = RNG.integers(0, 2, [6, *shape]).astype(plain.inputs[0].dtype)
         y = np.zeros_like(plain.predict(x, verbose=0))
-        for m in (plain, model):
-            m.compile(keras.optimizers.SGD(0.1), "mse")
-            m.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0)
-        close(model.get_weights(), plain.get_weights(), 1e-6)
+        how = {"batch_size": 4, "epochs": 2, "tolerance": 1e-6}
+        same_fit((plain, model), x, y, **how)
 
 
 class RefusedTest(parameterized.TestCase):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 from chiefs import said
-from models import close, make
+from models import make
+from same import same_fit
 
 import towers
 
@@ -64,9 +65,8 @@ class PipelineTest(parameterized.TestCase):
                     self.assertBetween(
                         between[pair], weights, weights + X.nbytes + 300
                     )
-        for m in (plain, model):
-            m.fit(X, Y, batch_size=9, epochs=2, verbose=0, shuffle=False)
-        close(model.get_weights(), plain.get_weights())
+        how = {"optimizer": None, "batch_size": 9, "epochs": 2}
+        same_fit((plain, model), X, Y, **how)
 
     @parameterized.parameters(
         (dict(micro_batches=0), ValueError, "`micro_batches` must be at least"),

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
+from same import pair, same_fit
 
 import towers
 
@@ -163,12 +164,8 @@ class CallTest(parameterized.TestCase):
                 self.optimizer.apply(gradients, self.trainable_variables)
                 return {"loss": loss}
 
-        expected, actual = make(Own), towers.TowerModel(make(Own), WHERE)
         data = tf.data.Dataset.from_tensor_slices((X, T)).batch(3)
-        for m in (expected, actual):
-            m.compile(keras.optimizers.SGD(0.1))
-            m.fit(data, verbose=0)
-        close(actual.get_weights(), expected.get_weights())
+        same_fit(pair(Own, WHERE), data, loss=None)
 
     def test_rows_that_differ_are_refused_by_name(self):
         actual = towers.TowerModel(make(Conditioned), WHERE)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
+from same import pair, same_fit
 
 import towers
 
@@ -71,16 +72,12 @@ class FrozenTest(parameterized.TestCase):
     @pytest.mark.slow_after(0)
     def test_a_loss_may_use_one(self, on_towers):
         net = critic()
-        models = [make(student), make(student)]
-        models[1] = towers.TowerModel(
-            models[1], placement(3, [2, 1, 1]), loss_on_towers=on_towers
-        )
+        where = placement(3, [2, 1, 1])
+        models = _, towered = pair(student, where, loss_on_towers=on_towers)
         before = net.get_weights()
-        for m in models:
-            m.compile(keras.optimizers.SGD(0.5), perceptual(net))
-            m.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0)
-        plain, towered = models
-        close(towered.get_weights(), plain.get_weights(), 1e-4)
+        how = {"loss": perceptual(net), "tolerance": 1e-4}
+        how["optimizer"] = lambda: keras.optimizers.SGD(0.5)
+        same_fit(models, X, Y, batch_size=6, epochs=2, **how)
         close(net.get_weights(), before)
         net.trainable = True
         towered.train_function = None

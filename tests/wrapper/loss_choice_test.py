@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 from absl.testing import absltest, parameterized
-from models import close, cnn, inputs, make, targets
+from models import cnn, inputs, targets
+from same import pair, same_fit
 
 import towers
 
@@ -59,8 +60,7 @@ class ChoiceTest(parameterized.TestCase):
         model.fit(np.ones([4, 4]), np.ones([4, 2]), verbose=0)
 
     def test_no_output_crosses_and_the_numbers_are_the_plain_model_s(self):
-        plain, towered = make(cnn), make(cnn)
-        towered = towers.TowerModel(towered, away(), loss_on_towers="auto")
+        plain, towered = pair(cnn, away(), loss_on_towers="auto")
         x, y = inputs(plain, 7), targets(plain, 7)
         for m in (plain, towered):
             m.compile("sgd", "mse", metrics=["mae"], run_eagerly=m is plain)
@@ -70,13 +70,7 @@ class ChoiceTest(parameterized.TestCase):
         self.assertNotIn(
             (3, 3), {t.shape for t in report.transfers if t.target == "/CPU:0"}
         )
-        histories = [
-            m.fit(x, y, batch_size=4, verbose=0, shuffle=False).history
-            for m in (plain, towered)
-        ]
-        close(towered.get_weights(), plain.get_weights())
-        for key, values in histories[0].items():
-            close(histories[1][key], values)
+        same_fit((plain, towered), x, y, optimizer=None, batch_size=4)
 
     def test_another_word_is_refused(self):
         model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])

@@ -21,6 +21,7 @@ from models import (
     two_by_two,
     unrolled,
 )
+from same import compiled, pair, same_fit
 
 import towers
 
@@ -77,28 +78,7 @@ def embedding():
 
 def both(model, where):
     """The plain model, and one with the loss on its towers."""
-    return make(model), towers.TowerModel(
-        make(model), where, loss_on_towers=True
-    )
-
-
-def compiled(model, *args, **kwargs):
-    """The model, compiled; the plain one runs op by op, if it may.
-
-    Of several outputs Keras weighs losses by rows there, and not in a graph.
-    """
-    one = getattr(model, "outputs", None) is None or len(model.outputs) == 1
-    eager = one and not isinstance(model, towers.TowerModel)
-    model.compile(keras.optimizers.SGD(0.1), *args, run_eagerly=eager, **kwargs)
-    return model
-
-
-def assert_same(plain, towered, histories):
-    close(towered.get_weights(), plain.get_weights())
-    expected, actual = histories
-    np.testing.assert_array_equal(list(actual), list(expected))
-    for key, values in expected.items():
-        close(actual[key], values)
+    return pair(model, where, loss_on_towers=True)
 
 
 class EqualityTest(parameterized.TestCase):
@@ -113,14 +93,10 @@ class EqualityTest(parameterized.TestCase):
         self.check_fit(model)
 
     def check_fit(self, model):
-        pair, histories = both(model, placement(3, [3, 1, 2])), []
-        x, y = inputs(pair[0], 16), targets(pair[0], 16)
-        for m in pair:  # batches of 7, 7 and 2 rows: one tower has none
-            history = compiled(m, "mse").fit(
-                x, y, batch_size=7, epochs=2, verbose=0, shuffle=False
-            )
-            histories.append(history.history)
-        assert_same(*pair, histories)
+        models = both(model, placement(3, [3, 1, 2]))
+        x, y = inputs(models[0], 16), targets(models[0], 16)
+        # Batches of 7, 7 and 2 rows: one tower has none.
+        same_fit(models, x, y, batch_size=7, epochs=2)
 
     @parameterized.parameters(
         (keras.losses.Huber(reduction="sum"), ([3, 1, 2], 7), False),
@@ -151,37 +127,33 @@ class EqualityTest(parameterized.TestCase):
 
     def check(self, loss, rows, weighted):
         weights, batch = rows
-        pair, histories = both(tokens, placement(3, weights)), []
+        models = both(tokens, placement(3, weights))
         x, y = RNG.integers(0, 9, [11, 4]), RNG.normal(size=[11, 4, 2])
         x[:2] = 0  # a batch of 2 rows that are masked altogether
         each = RNG.uniform(size=[11, 4]) if weighted else None
-        for m in pair:
-            compiled(m, loss, metrics=["mae"], weighted_metrics=["mse"])
-            data = (x, y) if each is None else (x, y, each)
-            histories.append(
-                m.fit(
-                    x,
-                    y,
-                    sample_weight=each,
-                    batch_size=batch,
-                    epochs=2,
-                    verbose=0,
-                    shuffle=False,
-                    validation_data=data,
-                ).history
-            )
-        assert_same(*pair, histories)
+        how = {"metrics": ["mae"], "weighted_metrics": ["mse"]}
+        same_fit(
+            *(models, x, y),
+            loss=loss,
+            compiling=how,
+            sample_weight=each,
+            batch_size=batch,
+            epochs=2,
+            validation_data=(x, y) if each is None else (x, y, each),
+        )
 
     @pytest.mark.slow
     def test_several_outputs_with_weights_and_metrics(self):
-        pair, histories = both(heads, placement(3)), []
         x = RNG.normal(size=[11, 4]).astype("float32")
         y = {
             "p": RNG.integers(0, 3, [11]),
             "q": RNG.integers(0, 2, [11, 1]),
         }
         weights = {k: RNG.uniform(size=11) for k in "pq"}
-        for m in pair:
+        models = both(heads, placement(3))
+        for m in models:  # each with metrics of its own
+            ranked = keras.metrics.AUC(name="auc")
+            overlap = keras.metrics.BinaryIoU(name="iou")
             compiled(
                 m,
                 {
@@ -189,28 +161,12 @@ class EqualityTest(parameterized.TestCase):
                     "q": "binary_crossentropy",
                 },
                 loss_weights={"p": 2.0, "q": 0.5},
-                metrics={
-                    "p": "accuracy",
-                    "q": [
-                        keras.metrics.AUC(name="auc"),
-                        keras.metrics.BinaryIoU(name="iou"),
-                    ],
-                },
+                metrics={"p": "accuracy", "q": [ranked, overlap]},
                 weighted_metrics={"p": ["accuracy"]},
             )
-            histories.append(
-                m.fit(
-                    x,
-                    y,
-                    sample_weight=weights,
-                    batch_size=4,
-                    epochs=3,
-                    verbose=0,
-                    shuffle=False,
-                    validation_split=0.3,
-                ).history
-            )
-        assert_same(*pair, histories)
+        how = {"sample_weight": weights, "validation_split": 0.3}
+        how |= {"batch_size": 4, "epochs": 3}
+        same_fit(models, x, y, optimizer=None, **how)
 
     def test_run_eagerly_and_models_with_nothing_but_add_loss(self):
         class Penalty(layers.Layer):
@@ -225,12 +181,11 @@ class EqualityTest(parameterized.TestCase):
 
         x = RNG.normal(size=[5, 4]).astype("float32")
         for eagerly in (False, True):
-            pair, histories = both(model, placement(3)), []
-            for m in pair:
-                compiled(m)
-                m.run_eagerly = eagerly or m is pair[0]
-                histories.append(m.fit(x, batch_size=5, verbose=0).history)
-            assert_same(*pair, histories)
+            models = both(model, placement(3))
+            for m in models:
+                compiled(m, None)
+            models[1].run_eagerly = eagerly
+            same_fit(models, x, optimizer=None, batch_size=5)
 
     @pytest.mark.skipif(
         "optional" not in inspect.signature(keras.Input).parameters,
@@ -240,16 +195,11 @@ class EqualityTest(parameterized.TestCase):
     @pytest.mark.slow_after(1)
     def test_an_input_may_be_left_out(self, weights):
         x, y = RNG.normal(size=[7, 4]), RNG.normal(size=[7, 1])
-        pair = both(optional, placement(len(weights), weights))
-        histories = []
-        for m in pair:
-            options = {"batch_size": 3, "verbose": 0}
-            history = compiled(m, "mse", metrics=["mae"]).fit(
-                [x, None], y, shuffle=False, **options
-            )
-            said = m.evaluate([x, None], y, return_dict=True, **options)
-            histories.append({**history.history, "evaluated": [*said.values()]})
-        assert_same(*pair, histories)
+        models = both(optional, placement(len(weights), weights))
+        how = {"compiling": {"metrics": ["mae"]}, "batch_size": 3}
+        same_fit(models, [x, None], y, **how)
+        how = {"batch_size": 3, "verbose": 0}
+        close(*(m.evaluate([x, None], y, **how) for m in models))
 
     @parameterized.parameters(False, True)
     def test_sparse_gradients_stay_sparse(self, run_eagerly):
@@ -258,13 +208,13 @@ class EqualityTest(parameterized.TestCase):
                 kinds.add(type(gradient).__name__)
                 super().update_step(gradient, variable, learning_rate)
 
-        pair, kinds = both(embedding, placement(3, [3, 2, 1])), set()
-        for m in pair:
+        models, kinds = both(embedding, placement(3, [3, 2, 1])), set()
+        for m in models:
             kinds.clear()
             m.compile(Spy(0.1), "mse", run_eagerly=run_eagerly)
             m.train_on_batch(np.eye(7, 4, dtype="int32"), np.ones([7, 4, 2]))
             self.assertEqual(kinds, {"IndexedSlices"})
-        close(pair[1].get_weights(), pair[0].get_weights())
+        close(*(m.get_weights() for m in models))
 
 
 class TransfersTest(absltest.TestCase):

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
+from same import pair, same_fit
 
 import towers
 
@@ -37,11 +38,9 @@ class StatefulTest(parameterized.TestCase):
     @parameterized.parameters((Subclassed, 2, None), (sequential, 3, [3, 2, 1]))
     @pytest.mark.slow
     def test_an_unbuilt_one_starts_and_goes_on_as_plain(self, kind, n, weights):
-        plain = make(kind)
-        towered = towers.TowerModel(make(kind), placement(n, weights))
-        for model in (plain, towered):
-            model.compile(keras.optimizers.SGD(0.2), "mse")
-            model.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0)
+        models = plain, towered = pair(kind, placement(n, weights))
+        how = {"optimizer": lambda: keras.optimizers.SGD(0.2)}
+        same_fit(models, X, Y, batch_size=6, epochs=2, **how)
         for _ in range(2):  # from where the last batch has left them
             close(towered(X), plain(X))
 

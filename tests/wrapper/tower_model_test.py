@@ -24,21 +24,25 @@ from models import (
     two_by_two,
     unrolled,
 )
+from same import pair, same_fit
 
 import towers
 
 layers = keras.layers
 
 
+def sgd():
+    return keras.optimizers.SGD(0.05, momentum=0.5)
+
+
+HOW = {"optimizer": sgd, "batch_size": 5, "epochs": 2}
+
+
 def trained(model, x, y, **kwargs):
-    """History of two epochs with SGD; of a plain model, op by op."""
-    model.compile(
-        keras.optimizers.SGD(0.05, momentum=0.5),
-        "mse",
-        run_eagerly=not isinstance(model, towers.TowerModel),
-    )
+    """Two epochs of a model in towers."""
+    model.compile(sgd(), "mse")
     kwargs = {"batch_size": 5, "epochs": 2, **kwargs}
-    return model.fit(x, y, shuffle=False, verbose=0, **kwargs).history
+    model.fit(x, y, shuffle=False, verbose=0, **kwargs)
 
 
 class FitTest(parameterized.TestCase):
@@ -53,12 +57,9 @@ class FitTest(parameterized.TestCase):
         self.check(model)
 
     def check(self, model):
-        expected = make(model)
-        x, y = inputs(expected, 11), targets(expected, 11)
-        history = trained(expected, x, y)  # batches of 5, 5 and 1
-        actual = towers.TowerModel(make(model), placement(3, [2, 0, 1]))
-        close(trained(actual, x, y)["loss"], history["loss"])
-        close(actual.get_weights(), expected.get_weights())
+        models = pair(model, placement(3, [2, 0, 1]))
+        x, y = inputs(models[0], 11), targets(models[0], 11)
+        same_fit(models, x, y, **HOW)  # batches of 5, 5 and 1
 
     def test_a_weight_assigned_in_a_call_trains_as_assigned(self):
         def model():
@@ -69,11 +70,9 @@ class FitTest(parameterized.TestCase):
                 ]
             )
 
-        expected, actual = make(model), make(model)
-        x, y = inputs(expected, 8), targets(expected, 8)
-        trained(expected, x, y)
-        trained(towers.TowerModel(actual, placement(3)), x, y)
-        close(actual.get_weights(), expected.get_weights())
+        models = pair(model, placement(3))
+        x, y = inputs(models[0], 8), targets(models[0], 8)
+        same_fit(models, x, y, **HOW)
 
     def test_evaluate_predict_and_train_on_batch(self):
         expected, actual = make(cnn), make(cnn)
@@ -108,21 +107,18 @@ class FitTest(parameterized.TestCase):
             return keras.Sequential(
                 [
                     keras.Input([4], dtype="float32"),
-                    layers.Dense(8, activation="relu", dtype="mixed_bfloat16"),
+                    layers.Dense(
+                        *(8, "relu"), dtype="mixed_bfloat16", trainable=False
+                    ),
                     layers.BatchNormalization(dtype="mixed_bfloat16"),
                     layers.Dense(2, dtype="float32"),
                 ]
             )
 
-        expected = make(model)
+        models = pair(model, placement(2))
         x, y = np.ones([6, 4], "float32"), np.ones([6, 2], "float32")
-        expected.layers[1].trainable = False
-        actual = make(model)
-        actual.layers[1].trainable = False
-        actual = towers.TowerModel(actual, placement(2))
-        trained(expected, x, y)
-        trained(actual, x, y)
-        close(actual.get_weights(), expected.get_weights(), 2e-3)
+        how = {**HOW, "tolerance": 2e-3, "histories": 2e-3}
+        same_fit(models, x, y, **how)
 
     def test_fit_with_dropout_repeats_with_the_seed(self):
         def model():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 from models import DEVICES, close, make, placement
+from same import pair, same_fit
 
 import towers
 
@@ -69,12 +70,7 @@ def nested() -> keras.Model:
     return keras.Model(x, layers.Dense(3, name="last")(inner(x)))
 
 
-def fitted(model, where=None, optimizer=None, **kwargs):
-    """A model after some steps; in towers if it is told where."""
-    made = model if where is None else towers.TowerModel(model, where, **kwargs)
-    made.compile(optimizer or keras.optimizers.SGD(0.1, 0.9), "mse")
-    made.fit(X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0)
-    return made
+HOW = {"tolerance": 1e-6, "batch_size": 4, "epochs": 2}
 
 
 class NumbersTest(parameterized.TestCase):
@@ -112,11 +108,10 @@ class NumbersTest(parameterized.TestCase):
     )
     @pytest.mark.slow_of("in_one", "of_own", "nested", "in_three")
     def test_are_the_plain_model_s(self, model, where):
-        plain, cut = fitted(make(model)), fitted(make(model), where)
-        close(cut.get_weights(), plain.get_weights(), 1e-6)
+        models = plain, cut = pair(model, where)
+        how = {"optimizer": lambda: keras.optimizers.SGD(0.1, 0.9), **HOW}
+        same_fit(models, X, Y, predict=True, **how)
         close(cut.template.get_weights(), plain.get_weights(), 1e-6)
-        expected = plain.predict(X, verbose=0)
-        close(cut.predict(X, verbose=0), expected, 1e-6)
 
 
 class LogitsTest(absltest.TestCase):
@@ -159,9 +154,7 @@ class OptimizersTest(parameterized.TestCase):
     @pytest.mark.slow_of("adam", "nesterov", "prop", "adagrad", "lion")
     def test_numbers_are_the_plain_model_s(self, optimizer):
         where = placement(2, layer_devices=SHARED)
-        plain = fitted(make(mlp), optimizer=optimizer())
-        cut = fitted(make(mlp), where, optimizer())
-        close(cut.get_weights(), plain.get_weights(), 1e-6)
+        same_fit(pair(mlp, where), X, Y, optimizer=optimizer, **HOW)
 
 
 class CrossingTest(parameterized.TestCase):

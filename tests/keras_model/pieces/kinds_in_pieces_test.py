@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
-from models import DEVICES, close, make, placement
+from models import DEVICES, make, placement
+from same import pair, same_fit
 
 import towers
 
@@ -174,12 +175,11 @@ for by, pins in (("columns", CUT), ("rows", ROWS)):
             )
 
 
-def fitted(model, x, where=None):
-    made = make(model)
-    made = made if where is None else towers.TowerModel(made, where)
-    made.compile(keras.optimizers.SGD(0.05, 0.9), "mse")
-    made.fit(x, np.ones([len(x), 2]), batch_size=3, shuffle=False, verbose=0)
-    return made
+def check(model, x, pins, tolerance=1e-6, **how):
+    models = pair(model, placement(2, layer_devices=pins))
+    how["optimizer"] = lambda: keras.optimizers.SGD(0.05, 0.9)
+    how |= {"batch_size": 3, "tolerance": tolerance}
+    same_fit(models, x, np.ones([len(x), 2]), **how)
 
 
 class TableTest(absltest.TestCase):
@@ -205,14 +205,9 @@ class TableTest(absltest.TestCase):
 
 
 class KindsTest(parameterized.TestCase):
-    def check(self, model, x, where):
-        plain, cut = fitted(model, x), fitted(model, x, where)
-        close(cut.get_weights(), plain.get_weights(), 1e-6)
-        return plain, cut
-
     def test_all_of_them_in_one_model(self):
         pins = {"rows_.*": row(DEVICES[:2]), "columns_.*": column(DEVICES[2:])}
-        self.check(everything, IDS % 20, placement(2, layer_devices=pins))
+        check(everything, IDS % 20, pins)
 
     @pytest.mark.slow
     def test_gpus_can_run_all_of_it_strictly(self):
@@ -240,10 +235,7 @@ class KindsTest(parameterized.TestCase):
     )
     @pytest.mark.slow
     def test_numbers_are_the_plain_model_s(self, model, x, pins):
-        where = placement(2, layer_devices=pins)
-        plain, cut = self.check(model, x, where)
-        expected = plain.predict(x, verbose=0)
-        close(cut.predict(x, verbose=0), expected, 1e-6)
+        check(model, x, pins, predict=True)
 
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
     @pytest.mark.slow
@@ -252,11 +244,9 @@ class KindsTest(parameterized.TestCase):
         with_policy = keras.mixed_precision.dtype_policy()
         keras.mixed_precision.set_dtype_policy(policy)
         try:
-            where = placement(2, layer_devices=CUT)
-            plain, cut = fitted(model, x), fitted(model, x, where)
+            check(model, x, CUT, 1e-2, histories=1e-2)
         finally:
             keras.mixed_precision.set_dtype_policy(with_policy)
-        close(cut.get_weights(), plain.get_weights(), 1e-2)
 
 
 class LookupTest(parameterized.TestCase):

@@ -9,6 +9,7 @@ from executed import Executed
 from models import (
     NAMED,
     attention,
+    chain,
     close,
     cnn,
     inputs,
@@ -145,7 +146,7 @@ class EqualityTest(parameterized.TestCase):
             graph.outputs._keras_mask, model(x)._keras_mask
         )
         constant = layers.Lambda(lambda x: x, mask=tf.ones([5, 3]))
-        model = keras.Sequential([keras.Input([3]), constant])
+        model = chain([3], constant)
         with self.assertRaisesRegex(ValueError, "is a constant.*compute_mask"):
             towers.build_towers(model, tf.ones([2, 3]), placement(2))
 
@@ -182,12 +183,10 @@ class StateTest(parameterized.TestCase):
 
     def test_a_masked_batch_norm_counts_what_it_saw(self):
         def model():
-            return keras.Sequential(
-                [
-                    keras.Input([4, 2]),
-                    layers.Masking(),
-                    layers.BatchNormalization(momentum=0.5),
-                ]
+            return chain(
+                [4, 2],
+                layers.Masking(),
+                layers.BatchNormalization(momentum=0.5),
             )
 
         x = np.random.default_rng(0).normal(size=[5, 4, 2]).astype("float32")
@@ -201,7 +200,7 @@ class StateTest(parameterized.TestCase):
 
     def test_any_number_of_towers_draws_what_the_plain_model_draws(self):
         def model():
-            return keras.Sequential([keras.Input([64]), layers.Dropout(0.5)])
+            return chain([64], layers.Dropout(0.5))
 
         x, plain = np.ones([4, 64], "float32"), make(model)
         steps = [plain(x, training=True) for _ in range(2)]
@@ -227,7 +226,7 @@ class StateTest(parameterized.TestCase):
                 self.steps.assign_add(1)
                 return x
 
-        model = keras.Sequential([keras.Input([2]), Counting()])
+        model = chain([2], Counting())
         graph = towers.build_towers(model, np.ones([3, 2]), placement(4), True)
         graph.apply_updates()
         self.assertEqual(model.layers[0].steps.numpy(), 1)
@@ -312,9 +311,7 @@ NESTINGS = (
 
 
 def short_recurrent() -> keras.Model:
-    return keras.Sequential(
-        [keras.Input([3, 2]), layers.SimpleRNN(2), layers.Dense(1)]
-    )
+    return chain([3, 2], layers.SimpleRNN(2), layers.Dense(1))
 
 
 class NestingTest(parameterized.TestCase):
@@ -449,12 +446,8 @@ class TowerFunctionTest(parameterized.TestCase):
 
     def test_two_models_train_each_with_their_own_loss(self):
         """A GAN: gradients of one loss by one model's variables only."""
-        generator = keras.Sequential(
-            [keras.Input([2]), layers.Dense(3, name="make")], name="generator"
-        )
-        critic = keras.Sequential(
-            [keras.Input([3]), layers.Dense(1, name="judge")], name="critic"
-        )
+        generator = chain([2], layers.Dense(3, name="make"), name="generator")
+        critic = chain([3], layers.Dense(1, name="judge"), name="critic")
         rng = np.random.default_rng(0)
         z = rng.normal(size=[7, 2]).astype("float32")
         real = rng.normal(size=[7, 3]).astype("float32")
@@ -530,9 +523,7 @@ class TowerFunctionTest(parameterized.TestCase):
         np.testing.assert_array_equal(iou.total_cm, expected.total_cm)
 
     def test_a_penalty_on_gradients_inside_the_tower(self):
-        model = keras.Sequential(
-            [keras.Input([4]), layers.Dense(5, "tanh"), layers.Dense(1)]
-        )
+        model = chain([4], layers.Dense(5, "tanh"), layers.Dense(1))
         x = np.random.default_rng(0).normal(size=[5, 4]).astype("float32")
 
         def penalty(model, x):
@@ -594,7 +585,7 @@ class RefusalTest(parameterized.TestCase):
     def test_bad_arguments_are_refused(self):
         model, x = make(cnn), np.ones([2, 8, 8, 2], "float32")
         where = placement(2)
-        drop = keras.Sequential([keras.Input([8, 8, 2]), layers.Dropout(0.5)])
+        drop = chain([8, 8, 2], layers.Dropout(0.5))
         for call, error, message in (
             (lambda: towers.build_towers(1, x, where), TypeError, "keras.Mod"),
             (lambda: towers.build_towers(model, x, 2), TypeError, "Placement"),
@@ -630,11 +621,8 @@ class RefusalTest(parameterized.TestCase):
                 call()
 
     def test_foreign_state_is_refused_by_name(self):
-        model = keras.Sequential(
-            [
-                keras.Input([2]),
-                layers.Lambda(lambda x: x + keras.random.normal([2])),
-            ]
+        model = chain(
+            [2], layers.Lambda(lambda x: x + keras.random.normal([2]))
         )
         with self.assertRaisesRegex(ValueError, "seed_generator_state"):
             towers.build_towers(model, np.ones([2, 2]), placement(2))

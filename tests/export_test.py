@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 from chiefs import said
 from models import (
     attention,
+    chain,
     close,
     cnn,
     inputs,
@@ -131,13 +132,11 @@ class ServeTest(absltest.TestCase):
         close(actual, model(inputs(model, 7)), 1e-4)
 
     def test_state_is_not_written_by_serving(self):
-        model = keras.Sequential(
-            [
-                keras.Input([3]),
-                layers.BatchNormalization(),
-                layers.Dropout(0.5),
-                layers.Dense(2),
-            ]
+        model = chain(
+            [3],
+            layers.BatchNormalization(),
+            layers.Dropout(0.5),
+            layers.Dense(2),
         )
         x = inputs(model, 5)
         path = os.path.join(new_folder(), "model")

@@ -1,6 +1,7 @@
 """The models that every promise is checked on: a new one is one more line."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,26 +13,27 @@ layers = keras.layers
 DEVICES = ("/CPU:0", "/CPU:1", "/CPU:2", "/CPU:3")
 
 
-def cnn() -> keras.Model:
+def chain(
+    shape: Any, *stack: keras.Layer, dtype: Any = None, name: Any = None
+) -> keras.Model:
+    """A sequential model of layers, of inputs of such a shape without the rows'."""
     return keras.Sequential(
-        [
-            keras.Input([8, 8, 2]),
-            layers.Conv2D(4, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(3),
-        ]
+        [keras.Input(shape, dtype=dtype), *stack], name=name
+    )
+
+
+def cnn() -> keras.Model:
+    return chain(
+        [8, 8, 2],
+        layers.Conv2D(4, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Flatten(),
+        layers.Dense(3),
     )
 
 
 def recurrent() -> keras.Model:
-    return keras.Sequential(
-        [
-            keras.Input([5, 3]),
-            layers.LSTM(4),
-            layers.Dense(2),
-        ]
-    )
+    return chain([5, 3], layers.LSTM(4), layers.Dense(2))
 
 
 def attention() -> keras.Model:
@@ -55,9 +57,8 @@ def two_by_two() -> keras.Model:
 
 
 def nested() -> keras.Model:
-    inner = keras.Sequential(
-        [keras.Input([4]), layers.Dense(4, activation="relu", name="deep")],
-        name="inner",
+    inner = chain(
+        [4], layers.Dense(4, activation="relu", name="deep"), name="inner"
     )
     x = keras.Input([4])
     return keras.Model(x, layers.Dense(2)(inner(inner(x)) + keras.ops.sin(x)))
@@ -65,13 +66,11 @@ def nested() -> keras.Model:
 
 def unrolled() -> keras.Model:
     """Layers that ask for static shapes."""
-    return keras.Sequential(
-        [
-            keras.Input([3, 4]),
-            layers.SimpleRNN(4, unroll=True, return_sequences=True),
-            layers.GroupNormalization(2),
-            layers.TimeDistributed(layers.Dense(2)),
-        ]
+    return chain(
+        [3, 4],
+        layers.SimpleRNN(4, unroll=True, return_sequences=True),
+        layers.GroupNormalization(2),
+        layers.TimeDistributed(layers.Dense(2)),
     )
 
 
@@ -107,6 +106,17 @@ def make(model: Callable[[], keras.Model], seed: int = 7) -> keras.Model:
     """The model with weights that depend on the seed only."""
     keras.utils.set_random_seed(seed)
     return model()
+
+
+def leaves(model: keras.Model, prefix: str = "") -> list[str]:
+    """Paths of the layers that do something."""
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += leaves(layer, f"{prefix}{layer.name}/")
+        elif not isinstance(layer, layers.InputLayer):
+            found.append(prefix + layer.name)
+    return found
 
 
 def inputs(model: keras.Model, rows: int) -> object:

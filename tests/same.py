@@ -158,7 +158,7 @@ def compiled(
     """
     one = len(getattr(model, "outputs", None) or [0]) == 1
     eager = one and not isinstance(model, towers.TowerModel)
-    model.compile(optimizer(), loss, run_eagerly=eager, **kwargs)
+    model.compile(optimizer(), loss, **{"run_eagerly": eager, **kwargs})
     return model
 
 

@@ -7,7 +7,7 @@ import warnings
 import keras
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import make, placement
+from models import chain, make, placement
 
 import towers
 
@@ -16,9 +16,7 @@ X = tf.ones([4, 3])
 
 
 def normed():
-    return keras.Sequential(
-        [keras.Input([3]), layers.BatchNormalization(name="norm")]
-    )
+    return chain([3], layers.BatchNormalization(name="norm"))
 
 
 def built(model, x=X, training=True):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import make, placement
+from models import chain, make, placement
 from same import same_step
 
 import towers
@@ -55,9 +55,7 @@ class Sharing(layers.Layer):
 
 
 def sharing():
-    return keras.Sequential(
-        [keras.Input([3]), layers.Dense(3), Sharing(), layers.Dense(2)]
-    )
+    return chain([3], layers.Dense(3), Sharing(), layers.Dense(2))
 
 
 class Taking(layers.Layer):
@@ -76,7 +74,7 @@ class Taking(layers.Layer):
 
 
 def taking(ask):
-    return keras.Sequential([keras.Input([3]), layers.Dense(3), Taking(ask)])
+    return chain([3], layers.Dense(3), Taking(ask))
 
 
 def build(ask, rows=None, weights=(2, 1, 1), **kwargs):

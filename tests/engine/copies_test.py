@@ -95,15 +95,13 @@ def at_home(x):
 def with_layer(layer):
     layer.calls = 0
     keras.utils.set_random_seed(3)
-    return keras.Sequential(
-        [
-            keras.Input([4]),
-            layers.Dense(5, activation="tanh", name="before"),
-            layers.BatchNormalization(name="norm"),
-            layer(name="layer"),
-            layers.Dropout(0.3, seed=2, name="drop"),
-            layers.Dense(3, name="after"),
-        ]
+    return models.chain(
+        [4],
+        layers.Dense(5, activation="tanh", name="before"),
+        layers.BatchNormalization(name="norm"),
+        layer(name="layer"),
+        layers.Dropout(0.3, seed=2, name="drop"),
+        layers.Dense(3, name="after"),
     )
 
 
@@ -304,9 +302,7 @@ class CopyTest(parameterized.TestCase):
     def test_of_keras_s_own_layers_one_tower_is_built(
         self, activation, devices, built
     ):
-        model = keras.Sequential(
-            [keras.Input([4]), layers.Dense(3, activation=activation)]
-        )
+        model = models.chain([4], layers.Dense(3, activation=activation))
         where = towers.Placement(devices, available="any")
 
         def call(x):
@@ -328,7 +324,7 @@ class CopyTest(parameterized.TestCase):
             self.assertIn(device[1:], found.pop())
 
     def test_what_differs_from_tower_to_tower_is_built(self):
-        model = keras.Sequential([keras.Input([2]), Numbered()])
+        model = models.chain([2], Numbered())
         Numbered.calls = 0
         x = tf.ones([4, 2])
         outputs = tf.function(towered(model, 4))(x, None)
@@ -347,7 +343,7 @@ class CopyTest(parameterized.TestCase):
                 odd = self.calls == 1 + other
                 return also(tf.tanh(x) if odd else tf.sin(x))
 
-        model = keras.Sequential([keras.Input([2]), Odd()])
+        model = models.chain([2], Odd())
         Odd.calls = 0
         x = tf.random.normal([4, 2])
 
@@ -378,7 +374,7 @@ class CopyTest(parameterized.TestCase):
 
     def test_each_tower_draws_numbers_of_its_own(self):
         tf.random.set_seed(None)
-        model = keras.Sequential([keras.Input([2]), Drawn()])
+        model = models.chain([2], Drawn())
         outputs = tf.function(towered(model, 4))(tf.zeros([4, 2]), None)
         self.assertLen(set(outputs[:, 0].numpy().tolist()), 4)
 
@@ -386,7 +382,7 @@ class CopyTest(parameterized.TestCase):
     def test_copies_draw_their_own_rows_of_the_plain_dropout(self, rows):
         def model():
             dropout = layers.Dropout(0.5)
-            return keras.Sequential([keras.Input([63]), dropout, dropout])
+            return models.chain([63], dropout, dropout)
 
         x, plain, here = (
             tf.ones([8, 63]),
@@ -521,9 +517,7 @@ class DerivativeTest(parameterized.TestCase):
     @pytest.mark.slow_after(2)
     def test_derivatives_of_any_order(self, way, known):
         keras.utils.set_random_seed(3)
-        model = keras.Sequential(
-            [keras.Input([4]), layers.Dense(3), Counted(), layers.Dense(2)]
-        )
+        model = models.chain([4], layers.Dense(3), Counted(), layers.Dense(2))
 
         def step_of_call(call):
             variables = model.trainable_variables

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
-from models import close, make, placement
+from models import chain, close, make, placement
 from same import pair, plain_step, same_fit, same_step, unknown_rows
 
 import towers
@@ -84,9 +84,7 @@ class Shuffled(layers.Layer):
 
 
 def shuffled():
-    return keras.Sequential(
-        [keras.Input([4]), layers.Dense(3), Shuffled(), layers.Dense(2)]
-    )
+    return chain([4], layers.Dense(3), Shuffled(), layers.Dense(2))
 
 
 NAMED = [

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
-from models import close, make, placement
-from same import same_step
+from models import chain, close, make, placement
+from same import pair, same_fit, same_step
 
 import towers
 from towers.engine.unoptimized import unoptimized
@@ -18,9 +18,7 @@ Y = np.ones([5, 3], "float32")
 
 
 def dense():
-    return keras.Sequential(
-        [keras.Input([4]), layers.Dense(8, "relu"), layers.Dense(3)]
-    )
+    return chain([4], layers.Dense(8, "relu"), layers.Dense(3))
 
 
 def fused(executed):
@@ -30,19 +28,12 @@ def fused(executed):
 
 class QuickStartTest(parameterized.TestCase):
     def test_a_model_s_steps_are_as_they_were_built(self):
-        plain, found = make(dense), {}
-        plain.compile("sgd", "mse", run_eagerly=True)
-        plain.fit(X, Y, verbose=0)
-        for quick in (False, True):
-            model = make(dense)
-            model = towers.TowerModel(model, placement(2), quick_start=quick)
-            model.compile("sgd", "mse")
-            found[quick] = Executed(lambda m=model: m.fit(X, Y, verbose=0))
-            close(model.get_weights(), plain.get_weights())
-        self.assertNotEmpty(fused(found[False]))
-        self.assertEmpty(fused(found[True]))
-        close(model.predict(X, verbose=0), plain.predict(X, verbose=0))
-        close(model.evaluate(X, Y, verbose=0), plain.evaluate(X, Y, verbose=0))
+        models = pair(dense, placement(2), quick_start=False)
+        self.assertNotEmpty(fused(same_fit(models, X, Y, look=Executed)))
+        models = pair(dense, placement(2), quick_start=True)
+        how = {"look": Executed, "predict": True}
+        self.assertEmpty(fused(same_fit(models, X, Y, **how)))
+        close(*(m.evaluate(X, Y, verbose=0) for m in models))
 
     def test_towers_in_a_function_of_one_s_own(self):
         how = {"of": tf.reduce_sum, "options": {"quick_start": True}}
@@ -60,14 +51,12 @@ class QuickStartTest(parameterized.TestCase):
         """And their gradients, of towers that meet too."""
         where = placement(2, layer_devices={"far": "/CPU:2"})
         x, y = np.ones([4, 4], "float32"), np.ones([4, 2], "float32")
-        model = keras.Sequential(
-            [
-                keras.Input([4]),
-                layers.Dense(30),
-                layers.Dense(40, name="far"),
-                layers.BatchNormalization(synchronized=synchronized),
-                layers.Dense(2),
-            ]
+        model = chain(
+            [4],
+            layers.Dense(30),
+            layers.Dense(40, name="far"),
+            layers.BatchNormalization(synchronized=synchronized),
+            layers.Dense(2),
         )
         model = towers.TowerModel(model, where, quick_start=True)
         model.compile("sgd", "mse")

@@ -8,7 +8,7 @@ import keras
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import placement
+from models import chain, placement
 
 import towers
 from towers.engine.host import on_host
@@ -43,12 +43,10 @@ def cudnn(ops):
 
 
 def depthwise():
-    return keras.Sequential(
-        [
-            keras.Input([2, 6, 6]),
-            layers.DepthwiseConv2D(3, data_format="channels_first"),
-            layers.Flatten(data_format="channels_first"),
-        ]
+    return chain(
+        [2, 6, 6],
+        layers.DepthwiseConv2D(3, data_format="channels_first"),
+        layers.Flatten(data_format="channels_first"),
     )
 
 
@@ -59,7 +57,7 @@ class MachineTest(parameterized.TestCase):
     @parameterized.parameters(layers.LSTM, layers.GRU)
     @pytest.mark.slow_after(1)
     def test_recurrent_layers_go_by_their_tower(self, kind):
-        model = keras.Sequential([keras.Input([5, 3]), kind(4)])
+        model = chain([5, 3], kind(4))
         both = [
             (gpu[1:], op)
             for gpu in GPUS
@@ -74,12 +72,10 @@ class MachineTest(parameterized.TestCase):
             self.assertEqual(cudnn(ops_of(model, placement(2), X)), [])
 
     def test_pinned_layers_go_by_their_pin(self):
-        model = keras.Sequential(
-            [
-                keras.Input([5, 3]),
-                layers.LSTM(4, return_sequences=True, name="far"),
-                layers.LSTM(4, name="near"),
-            ]
+        model = chain(
+            [5, 3],
+            layers.LSTM(4, return_sequences=True, name="far"),
+            layers.LSTM(4, name="near"),
         )
         ops = ops_of(model, on_gpus(layer_devices={"far": "/CPU:0"}), X)
         names = [op.name for op in ops if op.type == "CudnnRNNV3"]
@@ -119,13 +115,12 @@ class MachineTest(parameterized.TestCase):
             self.assertEqual(formats(placement(2)), {b"NHWC"})
 
     def test_seeds_and_assertions_are_the_host_s(self):
-        model = keras.Sequential(
-            [
-                keras.Input([5], dtype="int32"),
-                layers.Embedding(11, 4, mask_zero=True),
-                layers.LSTM(4),
-                layers.Dropout(0.5),
-            ]
+        model = chain(
+            [5],
+            layers.Embedding(11, 4, mask_zero=True),
+            layers.LSTM(4),
+            layers.Dropout(0.5),
+            dtype="int32",
         )
         ops = ops_of(model, on_gpus(), tf.TensorSpec([None, 5], tf.int32))
         asserts = [op for op in ops if op.type == "Assert"]

@@ -8,7 +8,7 @@ from unittest import mock
 import keras
 import tensorflow as tf
 from absl.testing import absltest
-from models import make, placement
+from models import chain, make, placement
 
 import towers
 from towers.foreign import long_waits
@@ -49,11 +49,7 @@ class LongWaitsTest(absltest.TestCase):
         self.assertEqual(said.getvalue(), "")
 
     def test_who_waits_for_towers_or_for_a_report(self):
-        model = make(
-            lambda: keras.Sequential(
-                [keras.Input([2]), keras.layers.Dense(2)], name="net"
-            )
-        )
+        model = make(lambda: chain([2], keras.layers.Dense(2), name="net"))
 
         @tf.function
         def step(x):

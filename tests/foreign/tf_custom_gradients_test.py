@@ -105,16 +105,14 @@ SAME = {looped: stepped, branched: stepped}
 def make(functions, plain=False):
     """A layer for each function, named by it."""
     keras.utils.set_random_seed(1)
-    return keras.Sequential(
-        [
-            keras.Input([4]),
-            keras.layers.Dense(4, name="first"),
-            *[
-                Own(SAME.get(f, f) if plain else f, name=f.__name__)
-                for f in functions
-            ],
-            keras.layers.Dense(1),
-        ]
+    return models.chain(
+        [4],
+        keras.layers.Dense(4, name="first"),
+        *[
+            Own(SAME.get(f, f) if plain else f, name=f.__name__)
+            for f in functions
+        ],
+        keras.layers.Dense(1),
     )
 
 
@@ -226,9 +224,7 @@ class CustomGradientsTest(parameterized.TestCase):
 
         def train(again):
             keras.utils.set_random_seed(1)
-            model = keras.Sequential(
-                [keras.Input([4]), Block(again), keras.layers.Dense(1)]
-            )
+            model = models.chain([4], Block(again), keras.layers.Dense(1))
             model = towers.TowerModel(model, models.placement(2))
             model.compile(keras.optimizers.SGD(0.1), "mse")
             ran = executed.Executed(lambda: model.train_on_batch(X, X[:, :1]))
@@ -257,18 +253,17 @@ class CustomGradientsTest(parameterized.TestCase):
         norm.build([None, 4])
         layer = Own(synchronized)
         layer.norm = norm
-        model = keras.Sequential([keras.Input([4]), layer])
+        model = models.chain([4], layer)
         with self.assertRaisesRegex(ValueError, "inside a custom gradient"):
             gradients(model, PLACEMENT)
 
     def test_gradients_by_variable_inside_a_tower(self):
         """Those of a tape within a tape, of an embedding's sparse."""
-        model = keras.Sequential(
-            [
-                keras.Input([2], dtype="int32"),
-                keras.layers.Embedding(9, 4),
-                keras.layers.Dense(4, "tanh"),
-            ]
+        model = models.chain(
+            [2],
+            keras.layers.Embedding(9, 4),
+            keras.layers.Dense(4, "tanh"),
+            dtype="int32",
         )
         kinds = []
 

@@ -9,7 +9,7 @@ import re
 import keras
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import NAMED, make
+from models import NAMED, chain, make
 
 import towers
 from towers.foreign import tf_kernels
@@ -40,17 +40,16 @@ class Standardized(layers.Layer):
 
 def stateful():
     """Rows, seeds, statistics and states of all kinds, and a meeting."""
-    return keras.Sequential(
-        [
-            keras.Input([5], dtype="int32"),
-            layers.Embedding(11, 4, mask_zero=True),
-            layers.GRU(3),
-            layers.Dropout(0.5),
-            layers.BatchNormalization(),
-            layers.BatchNormalization(synchronized=True),
-            Standardized(),
-            layers.Dense(2),
-        ]
+    return chain(
+        [5],
+        layers.Embedding(11, 4, mask_zero=True),
+        layers.GRU(3),
+        layers.Dropout(0.5),
+        layers.BatchNormalization(),
+        layers.BatchNormalization(synchronized=True),
+        Standardized(),
+        layers.Dense(2),
+        dtype="int32",
     )
 
 
@@ -160,9 +159,7 @@ class KernelTest(parameterized.TestCase):
         self.assertEqual(waits(verbs), [])
 
     def test_seeds_are_drawn_without_waiting(self):
-        model = keras.Sequential(
-            [keras.Input([4]), layers.Dropout(0.5), layers.Dense(2)]
-        )
+        model = chain([4], layers.Dropout(0.5), layers.Dense(2))
         ops = ops_of(model, tf.TensorSpec([None, 4]))
         self.assertEqual(waits(ops), [])
 

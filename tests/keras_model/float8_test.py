@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
+from models import chain
+from same import pair, same_fit
 
 import towers
 
@@ -14,23 +16,19 @@ DEVICES = ["/CPU:0", "/CPU:1", "/CPU:2"]
 def dense():
     # A float8 layer rounds the gradient of a bias to bfloat16, in each tower
     # before they are summed; all else is equal to the last bits.
-    return keras.Sequential(
-        [
-            keras.Input([6]),
-            keras.layers.Dense(5, "tanh", use_bias=False),
-            keras.layers.Dense(2, use_bias=False),
-        ]
+    return chain(
+        [6],
+        keras.layers.Dense(5, "tanh", use_bias=False),
+        keras.layers.Dense(2, use_bias=False),
     )
 
 
 def einsum():
-    return keras.Sequential(
-        [
-            keras.Input([4, 6]),
-            keras.layers.EinsumDense("abc,cd->abd", (4, 5)),
-            keras.layers.Flatten(),
-            keras.layers.Dense(2, use_bias=False),
-        ]
+    return chain(
+        [4, 6],
+        keras.layers.EinsumDense("abc,cd->abd", (4, 5)),
+        keras.layers.Flatten(),
+        keras.layers.Dense(2, use_bias=False),
     )
 
 
@@ -61,33 +59,26 @@ class Float8Test(parameterized.TestCase):
     def test_scales_and_histories_are_the_plain_model_s(
         self, make, loss_on_towers, steps
     ):
-        def trained(wrap):
-            keras.utils.set_random_seed(3)
+        def quantized():
             model = make()
             model.quantize("float8")
-            model = wrap(model)
-            model.compile(
-                keras.optimizers.SGD(
-                    0.1, momentum=0.9, gradient_accumulation_steps=steps
-                ),
-                "mse",
-            )
-            rng = np.random.default_rng(0)
-            shape = getattr(model, "template", model).inputs[0].shape
-            x = rng.normal(size=[11, *shape[1:]]).astype("float32")
-            y = rng.normal(size=[11, 2]).astype("float32")
-            # The last batch is of one row: two towers are empty.
-            model.fit(x, y, batch_size=5, epochs=2, shuffle=False, verbose=0)
-            return model.weights
+            return model
 
-        plain = trained(lambda model: model)
-        towered = trained(
-            lambda model: towers.TowerModel(
-                model,
-                towers.Placement(DEVICES, weights=[2, 1, 1]),
-                loss_on_towers=loss_on_towers,
+        where = towers.Placement(DEVICES, weights=[2, 1, 1])
+        models = pair(quantized, where, loss_on_towers=loss_on_towers)
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=[11, *models[0].inputs[0].shape[1:]])
+        y = rng.normal(size=[11, 2])
+
+        def sgd():
+            return keras.optimizers.SGD(
+                *(0.1, 0.9), gradient_accumulation_steps=steps
             )
-        )
+
+        # The last batch is of one row: two towers are empty.
+        how = {"optimizer": sgd, "compiling": {"run_eagerly": False}}
+        same_fit(models, x, y, batch_size=5, epochs=2, **how)
+        plain, towered = (model.weights for model in models)
         self.assertLen(towered, 14)  # two kernels, with six of these each
         for one, other in zip(plain, towered):
             np.testing.assert_allclose(
@@ -96,7 +87,7 @@ class Float8Test(parameterized.TestCase):
 
     @parameterized.parameters(1, 2, 5)
     def test_the_maximum_is_of_towers_with_rows(self, rows):
-        model = keras.Sequential([keras.Input([2]), Topmost()])
+        model = chain([2], Topmost())
         x = tf.reshape(tf.range(1.0, 2 * rows + 1), [rows, 2])
 
         @tf.function
@@ -117,7 +108,7 @@ class Float8Test(parameterized.TestCase):
         self.assertEqual(float(open_rows(x)), largest(x))
 
     def test_the_maximum_is_of_towers_with_a_gradient(self):
-        model = keras.Sequential([keras.Input([2]), Topmost()])
+        model = chain([2], Topmost())
         x = tf.reshape(tf.range(1.0, 13), [6, 2])
 
         @tf.function
@@ -131,7 +122,7 @@ class Float8Test(parameterized.TestCase):
         self.assertEqual(float(gradient()), -5.0)
 
     def test_a_batch_of_no_rows_leaves_the_value(self):
-        model = keras.Sequential([keras.Input([2]), Topmost()])
+        model = chain([2], Topmost())
         model.layers[0].top.assign(3.0)
 
         @tf.function

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import close, make, placement, recurrent
+from models import chain, close, make, placement, recurrent
 
 import towers
 
@@ -16,21 +16,17 @@ PLACEMENTS = [("two", placement(2)), ("three", placement(3, [3, 2, 1]))]
 
 def stateful() -> keras.Model:
     """Statistics, a seed, and losses of each kind."""
-    return keras.Sequential(
-        [
-            keras.Input([3]),
-            layers.Dense(4, activation="tanh", kernel_regularizer="l2"),
-            layers.BatchNormalization(synchronized=True),
-            layers.GaussianNoise(0.0, seed=3),
-            layers.Dense(2, activity_regularizer="l2"),
-        ]
+    return chain(
+        [3],
+        layers.Dense(4, activation="tanh", kernel_regularizer="l2"),
+        layers.BatchNormalization(synchronized=True),
+        layers.GaussianNoise(0.0, seed=3),
+        layers.Dense(2, activity_regularizer="l2"),
     )
 
 
 def dense() -> keras.Model:
-    return keras.Sequential(
-        [keras.Input([3]), layers.Dense(4, activation="tanh"), layers.Dense(2)]
-    )
+    return chain([3], layers.Dense(4, activation="tanh"), layers.Dense(2))
 
 
 def others(variables: list[keras.Variable]) -> list[tf.Tensor]:

@@ -2,6 +2,7 @@
 
 import keras
 from absl.testing import absltest
+from models import chain
 
 import towers
 from towers.keras_model import parameter_copies, state
@@ -38,13 +39,9 @@ def model():
 
 class KindsTest(absltest.TestCase):
     def test_a_variable_has_the_kind_that_is_told_by_its_owner(self):
-        scaled = keras.Sequential(
-            [
-                keras.Input([4]),
-                keras.layers.Dense(
-                    2, name="scaled", dtype="float8_from_float32"
-                ),
-            ]
+        scaled = chain(
+            [4],
+            keras.layers.Dense(2, name="scaled", dtype="float8_from_float32"),
         )
         total = keras.metrics.Sum(name="sum")
         graph = LayerGraph([model(), scaled, total])

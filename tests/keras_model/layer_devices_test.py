@@ -10,9 +10,11 @@ import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import (
     attention,
+    chain,
     close,
     cnn,
     inputs,
+    leaves,
     make,
     placement,
     recurrent,
@@ -31,35 +33,21 @@ FLOAT, WORDS, WIDTH = 4, 1000, 32
 
 
 def words(mask: bool = False, count: int = WORDS) -> keras.Model:
-    return keras.Sequential(
-        [
-            keras.Input([16], dtype="int32"),
-            layers.Embedding(count, WIDTH, mask_zero=mask, name="embedding"),
-            layers.GlobalAveragePooling1D(),
-            layers.Dense(4, name="out"),
-        ]
+    return chain(
+        [16],
+        layers.Embedding(count, WIDTH, mask_zero=mask, name="embedding"),
+        layers.GlobalAveragePooling1D(),
+        layers.Dense(4, name="out"),
+        dtype="int32",
     )
 
 
 def nested() -> keras.Model:
     def part(name: str) -> keras.Model:
-        return keras.Sequential(
-            [keras.Input([4]), layers.Dense(4, name="deep")], name=name
-        )
+        return chain([4], layers.Dense(4, name="deep"), name=name)
 
     x = keras.Input([4])
     return keras.Model(x, part("head")(part("body")(x)))
-
-
-def leaves(model: keras.Model) -> list[str]:
-    """Paths of the layers that do something."""
-    found = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found += [f"{layer.name}/{name}" for name in leaves(layer)]
-        elif not isinstance(layer, layers.InputLayer):
-            found.append(layer.name)
-    return found
 
 
 class EveryLayerTest(parameterized.TestCase):
@@ -185,11 +173,8 @@ class EmbeddingTest(parameterized.TestCase):
 
 class ModelParallelTest(absltest.TestCase):
     def test_one_tower_over_three_devices(self):
-        model = keras.Sequential(
-            [
-                keras.Input([8]),
-                *[layers.Dense(8, "tanh", name=f"d{i}") for i in range(3)],
-            ]
+        model = chain(
+            [8], *[layers.Dense(8, "tanh", name=f"d{i}") for i in range(3)]
         )
         where = towers.Placement(
             ["/CPU:0"], layer_devices={f"d{i}": f"/CPU:{i}" for i in range(3)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import NAMED, close, inputs, make, placement
+from models import NAMED, chain, close, inputs, make, placement
 from same import plain_step, same_step, step_of, towered_step
 from two_machines import MACHINE, between_machines, in_machines
 
@@ -22,13 +22,12 @@ TOWERS = ["/CPU:1", "/CPU:2", "/CPU:1", "/CPU:0", "/CPU:3"]
 
 
 def embedding():
-    return keras.Sequential(
-        [
-            keras.Input([3], dtype="int32"),
-            layers.Embedding(5000, 8),
-            layers.Flatten(),
-            layers.Dense(4),
-        ]
+    return chain(
+        [3],
+        layers.Embedding(5000, 8),
+        layers.Flatten(),
+        layers.Dense(4),
+        dtype="int32",
     )
 
 
@@ -64,9 +63,7 @@ class MachinesTest(parameterized.TestCase):
         def made():
             keras.utils.set_random_seed(1)
             first = layers.Dense(4, activation="tanh", name="first")
-            return keras.Sequential(
-                [keras.Input([3]), first, layers.Dense(2, name="last")]
-            )
+            return chain([3], first, layers.Dense(2, name="last"))
 
         x = np.random.default_rng(0).normal(size=[7, 3]).astype("float32")
         model = made()
@@ -106,7 +103,7 @@ class MachinesTest(parameterized.TestCase):
         close(said, expected)
 
     def test_machines_without_rows_say_nothing(self):
-        model = keras.Sequential([keras.Input([2]), layers.Dense(2)])
+        model = chain([2], layers.Dense(2))
         where = towers.Placement(TOWERS[:4], weights=[0, 0, 0, 1])
         x = np.ones([3, 2], "float32")
 
@@ -204,9 +201,7 @@ class MachinesTest(parameterized.TestCase):
     def test_each_parameter_crosses_once_there_and_back(self, home):
         # Large ones and small ones.
         sizes = [150, 150, 150, 10, 10, 10, 10]
-        model = keras.Sequential(
-            [keras.Input([150]), *[layers.Dense(n) for n in sizes]]
-        )
+        model = chain([150], *[layers.Dense(n) for n in sizes])
         if home == "balanced":
             home = towers.balanced(sorted(MACHINE))
         where = placement(4, parameter_device=home, output_device="/CPU:0")

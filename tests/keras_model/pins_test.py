@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import DEVICES, MODELS, close, cnn, inputs, make, placement, targets
+from models import (
+    DEVICES,
+    MODELS,
+    chain,
+    close,
+    cnn,
+    inputs,
+    leaves,
+    make,
+    placement,
+    targets,
+)
 from models import nested as models_in_models
 from same import same_fit
 
@@ -23,15 +34,9 @@ A, B, C = "/CPU:1", "/CPU:2", ("/CPU:1", "/CPU:2")
 
 def two_deep() -> keras.Model:
     """Layers "body/low/deep", "body/deep", "head/deep" and an addition."""
-    low = keras.Sequential(
-        [keras.Input([4]), layers.Dense(4, name="deep")], name="low"
-    )
-    body = keras.Sequential(
-        [keras.Input([4]), low, layers.Dense(4, name="deep")], name="body"
-    )
-    head = keras.Sequential(
-        [keras.Input([4]), layers.Dense(4, name="deep")], name="head"
-    )
+    low = chain([4], layers.Dense(4, name="deep"), name="low")
+    body = chain([4], low, layers.Dense(4, name="deep"), name="body")
+    head = chain([4], layers.Dense(4, name="deep"), name="head")
     x = keras.Input([4])
     y = body(x)
     return keras.Model(x, head(y) + y)
@@ -82,10 +87,7 @@ class KeysTest(parameterized.TestCase):
 
     def test_a_layer_that_two_hold_is_where_both_say(self):
         shared = layers.Dense(4, name="deep")
-        both = [
-            keras.Sequential([keras.Input([4]), shared], name=name)
-            for name in ("a", "b")
-        ]
+        both = [chain([4], shared, name=name) for name in ("a", "b")]
         x = keras.Input([4])
         paths = pins.layer_paths([keras.Model(x, both[1](both[0](x)))])
         with self.assertRaisesRegex(ValueError, "different things of 'a/deep'"):
@@ -118,17 +120,6 @@ class KeysTest(parameterized.TestCase):
         pinned = placement(2, layer_devices={"a": ["cpu:1", "cpu:2"]})
         self.assertEqual(pinned.layer_devices, {"a": C})
         self.assertIn("a on /CPU:1, /CPU:2", str(pinned))
-
-
-def leaves(model: keras.Model, prefix: str = "") -> list[str]:
-    """Paths of the layers that do something."""
-    found = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found += leaves(layer, f"{prefix}{layer.name}/")
-        elif not isinstance(layer, layers.InputLayer):
-            found.append(prefix + layer.name)
-    return found
 
 
 class SpanningTest(parameterized.TestCase):
@@ -191,13 +182,11 @@ class SpanningTest(parameterized.TestCase):
             return ["/CPU:0"] * len(variables)
 
         def model():
-            return keras.Sequential(
-                [
-                    keras.Input([8]),
-                    layers.Dense(16, "tanh", name="low"),
-                    layers.BatchNormalization(synchronized=False, name="norm"),
-                    layers.Dense(3, name="high"),
-                ]
+            return chain(
+                [8],
+                layers.Dense(16, "tanh", name="low"),
+                layers.BatchNormalization(synchronized=False, name="norm"),
+                layers.Dense(3, name="high"),
             )
 
         plain = make(model)

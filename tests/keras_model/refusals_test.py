@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
-from models import placement
+from models import chain, placement
 
 import towers
 from towers.keras_model.refusals import tower_errors
@@ -28,9 +28,7 @@ class OnGpusOnly(layers.Layer):
 class RefusalTest(absltest.TestCase):
     def test_the_layer_and_the_cure_are_told(self):
         inner = [layers.Dense(2), OnGpusOnly(name="fast")]
-        model = keras.Sequential(
-            [keras.Input([2]), keras.Sequential(inner, name="inner")]
-        )
+        model = chain([2], keras.Sequential(inner, name="inner"))
         x, where = np.ones([4, 2], "float32"), placement(2)
         towered = towers.TowerModel(model, where)
         for call in (

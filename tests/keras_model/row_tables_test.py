@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
-from models import close, make, placement
+from models import chain, close, make, placement
 from same import pair, same_fit
 
 import towers
@@ -31,13 +31,12 @@ def embedding(**kwargs):
 
 
 def sequential(**kwargs):
-    return keras.Sequential(
-        [
-            keras.Input([LENGTH], dtype="int32"),
-            embedding(**kwargs),
-            layers.GlobalAveragePooling1D(),
-            layers.Dense(3),
-        ]
+    return chain(
+        [LENGTH],
+        embedding(**kwargs),
+        layers.GlobalAveragePooling1D(),
+        layers.Dense(3),
+        dtype="int32",
     )
 
 
@@ -382,13 +381,12 @@ class BytesTest(parameterized.TestCase):
     @parameterized.parameters(50, 5000)
     @pytest.mark.slow_after(1)
     def test_ids_and_rows_cross_however_long_the_table_is(self, words):
-        model = keras.Sequential(
-            [
-                keras.Input([LENGTH], dtype="int32"),
-                layers.Embedding(words, WIDTH, name="words"),
-                layers.GlobalAveragePooling1D(),
-                layers.Dense(3),
-            ]
+        model = chain(
+            [LENGTH],
+            layers.Embedding(words, WIDTH, name="words"),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(3),
+            dtype="int32",
         )
         model = compiled(towers.TowerModel(model, WHERE))
         report = towers.execution_report(model.train_on_batch, X[:4], Y[:4])

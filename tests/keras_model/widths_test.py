@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import close, make, placement
+from models import chain, close, make, placement
 from same import pair, same_fit
 
 import towers
@@ -17,14 +17,13 @@ PLACEMENTS = [("two", 2, None), ("unequal", 3, [3, 2, 1])]
 
 def text():
     """Neither the average nor a mask hides how wide a batch is."""
-    return keras.Sequential(
-        [
-            keras.Input([], dtype="string"),
-            layers.TextVectorization(vocabulary=["a", "b", "c"]),
-            layers.Embedding(5, 3),
-            layers.GlobalAveragePooling1D(),
-            layers.Dense(1),
-        ]
+    return chain(
+        [],
+        layers.TextVectorization(vocabulary=["a", "b", "c"]),
+        layers.Embedding(5, 3),
+        layers.GlobalAveragePooling1D(),
+        layers.Dense(1),
+        dtype="string",
     )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest
-from models import cnn
+from models import chain, cnn
 from same import same_fit
 
 import towers
@@ -17,9 +17,8 @@ RNG = np.random.default_rng(0)
 def two_branches() -> keras.Model:
     x = keras.Input([6])
     with tf.device("/CPU:1"):
-        inner = keras.Sequential(
-            [keras.Input([6]), layers.Dense(9, "tanh"), layers.Dense(4)],
-            name="left",
+        inner = chain(
+            [6], layers.Dense(9, "tanh"), layers.Dense(4), name="left"
         )
         left = inner(x)
     with tf.device("/CPU:2"):
@@ -73,7 +72,7 @@ class FromLayersTest(absltest.TestCase):
             def call(self, x):
                 return x
 
-        several = keras.Sequential([keras.Input([2]), Both(name="both")])
+        several = chain([2], Both(name="both"))
         for model, message in (
             (several, "both.*on /CPU:0, /CPU:1"),
             (keras.Sequential([layers.Dense(2)]), "not built"),

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
-from models import make
+from models import chain, make
 from same import same_fit
 
 import towers
@@ -161,9 +161,7 @@ class RefusedTest(parameterized.TestCase):
 
     def test_layers_are_by_path(self):
         def recurrent():
-            return keras.Sequential(
-                [keras.Input([3, 2]), layers.LSTM(4, name="loops")]
-            )
+            return chain([3, 2], layers.LSTM(4, name="loops"))
 
         with self.assertRaisesRegex(
             ValueError, "'loops/lstm_cell', a LSTMCell"

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest
-from models import DEVICES, NAMED, attention, cnn, inputs, make
+from models import DEVICES, NAMED, attention, chain, cnn, inputs, make
 
 import towers
 from towers import __main__
@@ -69,9 +69,7 @@ class CommandsTest(absltest.TestCase):
 
     def test_a_lambda_in_a_file_is_not_run(self):
         path = os.path.join(tempfile.mkdtemp(), "model.keras")
-        keras.Sequential(
-            [keras.Input([3]), keras.layers.Lambda(lambda x: x + 1)]
-        ).save(path)
+        chain([3], keras.layers.Lambda(lambda x: x + 1)).save(path)
         with self.assertRaisesRegex(ValueError, "cannot be loaded"):
             commands.loaded(path)
 

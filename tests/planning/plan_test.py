@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import cnn, inputs, make, placement, recurrent, targets
+from models import chain, cnn, inputs, make, placement, recurrent, targets
 
 import towers
 from towers.foreign import keras_machine, tf_kernels
@@ -28,29 +28,22 @@ def on_gpus(**kwargs):
 
 def all_kinds():
     """Rows, seeds, masks, statistics, and what GPUs have kernels of cuDNN for."""
-    return keras.Sequential(
-        [
-            keras.Input([5], dtype="int32"),
-            layers.Embedding(11, 4, mask_zero=True),
-            layers.LSTM(3, return_sequences=True),
-            layers.Bidirectional(layers.GRU(3)),
-            layers.Dropout(0.5),
-            layers.BatchNormalization(),
-            layers.BatchNormalization(synchronized=True),
-            layers.Dense(2),
-        ]
+    return chain(
+        [5],
+        layers.Embedding(11, 4, mask_zero=True),
+        layers.LSTM(3, return_sequences=True),
+        layers.Bidirectional(layers.GRU(3)),
+        layers.Dropout(0.5),
+        layers.BatchNormalization(),
+        layers.BatchNormalization(synchronized=True),
+        layers.Dense(2),
+        dtype="int32",
     )
 
 
 def on_cudnn():
     """What an export is to take cuDNN for: else it is one for any machine."""
-    return keras.Sequential(
-        [
-            keras.Input([5, 3]),
-            layers.LSTM(4, use_cudnn=True),
-            layers.Dense(2),
-        ]
-    )
+    return chain([5, 3], layers.LSTM(4, use_cudnn=True), layers.Dense(2))
 
 
 class Text(layers.Layer):
@@ -59,9 +52,7 @@ class Text(layers.Layer):
 
 
 def textual():
-    return keras.Sequential(
-        [keras.Input([3]), Text(name="text"), layers.Dense(2)]
-    )
+    return chain([3], Text(name="text"), layers.Dense(2))
 
 
 def compiled(model, where, optimizer="adam"):
@@ -159,9 +150,7 @@ class ClusterTest(parameterized.TestCase):
             available="any",
         )
         model = towers.TowerModel(
-            keras.Sequential(
-                [keras.Input([100]), *[layers.Dense(100) for _ in range(4)]]
-            ),
+            chain([100], *[layers.Dense(100) for _ in range(4)]),
             where,
         )
         model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
@@ -189,7 +178,7 @@ class ClusterTest(parameterized.TestCase):
             model.fit(x, x, verbose=0)
 
     def test_what_says_no_device_is_here_or_beside_its_variable(self):
-        model = keras.Sequential([keras.Input([3]), layers.Dense(2)])
+        model = chain([3], layers.Dense(2))
         far = "/job:worker/replica:0/task:1/device:CPU:0"
         where = towers.Placement([far], parameter_device=far, available="any")
         towers.place_variables(model, where)

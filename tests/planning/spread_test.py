@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import DEVICES, Subclassed, subclassed
+from models import DEVICES, Subclassed, chain, subclassed
 
 import towers
 from towers.planning import steps
@@ -176,15 +176,14 @@ class SpreadTest(parameterized.TestCase):
 
     def test_a_layer_that_exceeds_each_limit_is_cut(self):
         def model():
-            return keras.Sequential(
-                [
-                    keras.Input([6], dtype="int32"),
-                    layers.Embedding(1000, 8, name="words"),
-                    layers.Flatten(name="flat"),
-                    layers.Dense(16, name="small"),
-                    layers.Dense(600, name="large"),
-                    layers.Dense(2, name="last"),
-                ]
+            return chain(
+                [6],
+                layers.Embedding(1000, 8, name="words"),
+                layers.Flatten(name="flat"),
+                layers.Dense(16, name="small"),
+                layers.Dense(600, name="large"),
+                layers.Dense(2, name="last"),
+                dtype="int32",
             )
 
         spread = towers.spread_layers(model(), DEVICES, 30_000)

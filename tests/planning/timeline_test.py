@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest
-from models import DEVICES, cnn, inputs, make, targets
+from models import DEVICES, chain, cnn, inputs, make, targets
 
 import towers
 from towers.placement.scopes import tower_of
@@ -232,14 +232,12 @@ def three_to_one():
     tf.config.threading.set_inter_op_parallelism_threads(1)
     placement = towers.Placement.cpus(2, weights=[3, 1])
     layers = keras.layers
-    model = keras.Sequential(
-        [
-            keras.Input([32, 32, 16]),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.Conv2D(64, 3, activation="relu"),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(4),
-        ]
+    model = chain(
+        [32, 32, 16],
+        layers.Conv2D(64, 3, activation="relu"),
+        layers.Conv2D(64, 3, activation="relu"),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(4),
     )
     model = towers.TowerModel(model, placement)
     model.compile("sgd", "mse")

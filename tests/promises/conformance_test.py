@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import close, make, placement
+from models import chain, close, make, placement
 
 import towers
 
@@ -31,13 +31,11 @@ WEIGHTS = RNG.uniform(size=[ROWS])
 
 
 def dense() -> keras.Model:
-    return keras.Sequential([keras.Input([6]), layers.Dense(2)])
+    return chain([6], layers.Dense(2))
 
 
 def two_layers() -> keras.Model:
-    return keras.Sequential(
-        [keras.Input([6]), layers.Dense(5, "tanh"), layers.Dense(2)]
-    )
+    return chain([6], layers.Dense(5, "tanh"), layers.Dense(2))
 
 
 def sequential(*stack: Any, shape: Any = (6,), **kwargs: Any) -> Callable:
@@ -426,7 +424,7 @@ def frozen(which: Callable[[keras.Model], Any]) -> Callable:
 
 
 def inside() -> keras.Model:
-    inner = keras.Sequential([keras.Input([6]), layers.Dense(6, "relu")])
+    inner = chain([6], layers.Dense(6, "relu"))
     x = keras.Input([6])
     return keras.Model(x, layers.Dense(2)(inner(inner(x))))
 
@@ -674,7 +672,7 @@ def declaring(nest: Any, inside: str = "") -> Callable[[], keras.Model]:
         ]
         graph = keras.Model([x], tf.nest.pack_sequence_as(nest, outputs))
         if inside == "stack":
-            return keras.Sequential([keras.Input([6]), graph])
+            return chain([6], graph)
         again = keras.Input([6])
         return keras.Model(again, graph(again)) if inside else graph
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from keras import layers, ops
-from models import close, make, placement
+from models import chain, close, make, placement
 
 import towers
 
@@ -119,13 +119,8 @@ def shared():
 
 def nested():
     inner = [keras.Input([8]), layers.Dense(8), layers.Dropout(0.4)]
-    return keras.Sequential(
-        [
-            keras.Input([8]),
-            keras.Sequential(inner),
-            layers.Dropout(0.2),
-            layers.Dense(2),
-        ]
+    return chain(
+        [8], keras.Sequential(inner), layers.Dropout(0.2), layers.Dense(2)
     )
 
 
@@ -135,9 +130,7 @@ def of(shape, *makers):
     def model():
         each = [maker() for maker in makers]
         flat = [layers.Flatten()] if len(shape) > 1 else []
-        return keras.Sequential(
-            [keras.Input(shape), *each, *flat, layers.Dense(2)]
-        )
+        return chain(shape, *each, *flat, layers.Dense(2))
 
     return model
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest
-from models import DEVICES
+from models import DEVICES, chain
 
 import towers
 
@@ -101,10 +101,8 @@ class PageTest(absltest.TestCase):
         self.assertEqual(words.count(f">{DEVICES[3]} "), 3)
 
     def test_layers_of_models_in_models(self):
-        inner = keras.Sequential(
-            [keras.Input([4]), layers.Dense(4, name="deep")], name="inner"
-        )
-        model = keras.Sequential([keras.Input([4]), inner])
+        inner = chain([4], layers.Dense(4, name="deep"), name="inner")
+        model = chain([4], inner)
         where = towers.Placement(DEVICES[:2])
         report = towers.execution_report(
             lambda: towers.build_towers(model, tf.ones([4, 4]), where)

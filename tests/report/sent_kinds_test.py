@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 from models import (
     DEVICES,
     NAMED,
+    chain,
     cnn,
     inputs,
     make,
@@ -28,15 +29,13 @@ ALWAYS = {"parameters", "gradients", "batch", "outputs", "output gradients"}
 
 
 def normalised():
-    return keras.Sequential(
-        [
-            keras.Input([6]),
-            layers.Dense(4, name="one"),
-            layers.BatchNormalization(name="norm"),
-            layers.Dropout(0.5),
-            layers.Dense(5, name="two"),
-            layers.Dense(2, name="three"),
-        ]
+    return chain(
+        [6],
+        layers.Dense(4, name="one"),
+        layers.BatchNormalization(name="norm"),
+        layers.Dropout(0.5),
+        layers.Dense(5, name="two"),
+        layers.Dense(2, name="three"),
     )
 
 

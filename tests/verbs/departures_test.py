@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
 from executed import Executed
-from models import make
+from models import chain, make
 
 import towers
 from towers.verbs.departures import departing_first
@@ -14,12 +14,10 @@ layers = keras.layers
 
 
 def dense():
-    return keras.Sequential(
-        [
-            keras.Input([4]),
-            layers.Dense(8, "relu", name="hidden"),
-            layers.Dense(3, name="last"),
-        ]
+    return chain(
+        [4],
+        layers.Dense(8, "relu", name="hidden"),
+        layers.Dense(3, name="last"),
     )
 
 

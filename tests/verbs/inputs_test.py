@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, make, placement
-from same import same_step
+from same import pair, same_fit, same_step
 
 import towers
 
@@ -183,23 +183,14 @@ class EqualityTest(parameterized.TestCase):
             data = tf.data.Dataset.from_tensors((x, y))
         else:
             data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
-        plain.compile("sgd", "mse", run_eagerly=True)
-        expected = plain.fit(data, epochs=3, verbose=0).history["loss"]
         for on_towers in ways:
             if on_towers and model in RAGGED and not HAS_RAGGED:
                 continue  # this Keras has no symbols for ragged tensors
-            towered = towers.TowerModel(
-                make(model),
-                placement(3),
-                loss_on_towers=on_towers,
-                whole=wholes(model),
-            )
-            towered.compile("sgd", "mse")
-            history = towered.fit(data, epochs=3, verbose=0).history["loss"]
-            close(history, expected)
-            close(towered.get_weights(), plain.get_weights())
+            how = {"loss_on_towers": on_towers, "whole": wholes(model)}
+            models = pair(model, placement(3), **how)
+            same_fit(models, data, optimizer=keras.optimizers.SGD, epochs=3)
             if not on_towers:
-                close(towered(x), plain(x))
+                close(*(m(x) for m in models))
 
     # The tables of `strings` and `texts` are objects of Keras.
     @parameterized.parameters(ragged, sparse, whole, twice_ragged)

@@ -7,7 +7,7 @@ import logging
 import keras
 import numpy as np
 from absl.testing import absltest, parameterized
-from models import placement
+from models import chain, placement
 
 import towers
 from towers.wrapper import descriptions
@@ -16,9 +16,7 @@ X, Y = np.ones([4, 3], "float32"), np.ones([4, 2], "float32")
 
 
 def net(n=2, **kwargs):
-    plain = keras.Sequential(
-        [keras.Input([3]), keras.layers.Dense(2)], name="net"
-    )
+    plain = chain([3], keras.layers.Dense(2), name="net")
     model = towers.TowerModel(plain, placement(n, **kwargs))
     model.compile("sgd", "mse")
     return model

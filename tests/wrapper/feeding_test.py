@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import NAMED, close, inputs, make, targets
+from models import NAMED, chain, close, inputs, make, targets
 
 import towers
 
@@ -96,13 +96,11 @@ def weights(rows):
 
 
 def classifier():
-    return keras.Sequential(
-        [
-            keras.Input([4]),
-            layers.Dense(6, activation="tanh"),
-            layers.Dropout(0.3),
-            layers.Dense(3),
-        ]
+    return chain(
+        [4],
+        layers.Dense(6, activation="tanh"),
+        layers.Dropout(0.3),
+        layers.Dense(3),
     )
 
 
@@ -290,9 +288,7 @@ class FeedingTest(parameterized.TestCase):
             lambda n: np.ones([n, 2000, 1], "float32"),
         )
         data = towers.per_tower(long)
-        net = keras.Sequential(
-            [keras.Input([2000, 40]), layers.Dense(1, activation="tanh")]
-        )
+        net = chain([2000, 40], layers.Dense(1, activation="tanh"))
         model = compiled(towers.TowerModel(net, placed(), **wrapped))
 
         def fit():

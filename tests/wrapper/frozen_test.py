@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import close, make, placement
+from models import chain, close, make, placement
 from same import pair, same_fit
 
 import towers
@@ -19,17 +19,13 @@ Y = RNG.normal(size=[8, 4]).astype("float32")
 def critic(trainable=False):
     """With a loop, statistics and a network inside."""
     keras.utils.set_random_seed(5)
-    inner = keras.Sequential(
-        [keras.Input([3]), layers.BatchNormalization(), layers.Dense(2)]
-    )
-    net = keras.Sequential(
-        [
-            keras.Input([4]),
-            layers.Dense(6, activation="tanh"),
-            layers.Reshape([2, 3]),
-            layers.GRU(3),
-            inner,
-        ]
+    inner = chain([3], layers.BatchNormalization(), layers.Dense(2))
+    net = chain(
+        [4],
+        layers.Dense(6, activation="tanh"),
+        layers.Reshape([2, 3]),
+        layers.GRU(3),
+        inner,
     )
     inner.layers[0].moving_mean.assign([0.1, -0.2, 0.3])
     net.trainable = trainable
@@ -37,9 +33,7 @@ def critic(trainable=False):
 
 
 def student():
-    return keras.Sequential(
-        [keras.Input([3]), layers.Dense(4, activation="tanh"), layers.Dense(4)]
-    )
+    return chain([3], layers.Dense(4, activation="tanh"), layers.Dense(4))
 
 
 def perceptual(net):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from executed import Executed
-from models import close, make, placement
+from models import chain, close, make, placement
 
 import towers
 
@@ -16,14 +16,12 @@ RNG = np.random.default_rng(0)
 
 def cnn(norm=False):
     norms = [layers.BatchNormalization()] if norm else []
-    return keras.Sequential(
-        [
-            keras.Input([6, 6, 1]),
-            layers.Conv2D(2, 3),
-            *norms,
-            layers.Flatten(),
-            layers.Dense(3),
-        ]
+    return chain(
+        [6, 6, 1],
+        layers.Conv2D(2, 3),
+        *norms,
+        layers.Flatten(),
+        layers.Dense(3),
     )
 
 
@@ -37,7 +35,7 @@ def transformer(dropout=0.0):
 def halves():
     with_policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
     layer = layers.Dense(4, "tanh", dtype=with_policy)
-    return keras.Sequential([keras.Input([4]), layer, layers.Dense(3)])
+    return chain([4], layer, layers.Dense(3))
 
 
 def compiled(model, **kwargs):
@@ -94,7 +92,7 @@ class RefusalTest(parameterized.TestCase):
 
     def test_what_xla_cannot_take_by_itself(self):
         def model():
-            return keras.Sequential([keras.Input([4]), layers.Dense(3)])
+            return chain([4], layers.Dense(3))
 
         def unable():
             able = model()
@@ -107,17 +105,13 @@ class RefusalTest(parameterized.TestCase):
             )
 
         def recurrent():
-            return keras.Sequential(
-                [keras.Input([4, 2]), layers.LSTM(3, name="memory")]
-            )
+            return chain([4, 2], layers.LSTM(3, name="memory"))
 
         self.refused("'dense.* says supports_jit=False", unable)
         self.refused("'batch_norm.* asks all towers", meeting)
         self.refused(
             "'first' runs on /CPU:3",
-            lambda: keras.Sequential(
-                [keras.Input([4]), layers.Dense(3, name="first")]
-            ),
+            lambda: chain([4], layers.Dense(3, name="first")),
             layer_devices={"first": "/CPU:3"},
         )
         self.refused("cannot train the loop '.*memory", recurrent, fits=True)

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 from executed import Executed
 from models import (
     attention,
+    chain,
     close,
     cnn,
     inputs,
@@ -31,12 +32,11 @@ RNG = np.random.default_rng(0)
 
 def tokens():
     """Masked outputs, with losses of its own."""
-    return keras.Sequential(
-        [
-            keras.Input([4], dtype="int32"),
-            layers.Embedding(9, 3, mask_zero=True),
-            layers.Dense(2, kernel_regularizer="l2", activity_regularizer="l2"),
-        ]
+    return chain(
+        [4],
+        layers.Embedding(9, 3, mask_zero=True),
+        layers.Dense(2, kernel_regularizer="l2", activity_regularizer="l2"),
+        dtype="int32",
     )
 
 
@@ -71,9 +71,7 @@ def optional():
 
 
 def embedding():
-    return keras.Sequential(
-        [keras.Input([4], dtype="int32"), layers.Embedding(9, 2)]
-    )
+    return chain([4], layers.Embedding(9, 2), dtype="int32")
 
 
 def both(model, where):
@@ -175,9 +173,7 @@ class EqualityTest(parameterized.TestCase):
                 return x
 
         def model():
-            return keras.Sequential(
-                [keras.Input([4]), layers.Dense(2), Penalty()]
-            )
+            return chain([4], layers.Dense(2), Penalty())
 
         x = RNG.normal(size=[5, 4]).astype("float32")
         for eagerly in (False, True):
@@ -261,7 +257,7 @@ class RefusalTest(absltest.TestCase):
             def compute_loss(self, *args, **kwargs):
                 return super().compute_loss(*args, **kwargs)
 
-        model = keras.Sequential([keras.Input([2]), layers.Dense(1)])
+        model = chain([2], layers.Dense(1))
         model = Mine(model, placement(2), loss_on_towers=True)
         model.compile("sgd", "mse")
         with self.assertRaisesRegex(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import parameterized
-from models import close, make, placement
+from models import chain, close, make, placement
 
 import towers
 
@@ -17,12 +17,10 @@ Y = np.random.default_rng(1).integers(0, 3, [13])
 
 
 def dense():
-    return keras.Sequential(
-        [
-            keras.Input([5]),
-            layers.Dense(6, activation="tanh"),
-            layers.Dense(3, activation="softmax"),
-        ]
+    return chain(
+        [5],
+        layers.Dense(6, activation="tanh"),
+        layers.Dense(3, activation="softmax"),
     )
 
 
@@ -170,7 +168,7 @@ class PrefetchTest(parameterized.TestCase):
                 tf.TensorSpec([4], tf.int64),
             ),
         )
-        plain = keras.Sequential([keras.Input([5]), Waits(), layers.Dense(3)])
+        plain = chain([5], Waits(), layers.Dense(3))
         model = compiled(ahead(plain, placement(2)))
         model.fit(data, steps_per_epoch=4, verbose=0)
         self.assertEqual(seen, [["CPU:0", "CPU:1"]] * 6)

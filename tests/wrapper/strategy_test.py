@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import close, placement
+from models import chain, close, placement
 
 import towers
 
@@ -17,13 +17,11 @@ Y = RNG.normal(size=[6, 1]).astype("float32")
 
 def model():
     keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input([3]),
-            layers.Dense(4, activation="tanh"),
-            layers.BatchNormalization(trainable=False),
-            layers.Dense(1),
-        ]
+    return chain(
+        [3],
+        layers.Dense(4, activation="tanh"),
+        layers.BatchNormalization(trainable=False),
+        layers.Dense(1),
     )
 
 

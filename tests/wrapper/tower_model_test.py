@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 from executed import Executed
 from models import (
     attention,
+    chain,
     close,
     cnn,
     inputs,
@@ -63,12 +64,7 @@ class FitTest(parameterized.TestCase):
 
     def test_a_weight_assigned_in_a_call_trains_as_assigned(self):
         def model():
-            return keras.Sequential(
-                [
-                    keras.Input([4]),
-                    layers.SpectralNormalization(layers.Dense(3)),
-                ]
-            )
+            return chain([4], layers.SpectralNormalization(layers.Dense(3)))
 
         models = pair(model, placement(3))
         x, y = inputs(models[0], 8), targets(models[0], 8)
@@ -104,15 +100,14 @@ class FitTest(parameterized.TestCase):
 
     def test_mixed_precision_keeps_its_dtypes(self):
         def model():
-            return keras.Sequential(
-                [
-                    keras.Input([4], dtype="float32"),
-                    layers.Dense(
-                        *(8, "relu"), dtype="mixed_bfloat16", trainable=False
-                    ),
-                    layers.BatchNormalization(dtype="mixed_bfloat16"),
-                    layers.Dense(2, dtype="float32"),
-                ]
+            return chain(
+                [4],
+                layers.Dense(
+                    *(8, "relu"), dtype="mixed_bfloat16", trainable=False
+                ),
+                layers.BatchNormalization(dtype="mixed_bfloat16"),
+                layers.Dense(2, dtype="float32"),
+                dtype="float32",
             )
 
         models = pair(model, placement(2))
@@ -122,9 +117,7 @@ class FitTest(parameterized.TestCase):
 
     def test_fit_with_dropout_repeats_with_the_seed(self):
         def model():
-            return keras.Sequential(
-                [keras.Input([8]), layers.Dropout(0.5), layers.Dense(2)]
-            )
+            return chain([8], layers.Dropout(0.5), layers.Dense(2))
 
         def weights(seed):
             actual = towers.TowerModel(make(model, seed), placement(3))
@@ -153,11 +146,7 @@ class PlacedTest(parameterized.TestCase):
 
     @pytest.mark.slow_after(0)
     def test_sixty_small_variables_cross_in_a_few_tensors(self):
-        model = make(
-            lambda: keras.Sequential(
-                [keras.Input([4]), *[layers.Dense(4) for _ in range(30)]]
-            )
-        )
+        model = make(lambda: chain([4], *[layers.Dense(4) for _ in range(30)]))
         devices = [f"/CPU:{i}" for i in range(3)]
         where = placement(3, parameter_device=towers.balanced(devices))
         actual = towers.TowerModel(model, where)
@@ -173,15 +162,13 @@ class PlacedTest(parameterized.TestCase):
 
     def test_all_statistics_of_a_tower_cross_at_once(self):
         model = make(
-            lambda: keras.Sequential(
-                [
-                    keras.Input([8, 8, 2]),
-                    layers.Conv2D(4, 3),
-                    layers.BatchNormalization(),
-                    layers.BatchNormalization(center=False, scale=False),
-                    layers.Flatten(),
-                    layers.Dense(3),
-                ]
+            lambda: chain(
+                [8, 8, 2],
+                layers.Conv2D(4, 3),
+                layers.BatchNormalization(),
+                layers.BatchNormalization(center=False, scale=False),
+                layers.Flatten(),
+                layers.Dense(3),
             )
         )
         actual = towers.TowerModel(model, placement(3))
@@ -201,7 +188,7 @@ class PlacedTest(parameterized.TestCase):
                 calls.append(tf.executing_eagerly())
                 return x * 2.0
 
-        model = keras.Sequential([keras.Input([2]), Noted(), layers.Dense(1)])
+        model = chain([2], Noted(), layers.Dense(1))
         actual = towers.TowerModel(
             model, placement(2), loss_on_towers=on_towers
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
-from models import DEVICES, close, make, placement
+from models import DEVICES, chain, close, make, placement
 
 import towers
 
@@ -36,12 +36,8 @@ OPTIMIZERS = {
 
 
 def mlp() -> keras.Model:
-    return keras.Sequential(
-        [
-            keras.Input([6]),
-            layers.Dense(10, "relu", name="up"),
-            layers.Dense(3, name="down"),
-        ]
+    return chain(
+        [6], layers.Dense(10, "relu", name="up"), layers.Dense(3, name="down")
     )
 
 

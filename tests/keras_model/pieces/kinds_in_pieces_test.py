@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
-from models import DEVICES, make, placement
+from models import DEVICES, chain, make, placement
 from same import pair, same_fit
 
 import towers
@@ -254,12 +254,11 @@ class LookupTest(parameterized.TestCase):
     @pytest.mark.slow_after(1)
     def test_only_rows_are_read_and_cross_of_any_table(self, cut):
         def reported(count):
-            model = keras.Sequential(
-                [
-                    keras.Input([6], dtype="int32"),
-                    L.Embedding(count, 4, name="words"),
-                    L.GlobalAveragePooling1D(),
-                ]
+            model = chain(
+                [6],
+                L.Embedding(count, 4, name="words"),
+                L.GlobalAveragePooling1D(),
+                dtype="int32",
             )
             where = placement(1, layer_devices={"words": cut(DEVICES[1:3])})
             model = towers.TowerModel(model, where)
@@ -278,7 +277,7 @@ class LookupTest(parameterized.TestCase):
 
     def table(self):
         layer = L.Embedding(5, 3, name="words")
-        model = keras.Sequential([keras.Input([None], dtype="int32"), layer])
+        model = chain([None], layer, dtype="int32")
         where = placement(1, layer_devices={"words": row(DEVICES[:3])})
         towers.place_variables(model, where)
         return model, where

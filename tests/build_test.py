@@ -626,7 +626,3 @@ class RefusalTest(parameterized.TestCase):
         )
         with self.assertRaisesRegex(ValueError, "seed_generator_state"):
             towers.build_towers(model, np.ones([2, 2]), placement(2))
-
-
-if __name__ == "__main__":
-    absltest.main()

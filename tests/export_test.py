@@ -348,7 +348,3 @@ class RefusalTest(parameterized.TestCase):
             with self.assertRaisesRegex(error, message):
                 call()
             self.assertFalse(os.path.exists(new))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 from towers.verbs.batch import BatchPerTower
@@ -309,7 +309,3 @@ class PerTowerTest(parameterized.TestCase):
         far = towers.Placement(["/GPU:7"], available="any")
         with self.assertRaisesRegex(ValueError, "GPU:7.*does not see"):
             data.batches(far)
-
-
-if __name__ == "__main__":
-    absltest.main()

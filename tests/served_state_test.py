@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from chiefs import said
 from models import close, placement
 
@@ -309,7 +309,3 @@ class ErrorTest(parameterized.TestCase):
         wrapped = towers.TowerModel(model, THREE)
         with self.assertRaisesRegex(ValueError, "does not take is_static"):
             wrapped.export(folder(), is_static=True)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ import warnings
 
 import keras
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import chain, make, placement
 
 import towers
@@ -106,7 +106,3 @@ class PendingTest(parameterized.TestCase):
     def test_a_word(self, call):
         (told,) = self.warned(call)
         self.assertRegex(told, r"norm/moving_mean, .*`apply_updates\(\)`")
-
-
-if __name__ == "__main__":
-    absltest.main()

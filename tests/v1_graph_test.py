@@ -291,7 +291,3 @@ class RefusalTest(absltest.TestCase):
             text=True,
         )
         self.assertRegex(done.stderr, "RuntimeError: .*disable_v2_behavior")
-
-
-if __name__ == "__main__":
-    absltest.main()

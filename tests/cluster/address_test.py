@@ -2,7 +2,7 @@
 
 import socket
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.cluster.address import Address, own_address
 
@@ -35,7 +35,3 @@ class AddressTest(parameterized.TestCase):
         self.assertEqual(host, "127.0.0.1")
         with socket.socket() as s:
             s.bind((host, int(port)))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from chiefs import run_chief
 
 import towers
@@ -97,7 +97,3 @@ def resolver(jobs, task_type=None):
     return tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(jobs), task_type=task_type, task_id=0
     )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -38,7 +38,3 @@ class ConnectionsTest(absltest.TestCase):
             where = Address("127.0.0.1", s.getsockname()[1], 1, "")
             self.assertEqual(trouble_with(where, 0.1), "no answer in time")
         self.assertIn("refused", trouble_with(where, 0.1))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -115,7 +115,3 @@ class OnLostTest(absltest.TestCase):
         ):
             with self.assertRaisesRegex(ValueError, pattern):
                 towers.TowerModel(model, placement, on_lost=on_lost)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -130,7 +130,3 @@ class HeartbeatTest(absltest.TestCase):
         other.sendall(b"HTTP/1.1 400 Bad Request\r\n")
         with Line(one, 1) as line, self.assertRaisesRegex(Refused, "HTTP"):
             line.hear()
-
-
-if __name__ == "__main__":
-    absltest.main()

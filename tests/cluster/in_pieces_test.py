@@ -18,7 +18,3 @@ class InPiecesTest(absltest.TestCase):
         numbers = 2 * 3 * 4  # of the optimizer
         self.assertEqual(told["bytes"], told["least"] + numbers)
         self.assertIn("Lost 127.0.0.1:", told["lost"])
-
-
-if __name__ == "__main__":
-    absltest.main()

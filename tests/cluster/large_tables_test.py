@@ -16,7 +16,3 @@ class LargeTablesTest(absltest.TestCase):
         self.assertLess(told["set"], 1e-6)
         self.assertBetween(told["sent"], 1.0, 1.03)
         self.assertLess(told["more"], 10_000)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -28,7 +28,3 @@ class LostTest(absltest.TestCase):
         self.assertRegex(str(error), r"a:1, b:2.*update\(\).*Backup")
         for made in (copy.copy(error), pickle.loads(pickle.dumps(error))):
             self.assertEqual(made.workers, error.workers)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from chiefs import said
 
 _ASIDE = 25_000  # bytes of a step: calls, and where each tensor is asked for
@@ -45,7 +45,3 @@ class MachinesTest(parameterized.TestCase):
             # counter; a parcel of gradients, and one of the maxima of float8.
             kinds = {"outputs": 2, "state": 1, "gradient": 1 + 1}
             self.assertEqual(sent, kinds)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -57,7 +57,3 @@ class ProfilingTest(absltest.TestCase):
                 return {"time": profiling.time.time() + 7}
 
         self.assertAlmostEqual(profiling._ahead(Ahead()), 7, places=2)
-
-
-if __name__ == "__main__":
-    absltest.main()

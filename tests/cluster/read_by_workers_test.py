@@ -27,7 +27,3 @@ class FedWorkersTest(absltest.TestCase):
         self.assertRegex(warned[0], "left out.*not read: 1 on /job:worker.*:1/")
         for message in told["raising"]:
             self.assertRegex(message, "127.0.0.1")
-
-
-if __name__ == "__main__":
-    absltest.main()

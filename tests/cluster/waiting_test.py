@@ -21,7 +21,3 @@ class EndedBeforeTest(absltest.TestCase):
         self.assertFalse(ended_before(lose, lost.is_set))
         self.assertFalse(ended_before(lambda: called.append(2), lost.is_set))
         self.assertEqual(called, [1])
-
-
-if __name__ == "__main__":
-    absltest.main()

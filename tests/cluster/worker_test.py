@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from chiefs import end
 from cluster_workers import free_ports
 
@@ -102,7 +102,3 @@ class WorkerTest(parameterized.TestCase):
         ):
             __main__.main(["towers"])
         self.assertIn("  worker  ", said.getvalue())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -79,7 +79,3 @@ class NestTest(absltest.TestCase):
                 boundary.replaced(nest, iter(["new"])),
                 {"a": "new", "b": [None, n, still]},
             )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -202,7 +202,3 @@ class RefusalTest(parameterized.TestCase):
 
         with self.assertRaisesRegex(ValueError, "foreign"):
             build(ask)
-
-
-if __name__ == "__main__":
-    absltest.main()

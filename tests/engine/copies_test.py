@@ -9,7 +9,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from executed import Executed
 from same import step_of, towered_step
 
@@ -525,7 +525,3 @@ class DerivativeTest(parameterized.TestCase):
 
         eager = way is not by_the_graph
         check_same(model, step_of_call, known, 1e-4, eager)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,7 +1,7 @@
 """dependence: what a tensor is made of, followed through the graph."""
 
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.engine import dependence
 
@@ -82,7 +82,3 @@ class DependsTest(parameterized.TestCase):
             self.assertEqual(made.op.type, "Merge")
             self.assertTrue(dependence.depends(made, [x]))
             self.assertFalse(dependence.depends(made, [y]))
-
-
-if __name__ == "__main__":
-    absltest.main()

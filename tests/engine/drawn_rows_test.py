@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.engine import draws
 from towers.foreign import tf_random
@@ -152,7 +152,3 @@ class RowsTest(parameterized.TestCase):
     @pytest.mark.slow_after(1)
     def test_rows_may_be_in_another_axis(self, is_open):
         self.check([3, 7, 2], DRAWS, is_open, axis=1)
-
-
-if __name__ == "__main__":
-    absltest.main()

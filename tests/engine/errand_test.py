@@ -110,7 +110,3 @@ class ErrandTest(absltest.TestCase):
 
         with self.assertRaisesRegex(RuntimeError, "by itself"):
             build(ask)
-
-
-if __name__ == "__main__":
-    absltest.main()

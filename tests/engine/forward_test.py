@@ -69,7 +69,3 @@ class ForwardTest(absltest.TestCase):
         with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as forwards:
             b = tf.function(inner)(x)[1]
         self.assertLess(abs(forwards.jvp(b) - tf.cos(x)).numpy().max(), 1e-6)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,7 @@
 
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import close, cnn, inputs, make, placement, recurrent, targets
 from same import pair, same_fit
 
@@ -48,7 +48,3 @@ class GraphsTest(parameterized.TestCase):
             self.assertFalse(tf.config.functions_run_eagerly())
             raise KeyError
         self.assertTrue(tf.config.functions_run_eagerly())
-
-
-if __name__ == "__main__":
-    absltest.main()

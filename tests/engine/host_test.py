@@ -1,7 +1,7 @@
 """host: whose host a device has, and the scope of what is there."""
 
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.engine import host
 
@@ -29,7 +29,3 @@ class HostTest(parameterized.TestCase):
             self.assertEqual(there.name, "host/tower_1/twice")
             with host.on_host("/CPU:1"), tf.name_scope("here"):
                 self.assertEqual(tf.no_op(name="x").name, "here/x")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -57,7 +57,3 @@ class InStepTest(absltest.TestCase):
 
         with self.assertRaisesRegex(ValueError, "gradient would be lost"):
             run(tf.ones([5]))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -378,7 +378,3 @@ class PhaseTest(absltest.TestCase):
     def test_outside_of_towers_it_is_the_function(self):
         found = towers.all_towers(lambda a, b: a - b, 3.0, 1.0)
         self.assertEqual(found, 2.0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,7 @@
 
 import keras
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.engine.row_kinds import MEAN, SAME, SUM, OfRows, Total
 from towers.engine.row_sums import Judge
@@ -298,7 +298,3 @@ class RowSumsTest(parameterized.TestCase):
             tf.RaggedTensorSpec([None, None], tf.float32)
         )
         self.assertEqual(kinds, [OfRows(0), OfRows(0), MEAN, None, None, None])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from executed import Executed
 from models import chain, close, make, placement
 from same import pair, same_fit, same_step
@@ -80,7 +80,3 @@ class QuickStartTest(parameterized.TestCase):
                 self.assertTrue(option())
                 raise KeyError
         self.assertFalse(option())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -18,7 +18,3 @@ class LeavesTest(absltest.TestCase):
                 ("x[1]", 4),
             ],
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

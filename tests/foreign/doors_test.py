@@ -70,7 +70,3 @@ class DoorsTest(absltest.TestCase):
             done.stdout, r"^towers.placement_plan needs .*op_def_registry"
         )
         self.assertIn("Crossed: 0 B", done.stdout)  # a report needs less
-
-
-if __name__ == "__main__":
-    absltest.main()

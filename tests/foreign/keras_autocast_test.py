@@ -48,7 +48,3 @@ class AutocastTest(absltest.TestCase):
 
     def test_outside_of_layers_there_is_none(self):
         self.assertIsNone(half_here(keras.Variable([1.0, 2.0])))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,6 +1,6 @@
 """Which axes of their kernels Keras's layers have for outputs, and which for inputs."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from keras import layers
 
 from towers.foreign.keras_axes import kernel_axes
@@ -40,7 +40,3 @@ class KerasAxesTest(parameterized.TestCase):
     )
     def test_of_others_it_is_not_said(self, layer):
         self.assertEqual(kernel_axes(layer), (None, None))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -47,7 +47,3 @@ class CompiledTest(absltest.TestCase):
         with made.replaced([lambda *_: 10.0, lambda *_: 1.0], tracked=True):
             made.loss(y, y)
         self.assertGreater(made.loss.metrics[0].result(), before[1][0])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,7 @@
 
 import keras
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.foreign import keras_cut
 
@@ -52,7 +52,3 @@ class KerasCutTest(parameterized.TestCase):
             layers.Dense.call(made, np.ones([1, 3])), [[3]]
         )
         self.assertEqual(layer.bias.shape, (2,))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -45,7 +45,3 @@ class EpochsTest(absltest.TestCase):
             data = tf.data.Dataset.from_tensors((np.ones([3, 2]), y))
             _, _, weights = next(iter(data.map(weighted)))
             self.assertEqual(weights.numpy().tolist(), [2, 1, 0.5])
-
-
-if __name__ == "__main__":
-    absltest.main()

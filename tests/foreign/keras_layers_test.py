@@ -185,7 +185,3 @@ class KerasLayersTest(absltest.TestCase):
             return keras_layers.activation(x)
 
         self.assertIsNone(run(tf.ones([2, 3])))
-
-
-if __name__ == "__main__":
-    absltest.main()

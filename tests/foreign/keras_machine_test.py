@@ -7,7 +7,7 @@ import tempfile
 import keras
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import chain, placement
 
 import towers
@@ -176,7 +176,3 @@ class MachineTest(parameterized.TestCase):
 
         self.assertEqual(failing("/GPU:0"), failing(None))
         self.assertEqual(failing(None), ["1 2 3..."])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -20,7 +20,3 @@ class KerasMasksTest(absltest.TestCase):
         )
         self.assertIsNone(keras_layers.get_mask(first))
         self.assertIsNotNone(keras_layers.get_mask(second))
-
-
-if __name__ == "__main__":
-    absltest.main()

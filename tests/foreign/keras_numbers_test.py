@@ -82,7 +82,3 @@ class NumbersTest(absltest.TestCase):
 
         np.testing.assert_array_equal(run(), [1.0, 2.0])
         self.assertIsNone(number._cached_value)
-
-
-if __name__ == "__main__":
-    absltest.main()

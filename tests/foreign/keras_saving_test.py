@@ -265,7 +265,3 @@ class FaceTest(absltest.TestCase):
         self.assertIn("tower_1 on /CPU:1 (50% of the rows)", text)
         self.assertIn("conv2d", text)
         self.assertIn("Optimizer params", text)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -60,7 +60,3 @@ class NamesTest(absltest.TestCase):
         self.assertTrue(keras_self.is_own(Mine))
         own = keras_self.own_attribute(Mine(), "add")
         self.assertIs(own, inspect.getattr_static(Mine, "add"))
-
-
-if __name__ == "__main__":
-    absltest.main()

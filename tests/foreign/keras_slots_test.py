@@ -5,7 +5,7 @@ import tempfile
 import keras
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.foreign import keras_slots
 
@@ -53,7 +53,3 @@ class KerasSlotsTest(parameterized.TestCase):
                 keras.optimizers.LossScaleOptimizer(inner)
             )
         keras_slots.check_by_piece(keras.optimizers.Adam(global_clipnorm=1.0))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -47,7 +47,3 @@ class KerasTrackingTest(absltest.TestCase):
         keras_tracking.replace_variables(layer, name, new, [whole], whole)
         self.assertLen(layer.weights, 2)
         np.testing.assert_array_equal(layer.kernel, value)
-
-
-if __name__ == "__main__":
-    absltest.main()

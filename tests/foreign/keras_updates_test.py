@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import close
 from same import pair, same_fit
 
@@ -91,7 +91,3 @@ class UpdatesTest(parameterized.TestCase):
             towered.optimizer.variables, plain.optimizer.variables, strict=True
         ):
             close(mine.numpy(), theirs.numpy())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -59,7 +59,3 @@ class LongWaitsTest(absltest.TestCase):
             towers.execution_report(step, tf.ones([4, 2]))
         self.assertIn("towers: building 4 towers of net (", said.getvalue())
         self.assertIn("towers: running step for a report (", said.getvalue())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -71,7 +71,3 @@ class PatchedTest(absltest.TestCase):
             self.assertEqual(one.own, 1)
         with shared.opened(4):
             self.assertEqual((one.own, made), (4, [2, 4]))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -42,7 +42,3 @@ class SpecsTest(absltest.TestCase):
     def test_unknown_sizes_are_filled(self):
         spec = specs.filled(tf.SparseTensorSpec([None, 4]), 5)
         self.assertEqual(spec, tf.SparseTensorSpec([5, 4]))
-
-
-if __name__ == "__main__":
-    absltest.main()

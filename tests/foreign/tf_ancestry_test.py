@@ -71,7 +71,3 @@ class TfAncestryTest(absltest.TestCase):
             return inner(x)
 
         traced(check)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -218,7 +218,3 @@ class UserTest(absltest.TestCase):
         said = "".join(traceback.format_exception(caught.exception))
         self.assertIn("# the line", said)
         self.assertNotIn("ag__.", said)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -40,7 +40,3 @@ class TfClusterTest(absltest.TestCase):
             model.predict(np.ones([2, 1]), verbose=0)
             # Older Keras does not wait.
             self.assertIn(waits, ([], [(1, None)]))
-
-
-if __name__ == "__main__":
-    absltest.main()

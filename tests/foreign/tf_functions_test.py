@@ -64,7 +64,3 @@ class MakingTest(absltest.TestCase):
         # What this is for: an identity that has no device.
         self.assertEqual(devices(False), ("Identity", ""))
         self.assertEqual(devices(True), ("Identity", "CPU:1"))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -41,7 +41,3 @@ class IteratorsTest(absltest.TestCase):
             self.assertTrue(tf_iterators.calls_python(dataset))
         zipped = tf.data.Dataset.zip(numbers, numbers.map(lambda x: x + 1))
         self.assertFalse(tf_iterators.calls_python(zipped.shuffle(3)))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -8,7 +8,7 @@ import re
 
 import keras
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import NAMED, chain, make
 
 import towers
@@ -190,7 +190,3 @@ class KernelTest(parameterized.TestCase):
         self.assertIsNotNone(tf_kernels.kernel(text.op, "CPU"))
         self.assertEqual(tf_kernels.host_ends(where.op, "GPU")[1], [False])
         self.assertEqual(tf_kernels.host_ends(rows.op, "GPU")[1], [True])
-
-
-if __name__ == "__main__":
-    absltest.main()

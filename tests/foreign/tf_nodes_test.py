@@ -87,7 +87,3 @@ class TfNodesTest(absltest.TestCase):
                 graph, ends, [f"{fused.name}:0"]
             )
         self.assertEqual(y.shape, step(x).shape)
-
-
-if __name__ == "__main__":
-    absltest.main()

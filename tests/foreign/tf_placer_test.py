@@ -45,7 +45,3 @@ class PlacerTest(absltest.TestCase):
         self.assertEqual(tf_placer.refused(error.exception), "y")
         self.assertEqual(self.place(graph, "y", False, gpus=1)["y"], "GPU:0")
         self.assertEqual(self.place(graph, "y", False, gpus=0)["y"], "CPU:0")
-
-
-if __name__ == "__main__":
-    absltest.main()

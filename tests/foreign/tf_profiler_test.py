@@ -53,7 +53,3 @@ class ProfiledTest(absltest.TestCase):
             with self.assertRaisesRegex(RuntimeError, "runs already"):
                 with tf_profiler.profiled():
                     pass
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -76,7 +76,3 @@ class TfRandomGraphsTest(absltest.TestCase):
         self.assertEqual([*tf_random_graphs.missed(ops, ())], ["raw"])
         unseen = [x.name for x in ops if tf_random_graphs.draws_unseen(x)]
         self.assertEqual(unseen, ["raw", "given"])
-
-
-if __name__ == "__main__":
-    absltest.main()

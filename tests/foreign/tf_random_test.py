@@ -89,7 +89,3 @@ class TfRandomTest(absltest.TestCase):
         with tf_random.nothing_drawn():
             first = np.random.rand()
         self.assertEqual(np.random.rand(), first)
-
-
-if __name__ == "__main__":
-    absltest.main()

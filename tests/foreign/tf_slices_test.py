@@ -48,7 +48,3 @@ class TfSlicesTest(absltest.TestCase):
             tf.train.Checkpoint(w=other).read(path)
         for piece in other.pieces:
             self.assertEqual(np.max(piece.value), 0)
-
-
-if __name__ == "__main__":
-    absltest.main()

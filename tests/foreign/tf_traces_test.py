@@ -32,7 +32,3 @@ class TracesTest(absltest.TestCase):
         towers.execution_report(tf.function(lambda: tf.constant(1.0)))
         with self.assertRaisesRegex(ValueError, "Must enable trace"):
             tf.summary.trace_export("none", 0)
-
-
-if __name__ == "__main__":
-    absltest.main()

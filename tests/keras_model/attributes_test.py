@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import close, make, placement
 from same import pair, same_fit
 
@@ -105,7 +105,3 @@ class AttributesTest(parameterized.TestCase):
         model(X)  # without towers it is what it ever was
         self.assertEqual(model.kept.shape, [])
         close(model.kept, tf.reduce_sum(tf.square(X)))
-
-
-if __name__ == "__main__":
-    absltest.main()

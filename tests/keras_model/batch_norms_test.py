@@ -465,7 +465,3 @@ class RefusalTest(parameterized.TestCase):
             model.compile("sgd", "mse", jit_compile=True)
         model.template.trainable = False
         model.compile("sgd", "mse", jit_compile=True)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -268,7 +268,3 @@ class AcceptedTest(parameterized.TestCase):
         # Of its outputs once, and of the loss that it adds in each build.
         self.assertEqual(rows.count(None), 1 + 3)
         close([v.numpy() for v in model.variables], before)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -60,7 +60,3 @@ class ChecksTest(absltest.TestCase):
         with tf.Graph().as_default():
             self.assertTrue(checks.eagerly(tf.executing_eagerly))
             self.assertFalse(tf.executing_eagerly())
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from same import same_fit
 
 import towers
@@ -139,7 +139,3 @@ class NoiseTest(parameterized.TestCase):
             called(model, TWO, is_open=True)
         graph = towers.build_towers(model, X, TWO, training=False)
         np.testing.assert_array_equal(graph.outputs, X)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import chain
 from same import pair, same_fit
 
@@ -134,7 +134,3 @@ class Float8Test(parameterized.TestCase):
             return tape.gradient(loss, model.trainable_variables[0].value)
 
         self.assertEqual(float(gradient(tf.zeros([0, 2]))), 3.0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import chain, close, make, placement, recurrent
 
 import towers
@@ -304,7 +304,3 @@ class GivenTest(parameterized.TestCase):
             return outputs, tape.gradient(loss, weights)
 
         self.same(step, recurrent, placement(3, [3, 2, 1]))
-
-
-if __name__ == "__main__":
-    absltest.main()

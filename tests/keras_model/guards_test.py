@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import placement
 
 import towers
@@ -129,7 +129,3 @@ class PlainTest(parameterized.TestCase):
             (Model(), dense),
         ]:
             self.assertFalse(guards.is_plain(LayerGraph(model), given))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from two_machines import between_machines, in_machines
 
 import towers
@@ -477,7 +477,3 @@ def step_of(call):
         return [loss, *tape.gradient(loss, model.trainable_variables)]
 
     return lambda model, x: step(model, tf.constant(x))
-
-
-if __name__ == "__main__":
-    absltest.main()

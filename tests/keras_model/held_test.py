@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import close, make, placement
 from same import pair, same_fit
 
@@ -114,7 +114,3 @@ class HeldTest(parameterized.TestCase):
         )
         with self.assertRaisesRegex(ValueError, "'held' reads 'Variable:0'"):
             model.compile("sgd", "mse", jit_compile=True)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -41,7 +41,3 @@ class HooksTest(absltest.TestCase):
             for part, was in zip(parts, before):
                 for name in SHADOWED:
                     self.assertIs(vars(part).get(name), was.get(name), name)
-
-
-if __name__ == "__main__":
-    absltest.main()

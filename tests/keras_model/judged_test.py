@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import placement
 
 import towers
@@ -192,7 +192,3 @@ class MetricsTest(parameterized.TestCase):
 
 def called(model, x):
     return model(x)
-
-
-if __name__ == "__main__":
-    absltest.main()

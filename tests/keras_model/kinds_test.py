@@ -76,7 +76,3 @@ class KindsTest(absltest.TestCase):
         for kind in Kind:
             self.assertIn(kind, parameter_copies._TO_TOWERS)
             self.assertIn(kind, state._FROM_TOWERS)
-
-
-if __name__ == "__main__":
-    absltest.main()

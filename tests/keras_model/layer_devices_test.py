@@ -268,7 +268,3 @@ class RefusalTest(parameterized.TestCase):
             kernel, _, other, _ = model.variables
             self.assertEndsWith(kernel.value.device, "CPU:3")
             self.assertEndsWith(other.value.device, "CPU:0")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import placement
 from same import pair, same_fit
 
@@ -210,7 +210,3 @@ class MergeLossesByTest(parameterized.TestCase):
             towers.merge_losses_by("dense", "sum")
         with self.assertRaisesRegex(ValueError, "losses of 'dense' is 'all'"):
             towers.merge_losses_by(layer, "all")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import DEVICES
 
 import towers
@@ -128,7 +128,3 @@ class MemoryTest(parameterized.TestCase):
                 with towers.memory_errors():
                     raise mine
             self.assertIs(caught.exception, mine)
-
-
-if __name__ == "__main__":
-    absltest.main()

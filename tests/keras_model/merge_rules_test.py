@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 from towers.keras_model import merge_rules
@@ -298,7 +298,3 @@ class MergeStateByTest(parameterized.TestCase):
         towers.merge_state_by(rnn.states[0], "last")
         with self.assertRaisesRegex(ValueError, "state of a stateful RNN"):
             towers.build_towers(made, np.ones([4, 2, 3], "float32"), UNEQUAL)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import NAMED, chain, close, inputs, make, placement
 from same import plain_step, same_step, step_of, towered_step
 from two_machines import MACHINE, between_machines, in_machines
@@ -223,7 +223,3 @@ class MachinesTest(parameterized.TestCase):
         self.assertBetween(sum(crossed.values()), 0.99 * least, 1.01 * least)
         # What is relayed is among the least that devices are sent.
         self.assertBetween(report.total_bytes / report.least_bytes, 1, 1.01)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -190,7 +190,3 @@ class ParametersTest(absltest.TestCase):
         self.assertTrue(np.isnan(gradient(x, [1, 1])).all())
         # An empty first tower runs on one spare row, and is not heard.
         close(gradient(x, [0, 1]), np.array([4.0]))
-
-
-if __name__ == "__main__":
-    absltest.main()

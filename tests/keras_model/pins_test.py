@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import (
     DEVICES,
     MODELS,
@@ -224,7 +224,3 @@ class SpanningTest(parameterized.TestCase):
         mean = towered.get_layer("norm").moving_mean.numpy()
         low = np.tanh(x @ plain.get_layer("low").kernel.numpy())
         close(mean, 0.01 * low.mean(0))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -62,7 +62,3 @@ class RefusalTest(absltest.TestCase):
             ):
                 with tower_errors():
                     raise tf.errors.InvalidArgumentError(None, None, said)
-
-
-if __name__ == "__main__":
-    absltest.main()

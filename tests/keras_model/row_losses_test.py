@@ -3,7 +3,7 @@
 import functools
 
 import keras
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.keras_model.row_losses import adds_up
 
@@ -43,7 +43,3 @@ class JudgeTest(parameterized.TestCase):
     )
     def test_what_is_known_of_it(self, one, rank, expected):
         self.assertIs(adds_up(one, rank), expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from executed import Executed
 from models import chain, close, make, placement
 from same import pair, same_fit
@@ -397,7 +397,3 @@ class BytesTest(parameterized.TestCase):
         sent = [t.bytes for t in report.transfers if TABLE in t.source]
         self.assertEqual(sum(sent), rows)
         self.assertEqual(report.total_bytes, report.least_bytes)
-
-
-if __name__ == "__main__":
-    absltest.main()

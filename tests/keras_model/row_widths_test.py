@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import close, placement
 
 import towers
@@ -196,7 +196,3 @@ class RowWidthTest(parameterized.TestCase):
             ) as error:
                 call()
             self.assertNotIn("ConcatOp", str(error.exception))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 
@@ -180,7 +180,3 @@ class SharedStateTest(parameterized.TestCase):
         self.assertEmpty([w for w in caught if "merge_state" in str(w)])
         self.assertEqual(float(model.values.sum), 21.0)
         self.assertEqual(float(model.values.calls), 1.0)
-
-
-if __name__ == "__main__":
-    absltest.main()

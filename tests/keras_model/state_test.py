@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import close
 from two_machines import in_machines, machine_of
 
@@ -139,7 +139,3 @@ class MachinesTest(parameterized.TestCase):
                 "gradient": 1,
             },
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from executed import Executed
 
 import towers
@@ -562,7 +562,3 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
                 calls.append(len(model.traces) - before)
             self.assertEqual(calls, [n + asked, n])
             self.assertEqual(model.calls, 1 + 2 * n)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import placement
 
 import towers
@@ -152,7 +152,3 @@ class GivenTest(parameterized.TestCase):
         model = keras.Sequential([keras.Input([3]), Counting()])
         with self.assertRaisesRegex(RuntimeError, "two rows"):
             towers.build_towers(model, ones(4, 3), placement(2))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import chain, close, make, placement
 from same import pair, same_fit
 
@@ -161,7 +161,3 @@ class WidthTest(parameterized.TestCase):
 
         tf.function(build, autograph=False).get_concrete_function(x)
         return graphs[0].get_operations()
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -83,7 +83,3 @@ class FromLayersTest(absltest.TestCase):
             towers.Placement.from_layers(layers.Dense(2))
         with self.assertRaisesRegex(TypeError, "itself"):
             towers.Placement.from_layers(cnn(), layer_devices={})
-
-
-if __name__ == "__main__":
-    absltest.main()

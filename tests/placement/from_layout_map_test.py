@@ -204,7 +204,3 @@ class DistributionTest(absltest.TestCase):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             towers.TowerModel(model, ["/CPU:0"])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,7 +3,7 @@
 import copy
 import pickle
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 
@@ -51,7 +51,3 @@ class PiecesTest(parameterized.TestCase):
     def test_are_checked_with_the_placement(self, pin, said):
         with self.assertRaisesRegex(ValueError, said):
             towers.Placement(TWO, layer_devices={"up": pin})
-
-
-if __name__ == "__main__":
-    absltest.main()

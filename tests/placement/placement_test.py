@@ -5,7 +5,7 @@ import inspect
 
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 
@@ -187,7 +187,3 @@ class PlacementTest(parameterized.TestCase):
         n = len(tf.config.list_physical_devices("GPU")) + 1
         with self.assertRaisesRegex(ValueError, "Placement.cpus"):
             towers.Placement.gpus(n)
-
-
-if __name__ == "__main__":
-    absltest.main()

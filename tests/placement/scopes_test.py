@@ -28,7 +28,3 @@ class ScopesTest(absltest.TestCase):
         self.assertTrue(is_backward("x/gradients_1/tower_0/a/b"))
         self.assertTrue(is_backward("tower_0/a/MatMul_grad/MatMul"))
         self.assertFalse(is_backward("tower_0/a/MatMul"))
-
-
-if __name__ == "__main__":
-    absltest.main()

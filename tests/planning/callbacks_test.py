@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import DEVICES, close, cnn, inputs, make, targets
 
 import towers
@@ -223,7 +223,3 @@ class PlacementReportTest(parameterized.TestCase):
         self.assertRegex(told[-1], "to report step 9, but there were 4")
         self.assertEqual(model.optimizer.iterations, 4)
         self.assertIsNone(seen.report)
-
-
-if __name__ == "__main__":
-    absltest.main()

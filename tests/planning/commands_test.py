@@ -193,7 +193,3 @@ class CommandsTest(absltest.TestCase):
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertIn("python -m towers report model.keras", done.stdout)
         self.assertIn("--parameter-device", done.stdout)
-
-
-if __name__ == "__main__":
-    absltest.main()

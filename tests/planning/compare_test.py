@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import NAMED, cnn, inputs, make, placement, targets
 
 import towers
@@ -175,7 +175,3 @@ class CompareTest(parameterized.TestCase):
     def test_it_refuses(self, model, options, error, message):
         with self.assertRaisesRegex(error, re.compile(message)):
             towers.compare(model(), placement(2), X, **options)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,6 +1,6 @@
 """folding: blocks of steps that come again are found, and no others."""
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.planning.folding import Block, repeated
 
@@ -28,7 +28,3 @@ class FoldingTest(parameterized.TestCase):
     def test_of_a_chain(self, kinds, more, expected):
         found = repeated(kinds, chain(len(kinds)) | more)
         self.assertEqual(found, expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from chiefs import said
 from models import close, inputs, make, placement, targets, two_by_two
 
@@ -100,7 +100,3 @@ class MeasureWeightsTest(parameterized.TestCase):
         for share, expected in zip(told["shares"], told["expected"]):
             self.assertBetween(share, expected / 1.3, expected * 1.3, told)
         self.assertLess(told["over equal"], 1, told)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -8,7 +8,7 @@ import tempfile
 
 import keras
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import DEVICES, NAMED, cnn, inputs, make, placement
 
 import towers
@@ -139,7 +139,3 @@ class PlacementTest(parameterized.TestCase):
                 self.assertEqual(file.read(4), b"\x89PNG")
         with self.assertRaisesRegex(ValueError, "cannot draw.*xyz"):
             towers.plot_placement(built(cnn), placement(2), "placement.xyz")
-
-
-if __name__ == "__main__":
-    absltest.main()

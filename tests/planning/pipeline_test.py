@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from chiefs import said
 from models import make
 from same import same_fit
@@ -83,7 +83,3 @@ class PipelineTest(parameterized.TestCase):
         told = said("pipelines.py")
         self.assertLess(told["difference of one pipeline"], 1e-5, told)
         self.assertLess(told["difference of two pipelines"], 1e-5, told)
-
-
-if __name__ == "__main__":
-    absltest.main()

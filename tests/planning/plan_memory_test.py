@@ -81,7 +81,3 @@ class MemoryTest(absltest.TestCase):
         _, plan = planned(made, [3], "predict")
         self.assertEqual(plan.memory["/CPU:1"].activations, 0)
         self.assertNotIn("would hold", str(plan))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -5,7 +5,7 @@ import re
 import keras
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 from towers.foreign import tf_kernels
@@ -91,7 +91,3 @@ class OptimizerTest(parameterized.TestCase):
         self.assertEqual(off, set())
         # Numbers cross, and not what is as large as a kernel.
         self.assertLess(max([t.bytes or 0 for t in plan.transfers] + [0]), 80)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import chain, cnn, inputs, make, placement, recurrent, targets
 
 import towers
@@ -316,7 +316,3 @@ class GpuTest(parameterized.TestCase):
         )
         with self.assertRaisesRegex(ValueError, "serving_default"):
             towers.placement_plan(path, signature="other", machine=TWO)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -74,7 +74,3 @@ class ReprTest(absltest.TestCase):
         self.assertRegex(
             repr(report), "5,000 ops on /GPU:0, .*; 40,000 bytes in 5,000 tr"
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

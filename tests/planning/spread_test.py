@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import DEVICES, Subclassed, chain, subclassed
 
 import towers
@@ -225,7 +225,3 @@ class SpreadTest(parameterized.TestCase):
         given["model"] = given["model"] or subclassed()
         with self.assertRaisesRegex(error, message):
             towers.spread_layers(**given)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import close, placement
 
 import towers
@@ -181,7 +181,3 @@ class ApplicationsTest(parameterized.TestCase):
             for weights in (towered, other_order)
         )
         self.assertLess(far, 10 * rounding + 1e-14)
-
-
-if __name__ == "__main__":
-    absltest.main()

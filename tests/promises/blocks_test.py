@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 import towers.__main__
@@ -100,7 +100,3 @@ class BlocksTest(parameterized.TestCase):
             with self.subTest(block=file.name):
                 self.assertEqual(status, 0, err)
                 self.assertNotIn("Warning: ", err)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import ast
 import pathlib
 import sys
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = ["towers", "tests", "examples"]
@@ -132,7 +132,3 @@ class BuildFilesTest(parameterized.TestCase):
         for _, name, _, deps in targets("towers"):
             self.assertContainsSubset(deps, above, f"//towers:{name}")
             above.add(f"//towers:{name}")
-
-
-if __name__ == "__main__":
-    absltest.main()

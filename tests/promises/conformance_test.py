@@ -970,7 +970,3 @@ class ScaledTest(absltest.TestCase):
             seen.append((int(inner.iterations), float(scaled.dynamic_scale)))
         self.assertEqual(*seen)
         self.assertLess(seen[0][0], 3)
-
-
-if __name__ == "__main__":
-    absltest.main()

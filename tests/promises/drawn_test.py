@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from keras import layers, ops
 from models import chain, close, make, placement
 
@@ -426,7 +426,3 @@ class LayersTest(parameterized.TestCase):
                     a, b, rtol=1e-5, atol=5e-6 * scale, err_msg=str(maker)
                 )
         np.testing.assert_array_equal(seeds(here), seeds(plain))
-
-
-if __name__ == "__main__":
-    absltest.main()

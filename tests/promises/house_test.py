@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import placement
 
 import towers
@@ -338,7 +338,3 @@ class HouseTest(parameterized.TestCase):
         for path in HOUSE.iterdir():
             if (path / "__init__.py").exists():
                 self.assertIn(f"\n  {path.name}", towers.__doc__)
-
-
-if __name__ == "__main__":
-    absltest.main()

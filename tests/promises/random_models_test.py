@@ -80,7 +80,3 @@ class RandomModelsTest(absltest.TestCase):
         )
         self.assertEmpty(failures, "\n".join(failures))
         self.assertGreaterEqual(3 * compared, min(tried, 30))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 
@@ -239,7 +239,3 @@ def run(file, *arguments):
         capture_output=True,
         text=True,
     )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -129,7 +129,3 @@ class RecipesTest(absltest.TestCase):
         addresses = [f"127.0.0.1:{port}" for port in ports]
         program = chief[:1] + [f"examples/{chief[1]}"]
         self.assert_trains(self.started([*program, *addresses]))
-
-
-if __name__ == "__main__":
-    absltest.main()

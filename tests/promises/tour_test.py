@@ -51,7 +51,3 @@ class TourTest(absltest.TestCase):
             [kinds_of(cell) - {DRAWN} for cell in after],
         )
         self.assertIn("Equal: the towers' numbers", str(after))
-
-
-if __name__ == "__main__":
-    absltest.main()

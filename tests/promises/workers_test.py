@@ -21,7 +21,3 @@ class WorkersTest(absltest.TestCase):
         bytes_over_inputs, error = told["own inputs"]
         self.assertLess(bytes_over_inputs, 0.1)
         self.assertLess(error, 1e-6)
-
-
-if __name__ == "__main__":
-    absltest.main()

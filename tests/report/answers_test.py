@@ -70,7 +70,3 @@ class AnswersTest(absltest.TestCase):
         self.assertIn("asked for /GPU:0 and got /CPU:0", report.hints[0])
         (stray,) = report.to_dict()["moved"]
         self.assertEqual((stray["op"], stray["got"]), ("away", "/CPU:0"))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -57,7 +57,3 @@ class FigureTest(absltest.TestCase):
         with patched((importlib, "import_module", import_module)):
             with self.assertRaisesRegex(ImportError, r"towers\[pictures\]"):
                 told.plot()
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -67,7 +67,3 @@ class GraphDefsTest(absltest.TestCase):
         (node,) = (n for n in graph().node if n.name == "passed")
         self.assertIn(node.op, COPIES)
         self.assertEqual(copied(node, "passed:1"), node.input[1])
-
-
-if __name__ == "__main__":
-    absltest.main()

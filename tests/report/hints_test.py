@@ -81,7 +81,3 @@ class HintsTest(absltest.TestCase):
         self.assertLen(told, 3)
         self.assertIn("2 ops are elsewhere than asked: a (Exp)", told[0])
         self.assertIn("7 ops ran one by one", told[2])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -174,7 +174,3 @@ def browsed(page, *flags):
         text=True,
         timeout=60,
     )
-
-
-if __name__ == "__main__":
-    absltest.main()

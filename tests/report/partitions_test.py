@@ -88,7 +88,3 @@ class PartitionsTest(absltest.TestCase):
         for shape, times in ((None, 1), ((3,), None)):
             unknown = Transfer("a", "b", "x", tf.float16, shape, times)
             self.assertIsNone(unknown.bytes)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -71,7 +71,3 @@ class ProfileTest(absltest.TestCase):
         self.assertEqual(
             union([(3, 4), (0, 1), (1, 2), (0.5, 1.5)]), [(0, 2), (3, 4)]
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -159,7 +159,3 @@ class RecordTest(absltest.TestCase):
 
         with self.assertRaisesRegex(RuntimeError, "eager call"):
             inside()
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -66,7 +66,3 @@ class PartsTest(absltest.TestCase):
         self.assertEqual({d for d, _, _ in Partitions(ran).nodes}, {GPU})
         with self.assertRaisesRegex(RuntimeError, "'AsString' has no kernel"):
             parts(tf.strings.as_string, x, device=GPU, sources=[GPU])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -286,7 +286,3 @@ class ModelTest(parameterized.TestCase):
                 lambda: model.fit(x, y, batch_size=4, verbose=0)
             )
         self.assertEmpty([w for w in caught if "size is not" in str(w.message)])
-
-
-if __name__ == "__main__":
-    absltest.main()

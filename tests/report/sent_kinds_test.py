@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import (
     DEVICES,
     NAMED,
@@ -186,7 +186,3 @@ class KindsTest(parameterized.TestCase):
             in_words([Part("batch"), *parts[:2], Part("rest")]),
             "batch; weights of a/b, a/c",
         )
-
-
-if __name__ == "__main__":
-    absltest.main()

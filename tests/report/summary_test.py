@@ -4,7 +4,7 @@ import pathlib
 import tempfile
 
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.report.partitions import Transfer
 from towers.report.report import ExecutionReport
@@ -96,7 +96,3 @@ class SummaryTest(parameterized.TestCase):
     )
     def test_sizes(self, count, text):
         self.assertEqual(size(count), text)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -1,7 +1,7 @@
 """tensor_shapes: what can be known of a shape, and what cannot."""
 
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 from towers.report.recording import record
 from towers.report.tensor_shapes import shapes_of
@@ -91,7 +91,3 @@ class ShapesTest(parameterized.TestCase):
         names = [n if ":" in n else f"{n}:0" for n in names]
         shapes = shapes_of(ran, recording.batches, names)
         self.assertEqual(list(shapes.values()), [()])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -80,7 +80,3 @@ class WriteGraphTest(absltest.TestCase):
         for node in receives:
             self.assertLen(node.input, 1)
             self.assertRegex(node.input[0], r"^\^")
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 
@@ -40,7 +40,3 @@ class AverageGradientsTest(parameterized.TestCase):
     def test_bad_rows_are_refused(self):
         with self.assertRaisesRegex(ValueError, "`rows`"):
             towers.average_gradients([[tf.constant(1.0)]], rows=[1, 2])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -58,7 +58,3 @@ class DeparturesTest(absltest.TestCase):
             given = departing_first(shards, where)
             self.assertIs(given[0], shards[0])
             self.assertIs(given[1], shards[1])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import placement
 from two_machines import between_machines, in_machines
 
@@ -126,7 +126,3 @@ class GatherTest(parameterized.TestCase):
             return tape.gradient(loss, x)
 
         np.testing.assert_array_equal(run(), [3.0, 3.0])
-
-
-if __name__ == "__main__":
-    absltest.main()

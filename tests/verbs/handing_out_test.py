@@ -76,7 +76,3 @@ class HandingOutTest(absltest.TestCase):
 
     def assertAllEqual(self, one, other):
         self.assertTrue(bool(tf.reduce_all(one == other)), (one, other))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -309,7 +309,3 @@ class RefusalTest(absltest.TestCase):
         path = os.path.join(tempfile.mkdtemp(), "saved")
         with self.assertRaisesRegex(ValueError, "RaggedTensorSpec"):
             towers.export_towers(model, path, placement(2))
-
-
-if __name__ == "__main__":
-    absltest.main()

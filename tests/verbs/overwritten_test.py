@@ -3,7 +3,7 @@
 import math
 
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from two_machines import between_machines, in_machines
 
 import towers
@@ -61,7 +61,3 @@ class OverwrittenTest(parameterized.TestCase, tf.test.TestCase):
         sent = between_machines(report).get(("b", "a"), 0)
         is_said = {0, 1, 2} & {i for some in heard for i in some}
         self.assertEqual(sent, size * bool(is_said))
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -122,7 +122,3 @@ class ParcelledTest(absltest.TestCase):
         self.assertTrue(is_small(tf.zeros([16, 1024])))
         self.assertFalse(is_small(tf.zeros([17, 1024])))
         self.assertFalse(is_small(tf.constant("text")))
-
-
-if __name__ == "__main__":
-    absltest.main()

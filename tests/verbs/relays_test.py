@@ -139,7 +139,3 @@ class BetweenTest(parameterized.TestCase):
         for way, bytes_sent in crossed.items():
             self.assertBetween(bytes_sent / size, matrices, matrices + 0.1, way)
         self.assertBetween(report.total_bytes / report.least_bytes, 1, 1.01)
-
-
-if __name__ == "__main__":
-    absltest.main()

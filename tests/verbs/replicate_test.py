@@ -73,7 +73,3 @@ class TotalTest(parameterized.TestCase):
         # An AddN of all would make TensorFlow simulate the graph's memory.
         self.assertNotIn("AddN", kinds)
         self.assertEqual(kinds.count("AddV2"), 3)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import placement
 
 import towers
@@ -45,7 +45,3 @@ class DealTest(parameterized.TestCase):
             [[[[0, 1], []]], [[[2, 3, 4], []]]],
         )
         self.assertEqual(shards[0].shape.as_list(), [1, 2, None])
-
-
-if __name__ == "__main__":
-    absltest.main()

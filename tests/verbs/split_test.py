@@ -2,7 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import placement
 
 import towers
@@ -86,7 +86,3 @@ class SplitTest(parameterized.TestCase):
     def test_no_placement_is_refused(self):
         with self.assertRaisesRegex(TypeError, "towers.Placement"):
             towers.split_batch(np.ones(3), ["/CPU:0"])
-
-
-if __name__ == "__main__":
-    absltest.main()

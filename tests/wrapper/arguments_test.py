@@ -233,7 +233,3 @@ class SymbolTest(parameterized.TestCase):
         x, t = keras.Input([4]), keras.Input([4])
         outer = keras.Model([x, t], towers.TowerModel(inner, WHERE)(x, t=t))
         close(outer([X, T]), inner(X, t=T))
-
-
-if __name__ == "__main__":
-    absltest.main()

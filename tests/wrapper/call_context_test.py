@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 
 import towers
 
@@ -83,7 +83,3 @@ class CallContextTest(parameterized.TestCase):
         inner = towers.TowerModel(registered(Outer(Inner())), PLACEMENT)
         model = keras.Model(x, inner(x, fast=True))
         np.testing.assert_array_equal(model(X), X + 1)
-
-
-if __name__ == "__main__":
-    absltest.main()

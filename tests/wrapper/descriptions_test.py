@@ -6,7 +6,7 @@ import logging
 
 import keras
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import chain, placement
 
 import towers
@@ -97,7 +97,3 @@ class DescriptionsTest(parameterized.TestCase):
         printed = []
         model.summary(None, None, printed.append)  # the third is `print_fn`
         self.assertEqual(printed[-1], str(model.placement))
-
-
-if __name__ == "__main__":
-    absltest.main()

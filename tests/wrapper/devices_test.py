@@ -4,7 +4,7 @@ from unittest import mock
 
 import keras
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import cnn, inputs, make, placement, targets
 
 import towers
@@ -105,7 +105,3 @@ class DevicesTest(parameterized.TestCase):
             np.testing.assert_allclose(
                 model.predict(X, verbose=0), plain, rtol=1e-5, atol=1e-6
             )
-
-
-if __name__ == "__main__":
-    absltest.main()

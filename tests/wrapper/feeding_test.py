@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import NAMED, chain, close, inputs, make, targets
 
 import towers
@@ -362,7 +362,3 @@ class FeedingTest(parameterized.TestCase):
             found.append(model.get_weights())
         close(*found, 1e-6)
         self.assertGreater(callbacks[0].report.total_bytes, 0)
-
-
-if __name__ == "__main__":
-    absltest.main()

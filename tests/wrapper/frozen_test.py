@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import chain, close, make, placement
 from same import pair, same_fit
 
@@ -160,7 +160,3 @@ class FrozenTest(parameterized.TestCase):
             with tf.compat.v1.Session() as session:
                 session.run(tf.compat.v1.global_variables_initializer())
                 close(session.run(graph.outputs), expected)
-
-
-if __name__ == "__main__":
-    absltest.main()

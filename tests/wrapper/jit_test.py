@@ -142,7 +142,3 @@ class CompileTest(absltest.TestCase):
             self.assertFalse(towered.jit_compile)  # of the step
             towered.compile("sgd", "mse")
             self.assertFalse(towered.jit_towers)
-
-
-if __name__ == "__main__":
-    absltest.main()

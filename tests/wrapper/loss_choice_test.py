@@ -2,7 +2,7 @@
 
 import keras
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import cnn, inputs, targets
 from same import pair, same_fit
 
@@ -76,7 +76,3 @@ class ChoiceTest(parameterized.TestCase):
         model = keras.Sequential([keras.Input([4]), keras.layers.Dense(2)])
         with self.assertRaisesRegex(ValueError, "True, False or 'auto'"):
             towers.TowerModel(model, AWAY, loss_on_towers="sometimes")
-
-
-if __name__ == "__main__":
-    absltest.main()

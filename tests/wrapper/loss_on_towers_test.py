@@ -264,7 +264,3 @@ class RefusalTest(absltest.TestCase):
             ValueError, "Mine of Sequential has its own compute_los"
         ):
             model.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import close, placement
 
 import towers
@@ -81,7 +81,3 @@ class RefusalTest(parameterized.TestCase):
         model.compile("sgd", **{"loss": "mse", **arguments})
         with self.assertRaisesRegex(ValueError, message):
             model.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -163,7 +163,3 @@ class RefusalTest(parameterized.TestCase):
             return
         with self.assertRaisesRegex(ValueError, f"{message}.*leave out `loss_"):
             model.evaluate(x, y, verbose=0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -283,7 +283,3 @@ class CompileTest(parameterized.TestCase):
             said.append([fitted.history, model.get_weights()])
         for actual in said[1:]:
             close(actual, said[0])
-
-
-if __name__ == "__main__":
-    absltest.main()

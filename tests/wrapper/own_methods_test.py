@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from executed import Executed
 from models import close, make, placement
 
@@ -344,7 +344,3 @@ class OwnMethodsTest(parameterized.TestCase):
         self.assertEqual(model.rate, model.optimizer.learning_rate)
         with self.assertRaisesRegex(AttributeError, "'Kinds'.*'absent'"):
             model.absent()
-
-
-if __name__ == "__main__":
-    absltest.main()

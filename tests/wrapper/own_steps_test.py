@@ -5,7 +5,7 @@ import keras_io
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from executed import Executed
 from keras import layers, ops
 from models import close, make, placement
@@ -363,7 +363,3 @@ class OfItsKindTest(parameterized.TestCase):
         actual.compile("sgd")
         with self.assertRaisesRegex(ValueError, "nor any of its layers"):
             actual.fit(X, verbose=0)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import close, make, placement
 from same import pair, same_fit
 
@@ -72,7 +72,3 @@ class StatefulTest(parameterized.TestCase):
             ) as error:
                 call()
             self.assertNotIsInstance(error.exception, tf.errors.OpError)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import chain, close, placement
 
 import towers
@@ -73,7 +73,3 @@ class StrategyTest(parameterized.TestCase):
         close(towered.get_weights(), plain.get_weights(), 1e-4)
         for v in towered.variables + towered.optimizer.variables:
             self.assertNotIn("distribute", type(v.value).__module__)
-
-
-if __name__ == "__main__":
-    absltest.main()

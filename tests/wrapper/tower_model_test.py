@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from executed import Executed
 from models import (
     attention,
@@ -414,7 +414,3 @@ class FaceTest(parameterized.TestCase):
     def test_no_placement_is_refused(self):
         with self.assertRaisesRegex(TypeError, "towers.Placement"):
             towers.TowerModel(make(cnn), "/CPU:0")
-
-
-if __name__ == "__main__":
-    absltest.main()

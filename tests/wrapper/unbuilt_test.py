@@ -117,7 +117,3 @@ class SavingTest(absltest.TestCase):
         plain = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
         plain.load_weights(path)
         close(plain(x), model(x))
-
-
-if __name__ == "__main__":
-    absltest.main()

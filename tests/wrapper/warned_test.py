@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import placement
 
 import towers
@@ -59,7 +59,3 @@ class KerasTest(parameterized.TestCase):
                 self.assertIn(message, str(expected.exception))
                 with self.assertRaisesRegex(ValueError, message):
                     call(towered)
-
-
-if __name__ == "__main__":
-    absltest.main()

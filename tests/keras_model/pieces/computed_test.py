@@ -172,7 +172,3 @@ class CrossingTest(parameterized.TestCase):
         numbers = 2 * 12 + (n + 1) * 16  # of the optimizer, and seeds
         rest = numbers + (n - 1) * bias
         self.assertEqual(report.total_bytes, there + rest)
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import DEVICES, chain, close, make, placement
 
 import towers
@@ -206,7 +206,3 @@ class SplitTest(parameterized.TestCase):
         self.assertLen(model.trainable_variables, 3)
         model.get_layer("up").trainable = True
         self.assertLen(model.trainable_variables, 7)
-
-
-if __name__ == "__main__":
-    absltest.main()

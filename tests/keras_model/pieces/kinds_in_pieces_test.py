@@ -295,7 +295,3 @@ class LookupTest(parameterized.TestCase):
         model, where = self.table()
         with self.assertRaisesRegex(Exception, "is not in"):
             towers.build_towers(model, np.array([[1, wrong]], "int32"), where)
-
-
-if __name__ == "__main__":
-    absltest.main()

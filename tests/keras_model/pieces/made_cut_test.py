@@ -2,7 +2,7 @@
 
 import keras
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import DEVICES, close, placement
 
 import towers
@@ -88,7 +88,3 @@ class SplitLayerTest(parameterized.TestCase):
     def test_what_cannot_be_is_told(self, layer, where, kind, said):
         with self.assertRaisesRegex(kind, said):
             towers.split_layer(layer, where).build([None, 3])
-
-
-if __name__ == "__main__":
-    absltest.main()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 from models import DEVICES, placement
 
 import towers
@@ -150,7 +150,3 @@ class RefusedTest(parameterized.TestCase):
         model = towers.TowerModel(model, where)
         with self.assertRaisesRegex(ValueError, "'up' runs on .*column_wise"):
             model.compile("sgd", "mse", jit_compile=True)
-
-
-if __name__ == "__main__":
-    absltest.main()

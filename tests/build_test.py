@@ -32,7 +32,7 @@ ONE_BY_ONE = (cnn, recurrent)
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_of("unrolled", "two_by_two")
+    @pytest.mark.slow(of=["unrolled", "two_by_two"])
     def test_a_step_is_the_plain_model_s_and_on_its_towers(self, model):
         one_by_one, model = model in ONE_BY_ONE, make(model)
         x = inputs(model, 7)
@@ -46,7 +46,7 @@ class EqualityTest(parameterized.TestCase):
             self.assertLen(executed.sends(), 2 * (3 + 2))
 
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_of("recurrent", "unrolled", "attention", "two_by_two")
+    @pytest.mark.slow(of=["recurrent", "unrolled", "attention", "two_by_two"])
     def test_any_number_of_rows_gives_the_plain_model_s_numbers(self, model):
         model = make(model)
         # In one or two of three towers.
@@ -60,7 +60,7 @@ class EqualityTest(parameterized.TestCase):
             same_step(model, placement(1), x, spec=unknown_rows(x))
 
     @parameterized.parameters(recurrent, attention, two_by_two)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_the_tape_may_be_outside(self, model):
         model = make(model)
         x = inputs(model, 5)
@@ -323,7 +323,7 @@ class NestingTest(parameterized.TestCase):
         (cnn, of_second_order),
         (nested, of_second_order_through_a_function),
     )
-    @pytest.mark.slow_of("towers2", "towers3", "towers5")
+    @pytest.mark.slow(of=["towers2", "towers3", "towers5"])
     def test_gradients_are_right_and_on_the_towers(self, model, nesting):
         self.check(model, nesting, 2)
 
@@ -333,6 +333,7 @@ class NestingTest(parameterized.TestCase):
         *((attention, nesting) for nesting in NESTINGS[1:3]),
     )
     @pytest.mark.slow
+    @pytest.mark.rare(of=["too1", "too3", "too4", "too5", "too6", "too7"])
     def test_gradients_of_loops_are_right_too(self, model, nesting):
         self.check(model, nesting, 2 if "recurrent" in model.__name__ else 3)
 

@@ -20,14 +20,20 @@ gc.set_threshold(50_000, 20, 20)  # graphs are large, and looked at more seldom
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow the parameters that `slow_after` and `slow_of` tell."""
+    """Takes from items the marks `slow` and `rare` that are of others.
+
+    A mark may be of those of a test's parameters only which come `after` the first
+    so many, or whose names end as one of those that it is `of`. What is rare is not
+    slow, too.
+    """
     seen: collections.Counter[int] = collections.Counter()
     for item in items:
-        mark = item.get_closest_marker("slow_after")
-        if mark is not None:
-            seen[id(mark)] += 1  # one object for all of them
-            if seen[id(mark)] > mark.args[0]:
-                item.add_marker(pytest.mark.slow)
-        mark = item.get_closest_marker("slow_of")
-        if mark is not None and item.name.endswith(mark.args):
-            item.add_marker(pytest.mark.slow)
+        for mark in [m for m in item.own_markers if m.name in ("slow", "rare")]:
+            seen[id(mark)] += 1  # one object for all parameters
+            after, of = mark.kwargs.get("after", 0), mark.kwargs.get("of")
+            if seen[id(mark)] <= after or (
+                of is not None and not item.name.endswith(tuple(of))
+            ):
+                item.own_markers.remove(mark)
+        if item.get_closest_marker("rare"):
+            item.own_markers = [m for m in item.own_markers if m.name != "slow"]

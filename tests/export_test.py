@@ -53,7 +53,7 @@ class ServeTest(absltest.TestCase):
     def test_another_process_serves_the_towers(self):
         self.check_served([cnn, two_by_two])
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_of_other_models(self):
         self.check_served([recurrent, attention, subclassed])
 
@@ -154,7 +154,7 @@ class ServeTest(absltest.TestCase):
         loaded = tf.saved_model.load(path)
         close(loaded.serve(x), model(x))
 
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_a_function_per_tower_and_several_models(self):
         models = {"a": make(cnn), "b": make(cnn, seed=8)}
 

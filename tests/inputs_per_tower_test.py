@@ -52,7 +52,7 @@ def loss(model, shard):
 
 class PerTowerTest(parameterized.TestCase):
     @parameterized.parameters(False, True)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_values_and_gradients_are_those_of_the_joined_batch(self, norm):
         where = placement(weights=[1, 0, 1])  # no shares: each has its own
         plain, model = network(norm), network(norm)

@@ -80,7 +80,7 @@ class StateTest(parameterized.TestCase):
         close([v.numpy() for v in model.variables], before)
 
     @parameterized.parameters((None,), ("save_variable_devices",))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_towers_draw_anew_and_their_state_moves_on_once(self, policy):
         model, x, path = noisy(), np.ones([5, 3], "float32"), folder()
         towers.export_towers(model, path, THREE)
@@ -205,7 +205,7 @@ LOOKUPS = [
 
 class LookupTest(parameterized.TestCase):
     @parameterized.parameters(*LOOKUPS)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_tables_are_saved(self, make, x, where):
         model = make()
         expected = model(tf.constant(x))
@@ -214,7 +214,7 @@ class LookupTest(parameterized.TestCase):
         signature = loaded.signatures["serving_default"]
         close(signature(inputs=tf.constant(x))["output_0"], expected)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_another_process_finds_the_vocabulary_in_the_folder(self):
         model = from_file()
         root = tempfile.mkdtemp()

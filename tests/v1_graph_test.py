@@ -68,11 +68,11 @@ class Program:
 
 class SessionTest(parameterized.TestCase):
     @parameterized.parameters(convolutional, attention)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_a_session_trains_saves_and_copies(self, model):
         self.check(model)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_with_loops(self):
         self.check(recurrent)
 
@@ -242,7 +242,7 @@ class GraphTest(absltest.TestCase):
                 close(session.run(looped), 3 * expected.sum())
                 close(session.run(function), expected)
 
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_per_tower_losses_and_gradients(self):
         model = make(recurrent)
         x, y = inputs(model, 5), targets(model, 5)

@@ -8,7 +8,7 @@ from chiefs import said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the bytes.")
-@pytest.mark.slow
+@pytest.mark.rare
 class LargeTablesTest(absltest.TestCase):
     def test_a_step_waits_for_a_table_and_sends_ids_and_rows(self):
         told = said("large_tables.py")

@@ -17,6 +17,7 @@ class MachinesTest(parameterized.TestCase):
         (4, "cnn", "lstm", "small", "embedding", "frozen", "mixed"),
     )
     @pytest.mark.slow
+    @pytest.mark.rare(after=1)
     def test_bytes_are_of_machines_and_weights_of_the_plain_model(
         self, devices, *models
     ):

@@ -190,7 +190,7 @@ class CopyTest(parameterized.TestCase):
     @parameterized.parameters(
         (Clipped, True), (Looped, False), (AtHome, True), (Outside, True)
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_and_whether_rows_are_known_or_not(self, layer, known):
         self.check(layer, known)
 
@@ -514,7 +514,7 @@ class DerivativeTest(parameterized.TestCase):
         (forwards, False),
         (jacobian, True),
     )
-    @pytest.mark.slow_after(2)
+    @pytest.mark.slow(after=2)
     def test_derivatives_of_any_order(self, way, known):
         keras.utils.set_random_seed(3)
         model = models.chain([4], layers.Dense(3), Counted(), layers.Dense(2))

@@ -131,11 +131,11 @@ class RowsTest(parameterized.TestCase):
         shape=([9, 3], [12, 4], [10, 3, 2], [7], [33, 1, 1, 1], [9, 5]),
         is_open=(True, False),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_all_dtypes_of_all_functions(self, shape, is_open):
         self.check(shape, DRAWS, is_open)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_what_several_threads_draw(self):
         self.check([2000, 130], DRAWS, False)
 
@@ -143,12 +143,12 @@ class RowsTest(parameterized.TestCase):
         shape=([11, 4], [12, 6], [7], [8], [9, 5], [11, 2, 3], [16, 3]),
         is_open=(True, False),
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_xla_s_numbers_are_xla_s(self, shape, is_open):
         kinds = [x for x in DRAWS if "gamma" not in x]  # of which it has none
         self.check(shape, kinds, is_open, is_compiled=True)
 
     @parameterized.parameters(True, False)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_rows_may_be_in_another_axis(self, is_open):
         self.check([3, 7, 2], DRAWS, is_open, axis=1)

@@ -21,7 +21,7 @@ class GraphsTest(parameterized.TestCase):
         (cnn, {"loss_on_towers": True}),
         (recurrent, {"prefetch": True}),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     @pytest.mark.filterwarnings("ignore:.*does not apply to tf.data")
     def test_a_model_trains_and_predicts_as_the_plain_one(self, model, options):
         models = pair(model, placement(2), **options)

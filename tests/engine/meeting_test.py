@@ -103,7 +103,7 @@ def batch(model, rows, seed=0):
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_of("resnet", "shared", "masked")
+    @pytest.mark.slow(of=["resnet", "shared", "masked"])
     def test_a_step_is_the_plain_model_s(self, model):
         # Of two rows one tower has none.
         self.check(model, placement(3, [2, 1, 1]), 2, 7)
@@ -119,7 +119,7 @@ class EqualityTest(parameterized.TestCase):
             (4, 3, [1, 0, 2, 1], False),
         ],
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_and_in_any_number_of_towers(self, model, case):
         n, rows, weights, known = case
         self.check(model, placement(n, weights), rows, known=known)
@@ -133,7 +133,7 @@ class EqualityTest(parameterized.TestCase):
     def test_fit_is_the_plain_model_s(self):
         self.check_fit(3, on_towers=True)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_fit_with_the_loss_on_gathered_outputs(self):
         self.check_fit(2, on_towers=False)
 

@@ -46,7 +46,7 @@ class QuickStartTest(parameterized.TestCase):
             self.assertEqual(found, {f"/CPU:{i}"})
 
     @parameterized.parameters(False, True)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_weights_of_pinned_layers_stay_there(self, synchronized):
         """And their gradients, of towers that meet too."""
         where = placement(2, layer_devices={"far": "/CPU:2"})

@@ -55,7 +55,7 @@ X = tf.TensorSpec([None, 5, 3])
 
 class MachineTest(parameterized.TestCase):
     @parameterized.parameters(layers.LSTM, layers.GRU)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_recurrent_layers_go_by_their_tower(self, kind):
         model = chain([5, 3], kind(4))
         both = [

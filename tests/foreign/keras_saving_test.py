@@ -53,12 +53,12 @@ def path(name):
 
 class SavingTest(parameterized.TestCase):
     @parameterized.named_parameters(SAVED)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_any_number_of_towers_goes_on_from_what_another_saved(self, model):
         self.check(model)
 
     @parameterized.named_parameters(OTHERS)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_with_models_of_the_same_kinds(self, model):
         self.check(model)
 
@@ -151,7 +151,7 @@ class SavingTest(parameterized.TestCase):
 
 
 class CopyTest(absltest.TestCase):
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_copies_are_what_the_docstring_says(self):
         towered, x, y = fitted(cnn)
         copied = copy.deepcopy(towered)

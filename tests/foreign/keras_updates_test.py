@@ -76,7 +76,7 @@ class UpdatesTest(parameterized.TestCase):
         )
 
     @parameterized.named_parameters((k, *v) for k, v in MADE.items())
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_numbers_cross_once(self, optimizer, most):
         balanced = towers.balanced(DEVICES)
         plain, towered = pair(deep, towers.Placement(DEVICES, balanced))

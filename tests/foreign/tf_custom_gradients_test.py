@@ -150,7 +150,7 @@ class CustomGradientsTest(parameterized.TestCase):
             gradients(make(CASES, plain=True)),
         )
 
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_elsewhere(self):
         """In a pinned layer, in a Session, under an eager tape."""
         v1, model = tf.compat.v1, make([nested, tied])
@@ -173,7 +173,7 @@ class CustomGradientsTest(parameterized.TestCase):
         self.assert_same(gradients(model, placement), expected)
 
     @parameterized.parameters(False, True)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_of_a_scope_in_fit(self, loss_on_towers):
         """Layers get `training=`, which TensorFlow allows in eager code only."""
         if not hasattr(keras, "RematScope"):

@@ -24,7 +24,7 @@ class OwnGradientTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("cnn", models.cnn), ("recurrent", models.recurrent)
     )
-    @pytest.mark.slow_of("recurrent")
+    @pytest.mark.slow(of=["recurrent"])
     def test_graphs_are_freed(self, model):
         model = models.make(model)
         x = models.inputs(model, 5)
@@ -65,7 +65,7 @@ class OwnGradientTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("eager", "eager"), ("nested", "nested"), ("loop", "loop")
     )
-    @pytest.mark.slow_of("loop")
+    @pytest.mark.slow(of=["loop"])
     def test_gradients_outlive_the_function_that_built_them(self, way):
         model = models.make(models.cnn)
         x = models.inputs(model, 5)

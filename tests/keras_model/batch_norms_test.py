@@ -235,7 +235,7 @@ class EqualityTest(parameterized.TestCase):
             (4, [3, 1, 0, 2], {}),
         ],
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_and_in_any_number_of_towers(self, name, case):
         n, weights, kwargs = case
         own = name == "own_step"

@@ -72,7 +72,7 @@ class MaskTest(parameterized.TestCase):
     @parameterized.product(
         made=[read, sub], placement=[TWO, THREE], is_open=[False, True]
     )
-    @pytest.mark.slow_after(3)
+    @pytest.mark.rare(after=3)
     def test_a_constant_is_cut_by_rows(self, made, placement, is_open):
         for mask in (tf.constant(MASK), MASK[:1]):
             plain = made(mask)
@@ -86,7 +86,7 @@ class MaskTest(parameterized.TestCase):
         model.add(layers.Lambda(tf.identity, mask=tf.constant(MASK)))
         np.testing.assert_array_equal(called(model, FOUR)[1], MASK)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_fit_goes_by_it(self):
         plain, model = read(tf.constant(MASK)), read(tf.constant(MASK))
         how = {"optimizer": lambda: keras.optimizers.SGD(0.5)}

@@ -55,7 +55,7 @@ class Float8Test(parameterized.TestCase):
     @parameterized.parameters(
         (dense, False, None), (dense, True, 2), (einsum, True, None)
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_scales_and_histories_are_the_plain_model_s(
         self, make, loss_on_towers, steps
     ):

@@ -52,7 +52,7 @@ class GivenTest(parameterized.TestCase):
         *((f"eager_{name}", where, False) for name, where in PLACEMENTS),
         *((f"function_{name}", where, True) for name, where in PLACEMENTS),
     )
-    @pytest.mark.slow_of("eager_two", "function_three")
+    @pytest.mark.slow(of=["eager_two", "function_three"])
     def test_stateless_call(self, where, in_function):
         def step(model, weights, state):
             with tf.GradientTape() as tape:
@@ -81,7 +81,7 @@ class GivenTest(parameterized.TestCase):
         )
 
     @parameterized.named_parameters(PLACEMENTS)
-    @pytest.mark.slow_of("_two")
+    @pytest.mark.slow(of=["_two"])
     def test_gradients_of_gradients(self, where):
         def maml(model):
             weights = others(model.trainable_variables)
@@ -100,7 +100,7 @@ class GivenTest(parameterized.TestCase):
         self.same(maml, dense, where)
 
     @parameterized.named_parameters(PLACEMENTS)
-    @pytest.mark.slow_of("_two")
+    @pytest.mark.slow(of=["_two"])
     def test_values_for_some_variables_beside_calls_without(self, where):
         def calls(model):
             kernel, *_ = model.trainable_variables
@@ -118,7 +118,7 @@ class GivenTest(parameterized.TestCase):
         *((f"eager_{name}", where, False) for name, where in PLACEMENTS),
         *((f"function_{name}", where, True) for name, where in PLACEMENTS[1:]),
     )
-    @pytest.mark.slow_of("eager_three")
+    @pytest.mark.slow(of=["eager_three"])
     def test_build_towers(self, where, in_function):
         model, metric = make(stateful), keras.metrics.MeanSquaredError()
 
@@ -162,7 +162,7 @@ class GivenTest(parameterized.TestCase):
         close(numbers(model), before, 0)
 
     @parameterized.named_parameters(PLACEMENTS)
-    @pytest.mark.slow_of("_two")
+    @pytest.mark.slow(of=["_two"])
     def test_loss_on_towers(self, where):
         def step(model):
             model.compile("sgd", "mse", metrics=["mae"])
@@ -291,7 +291,7 @@ class GivenTest(parameterized.TestCase):
                     tower_fn=lambda model, x: model(x) - teacher(x),
                 )
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_loops_and_xla(self):
         def step(model):
             weights = others(model.trainable_variables)

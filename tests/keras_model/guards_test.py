@@ -89,7 +89,7 @@ class PlainTest(parameterized.TestCase):
         self.check(kind)
 
     @parameterized.parameters(*guards._PLAIN)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_is_each(self, kind):
         self.check(kind)
 

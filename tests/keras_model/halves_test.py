@@ -250,7 +250,7 @@ class HalvesTest(parameterized.TestCase):
         (dense, ["head", "dense_2/"], {"jit": True}),
         (dense, ["head", "dense_2/"], {"policy": FLOAT16, "optimizer": scaled}),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_of_each_weight_all_bytes_cross_or_half_of_them(
         self, made, whole, options=()
     ):
@@ -312,7 +312,7 @@ class HalvesTest(parameterized.TestCase):
         self.assertContainsSubset(once, told)
         self.assertNoCommonElements([f.__name__ for f in OTHERWISE], told)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_another_machine_is_sent_half_and_says_the_sum(self):
         where = placement(["/CPU:1", "/CPU:2", "/CPU:1", "/CPU:0"])
         model = make(convolutions)
@@ -410,7 +410,7 @@ class HalvesTest(parameterized.TestCase):
         self.assertEqual(sent, 3)  # to each device, and what one says alone
 
     @parameterized.parameters([[]], [["norm"]])  # alone, and in step
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_a_tower_that_reads_otherwise_than_was_seen_is_built_anew(
         self, norms
     ):

@@ -76,7 +76,7 @@ class HeldTest(parameterized.TestCase):
             ]
         )
     )
-    @pytest.mark.slow_of("saved_model_two")
+    @pytest.mark.slow(of=["saved_model_two"])
     def test_frozen_it_is_read_where_it_is(self, kind, where):
         models = pair(lambda: under_a_head(kind(trainable=False)), where)
         same_fit(models, X, X[:, :2], batch_size=4)

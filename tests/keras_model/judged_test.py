@@ -123,7 +123,7 @@ class MetricsTest(parameterized.TestCase):
         self.check(towered, plain)
 
     @parameterized.parameters((2, None), (3, [3, 2, 1]))
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_rows_may_be_ragged(self, n, w):
         counts = [1, 3, 2, 5, 1, 4, 1, 2]
         values = np.sin(np.arange(38, dtype="float32")).reshape([19, 2])

@@ -54,12 +54,12 @@ class EveryLayerTest(parameterized.TestCase):
     @parameterized.parameters(
         recurrent, cnn, attention, two_by_two, models_in_models
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_any_layer_can_be_pinned(self, model):
         self.check(model)
 
     @parameterized.parameters(unrolled, subclassed)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_of_models_of_the_same_kinds(self, model):
         self.check(model)
 
@@ -90,7 +90,7 @@ class EmbeddingTest(parameterized.TestCase):
     @parameterized.parameters(
         (False, "/CPU:0", "sgd", 100_000), (True, "/CPU:3", "adam")
     )
-    @pytest.mark.slow  # see row_tables_test
+    @pytest.mark.rare  # see row_tables_test
     def test_only_the_rows_looked_up_cross(
         self, mask, parameters, optimizer, count=WORDS
     ):
@@ -102,7 +102,7 @@ class EmbeddingTest(parameterized.TestCase):
         (True, "/CPU:3", "sgd"),
         (False, "/CPU:3", "adam"),
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_and_wherever_the_parameters_are(self, mask, parameters, optimizer):
         self.check(mask, parameters, optimizer, WORDS)
 
@@ -198,7 +198,7 @@ class ModelParallelTest(absltest.TestCase):
 
 class QuantizedTest(parameterized.TestCase):
     @parameterized.parameters("int8", "float8")
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_a_layer_with_another_call_is_where_it_is_pinned(self, mode):
         model = make(nested)
         model.quantize(mode)
@@ -227,7 +227,7 @@ class ElsewhereTest(absltest.TestCase):
                 session.run(v1.global_variables_initializer())
                 close(session.run(graph.outputs), expected)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_in_a_saved_model(self):
         model = make(words)
         x = RNG.integers(0, WORDS, [5, 16]).astype("int32")

@@ -96,7 +96,7 @@ class Masked(Adds):
 
 class LossesTest(parameterized.TestCase):
     @parameterized.parameters((7, [3, 2, 1]), (1, [3, 2, 1]), (7, None))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_they_are_the_plain_model_s_of_known_rows(self, rows, weights):
         where = placement(len(weights or [1, 1]), weights)
         expected = plain(model(*ADDING), X[:rows])
@@ -156,7 +156,7 @@ class LossesTest(parameterized.TestCase):
         self.assertEmpty(towered(made, x, where)[2])
 
     @parameterized.parameters(False, True)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_a_shard_that_says_no_number_is_left_out(self, known):
         x = np.abs(X)
         x[:4, 0] *= -1  # all rows of the first tower
@@ -191,7 +191,7 @@ class MergeLossesByTest(parameterized.TestCase):
         ("last", lambda x, w: ops.max(x[-1]), None),
         ("mean", lambda x, w: ops.max(x), 2),
     )
-    @pytest.mark.slow_after(3)
+    @pytest.mark.slow(after=3)
     def test_a_layer_tells_how(self, rule, function, rows):
         """Rows are those of one tower, if it is the only one with some."""
         x = X[:rows]

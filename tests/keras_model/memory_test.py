@@ -71,7 +71,7 @@ class MemoryTest(parameterized.TestCase):
         lambda m: m.predict(X, verbose=0),
         lambda m: towers.build_towers(m.template, X, m.placement),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_tower_device_and_layer(self, call):
         told = said(lambda: call(model()))
         self.assertIn(
@@ -83,7 +83,7 @@ class MemoryTest(parameterized.TestCase):
             self.assertIn(help, told)
         self.assertIn("OOM when allocating", told)  # TensorFlow's own words
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_backward_and_pinned(self):
         m = model(True, {"inner/greedy": DEVICES[2]})
         self.assertStartsWith(
@@ -93,7 +93,7 @@ class MemoryTest(parameterized.TestCase):
             "backward pass, for 281",
         )
 
-    @pytest.mark.slow_after(0)  # TensorFlow waits ten seconds for memory
+    @pytest.mark.rare  # TensorFlow waits ten seconds for memory
     def test_functions_and_sessions(self):
         m = model()
 
@@ -116,7 +116,7 @@ class MemoryTest(parameterized.TestCase):
             with towers.memory_errors(3):
                 pass
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_what_is_of_no_tower_stays(self):
         with self.assertRaises(tf.errors.ResourceExhaustedError) as caught:
             with towers.memory_errors():

@@ -118,7 +118,7 @@ class MergeStateByTest(parameterized.TestCase):
             )
 
     @parameterized.parameters(False, True)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_fit_keeps_the_plain_model_s_state(self, loss_on_towers):
         plain, template = model(Kept()), model(Kept())
         towered = towers.TowerModel(

@@ -42,13 +42,15 @@ def normed():
 
 class MachinesTest(parameterized.TestCase):
     @parameterized.named_parameters(*NAMED, ("embedding", embedding))
-    @pytest.mark.slow_of(
-        "recurrent",
-        "unrolled",
-        "attention",
-        "two_by_two",
-        "subclassed",
-        "nested",
+    @pytest.mark.slow(
+        of=[
+            "recurrent",
+            "unrolled",
+            "attention",
+            "two_by_two",
+            "subclassed",
+            "nested",
+        ]
     )
     def test_a_step_is_the_plain_model_s(self, model):
         model = make(model)
@@ -58,7 +60,7 @@ class MachinesTest(parameterized.TestCase):
         with in_machines():
             same_step(model, where, inputs(model, 7))
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_with_layers_elsewhere_and_in_sessions(self):
         def made():
             keras.utils.set_random_seed(1)
@@ -197,7 +199,7 @@ class MachinesTest(parameterized.TestCase):
         self.assertCountEqual(sent, expected)
 
     @parameterized.parameters("/CPU:0", "balanced")
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_each_parameter_crosses_once_there_and_back(self, home):
         # Large ones and small ones.
         sizes = [150, 150, 150, 10, 10, 10, 10]

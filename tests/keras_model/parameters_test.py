@@ -49,7 +49,7 @@ class PoliciesTest(parameterized.TestCase):
         lambda: keras.optimizers.SGD(use_ema=True, ema_overwrite_frequency=2),
         lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_each_device_holds_and_updates_its_share(self, optimizer):
         self.check(optimizer)
 
@@ -59,7 +59,7 @@ class PoliciesTest(parameterized.TestCase):
         lambda: keras.optimizers.SGD(0.1, clipnorm=0.1),
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_with_other_optimizers(self, optimizer):
         self.check(optimizer)
 
@@ -88,7 +88,7 @@ class PoliciesTest(parameterized.TestCase):
         how = {"optimizer": None, "batch_size": 8, "epochs": 4}
         same_fit((plain, towered), x, y, **how)
 
-    @pytest.mark.slow_after(0)
+    @pytest.mark.rare
     def test_no_device_s_traffic_grows_with_the_towers(self):
         busiest = []
         for n in (2, 4):

@@ -124,12 +124,12 @@ class KeysTest(parameterized.TestCase):
 
 class SpanningTest(parameterized.TestCase):
     @parameterized.parameters((cnn, 3, 2, [1, 2, 1]), (models_in_models, 4, 7))
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_any_layer_anywhere(self, model, n, rows, weights=None):
         self.check(model, n, rows, weights)
 
     @parameterized.parameters(*zip(MODELS, itertools.cycle(CASES)))
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_of_all_models(self, model, case):
         self.check(model, *case)
 
@@ -172,7 +172,7 @@ class SpanningTest(parameterized.TestCase):
         how = {"optimizer": None, "batch_size": rows, "epochs": 2}
         same_fit((plain, towered), x, y, predict=True, **how)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_weights_go_once_to_each_device_that_needs_them(self):
         """Two pipelines of two towers each; statistics merge at home."""
         seen = []

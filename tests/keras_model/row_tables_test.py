@@ -192,7 +192,7 @@ class FitTest(parameterized.TestCase):
     @parameterized.parameters(
         masked, built(Own), twice, frozen, mixed, constrained
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_rows(self, factory):
         self.check(factory, True)
 
@@ -202,12 +202,12 @@ class FitTest(parameterized.TestCase):
         keras.optimizers.Adagrad,
         keras.optimizers.Adam,
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_optimizers(self, optimizer):
         self.check(sequential, True, optimizer)
 
     @parameterized.product(where=CUT, factory=[masked, built(Tied), mixed])
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_pieces(self, factory, where):
         self.check(factory, factory in (masked, mixed), where=where)
 
@@ -217,7 +217,7 @@ class FitTest(parameterized.TestCase):
         {"prefetch": True},
         {"synchronized": True, "factory": normed},
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_options(self, factory=sequential, **kwargs):
         self.check(factory, True, **kwargs)
 
@@ -225,7 +225,8 @@ class FitTest(parameterized.TestCase):
         *map(built, (Tied, InLoop, InFunction, Differentiates, Assigns)),
         regularized,
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
+    @pytest.mark.rare(after=4)
     def test_what_something_else_reads_is_read_whole(self, factory):
         self.check(factory, False)
 
@@ -280,7 +281,7 @@ class StepTest(parameterized.TestCase):
         close([a + b for a, b in zip(*both)], self.expected)
         self.assertEqual(read, {"ReadVariableOp", "ResourceGather"})
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_a_tower_may_do_without(self):
         def f(model, x, tower):
             if tower.index == 1:
@@ -297,7 +298,7 @@ class StepTest(parameterized.TestCase):
         close([tf.convert_to_tensor(table), *rest], self.expected)
         self.assertEqual(read, {"ResourceGather"})
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_a_tower_that_reads_otherwise_than_was_seen(self):
         calls = []
 
@@ -318,7 +319,7 @@ class StepTest(parameterized.TestCase):
             gradients(plain, self.weights),
         )
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_sparse_ids_are_looked_up_in_all_of_it(self):
         self.model = make(sparse)
         ids = tf.sparse.from_dense(abs(X))
@@ -329,12 +330,12 @@ class StepTest(parameterized.TestCase):
         read = kinds(Executed(lambda: close(step(ids), self.model(ids))))
         self.assertEqual(read, {"ReadVariableOp"})
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_an_id_out_of_range_is_an_error(self):
         with self.assertRaisesRegex(Exception, r"50 is not in \[0, 50\)"):
             towers.build_towers(self.model, X * 0 + WORDS, WHERE)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_gradients_of_gradients_and_in_functions(self):
         def second(call):
             with tf.GradientTape() as tape:
@@ -379,7 +380,7 @@ class StepTest(parameterized.TestCase):
 
 class BytesTest(parameterized.TestCase):
     @parameterized.parameters(50, 5000)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_ids_and_rows_cross_however_long_the_table_is(self, words):
         model = chain(
             [LENGTH],

@@ -154,13 +154,13 @@ def built(layer, x=X, spec=(None, None)):
 
 class RowWidthTest(parameterized.TestCase):
     @parameterized.named_parameters(*HIDDEN)
-    @pytest.mark.slow_after(6)
+    @pytest.mark.rare(after=6)
     def test_a_width_that_is_hidden_is_warned_of_by_name(self, function):
         with self.assertWarnsRegex(UserWarning, "'averaged' takes .*all_towe"):
             built(Averaged(function))
 
     @parameterized.named_parameters(*NONE)
-    @pytest.mark.slow_after(6)
+    @pytest.mark.rare(after=6)
     def test_nothing_else_is(self, function):
         built(Averaged(function))  # warnings are errors
 

@@ -106,7 +106,7 @@ class MachinesTest(parameterized.TestCase):
     @parameterized.parameters(
         (True, "mean", "max"), (False, "sum", "mean", "max", "min")
     )
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_what_is_merged_crosses_once_from_each_machine(self, here, *rules):
         """And the numbers are the plain model's, whoever has no rows."""
         plain, model = said(rules), said(rules)

@@ -270,7 +270,8 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
             (FOUR, 8, False),
         ),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
+    @pytest.mark.rare(after=4)
     def test_a_tower_draws_its_rows(self, seed, how):
         placement, size, is_open = how
         functions = {**ROWS, **{f"one {k}": f for k, f in ONE.items()}}
@@ -280,7 +281,7 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
         self.same(functions, x, placement, seed, is_open=is_open)
 
     @parameterized.parameters((TWO, False), (THREE, True))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_no_row_has_the_numbers_of_another_tower_s(
         self, placement, is_open
     ):
@@ -373,7 +374,7 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
         np.testing.assert_array_equal(model.layers[0].seed.state, [3, 2])
 
     @parameterized.parameters("quick_start", "jit_compile")
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_so_it_is_in_towers_that_are_called(self, how):
         some = ("dropout", "several", "noise", "last")
         functions = {name: ROWS[name] for name in some}

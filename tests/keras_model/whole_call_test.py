@@ -101,7 +101,7 @@ def said(call):
 
 class GivenTest(parameterized.TestCase):
     @parameterized.named_parameters(*GIVEN)
-    @pytest.mark.slow_after(5)
+    @pytest.mark.rare(after=5)
     def test_it_is_as_plain_keras_says_it(self, make, x):
         plain = make()
         towered = towers.TowerModel(plain, placement(3, [3, 2, 1]))

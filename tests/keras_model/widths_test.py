@@ -61,7 +61,7 @@ READ = [
 
 class WidthTest(parameterized.TestCase):
     @parameterized.named_parameters(*PLACEMENTS)
-    @pytest.mark.slow_of("_unequal")
+    @pytest.mark.slow(of=["_unequal"])
     def test_text_is_read_as_the_plain_model_reads_it(self, n, weights):
         x, y = np.array(TEXT, object), np.arange(5.0)[:, None]
         models = pair(text, placement(n, weights))
@@ -70,7 +70,7 @@ class WidthTest(parameterized.TestCase):
         close(*(m.predict(x, batch_size=3, verbose=0) for m in models))
 
     @parameterized.named_parameters(*READ)
-    @pytest.mark.slow_after(2)
+    @pytest.mark.slow(after=2)
     def test_ragged_rows_are_made_dense_as_in_the_plain_model(self, way):
         model = make(lambda: Read(way))
         x = tf.constant(TEXT)
@@ -102,7 +102,7 @@ class WidthTest(parameterized.TestCase):
         for actual, expected in zip(*map(tf.nest.flatten, both)):
             close(tf.convert_to_tensor(actual), tf.convert_to_tensor(expected))
 
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_what_is_as_wide_in_all_towers_needs_no_other(self):
         class Fixed(keras.Model):
             def call(self, x):

@@ -29,7 +29,7 @@ def two_branches() -> keras.Model:
 
 
 class FromLayersTest(absltest.TestCase):
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_each_branch_trains_on_its_device(self):
         plain, model = two_branches(), two_branches()
         model.set_weights(plain.get_weights())

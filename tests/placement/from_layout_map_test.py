@@ -132,7 +132,7 @@ class ReadTest(parameterized.TestCase):
     @parameterized.parameters(
         (perceptron, MLP), (gemma, GEMMA), (attention, HEADS)
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_the_numbers_are_plain(self, factory, layouts):
         plain = make(factory)
         model = make(factory)

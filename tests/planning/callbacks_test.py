@@ -123,10 +123,10 @@ class PlacementReportTest(parameterized.TestCase):
         (UNEQUAL, 1, None, {"steps_per_execution": 3}),
         (towers.Placement(DEVICES[:2]), 2, None, {"steps_per_execution": 3}),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     @pytest.mark.filterwarnings("ignore:Of .* transfers the size is not known")
     @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_all_is_as_without_it_in_a_plain_install(
         self, where, batch, data=None, compiled=None, wrapped=None
     ):
@@ -144,7 +144,7 @@ class PlacementReportTest(parameterized.TestCase):
             found["placement/total_bytes"], [batch, seen.report.total_bytes]
         )
 
-    @pytest.mark.slow_after(0)
+    @pytest.mark.rare
     def test_training_is_as_without_it(self):
         folder = tempfile.mkdtemp()
         seen = towers.PlacementReport(folder)
@@ -173,7 +173,7 @@ class PlacementReportTest(parameterized.TestCase):
         for name in ("report.html", "step.html", "step.json"):
             self.assertTrue(os.path.exists(os.path.join(folder, name)))
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_several_steps_at_once(self):
         seen = towers.PlacementReport(tempfile.mkdtemp(), timeline=False)
         with self.assertWarnsRegex(UserWarning, "size is not known"):

@@ -73,7 +73,7 @@ class CommandsTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "cannot be loaded"):
             commands.loaded(path)
 
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_a_step_of_every_model(self):
         placement = commands.placement_of(DEVICES[:2], ["2", "1"], "balanced")
         for name, model in NAMED:
@@ -102,7 +102,7 @@ class CommandsTest(absltest.TestCase):
         for device in DEVICES:
             self.assertIn(device, commands.device_table())
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_machines_that_are_named(self):
         self.assertEqual(
             commands.machine_of(["/GPU:1", "/cpu:0"]), {"CPU": 1, "GPU": 2}
@@ -154,7 +154,7 @@ class CommandsTest(absltest.TestCase):
         with elsewhere, self.assertRaisesRegex(SystemExit, "^1$"):
             done()
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_the_command_line(self):
         folder, model = tempfile.mkdtemp(), saved()
         where = f"--devices={','.join(DEVICES[:2])}"

@@ -91,7 +91,8 @@ class CompareTest(parameterized.TestCase):
             *("gradients", "", "No layer's outputs differ.* of the gradients"),
         ),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
+    @pytest.mark.rare(after=2)
     def test_a_difference_is_found_and_the_layer_named(
         self, layer, kind, suspect, reason
     ):
@@ -110,7 +111,7 @@ class CompareTest(parameterized.TestCase):
         (layers.BatchNormalization, {"synchronized": True}),
         (Asking, {}),
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_what_is_equal_is_said_to_be(self, layer, options):
         found = self.check(around(layer, "adam"), X, Y, **options)
         self.assertTrue(found.equal, str(found))
@@ -118,7 +119,7 @@ class CompareTest(parameterized.TestCase):
         self.assertEqual((found.suspect, found.reason), ("", ""))
 
     @parameterized.named_parameters(*NAMED)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_every_model_passes(self, model):
         plain = make(model)
         plain.compile(keras.optimizers.SGD(0.1, 0.9), "mse")
@@ -126,21 +127,21 @@ class CompareTest(parameterized.TestCase):
         found = self.check(plain, x, targets(plain, 7))
         self.assertTrue(found.equal, str(found))
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_without_a_loss_it_is_that_of_the_outputs(self):
         for optimizer in (None, "sgd"):
             found = self.check(around(layers.ReLU, optimizer), X)
             self.assertTrue(found.equal, str(found))
             self.assertRegex(found.notes[0], "mean of the outputs' squares")
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     @pytest.mark.filterwarnings("ignore:.*draws random numbers")
     def test_what_is_not_even_equal_to_itself_is_not_called_equal(self):
         found = self.check(around(Drawing), X, Y)
         self.assertFalse(found.equal)
         self.assertIn("not even equal to itself", found.reason)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_a_wrapped_model_is_compared_as_it_is_wrapped(self):
         model = around(layers.BatchNormalization)
         where = placement(2, parameter_device="/CPU:3")

@@ -94,7 +94,7 @@ class MeasureWeightsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "2 rows for 3 towers"):
             towers.measure_weights(model, placement(3), inputs(model, 2))
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_a_worker_whose_core_is_busy_gets_less(self):
         told = said("busy_worker.py")
         for share, expected in zip(told["shares"], told["expected"]):

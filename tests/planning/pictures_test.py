@@ -126,7 +126,7 @@ class PlacementTest(parameterized.TestCase):
         self.assertIn("<svg", drawn._repr_svg_())
         self.assertFalse(os.path.exists("a.xyz"))
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     @pytest.mark.skipif(
         not shutil.which("dot"), reason="apt-get install graphviz"
     )

@@ -28,7 +28,7 @@ class PipelineTest(parameterized.TestCase):
         (["/CPU:1", "/CPU:2"], 4),
         ([["/CPU:0", "/CPU:1"], ["/CPU:2", "/CPU:3"]], 2),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_each_stage_keeps_its_weights_and_trains_them_as_plain(
         self, devices, micro_batches
     ):

@@ -58,7 +58,7 @@ class OptimizerTest(parameterized.TestCase):
             self.skipTest("This TensorFlow was built without kernels for GPUs.")
 
     @parameterized.named_parameters(*LINES)
-    @pytest.mark.slow_of(*SLOW)
+    @pytest.mark.slow(of=[*SLOW])
     def test_updates_are_beside_the_variables(self, make, home):
         layers = [keras.layers.Dense(5), keras.layers.Dense(4)]
         model = towers.TowerModel(

@@ -63,7 +63,7 @@ def compiled(model, where, optimizer="adam"):
 
 class CpuTest(parameterized.TestCase):
     @parameterized.parameters(cnn, all_kinds)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_it_agrees_with_what_ran(self, model):
         model = compiled(model, placement(2, parameter_device="/CPU:2"))
         x, y = inputs(model.template, 5), targets(model.template, 5)
@@ -203,7 +203,7 @@ class GpuTest(parameterized.TestCase):
         ("gpu", "/GPU:0"),
         ("balanced", towers.balanced(GPUS)),
     )
-    @pytest.mark.slow_of("_cpu", "_gpu")
+    @pytest.mark.slow(of=["_cpu", "_gpu"])
     def test_towers_stay_on_their_gpus(self, home):
         where = on_gpus(parameter_device=home, input_device="/GPU:1")
         model = compiled(all_kinds, where)

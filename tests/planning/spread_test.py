@@ -74,7 +74,7 @@ class SpreadTest(parameterized.TestCase):
     def test_the_largest_stage_is_as_small_as_can_be(self, model, n):
         self.check(model(), n)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_it_is_of_a_resnet(self):
         model = resnet()
         for n in (2, 3, 4):

@@ -208,7 +208,7 @@ class TimelineTest(absltest.TestCase):
         with self.assertRaisesRegex(RuntimeError, "no op in a graph"):
             towers.timeline(lambda: tf.ones([2]) + 1.0)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_shares_of_three_to_one(self):
         """Busy 3 to 1, and in all what the system accounts, on one thread."""
         done = subprocess.run(

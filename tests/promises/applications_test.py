@@ -87,7 +87,7 @@ class ApplicationsTest(parameterized.TestCase):
         return model, x, tf.constant([0, 1, 2])
 
     @parameterized.named_parameters(zip(FAMILIES, FAMILIES))
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_numbers_are_the_plain_model_s(self, name):
         self.check(name)
 
@@ -127,6 +127,7 @@ class ApplicationsTest(parameterized.TestCase):
 
     @parameterized.named_parameters(zip(TRAINED, TRAINED))
     @pytest.mark.slow
+    @pytest.mark.rare(of=["efficientnet"])
     def test_a_step_trains(self, name):
         model, x, y = self.made(name)
         towered = towers.TowerModel(model, placement(2))
@@ -137,7 +138,7 @@ class ApplicationsTest(parameterized.TestCase):
             self.assertTrue(np.all(np.isfinite(weight)))
 
     @parameterized.named_parameters(zip(SYNCHRONIZED, SYNCHRONIZED))
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_training_with_the_batch_s_statistics_is_the_plain_model_s(
         self, name
     ):

@@ -70,7 +70,7 @@ class BlocksTest(parameterized.TestCase):
         self.assertNotEmpty(GUIDES)
         self.assertLess(text.count("\n"), 160)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_each_block_runs_in_a_process_of_its_own(self):
         folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
         files = []

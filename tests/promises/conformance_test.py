@@ -829,7 +829,7 @@ class FitTest(parameterized.TestCase):
         self.check(name, [False] + [True] * (name in ON_TOWERS))
 
     @parameterized.named_parameters((name, name) for name in CASES)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_fit_in_both_ways(self, name: str) -> None:
         self.check(name, [False, True])
 
@@ -858,7 +858,7 @@ class CompareTest(parameterized.TestCase):
         for name in CASES
         if name not in ITS_OWN_DATA and not name.startswith("callback")
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_compare_finds_no_difference(self, name: str) -> None:
         case = CASES[name]
         model = make(case.model)

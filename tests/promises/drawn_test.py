@@ -308,7 +308,10 @@ def largest(weights, others):
 
 class FitTest(parameterized.TestCase):
     @parameterized.named_parameters(zip(TRAINED, TRAINED))
-    @pytest.mark.slow_of(*TRAINED.keys() - {"dropout"})
+    @pytest.mark.slow(of=["transformer", "stateless"])
+    @pytest.mark.rare(
+        of=[*TRAINED.keys() - {"dropout", "transformer", "stateless"}]
+    )
     def test_weights_and_seeds_are_the_plain_model_s(self, name):
         plain = make(TRAINED[name])
         before = plain.get_weights()
@@ -336,7 +339,7 @@ class FitTest(parameterized.TestCase):
         self.assertLess(apart, 2e-5 * moved)
         np.testing.assert_array_equal(seeds(here), seeds(plain))
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_half_precision_is_no_further_than_without_draws(self):
         def model(rate):
             return of(
@@ -355,7 +358,7 @@ class FitTest(parameterized.TestCase):
         self.assertLessEqual(apart[0], 4 * apart[1])
 
     @parameterized.parameters("transformer", "nested", "vae", "stateless")
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_under_xla_they_are_the_plain_model_s_under_xla(self, name):
         if name == "transformer":
             model = of(
@@ -389,7 +392,7 @@ class LayersTest(parameterized.TestCase):
         )
 
     @parameterized.product(shape=tuple(DRAWN), rows=(None, 7))
-    @pytest.mark.slow_of(*(f"{k}" for k in range(1, 2 * len(DRAWN))))
+    @pytest.mark.rare(of=[*(f"{k}" for k in range(1, 2 * len(DRAWN)))])
     def test_it_draws_what_it_draws_plainly(self, shape, rows):
         # Of rows whose number is not known, Keras makes all that it distorts
         # of the batch's first.

@@ -207,7 +207,7 @@ def dense(units):
 
 class RoadTest(parameterized.TestCase):
     @parameterized.parameters((build, 34, 300), (fit, 50, 460))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_it_is_no_longer_than_it_was(self, way, files, moves):
         """Files that are entered, and moves from one to the next."""
         way(3)()  # what is done once

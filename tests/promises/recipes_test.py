@@ -82,7 +82,7 @@ class RecipesTest(absltest.TestCase):
         self.assertEqual(process.returncode, 0, err[-5000:])
         self.assertRegex(out, last)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_examples_of_slurm(self):
         self.assert_trains(
             self.started(
@@ -92,7 +92,7 @@ class RecipesTest(absltest.TestCase):
             )
         )
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_examples_of_coming_from_another_strategy(self):
         process = self.started([sys.executable, "examples/multi_worker.py"])
         self.assert_trains(process, r"Epoch 3/3\n.*loss: 0\.\d+\n$")
@@ -120,7 +120,7 @@ class RecipesTest(absltest.TestCase):
         self.assertRegex(told, r"kind: Service\nmetadata: \{name: workers\}")
         self.assertIn("clusterIP: None", told)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_examples_of_kubernetes(self):
         worker, chief, pods = self.kubernetes()
         ports = [free_port() + i for i in range(len(pods))]

@@ -37,7 +37,7 @@ class TourTest(absltest.TestCase):
         pictures = {"image/png", DRAWN, "text/html"}
         self.assertContainsSubset(pictures, kinds_of(every))
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_it_runs_and_shows_what_it_did(self):
         nbformat = importlib.import_module("nbformat")
         client = importlib.import_module("nbclient")

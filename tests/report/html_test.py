@@ -138,7 +138,7 @@ class PageTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, r"\.html or \.json"):
             self.report.save(self.folder / "report.pdf")
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     @pytest.mark.skipif(not BROWSER, reason="apt-get install chromium")
     def test_in_a_browser(self):
         click = (

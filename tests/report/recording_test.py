@@ -119,7 +119,7 @@ class RecordTest(absltest.TestCase):
         measured = [x.numpy() for x in record_all(data)]
         np.testing.assert_array_equal(measured, [x.numpy() for x in data])
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_batches_are_noted_and_passed_on(self):
         ragged = tf.RaggedTensor.from_row_lengths(tf.range(9), [2, 0, 4, 3, 0])
         left_out = tf.data.Dataset.from_tensor_slices(tf.range(4)).batch(2)

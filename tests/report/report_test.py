@@ -171,7 +171,7 @@ class HandTest(parameterized.TestCase):
 
 
 class MirroredTest(absltest.TestCase):
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_bytes_of_collectives_are_said_to_be_missing(self):
         with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
             model = make(cnn)
@@ -232,7 +232,7 @@ class AssertionsTest(absltest.TestCase):
 
 class ModelTest(parameterized.TestCase):
     @parameterized.parameters((cnn, "fit"), (recurrent, "batch"))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_a_training_step_moves_each_byte_once(self, model, how):
         model = towers.TowerModel(make(model), placement(3))
         model.compile("adam", "mse")

@@ -72,7 +72,7 @@ def paths(model):
 
 class KindsTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_all_of_a_step_has_a_kind(self, factory):
         model, report = step(factory, placement(3))
         self.assertEqual(set(report.by_kind), ALWAYS)
@@ -87,7 +87,7 @@ class KindsTest(parameterized.TestCase):
             self.assertEqual(total, transfer.bytes, transfer)
 
     @parameterized.parameters("adam", "adafactor")
-    @pytest.mark.slow_after(0)
+    @pytest.mark.rare
     def test_gradients_are_known_by_what_they_change(self, optimizer):
         optimizer = keras.optimizers.get(optimizer)
         optimizer.global_clipnorm = 1.0
@@ -157,7 +157,7 @@ class KindsTest(parameterized.TestCase):
         self.assertEqual(sum(report.by_kind.values()), report.total_bytes)
 
     @parameterized.parameters(cnn, recurrent)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_a_plan_says_the_same(self, factory):
         model, x, y = compiled(factory, placement(2))
         with warnings.catch_warnings():

@@ -143,7 +143,7 @@ def open_rows(x, model):
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_of("twice_ragged")
+    @pytest.mark.rare(of=["twice_ragged"])
     def test_outputs_and_gradients_are_the_plain_model_s(self, model):
         self.check(model, placement(3, [2, 1, 1]), known=model in KNOWN)
 
@@ -151,7 +151,7 @@ class EqualityTest(parameterized.TestCase):
         model=[m for _, m in NAMED],
         split=[(1, None), (2, [3, 1]), (3, None), (4, None)],
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_and_in_any_number_of_towers(self, model, split):
         self.check(model, placement(*split), known=True)
 
@@ -166,12 +166,12 @@ class EqualityTest(parameterized.TestCase):
             same_step(made, where, batches[-1], **how)
 
     @parameterized.named_parameters(NAMED)
-    @pytest.mark.slow_of("ragged", "strings", "sparse")
+    @pytest.mark.rare(of=["ragged", "strings", "sparse"])
     def test_fit_is_the_plain_model_s(self, model):
         self.check_fit(model, [False] + [True] * (model in KNOWN))
 
     @parameterized.parameters(twice_ragged, strings, texts)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_fit_with_the_loss_on_towers(self, model):
         self.check_fit(model, [True])
 
@@ -194,7 +194,7 @@ class EqualityTest(parameterized.TestCase):
 
     # The tables of `strings` and `texts` are objects of Keras.
     @parameterized.parameters(ragged, sparse, whole, twice_ragged)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_a_saved_model_answers_as_the_plain_one(self, model):
         made = make(model)
         x = batch(model.__name__, 5)
@@ -225,7 +225,7 @@ class StatefulTest(parameterized.TestCase):
             ]
         )
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_each_tower_goes_on_from_the_state_of_its_rows(self):
         self.check(5, 3)
 
@@ -239,7 +239,7 @@ class StatefulTest(parameterized.TestCase):
         close(said[1], said[0])
 
     @parameterized.parameters((7, 1), (3, 2), (1, 4), (7, 4))
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_and_in_any_number_of_towers(self, rows, n):
         self.second = lambda *args, **kwargs: layers.Bidirectional(
             layers.GRU(*args, **kwargs)

@@ -101,7 +101,7 @@ class BetweenTest(parameterized.TestCase):
         self.assertEqual(less, expected)
 
     @parameterized.parameters((Product, 1), (Means, 2))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_what_is_whole_crosses_once_there_and_back(self, layer, matrices):
         n = 200
         # A relay's tower has no rows.

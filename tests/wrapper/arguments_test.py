@@ -127,7 +127,7 @@ class CallTest(parameterized.TestCase):
         close(call(actual), result[0])
 
     @parameterized.parameters(Masked, functional)
-    @pytest.mark.slow_after(0)
+    @pytest.mark.rare
     def test_masks_are_shared_as_their_tensors_are(self, model):
         # Keras says that such a mask goes no further.
         self.enter_context(warnings.catch_warnings())

@@ -57,7 +57,7 @@ MODELS = {
 )
 class CallContextTest(parameterized.TestCase):
     @parameterized.named_parameters(*MODELS.items())
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_a_registered_argument_is_given_in_towers(self, made):
         plain = registered(made())
         model = towers.TowerModel(registered(made()), PLACEMENT)

@@ -148,7 +148,7 @@ class OwnStep(keras.Model):
 
 class FeedingTest(parameterized.TestCase):
     @parameterized.parameters(*WAYS)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_fit_is_plain_fit_on_the_joined_batches(self, n, wrapped, how):
         found = []
         train = both(reads(features, classes), n)
@@ -170,7 +170,7 @@ class FeedingTest(parameterized.TestCase):
         self.assertEqual(found[0][-1], 2 * (3 if n == 2 else 4))
 
     @parameterized.named_parameters(*NAMED)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_of_every_kind_of_model(self, factory):
         x = [lambda n: inputs(make(factory), n)]
         xy = [*x, lambda n: targets(make(factory), n)]
@@ -184,7 +184,7 @@ class FeedingTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(1, 2)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_steps_of_ones_own_see_what_is_true(self, executions):
         found = []
         for k in range(2):
@@ -221,7 +221,7 @@ class FeedingTest(parameterized.TestCase):
             plain.train_on_batch(x, y)
         close(model.get_weights(), plain.get_weights(), 1e-6)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_ragged_sparse_text_and_whole_inputs(self):
         words = tf.constant(["a", "b c", "a b a", "c"])
 
@@ -281,7 +281,7 @@ class FeedingTest(parameterized.TestCase):
         # Outputs and targets up, the outputs' gradients down.
         ({}, 3 * 10 * 2000 * 4),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_no_input_crosses(self, wrapped, least):
         long = reads(
             lambda n: np.ones([n, 2000, 40], "float32"),

@@ -63,7 +63,7 @@ class Judged(layers.Layer):
 
 class FrozenTest(parameterized.TestCase):
     @parameterized.parameters(True, False)
-    @pytest.mark.slow_after(0)
+    @pytest.mark.rare
     def test_a_loss_may_use_one(self, on_towers):
         net = critic()
         where = placement(3, [2, 1, 1])
@@ -92,7 +92,7 @@ class FrozenTest(parameterized.TestCase):
 
         return [run(X), run(X[:2])]
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_a_tower_fn_may_use_one_that_the_tape_has_seen(self):
         net, model = critic(), make(student)
 
@@ -112,7 +112,7 @@ class FrozenTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(False, True)
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_a_layer_may_use_one(self, meets):
         model = keras.Sequential(
             [*make(student).layers, Judged(critic(), meets)]

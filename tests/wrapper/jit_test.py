@@ -60,6 +60,7 @@ class EqualityTest(parameterized.TestCase):
         ("attention", transformer, 3, 1e-5),
     )
     @pytest.mark.slow
+    @pytest.mark.rare(of=["noise"])
     def test_and_of_other_models(self, model, n, most):
         self.check(model, n, most)
 

@@ -81,12 +81,12 @@ def both(model, where):
 
 class EqualityTest(parameterized.TestCase):
     @parameterized.parameters(attention, cnn, two_by_two)
-    @pytest.mark.slow_after(0)
+    @pytest.mark.rare
     def test_weights_after_fit_are_the_plain_model_s(self, model):
         self.check_fit(model)
 
     @parameterized.parameters(recurrent, nested, unrolled, subclassed)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_of_other_models(self, model):
         self.check_fit(model)
 
@@ -104,7 +104,7 @@ class EqualityTest(parameterized.TestCase):
             True,
         ),
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_masks_and_sample_weights_count_as_in_the_plain_model(
         self, loss, rows, weighted
     ):
@@ -119,7 +119,7 @@ class EqualityTest(parameterized.TestCase):
         rows=((None, 5), ([3, 1, 2], 7), (None, 2)),
         weighted=(False, True),
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_and_in_all_combinations(self, loss, rows, weighted):
         self.check(loss, rows, weighted)
 
@@ -140,7 +140,7 @@ class EqualityTest(parameterized.TestCase):
             validation_data=(x, y) if each is None else (x, y, each),
         )
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_several_outputs_with_weights_and_metrics(self):
         x = RNG.normal(size=[11, 4]).astype("float32")
         y = {
@@ -188,7 +188,7 @@ class EqualityTest(parameterized.TestCase):
         reason="optional inputs are of Keras 3.8",
     )
     @parameterized.parameters(([3, 2, 1],), ([1, 1],))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_an_input_may_be_left_out(self, weights):
         x, y = RNG.normal(size=[7, 4]), RNG.normal(size=[7, 1])
         models = both(optional, placement(len(weights), weights))
@@ -214,7 +214,7 @@ class EqualityTest(parameterized.TestCase):
 
 
 class TransfersTest(absltest.TestCase):
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_no_output_crosses_devices(self):
         model = towers.TowerModel(make(unet), placement(3), loss_on_towers=True)
         model.compile(

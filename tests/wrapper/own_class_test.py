@@ -143,7 +143,7 @@ def both(model):
 
 class MetricsTest(parameterized.TestCase):
     @parameterized.parameters(Counting, Listing)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_metrics_that_are_attributes_are_told_and_reset(self, model):
         expected, actual = (logs(m) for m in both(model))
         self.assertEqual(actual[0].keys(), expected[0].keys())
@@ -151,7 +151,7 @@ class MetricsTest(parameterized.TestCase):
         self.assertEqual(actual[2], expected[2])
         close(actual[:2], expected[:2])
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_a_metric_that_no_tower_updates_crosses_to_none(self):
         def transfers(keep):
             model = keras.Sequential([keras.Input([4]), layers.Dense(2)])
@@ -217,7 +217,7 @@ class AttributesTest(absltest.TestCase):
 
 class ComputeLossTest(parameterized.TestCase):
     @parameterized.parameters(Phased, Unphased, Anyhow)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_it_is_told_the_phase_as_keras_tells_it(self, model):
         def template():
             return model([keras.Input([4]), layers.Dense(2)])
@@ -228,7 +228,7 @@ class ComputeLossTest(parameterized.TestCase):
 
 class CompileTest(parameterized.TestCase):
     @parameterized.parameters(False, True)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_a_compile_of_its_own_is_its_own(self, before):
         where = placement(3, [2, 1, 1], parameter_device="/CPU:3")
         made, said = [], []

@@ -293,11 +293,12 @@ def trained(kind, where, **kwargs):
 class OwnMethodsTest(parameterized.TestCase):
     @parameterized.parameters(*ALL)
     @pytest.mark.slow
+    @pytest.mark.rare(of=["s1", "s2", "s3", "s5", "s6"])
     def test_numbers_are_the_plain_model_s(self, kind):
         self.check(kind, WHERE[1])
 
     @parameterized.product(kind=ALL, where=WHERE[:1], run_eagerly=[False, True])
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_eagerly_too_and_in_two_towers(self, kind, where, run_eagerly):
         self.check(kind, where, run_eagerly=run_eagerly)
 

@@ -90,7 +90,8 @@ class KerasIoTest(parameterized.TestCase):
     @parameterized.parameters(
         vae, gan, wgan, distiller, diffusion, sampled_vae, simclr
     )
-    @pytest.mark.slow_of("s0", "s2", "s3", "s4", "s5", "s6")
+    @pytest.mark.slow(of=["s2", "s6"])
+    @pytest.mark.rare(of=["s0", "s3", "s4", "s5"])
     def test_weights_are_the_plain_model_s(self, example):
         logs, expected = trained(example, None)
         made = []
@@ -298,7 +299,7 @@ def fitted(model, **kwargs):
 
 class OfItsKindTest(parameterized.TestCase):
     @parameterized.parameters(*SMALL)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_weights_are_the_plain_model_s(self, model):
         expected = fitted(make(model))
         actual = towers.TowerModel(make(model), WHERE)
@@ -308,13 +309,13 @@ class OfItsKindTest(parameterized.TestCase):
             self.assertEqual(devices, {f"/CPU:{i}"})
 
     @parameterized.parameters(Arguments, Containers)
-    @pytest.mark.slow_after(0)
+    @pytest.mark.rare
     def test_eagerly_too(self, model):
         expected = fitted(make(model), run_eagerly=True)
         actual = towers.TowerModel(make(model), WHERE)
         close(fitted(actual, run_eagerly=True), expected)
 
-    @pytest.mark.slow_after(0)
+    @pytest.mark.rare
     def test_state_is_applied_after_each_call(self):
         expected, actual = make(Normalized), make(Normalized)
         for model in (expected, towers.TowerModel(actual, WHERE)):

@@ -84,7 +84,7 @@ class PrefetchTest(parameterized.TestCase):
             found.append((history.history, model.get_weights()))
         close(*found)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_arrays_weights_and_validation(self):
         found = []
         for model in (make(dense), ahead(make(dense), placement(3))):
@@ -109,7 +109,7 @@ class PrefetchTest(parameterized.TestCase):
             )
         close(*found)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_an_error_comes_at_its_step(self):
         def batches():
             for k in range(4):
@@ -195,7 +195,7 @@ class PrefetchTest(parameterized.TestCase):
         ({"quick_start": True}, Y.nbytes + 2 * 4),  # how many rows there are
         ({"loss_on_towers": True}, Y[:4].nbytes),
     )
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_what_crosses_in_half_comes_as_if_not_sent_ahead(
         self, kwargs, targets
     ):
@@ -223,7 +223,7 @@ class PrefetchTest(parameterized.TestCase):
         more = plan.by_kind["batch"] - HALVED - targets
         self.assertBetween(more, -2 * 4, 6 * 4)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_each_byte_crosses_once(self):
         where = placement(3, weights=[1, 1, 2])
         data = tf.data.Dataset.from_tensors((X, Y))
@@ -242,7 +242,7 @@ class PrefetchTest(parameterized.TestCase):
             self.assertEqual(report.by_kind, expected.by_kind)
             self.assertLen(report.transfers, len(expected.transfers))
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_sparse_inputs_those_for_all_and_what_is_left_out(self):
         rows = keras.Input([5], sparse=True, name="rows")
         table = keras.Input([], name="table")

@@ -36,7 +36,7 @@ def of_fixed_rows(**kwargs):
 
 class StatefulTest(parameterized.TestCase):
     @parameterized.parameters((Subclassed, 2, None), (sequential, 3, [3, 2, 1]))
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_an_unbuilt_one_starts_and_goes_on_as_plain(self, kind, n, weights):
         models = plain, towered = pair(kind, placement(n, weights))
         how = {"optimizer": lambda: keras.optimizers.SGD(0.2)}
@@ -45,7 +45,7 @@ class StatefulTest(parameterized.TestCase):
             close(towered(X), plain(X))
 
     @parameterized.parameters((2, None), (3, [3, 2, 1]))
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_dropout_of_its_states_is_of_the_tower_s_rows(self, n, weights):
         model = make(lambda: of_fixed_rows(recurrent_dropout=0.5))
         where = placement(n, weights)

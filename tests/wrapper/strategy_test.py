@@ -39,7 +39,7 @@ class StrategyTest(parameterized.TestCase):
         (tf.distribute.MirroredStrategy, True),
         (tf.distribute.experimental.CentralStorageStrategy, False),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.rare(after=1)
     def test_it_trains_as_the_plain_model_does(self, strategy, trained):
         plain = model()
         if trained:

@@ -48,12 +48,12 @@ def trained(model, x, y, **kwargs):
 
 class FitTest(parameterized.TestCase):
     @parameterized.parameters(cnn, recurrent, two_by_two)
-    @pytest.mark.slow_after(2)
+    @pytest.mark.slow(after=2)
     def test_weights_after_fit_are_the_plain_model_s(self, model):
         self.check(model)
 
     @parameterized.parameters(attention, nested, unrolled, subclassed)
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_so_of_other_models(self, model):
         self.check(model)
 
@@ -144,7 +144,7 @@ class PlacedTest(parameterized.TestCase):
         # From each: outputs, and all gradients.
         self.assertLen(executed.sends(), 2 * (3 + 2))
 
-    @pytest.mark.slow_after(0)
+    @pytest.mark.slow
     def test_sixty_small_variables_cross_in_a_few_tensors(self):
         model = make(lambda: chain([4], *[layers.Dense(4) for _ in range(30)]))
         devices = [f"/CPU:{i}" for i in range(3)]
@@ -212,12 +212,12 @@ class PlacedTest(parameterized.TestCase):
             self.assertEndsWith(variable.value.device, "CPU:1")
         self.assertEqual(executed.devices(r"adam\w*/", "Mul|Sqrt"), {"/CPU:1"})
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_parameters_on_a_third_device_cost_no_more(self):
         self.check(cnn, 2)
 
     @parameterized.product(model=(cnn, recurrent), n=(1, 3))
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_and_of_any_number_of_towers(self, model, n):
         self.check(model, n)
 
@@ -264,7 +264,7 @@ class PlacedTest(parameterized.TestCase):
         (("mse", ["mae"]),),
         ({"a": "mse", "b": ["mae"]},),
     )
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_and_its_nest_of_losses(self, loss):
         x, y = np.ones([6, 2]), [np.zeros([6, 1]), np.ones([6, 1])]
         histories = []

@@ -57,7 +57,7 @@ class UnbuiltTest(parameterized.TestCase):
         (Subclassed, on_batches),
         (sequential, fitted, {"run_eagerly": True}),
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_it_is_built_on_the_way(self, model, train, options=None):
         where = placement(3, [2, 1, 1], parameter_device="/CPU:3")
         expected = make(model)

@@ -23,7 +23,7 @@ def model(names):
 
 class KerasTest(parameterized.TestCase):
     @parameterized.parameters(False, True)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_a_warning_comes_once_and_at_each_trace(self, on_towers):
         towered = towers.TowerModel(
             model("ab"), placement(3), loss_on_towers=on_towers

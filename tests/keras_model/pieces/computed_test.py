@@ -106,7 +106,7 @@ class NumbersTest(parameterized.TestCase):
             ),
         ),
     )
-    @pytest.mark.slow_of("in_one", "of_own", "nested", "in_three")
+    @pytest.mark.slow(of=["in_one", "of_own", "nested", "in_three"])
     def test_are_the_plain_model_s(self, model, where):
         models = plain, cut = pair(model, where)
         how = {"optimizer": lambda: keras.optimizers.SGD(0.1, 0.9), **HOW}
@@ -151,7 +151,7 @@ class OptimizersTest(parameterized.TestCase):
         ("nadam", lambda: keras.optimizers.Nadam(0.01)),
         ("lion", lambda: keras.optimizers.Lion(0.01)),
     )
-    @pytest.mark.slow_of("adam", "nesterov", "prop", "adagrad", "lion")
+    @pytest.mark.slow(of=["adam", "nesterov", "prop", "adagrad", "lion"])
     def test_numbers_are_the_plain_model_s(self, optimizer):
         where = placement(2, layer_devices=SHARED)
         same_fit(pair(mlp, where), X, Y, optimizer=optimizer, **HOW)
@@ -159,7 +159,7 @@ class OptimizersTest(parameterized.TestCase):
 
 class CrossingTest(parameterized.TestCase):
     @parameterized.parameters(1, 2)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_inputs_and_partial_sums_cross_and_no_weight(self, n):
         model = towers.TowerModel(make(mlp), placement(n, layer_devices=SHARED))
         model.compile("sgd", "mse")

@@ -73,7 +73,7 @@ def fit(model):
 
 class FilesTest(parameterized.TestCase):
     @parameterized.named_parameters(*OPTIMIZERS.items())
-    @pytest.mark.slow_after(2)
+    @pytest.mark.slow(after=2)
     def test_are_the_plain_model_s_in_any_number_of_pieces(self, optimizer):
         plain = trained(optimizer)
         expected = state(plain)
@@ -97,7 +97,7 @@ class FilesTest(parameterized.TestCase):
         close(state(again.template), expected, 0)
 
     @parameterized.named_parameters(*OPTIMIZERS.items())
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_so_are_tensorflow_s_checkpoints(self, optimizer):
         plain = trained(optimizer)
         folder = tempfile.mkdtemp()
@@ -114,7 +114,7 @@ class FilesTest(parameterized.TestCase):
             self.assertEqual(tf.train.list_variables(path), names)
         close(state(model.template), state(plain), 0)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_training_goes_on_from_them(self):
         optimizer = OPTIMIZERS["adam"]
         plain, folder = make(mlp), tempfile.mkdtemp()
@@ -165,7 +165,7 @@ class SplitTest(parameterized.TestCase):
         self.assertLen(up.weights, 4)
         self.assertEqual(up.kernel.shape, (6, 10))
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_a_plain_model_in_pieces_is_saved_and_fitted(self):
         plain, model = make(mlp), make(mlp)
         towers.place_variables(model, cut(3))

@@ -209,7 +209,7 @@ class KindsTest(parameterized.TestCase):
         pins = {"rows_.*": row(DEVICES[:2]), "columns_.*": column(DEVICES[2:])}
         check(everything, IDS % 20, pins)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_gpus_can_run_all_of_it_strictly(self):
         gpus = ["/GPU:0", "/GPU:1"]
         where = towers.Placement(
@@ -233,12 +233,12 @@ class KindsTest(parameterized.TestCase):
     @parameterized.named_parameters(
         (name, *model, pins) for name, (model, pins) in KINDS.items()
     )
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_numbers_are_the_plain_model_s(self, model, x, pins):
         check(model, x, pins, predict=True)
 
     @parameterized.parameters("mixed_bfloat16", "mixed_float16")
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_in_half_they_are_within_its_rounding(self, policy):
         model, x = attention()
         with_policy = keras.mixed_precision.dtype_policy()
@@ -251,7 +251,7 @@ class KindsTest(parameterized.TestCase):
 
 class LookupTest(parameterized.TestCase):
     @parameterized.parameters(row, column)
-    @pytest.mark.slow_after(1)
+    @pytest.mark.slow(after=1)
     def test_only_rows_are_read_and_cross_of_any_table(self, cut):
         def reported(count):
             model = chain(

@@ -143,7 +143,7 @@ class RefusedTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "'up'.*a SparseTensor"):
             towers.build_towers(model, rows, where)
 
-    @pytest.mark.slow
+    @pytest.mark.rare
     def test_xla_is(self):
         where = placement(1, layer_devices={"up": towers.column_wise(PAIR)})
         model = holding(layers.Dense(4, name="up"), [6])

@@ -18,6 +18,13 @@ gc.freeze()  # what is imported stays: collections need not look at it
 gc.set_threshold(50_000, 20, 20)  # graphs are large, and looked at more seldom
 
 
+@pytest.fixture(autouse=True, scope="module")
+def garbage_of_a_file():
+    """Collected at its end: that of hundreds of tests took half a minute at once."""
+    yield
+    gc.collect()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Takes from items the marks `slow` and `rare` that are of others.

@@ -343,6 +343,7 @@ class HalvesTest(parameterized.TestCase):
         (lambda model, x: (model(x), x), False),
         (lambda model, x: model(x) + tf.cast(x[:, :2] * 3, tf.bfloat16), False),
     )
+    @pytest.mark.slow(after=1)
     def test_an_input_that_is_taken_otherwise_crosses_as_it_is(
         self, tower_fn, narrow
     ):
@@ -376,6 +377,7 @@ class HalvesTest(parameterized.TestCase):
             np.testing.assert_array_equal(y, e)
         self.assertIn(tf.bfloat16 if narrow else tf.float32, sent[1])
 
+    @pytest.mark.slow
     def test_a_session_has_them_too(self):
         model = make(recurrent)
         x, _ = batch(model)

@@ -100,6 +100,7 @@ class MetricsTest(parameterized.TestCase):
                     a, e, rtol=1e-5, atol=1e-5, err_msg=name
                 )
 
+    @pytest.mark.slow
     def test_one_update_is_one_of_any_number_of_towers(self):
         """With a small last batch, which leaves a tower without rows."""
         plain, template = tracking(UPDATES), tracking(UPDATES)

@@ -111,6 +111,7 @@ class LossesTest(parameterized.TestCase):
         made(X)
         np.testing.assert_allclose(graph.losses[0], made.losses[0], rtol=1e-5)
 
+    @pytest.mark.slow
     def test_in_own_steps_too(self):
         class Own(keras.Model):
             def __init__(self):

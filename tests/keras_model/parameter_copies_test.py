@@ -122,6 +122,7 @@ class MachinesTest(parameterized.TestCase):
         for gradient in gradients:
             self.assertFalse(np.isnan(gradient).any())
 
+    @pytest.mark.slow
     def test_moving_statistics_are_of_all_rows_by_way_of_each_machine_s(self):
         here, machines = make(normed), make(normed)
         x = np.array([[1, 2, 0], [3, 0, 0], [4, 5, 6], [7, 8, 0]] * 2)

@@ -196,6 +196,7 @@ class FeedingTest(parameterized.TestCase):
             found.append([history, model.get_weights()])
         close(*found, 1e-6)
 
+    @pytest.mark.slow
     def test_one_has_none_and_one_no_end(self):
         def dataset(tower):
             data = reads(features, classes)(tower)
@@ -343,6 +344,7 @@ class FeedingTest(parameterized.TestCase):
         ):
             model.predict(other)
 
+    @pytest.mark.slow
     def test_a_report_repeats_a_step_and_loses_no_batch(self):
         found = []
         for k in range(2):

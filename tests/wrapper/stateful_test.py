@@ -53,6 +53,7 @@ class StatefulTest(parameterized.TestCase):
         self.assertEqual(trained.outputs.shape, (6, 3))
         close(towers.build_towers(model, X, where).outputs, model(X))
 
+    @pytest.mark.slow
     def test_another_number_of_rows_is_refused_in_keras_s_words(self):
         model = make(Subclassed)
         model(X)

@@ -163,7 +163,7 @@ class KerasLayersTest(absltest.TestCase):
         layer(tf.ones([1]))
         self.assertEqual(seen, {})
         if not hasattr(keras.Layer, "_register_call_context_args"):
-            self.skipTest("since Keras 3.12")
+            self.skipTest("It is there since Keras 3.10.")
         layer = Noting()
         layer._register_call_context_args("fast")
         keras_layers.take_context(wrapper, layer)

@@ -34,6 +34,10 @@ STOREYS = [
     "__init__",
     "__main__",
 ]
+LAYOUT = {
+    *("towers", "tests", "examples", "README.md", "pyproject.toml"),
+    *("BUILD", "WORKSPACE", "MODULE.bazel"),
+}
 # They make a placement of a model of Keras's.
 READERS = ("placement/from_layers", "placement/from_layout_map")
 FOREIGN_MODULES = re.compile(
@@ -268,6 +272,22 @@ class HouseTest(parameterized.TestCase):
         self.assertEqual(
             [x for x in towers.__all__ if not hasattr(towers, x)], []
         )
+
+    def test_the_top_level_is_the_layout(self):
+        ignored = (
+            "build",
+            "dist",
+            "bazel-*",
+            "*.egg-info",
+            "__pycache__",
+            ".*",
+        )
+        there = {
+            path.name
+            for path in HOUSE.parent.iterdir()
+            if not any(map(path.match, ignored))
+        }
+        self.assertLessEqual(there, LAYOUT)
 
     def test_no_two_test_files_have_one_name(self):
         """Which pytest takes for one module, if it is to run both."""

@@ -1,6 +1,7 @@
 """What is public shows itself in a few words, however much it holds."""
 
 import inspect
+import tempfile
 
 import keras
 import tensorflow as tf
@@ -48,7 +49,7 @@ def made():
         tower[0],
         towers.TowerGraph(NAMES, tower, None, Pending([], True), [], [], []),
         towers.TowerModel(model, placement(40)),
-        towers.PlacementReport("somewhere"),
+        towers.PlacementReport(tempfile.mkdtemp()),
     ]
 
 

@@ -48,9 +48,9 @@ class ChecksTest(absltest.TestCase):
         for way in ("auto", True):
             wrapped = towers.TowerModel(model, where, loss_on_towers=way)
             wrapped.compile("sgd", "mse")
-            with self.assertRaisesRegex(ValueError, r"\.batch\(rows\)"):
+            with self.assertRaisesRegex(ValueError, "is a row alone"):
                 wrapped.fit(rows, verbose=0)
-        with self.assertRaisesRegex(ValueError, r"\.batch\(rows\)"):
+        with self.assertRaisesRegex(ValueError, "is a row alone"):
             towers.build_towers(model, x[0], where)
         one = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
         outputs = towers.build_towers(one, np.ones([4], "float32"), where)

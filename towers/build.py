@@ -10,7 +10,7 @@ import tensorflow as tf
 from towers import v1_graph
 from towers.eager import run_eagerly
 from towers.engine.calls import How
-from towers.keras_model import calls, checks
+from towers.keras_model import checks, model_calls
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.losses import gathered_losses
 from towers.keras_model.outputs import gathered_outputs
@@ -131,7 +131,7 @@ def build_towers(
         request.graph_of(model)  # refused before arrays become ops
     own = own_inputs(inputs, placement)
     if tower_fn is None:
-        call, batch = calls.shared_call(
+        call, batch = model_calls.shared_call(
             inputs, own, arguments or {}, whole, training
         )
         return build(model, batch, request.of_call(call))
@@ -157,7 +157,7 @@ def build(model: Any, batch: Batch, request: Request) -> TowerGraph:
     if tf.executing_eagerly():
         in_graph = functools.partial(build, model, request=request)
         return run_eagerly(in_graph, batch, request.placement)
-    if isinstance(request.tower_fn, calls.ModelCall):
+    if isinstance(request.tower_fn, model_calls.ModelCall):
         checks.ensure_called(model, request.tower_fn)
     graph = request.graph_of(model)
     if checks.in_v1_graph():

@@ -17,7 +17,7 @@ from towers.build import assemble
 from towers.foreign import keras_layers
 from towers.foreign.tf_saved_model import note_devices
 from towers.keras_model import checks, hooks, layer_graph
-from towers.keras_model.calls import model_call
+from towers.keras_model.model_calls import model_call
 from towers.keras_model.parameters import Home, parameter_devices
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request

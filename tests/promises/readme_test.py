@@ -54,7 +54,7 @@ TESTED_BY = {
     "foreign.tf_saved_model": "export",
     "keras_model.rehearsal": "keras_model.tower_draws",
     "keras_model.whereabouts": "keras_model.parameter_copies",
-    "keras_model.calls": "wrapper.arguments",
+    "keras_model.model_calls": "wrapper.arguments",
     "keras_model.draw_look": "keras_model.tower_draws",
     "keras_model.findings": "keras_model.batchless",
     "keras_model.drawn_shapes": "keras_model.tower_draws",

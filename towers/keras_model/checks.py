@@ -16,7 +16,7 @@ from towers.foreign.keras_layers import (
     keras_context,
     out_of_scope,
 )
-from towers.keras_model import calls
+from towers.keras_model import model_calls
 from towers.keras_model.held import held_variables
 
 
@@ -126,10 +126,10 @@ def ensure_built(model: Any, inputs: Any, whole: Sequence[Any] = ()) -> None:
       ValueError: it cannot be built from inputs of these shapes.
     """
     if not is_built(model):
-        ensure_called(model, calls.model_call([inputs], {}, whole))
+        ensure_called(model, model_calls.model_call([inputs], {}, whole))
 
 
-def ensure_called(model: Any, call: calls.ModelCall) -> None:
+def ensure_called(model: Any, call: model_calls.ModelCall) -> None:
     """As `ensure_built`, of a model or a layer that will be called so.
 
     Layers that such a call does not reach may stay without variables.
@@ -190,7 +190,7 @@ def _is_row(given: tf.TensorShape, taken: Sequence[int | None]) -> bool:
     )
 
 
-def _called(model: Any, call: calls.ModelCall) -> None:
+def _called(model: Any, call: model_calls.ModelCall) -> None:
     """Calls a model that has no variables, for it to have them."""
     stateful = [
         layer
@@ -209,7 +209,7 @@ def _called(model: Any, call: calls.ModelCall) -> None:
         layer.reset_state()
 
 
-def symbols(call: calls.ModelCall) -> Any:
+def symbols(call: model_calls.ModelCall) -> Any:
     """(args, kwargs) of a call, with Keras symbols of any number of rows."""
     return call.bound(
         [

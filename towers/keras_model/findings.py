@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from towers.foreign import keras_layers
-from towers.keras_model.calls import ModelCall
 from towers.keras_model.layer_graph import LayerGraph
+from towers.keras_model.model_calls import ModelCall
 from towers.keras_model.request import Request
 
 Found = TypeVar("Found")

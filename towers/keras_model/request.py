@@ -11,8 +11,8 @@ import tensorflow as tf
 from towers.engine.calls import How
 from towers.foreign import long_waits
 from towers.keras_model import checks
-from towers.keras_model.calls import ModelCall
 from towers.keras_model.layer_graph import LayerGraph
+from towers.keras_model.model_calls import ModelCall
 from towers.placement.placement import Placement
 
 

@@ -21,7 +21,7 @@ from towers.foreign.keras_layers import (
 )
 from towers.foreign.patches import patched
 from towers.keras_model import checks
-from towers.keras_model.calls import ModelCall, model_call
+from towers.keras_model.model_calls import ModelCall, model_call
 from towers.keras_model.replay import Values
 
 

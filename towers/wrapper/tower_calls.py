@@ -13,8 +13,8 @@ from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.foreign.keras_self import plain_values
 from towers.keras_model import checks
-from towers.keras_model.calls import ModelCall, call_signature, model_call
 from towers.keras_model.given import Given
+from towers.keras_model.model_calls import ModelCall, call_signature, model_call
 from towers.keras_model.parameters import Placed
 from towers.keras_model.refusals import tower_errors
 from towers.keras_model.request import Request

@@ -13,7 +13,7 @@ from towers.foreign import keras_compile, keras_layers
 from towers.foreign.keras_saving import overridden
 from towers.foreign.keras_self import compiled_as
 from towers.keras_model import checks
-from towers.keras_model.calls import call_signature, signed
+from towers.keras_model.model_calls import call_signature, signed
 from towers.keras_model.parameters import place_variables
 from towers.placement.placement import (
     Placement,

@@ -1,4 +1,4 @@
-"""calls: what a model is called with: what towers share by rows, and the rest."""
+"""model_calls: what a model is called with: what towers share by rows, and the rest."""
 
 import dataclasses
 import functools

@@ -205,7 +205,8 @@ def assemble(
     merged: dict[int, tf.Tensor] = {}
     if any(replay["losses"] for replay in replays):
         losses, adders = gathered_losses(
-            graph, replays, gather, str(placement.output_device), shards.rows
+            *(graph.layers, replays, gather),
+            *(str(placement.output_device), shards.rows),
         )
     if any(replay["state"] or replay["moments"] for replay in replays):
         merged = merge_state(

@@ -82,6 +82,7 @@ TESTED_BY = {
     "keras_model.signature": "keras_model.checks",
     "keras_model.table_look": "keras_model.row_tables",
     "keras_model.tower": "build",
+    "keras_model.tower_losses": "keras_model.losses",
     "planning.compared_steps": "planning.compare",
     "planning.figures": "planning.compare",
     "planning.machines": "planning.plan",

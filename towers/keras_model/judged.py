@@ -20,16 +20,11 @@ from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, shared_state
 from towers.keras_model.attributes import as_before
 from towers.keras_model.kinds import Kind
+from towers.keras_model.merge_rules import AVERAGED, SHARES, SUMMED, UNKNOWN
 from towers.keras_model.moments import besides_moments
 from towers.keras_model.rehearsal import Rehearsal
 from towers.keras_model.replay import Replay, replayed
 from towers.keras_model.row_losses import adds_up
-
-UNKNOWN = "unknown"
-# Rules of losses, beside those that a layer may declare. What is there once for
-# each row and divided by their number; the sum, or the mean, of what has rows
-# in another axis than the first.
-SHARES, SUMMED, AVERAGED = "shares", "summed", "averaged"
 
 
 @dataclasses.dataclass(frozen=True)

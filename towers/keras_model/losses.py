@@ -5,99 +5,32 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-from towers.engine import boundary
-from towers.foreign.tf_gradients import own_gradient
-from towers.keras_model import judged, layer_graph, merge_rules
-from towers.keras_model.replay import Replay
+from towers.keras_model.merge_rules import (
+    AVERAGED,
+    FINITE,
+    RULES,
+    SHARES,
+    SUMMED,
+    UNKNOWN,
+    first_warning,
+)
 from towers.verbs.gather import gathered, pooled
 from towers.verbs.relays import units_of
 from towers.verbs.rows import Rows, drop
 
-# The mean by rows of the shards' losses that are finite: of no rows that count,
-# a mean is 0 / 0.
-FINITE = "finite"
 # What `gather` does by another name, or by its own.
 _GATHERED = {
     "same": "mean",
-    judged.SUMMED: "sum",
-    judged.AVERAGED: "mean",
+    SUMMED: "sum",
+    AVERAGED: "mean",
     **{rule: rule for rule in ("concat", "mean", "none", "sum")},
 }
-_SCALAR = (judged.SUMMED, judged.AVERAGED, judged.UNKNOWN, FINITE)
-
-# A loss, by its rule and by the layer that added it.
-Loss = dict[tuple[str, int], tf.Tensor]
-
-
-def of_tower(
-    graph: layer_graph.LayerGraph,
-    replay: Replay,
-    rules: Sequence[str],
-    given: Any,
-) -> list[Loss]:
-    """A tower's losses, each with the rule by which those of all towers merge.
-
-    Args:
-      graph: names the layers.
-      replay: what the tower computed.
-      rules: what its graph says of each.
-      given: the nest of tensors that the tower is a function of.
-    """
-    losses = []
-    for loss, i, rule in zip(replay.losses, replay.adders, rules):
-        rule = _declared(graph.layers[i], rule)
-        if not loss.dtype.is_floating:
-            loss = tf.cast(loss, keras.config.floatx())  # as Keras does
-        if rule in (*_SCALAR, "max", "min", "last"):
-            loss = tf.reduce_sum(loss)  # likewise
-        if rule in (judged.UNKNOWN, FINITE):
-            loss = _guarded(loss, boundary.leaves(given))
-        losses.append({(rule, i): loss})
-    return losses
-
-
-def _declared(layer: Any, rule: str) -> str:
-    """The rule that a layer has declared, where that is not beside the point."""
-    declared = merge_rules.declared(layer)
-    if declared is None or rule in ("same", "none"):
-        return rule
-    if declared == "sum":
-        return judged.SUMMED
-    return FINITE if declared == "mean" else declared
-
-
-def _guarded(loss: tf.Tensor, given: Sequence[tf.Tensor]) -> tf.Tensor:
-    """A loss whose gradient says nothing where it is no number.
-
-    It is taken by itself: among other gradients, NaN could not be taken out.
-    """
-    tensors = list({x.name: x for x in given if x.dtype.is_floating}.values())
-
-    @own_gradient
-    def run(*_: tf.Tensor) -> Any:
-        def backward(upstream: tf.Tensor) -> list[Any]:
-            found = boundary.differentiated([loss], tensors, [upstream])
-            return [None if x is None else _finite(x) for x in found]
-
-        return tf.identity(loss), backward
-
-    return run(*tensors)
-
-
-def _finite(gradient: Any) -> Any:
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(
-            _finite(gradient.values), gradient.indices, gradient.dense_shape
-        )
-    zeros = tf.zeros_like(gradient)
-    return tf.where(tf.math.is_finite(gradient), gradient, zeros)
 
 
 def gathered_losses(
-    graph: layer_graph.LayerGraph,
+    layers: Sequence[Any],
     replays: Sequence[dict[str, Any]],
     gather: Callable[[Any, Any], Any],
     device: str,
@@ -106,7 +39,7 @@ def gathered_losses(
     """What layers added as losses, and which layers those are.
 
     Args:
-      graph: names the layers.
+      layers: the model's, in which a loss has the place of the one that adds it.
       replays: what each tower computed.
       gather: merges a nest per tower by `gather_outputs`' rules.
       device: the output device.
@@ -124,8 +57,8 @@ def gathered_losses(
     columns = [
         [x for loss in losses for x in loss.values()] for losses in zip(*each)
     ]
-    layers = [graph.layers[i] for _, i in keys]
-    _warn([x for x, (rule, _) in zip(layers, keys) if rule == judged.UNKNOWN])
+    adders = [layers[i] for _, i in keys]
+    _warn([x for x, (rule, _) in zip(adders, keys) if rule == UNKNOWN])
     easy = [k for k, (rule, _) in enumerate(keys) if rule in _GATHERED]
     merged: dict[int, Any] = {}
     if easy:
@@ -137,13 +70,13 @@ def gathered_losses(
         if rule in _CHOSEN:
             one_of = functools.partial(_one_of, _CHOSEN[rule])
             (merged[k],) = pooled(one_of, [column], rows, device)
-        elif rule in (judged.UNKNOWN, FINITE):
+        elif rule in (UNKNOWN, FINITE):
             merged[k] = _finite_by_machine(column, rows, device)
         else:
             merged[k] = gathered(_MERGES[rule], column, rows, device)
     alone = {k for k in easy if keys[k][0] == "none"}
     found = [merged[k][0] if k in alone else merged[k] for k in sorted(merged)]
-    return found, layers
+    return found, adders
 
 
 def _by_share(column: Sequence[tf.Tensor], rows: Rows) -> tf.Tensor:
@@ -202,7 +135,7 @@ def _one_of(
 
 
 _MERGES: dict[str, Callable[..., tf.Tensor]] = {
-    judged.SHARES: _by_share,
+    SHARES: _by_share,
     "last": lambda column, rows: rows.last(column),
 }
 # Those of which machines may make one first.
@@ -214,7 +147,7 @@ _CHOSEN: dict[str, Callable[..., tf.Tensor]] = {
 
 def _warn(layers: Sequence[Any]) -> None:
     """Tells once of layers whose losses merge by a rule that none has chosen."""
-    names = [x.name for x in layers if merge_rules.first_warning(x)]
+    names = [x.name for x in layers if first_warning(x)]
     if names:
         warnings.warn(
             f"A loss that is added by {', '.join(map(repr, names))} is not "
@@ -224,7 +157,7 @@ def _warn(layers: Sequence[Any]) -> None:
             "towers.all_towers in a layer with `needs_all_towers = True`; or say "
             "what is meant by "
             "towers.merge_losses_by(layer, rule), where the layer is made, with "
-            f"one of {', '.join(map(repr, merge_rules.RULES))}. Sums and means "
+            f"one of {', '.join(map(repr, RULES))}. Sums and means "
             "that are added up are known apart: add each by itself.",
             UserWarning,
             stacklevel=2,

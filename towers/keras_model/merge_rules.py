@@ -8,7 +8,14 @@ import tensorflow as tf
 from towers.foreign.keras_layers import is_seed
 
 RULES = ("sum", "max", "min", "mean", "last")
-
+# Rules of losses, beside those that a layer may declare. What is there once for
+# each row and divided by their number; the sum, or the mean, of what has rows
+# in another axis than the first; and what nobody can tell.
+SHARES, SUMMED, AVERAGED = "shares", "summed", "averaged"
+UNKNOWN = "unknown"
+# The mean by rows of the shards' losses that are finite: of no rows that count,
+# a mean is 0 / 0.
+FINITE = "finite"
 
 # Attributes of a Keras variable, which goes on being the same object wherever
 # its value is moved, and takes them along into its copies.

@@ -21,8 +21,8 @@ from towers.keras_model import (
     draw_look,
     hooks,
     layer_graph,
-    losses,
     tower_draws,
+    tower_losses,
 )
 from towers.keras_model.guards import Guards
 from towers.keras_model.halves import Halves, halves_of
@@ -229,7 +229,7 @@ def pure_tower(
             "outputs": replay.outputs,
             "notes": replay.notes,
             "losses": replay.losses
-            and losses.of_tower(graph, replay, rules, (copies, shard)),
+            and tower_losses.of_tower(graph, replay, rules, (copies, shard)),
             "layer_outputs": replay.layer_outputs,
             "activations": [
                 dict.fromkeys([name] if name else ())

@@ -7,11 +7,11 @@ The map of the house, from the top down. Each part imports what is below it only
                   `spread_layers`, `pipeline`, `measure_weights`,
                   `timeline`, `plot_placement`, `PlacementReport`
   wrapper         a Keras model on the outside: `TowerModel`, `to_multi_gpu`
-  build           split, replicate, forward, gather: the story on one screen
-                  (`build_towers`), beside what it hands out (tower_graph), the
-                  same at once (eager) and in tf.compat.v1 (v1_graph),
-                  SavedModels (export), and inputs that towers read themselves
-                  (`per_tower`)
+  build           split, replicate, forward, gather: the story on one screen,
+                  beside what it hands out (tower_graph), the ways to it
+                  (builder: `build_towers`), at once (eager) and in
+                  tf.compat.v1 (v1_graph), SavedModels (export), and inputs
+                  that towers read themselves (`per_tower`)
   keras_model     a Keras model as a pure function of its variables and inputs
   verbs           split, scatter, replicate, gather, join, average, and the rows
   engine          one tower on its device, there and back; README.md says why
@@ -33,7 +33,7 @@ import towers.log_level  # noqa: F401
 from towers.foreign.doors import opened
 
 with opened("towers"):
-    from towers.build import build_towers
+    from towers.builder import build_towers
     from towers.cluster.cluster import Cluster
     from towers.cluster.lost import WorkerLost
     from towers.engine.all_towers import all_towers

@@ -17,8 +17,9 @@ from towers.build import assemble
 from towers.foreign import keras_layers
 from towers.foreign.tf_saved_model import note_devices
 from towers.keras_model import checks, hooks, layer_graph
+from towers.keras_model.homes import Home
 from towers.keras_model.model_calls import model_call
-from towers.keras_model.parameters import Home, parameter_devices
+from towers.keras_model.parameters import parameter_devices
 from towers.keras_model.replay import replayed
 from towers.keras_model.request import Request
 from towers.keras_model.signature import (
@@ -28,6 +29,7 @@ from towers.keras_model.signature import (
     spec_parts,
     whole_arguments,
 )
+from towers.keras_model.tower import forward
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.batch import Batch, whole_leaves
 
@@ -145,7 +147,7 @@ def export_towers(
         ]
         request = Request(placement, False, merge, call)
         batch = Batch(tensors, undivided)
-        built = assemble(graph, homes, [], batch, request)
+        built = assemble(graph, homes, [], batch, request, forward)
         built.apply_updates()
         return built.outputs
 

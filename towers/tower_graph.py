@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers import v1_graph
+from towers import session_values
 from towers.foreign import keras_layers, tf_functions
 from towers.keras_model import checks
 from towers.placement.device_names import few
@@ -162,7 +162,7 @@ class TowerGraph:
         Raises:
           RuntimeError: the towers read the model's own variables.
         """
-        v1_graph.copy_to_model(self._twins("copy_to_model"), session)
+        session_values.copy_to_model(self._twins("copy_to_model"), session)
 
     def copy_from_model(self, session: Any) -> None:
         """Gives a Session the values of the Keras model. Adds no ops.
@@ -173,7 +173,7 @@ class TowerGraph:
         Raises:
           RuntimeError: the towers read the model's own variables.
         """
-        v1_graph.copy_from_model(self._twins("copy_from_model"), session)
+        session_values.copy_from_model(self._twins("copy_from_model"), session)
 
     def _twins(self, name: str) -> list[tuple[Any, Any]]:
         if not all(

@@ -7,18 +7,14 @@ however many towers are built in it, and values are copied to and fro.
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from towers.foreign import keras_layers
 from towers.keras_model import checks, layer_graph
-from towers.keras_model.parameters import (
-    Home,
-    homes_given,
-    parameter_devices,
-)
+from towers.keras_model.homes import Home, homes_given
+from towers.keras_model.parameters import parameter_devices
 from towers.placement.placement import Placement
 
 # No string: those are written to the MetaGraph, where this has no place.
@@ -134,35 +130,3 @@ def settled(graph: layer_graph.LayerGraph, built: Any) -> Any:
     outputs = tf.nest.map_structure(moved, built.outputs)
     keras_layers.set_notes(outputs, tf.nest.map_structure(moved, notes))
     return dataclasses.replace(built, outputs=outputs)
-
-
-def copy_to_model(pairs: Sequence[tuple[Any, Any]], session: Any) -> None:
-    """Sets each Keras variable to its twin's value in `session`."""
-    values = _run(session, [twin for _, twin in pairs])
-
-    def assign() -> None:
-        for (original, _), value in zip(pairs, values):
-            keras_layers.raw(original).assign(value)
-
-    checks.eagerly(assign)
-
-
-def copy_from_model(pairs: Sequence[tuple[Any, Any]], session: Any) -> None:
-    """Sets each twin in `session` to its Keras variable's value.
-
-    Adds no op, so it works in a finalized graph.
-    """
-    originals = [keras_layers.raw(original) for original, _ in pairs]
-    values = checks.eagerly(lambda: [v.numpy() for v in originals])
-    initializers = [twin.initializer for _, twin in pairs]
-    feed = {op.inputs[1]: value for op, value in zip(initializers, values)}
-    _run(session, initializers, feed)
-
-
-def _run(session: Any, fetches: Any, feed: Any = None) -> Any:
-    """`session.run`, past the hooks of a MonitoredSession, which count steps."""
-    if hasattr(session, "run_step_fn"):
-        return session.run_step_fn(
-            lambda step_context: step_context.session.run(fetches, feed)
-        )
-    return session.run(fetches, feed)

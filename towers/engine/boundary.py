@@ -8,7 +8,11 @@ import tensorflow as tf
 
 from towers.engine.host import device_here
 from towers.foreign.tf_ancestry import around
-from towers.foreign.tf_gradients import followed
+from towers.foreign.tf_gradients import (
+    followed,
+    own_gradient,
+    own_gradient_of_each,
+)
 
 # What has a device, but not that of what it hands out.
 _FROM_ELSEWHERE = ("Placeholder", "ReadVariableOp")
@@ -237,3 +241,70 @@ def check_nothing_lost(
             "the inputs, named in `whole` if they are no batch; or take them "
             "through tf.stop_gradient."
         )
+
+
+def pinned(
+    task: Task,
+    make: Callable[..., Any] | None = None,
+    held: Sequence[Held] = (),
+) -> Any:
+    """A task, forward and backward on its device, in a graph."""
+    made: list[Any] = []
+    heard = _Followed()
+    tensors = distinct(leaves(task.argument))
+
+    def run(*tensors: tf.Tensor) -> Any:
+        graph = tf.compat.v1.get_default_graph()
+        before = len(graph.get_operations())
+        here = brought(task, tensors)
+        result, differentiate = (make or built)(task.function, here)
+        made.append(result)
+        unreached = lost(graph.get_operations()[before:], tensors, held)
+        # What has no gradient need not be asked for one, with zeros.
+        results = [x for x in leaves(result) if has_gradient(x)]
+
+        def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
+            check_nothing_lost(variables, unreached, held)
+            with tf.device(task.device):
+                return differentiate(results, tensors, heard.of(upstream))
+
+        return results, backward
+
+    with tf.device(task.device):
+        passed = own_gradient(run, task.elsewhere)(*tensors)
+        results = iter(heard.noted(passed))
+    return replaced(made[0], results)
+
+
+class _Followed:
+    """Which results have a gradient: a tape makes zeros of those that have none.
+
+    They would cross to the tower, and be differentiated there. A model that ends
+    in a softmax has such a result: Keras's loss takes what is before it.
+    """
+
+    def __init__(self) -> None:
+        self._places: set[int] = set()
+
+    def noted(self, results: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
+        """The results, whose gradients are noted on their way."""
+        if len(results) < 2:
+            return results
+        noted = own_gradient_of_each(lambda same: same, self._note, results)
+        self._places.clear()  # a forward accumulator has asked for gradients
+        return noted
+
+    def of(self, upstream: Sequence[Any]) -> list[Any]:
+        """Gradients, with None for those that a tape has made."""
+        places = self._places or set(range(len(upstream)))
+        self._places = set()
+        return [g if k in places else None for k, g in enumerate(upstream)]
+
+    def _note(self, k: int, upstream: Any) -> Any:
+        self._places.add(k)
+        return upstream
+
+
+def built(function: Callable[..., Any], argument: Any) -> tuple[Any, Any]:
+    """`function(argument)`, and the function that gives its gradients."""
+    return function(argument), differentiated

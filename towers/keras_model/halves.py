@@ -17,9 +17,9 @@ import tensorflow as tf
 from towers.foreign import keras_layers
 from towers.keras_model import guards, hooks
 from towers.keras_model.findings import Findings
+from towers.keras_model.homes import Home
 from towers.keras_model.kinds import Kind
 from towers.keras_model.layer_graph import LayerGraph
-from towers.keras_model.parameters import Home
 from towers.keras_model.reads import is_wide
 from towers.keras_model.rehearsal import Rehearsal
 from towers.placement.device_names import same_device

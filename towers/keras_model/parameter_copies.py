@@ -15,10 +15,9 @@ import tensorflow as tf
 
 from towers.engine.host import host_of, on_host
 from towers.keras_model import layer_graph
+from towers.keras_model.homes import Home
 from towers.keras_model.kinds import Kind
 from towers.keras_model.moments import statistics
-from towers.keras_model.parameters import Home
-from towers.keras_model.row_tables import stand_ins
 from towers.keras_model.whereabouts import Whereabouts
 from towers.placement.device_names import process_of, same_device
 from towers.placement.placement import Placement
@@ -29,6 +28,7 @@ from towers.verbs.relays import Relays, by_relays, size_of
 from towers.verbs.replicate import replicate
 from towers.verbs.scatter import scatter
 from towers.verbs.split import Shards
+from towers.verbs.stand_ins import stand_ins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def replicated(
       shards: the batch.
       halves: by place the dtype of those that cross in half of theirs.
       are_handed_out: whether anyone but the towers may take their parameters.
-      tables: the places of those that are not read, see `row_tables`.
+      tables: the places of those that are not read, see `stand_ins`.
     """
     kept = functools.cache(shards.rows.kept)
     values, columns = [], []

@@ -1,7 +1,6 @@
 """parameters: where variables live, and moving them there."""
 
 import contextlib
-import dataclasses
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +13,9 @@ from towers.foreign.keras_layers import (
     mean_for,
     raw,
     replace_raw,
-    scope_here,
 )
 from towers.foreign.tf_cluster import wait_for_all
 from towers.keras_model import checks, layer_graph
-from towers.keras_model.given import Given
 from towers.keras_model.held import held_variables
 from towers.keras_model.pieces.recut import split
 from towers.placement.device_names import (
@@ -32,61 +29,6 @@ from towers.placement.placement import (
     check_placement,
     resolve_devices,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Home:
-    """Where a model's variable lives for a graph.
-
-    Attributes:
-      variable: what the graph reads.
-      device: what works on it.
-      owner: what is assigned to; the Keras variable if the graph shares it.
-      given: what a `keras.StatelessScope` has in the variable's place.
-    """
-
-    variable: tf.Variable
-    device: str
-    owner: Any
-    given: tf.Tensor | None = None
-
-    def read(self) -> tf.Tensor:
-        """The variable's value, in this graph, on the device that is open."""
-        if self.given is None:
-            return self.variable.read_value()
-        return tf.identity(tf.cast(self.given, self.variable.dtype))
-
-
-def homes_of(
-    graph: layer_graph.LayerGraph,
-) -> tuple[list[Home], list[tf.Tensor]]:
-    """Where each variable lives, which is where it is, and weight regularisers."""
-    homes = [Home(raw(v), device_of(v), v) for v in graph.variables]
-    return homes_given(graph, homes)
-
-
-def homes_given(
-    graph: layer_graph.LayerGraph, homes: list[Home]
-) -> tuple[list[Home], list[tf.Tensor]]:
-    """Homes, with what a `keras.StatelessScope` of the caller's has for variables.
-
-    It hears of what would be assigned, too.
-
-    Args:
-      graph: names the variables.
-      homes: where they live.
-
-    Returns:
-      The homes, and the weight regularisers of what is read there.
-    """
-    if scope_here() is not None:
-        given = Given()
-        homes = [
-            dataclasses.replace(home, owner=v, given=given.of(v))
-            for v, home in zip(graph.variables, homes)
-        ]
-    terms = [graph.regularization_loss(i, homes[i]) for i in graph.trainable]
-    return homes, [term for term in terms if term is not None]
 
 
 def place_variables(model: Any, placement: Placement) -> None:

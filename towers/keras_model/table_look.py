@@ -18,8 +18,8 @@ from towers.engine.boundary import Held
 from towers.foreign import keras_layers
 from towers.keras_model import hooks
 from towers.keras_model.findings import Findings
+from towers.keras_model.homes import Home
 from towers.keras_model.layer_graph import LayerGraph
-from towers.keras_model.parameters import Home
 from towers.keras_model.pieces.joined import Joined
 from towers.keras_model.rehearsal import Rehearsal
 from towers.keras_model.row_tables import Tables

@@ -26,9 +26,9 @@ from towers.keras_model import (
 )
 from towers.keras_model.guards import Guards
 from towers.keras_model.halves import Halves, halves_of
+from towers.keras_model.homes import Home
 from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.parameter_copies import Copies
-from towers.keras_model.parameters import Home
 from towers.keras_model.reads import Misread
 from towers.keras_model.rehearsal import Rehearsal
 from towers.keras_model.replay import replayed
@@ -162,12 +162,6 @@ def _rehearsal(
     """Of the first tower's call."""
     tower_fn = called_in(request, towers[0])
     return Rehearsal(graph, shards.fed[0], shards.divided, request, tower_fn)
-
-
-def scope_of(i: int) -> str:
-    """The name scope of a tower, with its slash."""
-    with tf.name_scope(f"tower_{i}") as scope:
-        return scope
 
 
 def _elsewhere(graph: layer_graph.LayerGraph, tower: Any) -> dict[int, str]:

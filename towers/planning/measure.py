@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from towers.build import build_towers
+from towers.builder import build_towers
 from towers.keras_model.checks import check_model
 from towers.placement.layer_devices import devices_of
 from towers.placement.placement import Placement, check_placement

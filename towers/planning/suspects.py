@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from towers.build import build_towers
+from towers.builder import build_towers
 from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.keras_model.pins import layer_paths

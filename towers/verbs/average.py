@@ -5,8 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.verbs.replicate import total
-from towers.verbs.rows import Rows, drop
+from towers.verbs.rows import Rows, drop, total
 
 
 def average_gradients(

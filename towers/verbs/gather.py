@@ -7,8 +7,7 @@ from typing import Any, cast
 
 import tensorflow as tf
 
-from towers.engine.boundary import Task
-from towers.engine.forward import pinned
+from towers.engine.boundary import Task, pinned
 from towers.engine.host import host_of
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.relays import units_of

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from towers.foreign.tf_gradients import own_gradient, own_gradient_of_each
 from towers.verbs.relays import at_relay
-from towers.verbs.replicate import FULL, total
+from towers.verbs.replicate import FULL
+from towers.verbs.rows import total
 
 # What is larger goes by itself, as soon as it is ready: joining is a copy on
 # either side, which costs more than the message from about here.

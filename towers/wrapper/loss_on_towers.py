@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.build import build
+from towers.builder import build
 from towers.engine.calls import How
 from towers.foreign.keras_compile import Compiled
 from towers.keras_model import checks

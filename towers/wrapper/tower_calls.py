@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.build import build
+from towers.builder import build
 from towers.engine.calls import How
 from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers

@@ -82,6 +82,7 @@ TESTED_BY = {
     "keras_model.request": "build",
     "keras_model.row_order": "keras_model.batchless",
     "keras_model.signature": "keras_model.checks",
+    "keras_model.sources": "keras_model.shared_state",
     "keras_model.table_look": "keras_model.row_tables",
     "keras_model.tower": "build",
     "keras_model.tower_losses": "keras_model.losses",

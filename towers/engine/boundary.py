@@ -59,16 +59,6 @@ def leaves(nest: Any) -> list[tf.Tensor]:
     return [x for x in flat if x is not None]
 
 
-def own_rows(shard: Any, divided: Sequence[bool]) -> list[tf.Tensor]:
-    """The tensors of a shard that are of its tower's rows, and not whole."""
-    return [
-        tensor
-        for leaf, mine in zip(tf.nest.flatten(shard), divided)
-        if mine
-        for tensor in leaves(leaf)
-    ]
-
-
 def distinct(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """With copies of what is there twice, as each gets a gradient."""
     seen: set[int] = set()

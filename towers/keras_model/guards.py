@@ -43,6 +43,7 @@ from towers.keras_model.held import check_changes_nothing, held_variables
 from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.rehearsal import Rehearsal
 from towers.keras_model.replay import Replay
+from towers.keras_model.sources import Sources
 from towers.verbs.gather import check_structures, spread
 
 # Layers whose `call` in Keras is arithmetic on what it is given and on weights: it
@@ -143,8 +144,7 @@ class Guards:
         scope: str,
         replay: Replay,
         aside: dict[str, Any],
-        copies: Sequence[tf.Tensor],
-        shard: Any,
+        sources: Sources,
         drawn: tower_draws.Own | None,
         made: Sequence[tf.Operation],
     ) -> tuple[list[str], dict[str, Any]]:
@@ -154,7 +154,7 @@ class Guards:
           scope: the tower's, with its slash.
           replay: what it computed.
           aside: its new state and moments.
-          copies, shard: what it was given.
+          sources: what it is given.
           drawn: its draws, if it may have any.
           made: the ops that it is made of, and those for all towers.
 
@@ -172,10 +172,8 @@ class Guards:
         metrics: dict[int, str] = {}
         shared: set[shared_state.Shared] = set()
         unordered: Sequence[int] = ()
-        of_place: Sequence[tf.Tensor] = ()
-        rows: Sequence[tuple[tf.Tensor, int, int]] = ()
         if drawn is not None:
-            of_place, rows = drawn.of_place, drawn.rows
+            sources = dataclasses.replace(sources, drawn=drawn.rows)
             if drawn.place.index == 0:
                 drawn.check(scope)
             drawn.check_counts()
@@ -186,20 +184,14 @@ class Guards:
                 graph,
                 [replay.outputs, replay.losses, aside],
                 [x for x in made if x.name.startswith(scope)],
-                *(shard, self.divided),
+                sources,
             )
         if state:
-            shared = shared_state.shared_state(
-                graph, state, copies, shard, self.divided, of_place
-            )
+            shared = shared_state.shared_state(graph, state, sources)
         if state or replay.losses:
-            rules, metrics = self._judge.rules(
-                replay, state, copies, shard, rows
-            )
+            rules, metrics = self._judge.rules(replay, state, sources)
         if self._request.is_split and not row_order.MOVES.isdisjoint(kinds):
-            unordered = row_order.unordered(
-                replay.outputs, shard, self.divided, copies
-            )
+            unordered = row_order.unordered(replay.outputs, sources)
         return rules, {
             "shared": dict.fromkeys(shared),
             "metrics": dict.fromkeys(metrics.items()),

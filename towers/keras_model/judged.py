@@ -25,6 +25,7 @@ from towers.keras_model.moments import besides_moments
 from towers.keras_model.rehearsal import Rehearsal
 from towers.keras_model.replay import Replay, replayed
 from towers.keras_model.row_losses import adds_up
+from towers.keras_model.sources import Sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,33 +56,29 @@ class OfTowers:
 
     def __init__(self, rehearsal: Rehearsal):
         self._rehearsal = rehearsal
-        self._graph, self._divided = rehearsal.graph, rehearsal.divided
+        self._graph = rehearsal.graph
         self._open: Verdict | None = None
 
     def rules(
         self,
         replay: Replay,
         state: dict[int, tf.Tensor],
-        copies: Sequence[tf.Tensor],
-        shard: Any,
-        drawn: Sequence[tuple[tf.Tensor, int, int]] = (),
+        sources: Sources,
     ) -> tuple[list[str], dict[int, str]]:
         """Those of losses, and of metrics' variables; to be called in a tower.
 
         Args:
           replay: what the tower computed.
           state: its new values by variable.
-          copies, shard: what the tower was given.
-          drawn: what it has drawn for its rows, as a `Judge` takes it.
+          sources: what it is given.
         """
         graph, metrics = self._graph, _metrics(self._graph, state)
         if len(self._rehearsal.request.placement.devices) == 1:
             return ["none"] * len(replay.losses), dict.fromkeys(metrics, "sum")
         if not metrics and all(replay.regularized):
             return [rule or UNKNOWN for rule in replay.regularized], {}
-        if _are_open(shard, self._divided):
-            judge = _judge(graph, replay, copies, shard, self._divided, drawn)
-            return _rules(graph, judge, replay, state, copies, metrics)
+        if _are_open(sources):
+            return _rules(graph, replay, state, sources, metrics)
         said = self.of_open_rows()
         if len(said.losses) != len(replay.losses):
             return [UNKNOWN] * len(replay.losses), {}
@@ -100,8 +97,7 @@ class OfTowers:
         return self._open
 
     def _ask(self) -> None:
-        graph, divided = self._graph, self._divided
-        request = self._rehearsal.request
+        graph, request = self._graph, self._rehearsal.request
 
         def call(copies: list[tf.Tensor], shard: Any) -> None:
             replay = replayed(
@@ -110,11 +106,10 @@ class OfTowers:
             )
             new = besides_moments(graph, replay.state, replay.moments)
             state = {i: tf.identity(x) for i, x in new.items()}
-            judge = _judge(graph, replay, copies, shard, divided)
-            metrics = _metrics(graph, state)
+            sources = Sources(copies, shard, self._rehearsal.divided)
             self._open = Verdict(
-                shared_state.shared_state(graph, state, copies, shard, divided),
-                *_rules(graph, judge, replay, state, copies, metrics),
+                shared_state.shared_state(graph, state, sources),
+                *_rules(graph, replay, state, sources, _metrics(graph, state)),
             )
 
         tf.function(call, autograph=False).get_concrete_function(
@@ -128,35 +123,31 @@ def _metrics(
     return [i for i in state if graph.kinds[i] is Kind.METRIC]
 
 
-def _are_open(shard: Any, divided: Sequence[bool]) -> bool:
+def _are_open(sources: Sources) -> bool:
     """Whether no tensor of a tower's rows knows how many those are."""
     return all(
-        leaf is None or not leaf.shape.rank or leaf.shape[0] is None
-        for leaf, mine in zip(tf.nest.flatten(shard), divided)
-        if mine
+        not leaf.shape.rank or leaf.shape[0] is None for leaf in sources.own
     )
 
 
 def _judge(
     graph: layer_graph.LayerGraph,
     replay: Replay,
-    copies: Sequence[tf.Tensor],
-    shard: Any,
-    divided: Sequence[bool],
-    drawn: Sequence[tuple[tf.Tensor, int, int]] = (),
+    sources: Sources,
 ) -> Judge:
     """Who knows what a tower was given, and what all towers share.
 
     Moments of a batch norm are the shard's, as its outputs are.
     """
-    rows = [copies[i] for i in graph.row_states] + all_towers.dealt()
+    kept = [sources.copies[i] for i in graph.row_states]
+    rows = kept + all_towers.dealt()
     values: list[tf.Tensor] = []
     others: list[tf.Tensor] = []
     splits: list[tf.Tensor] = []
-    for leaf, mine in zip(tf.nest.flatten(shard), divided):
-        if mine and isinstance(leaf, tf.Tensor):
+    for leaf in sources.own:
+        if isinstance(leaf, tf.Tensor):
             rows.append(leaf)
-        elif mine and leaf is not None:
+        else:
             ragged = isinstance(leaf, tf.RaggedTensor)
             values.append(leaf.flat_values if ragged else leaf.values)
             others += boundary.leaves(leaf)
@@ -165,17 +156,17 @@ def _judge(
     moments = [x for calls in replay.moments.values() for x in calls]
     seen = [x for m in moments for x in (m.mean, m.variance)]
     same = [*all_towers.shared(), *seen]
-    return Judge(rows, values, same, others, drawn, splits)
+    return Judge(rows, values, same, others, sources.drawn, splits)
 
 
 def _rules(
     graph: layer_graph.LayerGraph,
-    judge: Judge,
     replay: Replay,
     state: dict[int, tf.Tensor],
-    copies: Sequence[tf.Tensor],
+    sources: Sources,
     metrics: Sequence[int],
 ) -> tuple[list[str], dict[int, str]]:
+    judge, copies = _judge(graph, replay, sources), sources.copies
     losses = [
         rule or _of_loss(judge.kind(loss))
         for rule, loss in zip(replay.regularized, replay.losses)

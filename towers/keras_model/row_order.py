@@ -12,9 +12,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import boundary
 from towers.foreign import specs
 from towers.foreign.tf_ancestry import ancestors, parents
+from towers.keras_model.sources import Sources
 
 # What takes or chooses rows, and a loop: nothing is known of what is before.
 _ENDS = {
@@ -55,21 +55,18 @@ def specs_of(nest: Any, divided: Sequence[bool], rows: int | None) -> Any:
     return tf.nest.pack_sequence_as(nest, [*flat])
 
 
-def unordered(
-    outputs: Any, shard: Any, divided: Sequence[bool], others: Sequence[Any]
-) -> list[int]:
+def unordered(outputs: Any, sources: Sources) -> list[int]:
     """Which of a tower's flat outputs may have rows in another order.
 
     Args:
-      outputs, shard: the tower's.
-      divided: for each leaf of `shard` whether it is of the tower's rows.
-      others: what else the tower was given.
+      outputs: the tower's.
+      sources: what it is given.
     """
-    batch = boundary.own_rows(shard, divided)
+    batch = sources.rows
     return [
         i
         for i, output in enumerate(tf.nest.flatten(outputs))
-        if output is not None and _may_be_joined(output, batch, others)
+        if output is not None and _may_be_joined(output, batch, sources.copies)
     ]
 
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from towers.engine import all_towers, boundary, dependence
 from towers.engine.fragments import needed_ops
 from towers.keras_model import pins, widths
+from towers.keras_model.sources import Sources
 from towers.placement.scopes import layer_of, tower_of
 
 # By the type of an op, which inputs tell the sizes of its result, and whether they
@@ -50,8 +51,7 @@ def warn_of_hidden(
     graph: Any,
     results: Any,
     made: Sequence[tf.Operation],
-    shard: Any,
-    divided: Sequence[bool],
+    sources: Sources,
 ) -> None:
     """Warns once of each layer that takes a width from rows, if none shows it.
 
@@ -61,14 +61,13 @@ def warn_of_hidden(
       graph: the `LayerGraph` of the model.
       results: a nest of what it computed.
       made: the ops that it is made of.
-      shard: its inputs.
-      divided: for each leaf of that whether it is of the tower's rows, or whole.
+      sources: what it is given.
     """
     suspects = [op for op in made if op.type in SIZED and _is_open(op)]
     if not suspects:
         return
     cut = [op.outputs[0] for op in made if _leaves_out(op)]
-    rows = _contents(shard, divided)
+    rows = _contents(sources)
     known = all_towers.shared()
     needed = {op.name for op in needed_ops(made, results)}
     closed = [
@@ -83,13 +82,13 @@ def warn_of_hidden(
             _warn(graph, op)
 
 
-def _contents(shard: Any, divided: Sequence[bool]) -> list[tf.Tensor]:
+def _contents(sources: Sources) -> list[tf.Tensor]:
     """What a tower's rows hold; a sparse tensor's shape is the batch's."""
     found: list[tf.Tensor] = []
-    for leaf, mine in zip(tf.nest.flatten(shard), divided):
-        if mine and isinstance(leaf, tf.SparseTensor):
+    for leaf in sources.own:
+        if isinstance(leaf, tf.SparseTensor):
             found += [leaf.indices, leaf.values]
-        elif mine:
+        else:
             found += boundary.leaves(leaf)
     return found
 

@@ -4,14 +4,12 @@ What a layer makes of its weights and its state only, each tower makes alike. Wh
 it makes of rows has to be merged.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import tensorflow as tf
 
 from towers.engine import all_towers, boundary, dependence
 from towers.keras_model import layer_graph
 from towers.keras_model.kinds import Kind
+from towers.keras_model.sources import Sources
 
 # A variable, by its index, and what its new value has of constants.
 Shared = tuple[int, str]
@@ -20,10 +18,7 @@ Shared = tuple[int, str]
 def shared_state(
     graph: layer_graph.LayerGraph,
     state: dict[int, tf.Tensor],
-    copies: Sequence[tf.Tensor],
-    shard: Any,
-    divided: Sequence[bool],
-    others: Sequence[tf.Tensor] = (),
+    sources: Sources,
 ) -> set[Shared]:
     """Variables whose new value depends on no row of a tower.
 
@@ -33,16 +28,13 @@ def shared_state(
     Args:
       graph: names the variables.
       state: new values by variable.
-      copies: the tower's copy of each variable.
-      shard: the tower's inputs.
-      divided: for each leaf whether it is of the tower's rows, or whole.
-      others: what else is another tower's for another tower.
+      sources: what the tower is given.
     """
-    rows = boundary.own_rows(shard, divided)
-    rows += [*others, *(copies[i] for i in graph.row_states)]
+    kept = [sources.copies[i] for i in graph.row_states]
+    rows = [*sources.rows, *boundary.leaves(sources.located), *kept]
     known = all_towers.shared()
     return {
-        (i, dependence.constants(value, [*copies, *known]))
+        (i, dependence.constants(value, [*sources.copies, *known]))
         for i, value in state.items()
         if graph.kinds[i] not in (Kind.ROWS, Kind.METRIC, Kind.SEED)
         and not dependence.depends(value, rows, known)

@@ -1,6 +1,7 @@
 """tower: the pure function that one tower computes, and all towers forward."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,6 @@ from towers.keras_model import (
     draw_look,
     hooks,
     layer_graph,
-    tower_draws,
     tower_losses,
 )
 from towers.keras_model.guards import Guards
@@ -31,9 +31,11 @@ from towers.keras_model.moments import besides_moments, packed
 from towers.keras_model.parameter_copies import Copies
 from towers.keras_model.reads import Misread
 from towers.keras_model.rehearsal import Rehearsal
-from towers.keras_model.replay import replayed
+from towers.keras_model.replay import Replay, replayed
 from towers.keras_model.request import Request
+from towers.keras_model.sources import Sources
 from towers.keras_model.table_look import ByRows, by_rows
+from towers.keras_model.tower_draws import Own
 from towers.verbs.join import joining
 from towers.verbs.split import Shards
 
@@ -65,71 +67,80 @@ def forward(
     Raises:
       ValueError: towers cannot be built, or their outputs not be joined.
     """
-    one = functools.partial(_computed, graph, homes, towers, request, inputs)
+    plain = Blueprint(graph, homes, request, inputs, {}, ByRows(graph))
     if graph.is_mixed or graph.pinned_layers:
-        rehearsal = _rehearsal(graph, shards, request, towers)
+        rehearsal = plain.rehearsal(shards, towers[0])
         with warned.once(), contextlib.suppress(Misread):
             halves = Halves()
             if graph.is_mixed:
                 halves = halves_of(rehearsal, homes, shards)
-            tables = by_rows(rehearsal, homes)
-            narrow = halves.inputs
+            narrow, tables = halves.inputs, by_rows(rehearsal, homes)
             fed = shards.narrowed(narrow, request.placement.devices)
             copies = copied(halves.weights, request.hands_out, tables.homes)
-            computed = one(fed, copies, narrow, tables)
+            blueprint = dataclasses.replace(plain, narrow=narrow, tables=tables)
+            computed = _computed(blueprint, towers, fed, copies)
             if not request.hands_out:  # the shards too
                 shards.note_casts(narrow)
             return copies, *computed
     copies = copied({})
-    return copies, *one(shards, copies, {}, ByRows(graph))
+    return copies, *_computed(plain, towers, shards, copies)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """What all towers of a model are built by.
+
+    Attributes:
+      graph, homes, request, inputs: as for `forward`.
+      narrow: by place the half dtypes in which inputs have crossed.
+      tables: those that towers read by rows.
+    """
+
+    graph: layer_graph.LayerGraph
+    homes: Sequence[Home]
+    request: Request
+    inputs: Any
+    narrow: Mapping[int, tf.DType]
+    tables: ByRows
+
+    def rehearsal(self, shards: Shards, first: Any) -> Rehearsal:
+        """Of the first tower's call."""
+        tower_fn = called_in(self.request, first)
+        fed, divided = shards.fed[0], shards.divided
+        return Rehearsal(self.graph, fed, divided, self.request, tower_fn)
 
 
 def _computed(
-    graph: layer_graph.LayerGraph,
-    homes: Sequence[Home],
+    blueprint: Blueprint,
     towers: Sequence[Any],
-    request: Request,
-    inputs: Any,
     shards: Shards,
     copies: Copies,
-    narrow: Mapping[int, tf.DType],
-    tables: ByRows,
 ) -> tuple[list[Any], dict[int, str]]:
-    """What each tower computes, and how state merges.
-
-    Args:
-      shards, copies: what towers are given.
-      narrow: by place the half dtypes in which inputs have crossed.
-      tables: those that towers read by rows.
-      graph, homes, towers, request, inputs: as for `forward`.
-    """
-    placement, own = request.placement, request.users_fn
-    how, where = request.how, [home.device for home in homes]
+    """What each tower computes of its shard and copies, and how state merges."""
+    graph, request = blueprint.graph, blueprint.request
+    own, how, tables = request.users_fn, request.how, blueprint.tables
     alike = own is None and not graph.is_spread
     determined = alike and graph.is_determined  # while no layer is hooked
-    places, each, located = shards.places(), copies.each, copies.located
-    rehearsal = _rehearsal(graph, shards, request, towers)
+    arguments = zip(copies.each, copies.located, shards.fed)
+    each = [*zip(towers, shards.places(), arguments)]
+    rehearsal = blueprint.rehearsal(shards, towers[0])
     guards = Guards(rehearsal)
 
     def built(talk: bool, how: How) -> list[Any]:
         look = guards.look_at_draws(how is How.COMPILED)
+        pure = functools.partial(pure_tower, blueprint, guards, look)
         return run_towers(
             [
                 Task(
-                    pure_tower(
-                        *(graph, tower, request, where, place, look, guards),
-                        *(narrow, tables),
-                    ),
+                    pure(tower, place),
                     tower.device,
                     argument,
                     _elsewhere(graph, tower),
                     tower.scope if alike or how is not How.BUILT else "",
                 )
-                for tower, place, argument in zip(
-                    towers, places, zip(each, located, shards.fed)
-                )
+                for tower, place, argument in each
             ],
-            joining(shards, placement) if talk else None,
+            joining(shards, request.placement) if talk else None,
             how,
             determined,
             guards.held + (tables.held if tables.homes else []),
@@ -147,21 +158,9 @@ def _computed(
             if how is How.COMPILED:
                 raise checks.not_compilable(*needs.args) from None
             replays = built(True, How.BUILT)
-        are_known = shards.ranges.are_known
-        verdict = guards.agreed(replays, are_known)
-    guards.check_outputs(replays, inputs)
+        verdict = guards.agreed(replays, shards.ranges.are_known)
+    guards.check_outputs(replays, blueprint.inputs)
     return replays, verdict
-
-
-def _rehearsal(
-    graph: layer_graph.LayerGraph,
-    shards: Shards,
-    request: Request,
-    towers: Sequence[Any],
-) -> Rehearsal:
-    """Of the first tower's call."""
-    tower_fn = called_in(request, towers[0])
-    return Rehearsal(graph, shards.fed[0], shards.divided, request, tower_fn)
 
 
 def _elsewhere(graph: layer_graph.LayerGraph, tower: Any) -> dict[int, str]:
@@ -173,34 +172,31 @@ def _elsewhere(graph: layer_graph.LayerGraph, tower: Any) -> dict[int, str]:
 
 
 def pure_tower(
-    graph: layer_graph.LayerGraph,
-    tower: Any,
-    request: Request,
-    devices: Sequence[str],
-    place: Place,
-    look: draw_look.Look | None,
+    blueprint: Blueprint,
     guards: Guards,
-    narrow: Mapping[int, tf.DType],
-    tables: ByRows,
+    look: draw_look.Look | None,
+    tower: Any,
+    place: Place,
 ) -> Callable[[Any], dict[str, Any]]:
     """The pure function of one tower: to a nest of tensors.
 
     Its argument are the tower's copies, where it is in the batch as `draws.located`
     has it, or None, and its shard.
     """
+    graph, request = blueprint.graph, blueprint.request
+    narrow, tables = blueprint.narrow, blueprint.tables
     tower_fn = called_in(request, tower)
 
     def run(argument: tuple[list[tf.Tensor], Any, Any]) -> dict[str, Any]:
         copies, located, shard = argument
         if request.how is How.COMPILED and place.is_known:
             located = None  # XLA knows shapes, and no tower is a copy
+        sources = Sources(copies, shard, guards.divided, located)
         root = tf.compat.v1.get_default_graph()
         before, drawn = len(root.get_operations()), None
         if look is not None:
             with tf.name_scope(tower.scope):
-                drawn = tower_draws.Own(place, located, look, tower_fn)
-            states = {i: copies[i] for i in graph.seeds}
-            drawn.set_given(states, shard, guards.divided)
+                drawn = Own(place, sources, graph.seeds, look, tower_fn)
         replay = replayed(
             *(graph, copies, shard, request.training, tower.scope),
             *(tower_fn, tower.index, drawn),
@@ -208,22 +204,16 @@ def pure_tower(
         )
         if any(replay.input_halves.get(k) != x for k, x in narrow.items()):
             raise Misread
-        moments, state = {}, replay.state
-        if replay.moments:
-            moments = packed(graph, devices, replay.moments, tower.index)
-            state = besides_moments(graph, state, replay.moments)
-        aside = tf.nest.map_structure(
-            _stopped, {"state": state, "moments": moments}
-        )
+        aside = _aside(blueprint, tower, replay)
+        made = root.get_operations()[before:]
         rules, findings = guards.findings(
-            *(tower.scope, replay, aside, copies, shard, drawn),
-            root.get_operations()[before:],
+            *(tower.scope, replay, aside, sources, drawn, made)
         )
         return {
             "outputs": replay.outputs,
             "notes": replay.notes,
             "losses": replay.losses
-            and tower_losses.of_tower(graph, replay, rules, (copies, shard)),
+            and tower_losses.of_tower(graph, replay, rules, sources),
             "layer_outputs": replay.layer_outputs,
             "activations": [
                 dict.fromkeys([name] if name else ())
@@ -234,6 +224,17 @@ def pure_tower(
         }
 
     return keras_layers.carried(run)
+
+
+def _aside(blueprint: Blueprint, tower: Any, replay: Replay) -> dict[str, Any]:
+    """A tower's new state and moments, to which no gradient goes."""
+    moments, state = {}, replay.state
+    if replay.moments:
+        graph, where = blueprint.graph, [x.device for x in blueprint.homes]
+        moments = packed(graph, where, replay.moments, tower.index)
+        state = besides_moments(graph, state, replay.moments)
+    aside = {"state": state, "moments": moments}
+    return tf.nest.map_structure(_stopped, aside)
 
 
 def called_in(request: Request, tower: Any) -> Callable[..., Any] | None:

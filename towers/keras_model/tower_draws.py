@@ -10,12 +10,11 @@ import copy
 import secrets
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from towers.engine import boundary
 from towers.engine.draws import (
     Draw,
     Layout,
@@ -34,6 +33,7 @@ from towers.foreign import tf_random, tf_random_graphs
 from towers.foreign.tf_ancestry import identity
 from towers.keras_model.draw_look import Look, layer_named, warn_of_own
 from towers.keras_model.drawn_shapes import STATEFUL, DrawShape, Key, key_of
+from towers.keras_model.sources import Sources
 
 
 class Own:
@@ -41,8 +41,9 @@ class Own:
 
     Args:
       place: where its rows are.
-      located: the same as a tensor, see `engine.draws.located`, so that copies of the
-        tower have theirs; or None.
+      sources: what it is given; where its rows are too, if copies of the tower are
+        to have theirs.
+      seeds: the places of generators' states among the variables.
       look: what all towers know.
       tower_fn: what it calls.
 
@@ -57,52 +58,32 @@ class Own:
     def __init__(
         self,
         place: Place,
-        located: tf.Tensor | None,
+        sources: Sources,
+        seeds: Sequence[int],
         look: Look,
         tower_fn: Callable[..., Any] | None,
     ):
         self.place, self._look, self._tower_fn = place, look, tower_fn
         self.root = tf.compat.v1.get_default_graph()
         self._before = len(self.root.get_operations())
-        self._located = located
-        self._where = place if located is None else place_of(located)
-        self._of_rows: set[Any] = set()
-        self._states: dict[Any, int] = {}
-        self._streams: dict[int, tf.Tensor] = {}
-        self._is_open = self._is_filled = False
-        self.counts: Counter[Any] = Counter()
-        self.rows: list[tuple[tf.Tensor, int, int]] = []
-
-    def set_given(
-        self,
-        states: Mapping[int, tf.Tensor],
-        shard: Any,
-        divided: Sequence[bool],
-    ) -> None:
-        """Names what the tower is given.
-
-        Args:
-          states: of generators, by variable.
-          shard: the tower's inputs.
-          divided: for each leaf whether it is of the tower's rows, or whole.
-        """
-        rows = boundary.own_rows(shard, divided)
+        self._located, rows = sources.located, sources.rows
+        self._where = place
+        if sources.located is not None:
+            self._where = place_of(sources.located)
         self._of_rows = {identity(x) for x in rows}
-        self._states = {identity(x): i for i, x in states.items()}
+        self._states = {identity(sources.copies[i]): i for i in seeds}
+        self._streams: dict[int, tf.Tensor] = {}
         self._is_open = all(None in x.shape[:1] for x in rows)
         self._is_filled = any(
             x.shape.rank is None or None in x.shape[1:] for x in rows
         )
+        self.counts: Counter[Any] = Counter()
+        self.rows: list[tuple[tf.Tensor, int, int]] = []
 
     @property
     def operations(self) -> list[tf.Operation]:
         """What the tower's graph has since its draws began."""
         return self.root.get_operations()[self._before :]
-
-    @property
-    def of_place(self) -> list[tf.Tensor]:
-        """What the tower is given that is another tower's for another tower."""
-        return [] if self._located is None else [self._located]
 
     def _at(
         self, key: Key, sizes: Sequence[int | None] | None = None

@@ -17,6 +17,7 @@ from towers.keras_model.merge_rules import (
     declared,
 )
 from towers.keras_model.replay import Replay
+from towers.keras_model.sources import Sources
 
 _SCALAR = (SUMMED, AVERAGED, UNKNOWN, FINITE, "max", "min", "last")
 
@@ -28,7 +29,7 @@ def of_tower(
     graph: LayerGraph,
     replay: Replay,
     rules: Sequence[str],
-    given: Any,
+    sources: Sources,
 ) -> list[TowerLoss]:
     """A tower's losses, each with the rule by which those of all towers merge.
 
@@ -36,7 +37,7 @@ def of_tower(
       graph: names the layers.
       replay: what the tower computed.
       rules: what its graph says of each.
-      given: the nest of tensors that the tower is a function of.
+      sources: what the tower is given.
     """
     losses = []
     for loss, i, rule in zip(replay.losses, replay.adders, rules):
@@ -46,7 +47,8 @@ def of_tower(
         if rule in _SCALAR:
             loss = tf.reduce_sum(loss)  # likewise
         if rule in (UNKNOWN, FINITE):
-            loss = _guarded(loss, boundary.leaves(given))
+            given = boundary.leaves([sources.copies, sources.shard])
+            loss = _guarded(loss, given)
         losses.append({(rule, i): loss})
     return losses
 

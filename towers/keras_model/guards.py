@@ -165,13 +165,12 @@ class Guards:
         Raises:
           ValueError: the tower changes what all towers would.
         """
-        graph = self._graph
         state, kinds = aside["state"], {op.type for op in made}
         are_several = len(self._request.placement.devices) > 1
         rules: list[str] = []
         metrics: dict[int, str] = {}
         shared: set[shared_state.Shared] = set()
-        unordered: Sequence[int] = ()
+        unordered: list[int] = []
         if drawn is not None:
             sources = dataclasses.replace(sources, drawn=drawn.rows)
             if drawn.place.index == 0:
@@ -181,13 +180,13 @@ class Guards:
                 check_changes_nothing(made)
         if are_several and not row_widths.SIZED.keys().isdisjoint(kinds):
             row_widths.warn_of_hidden(
-                graph,
+                self._graph,
                 [replay.outputs, replay.losses, aside],
                 [x for x in made if x.name.startswith(scope)],
                 sources,
             )
         if state:
-            shared = shared_state.shared_state(graph, state, sources)
+            shared = shared_state.shared_state(self._graph, state, sources)
         if state or replay.losses:
             rules, metrics = self._judge.rules(replay, state, sources)
         if self._request.is_split and not row_order.MOVES.isdisjoint(kinds):

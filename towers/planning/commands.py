@@ -63,8 +63,8 @@ def placement_of(
       TypeError, ValueError, RuntimeError: as `Placement` does.
     """
     named = [*devices, parameters]
-    found = [re.fullmatch(r"/?(?:device:)?cpu:(\d+)", d, re.I) for d in named]
-    count = max([int(match[1]) for match in found if match], default=0) + 1
+    matches = [re.fullmatch(r"/?(?:device:)?cpu:(\d+)", d, re.I) for d in named]
+    count = max([int(match[1]) for match in matches if match], default=0) + 1
     if count > 1:
         Placement.cpus(count)
     if parameters not in POLICIES and ":" not in parameters:

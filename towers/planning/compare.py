@@ -66,8 +66,8 @@ class Comparison:
     @property
     def figures(self) -> tuple[Figure, ...]:
         """All that there are, in the order of a step."""
-        known = [self.predictions, self.outputs, self.loss, self.gradients]
-        return tuple(filter(None, [*known, self.state, self.weights]))
+        results = [self.predictions, self.outputs, self.loss, self.gradients]
+        return tuple(filter(None, [*results, self.state, self.weights]))
 
     @property
     def equal(self) -> bool:
@@ -167,9 +167,9 @@ def compare(
     reports: list[ExecutionReport] = []
 
     def reported(step: Any, *args: Any) -> Any:
-        given: list[Any] = []
-        reports.append(execution_report(lambda: given.append(step(*args))))
-        return given[0]
+        results: list[Any] = []
+        reports.append(execution_report(lambda: results.append(step(*args))))
+        return results[0]
 
     compute = steps.plain()
     plain, again = compute(steps.x), compute(steps.x)
@@ -184,7 +184,7 @@ def compare(
         with steps.moved(seed) as near:
             moved.append(compute(near))
     towered = steps.towers()(steps.x, reported)
-    found = {
+    figures = {
         kind: figure(
             *(kind, plain[kind], towered[kind]),
             [values[kind] for values in moved],
@@ -194,10 +194,10 @@ def compare(
         for kind in plain
     }
     after = [steps.weights(values) for values in (plain, towered, *moved)]
-    known = [one for one in after if one is not None]
+    weight_sets = [one for one in after if one is not None]
     weights = None
-    if len(known) == len(after):
-        one, other, *near = known
+    if len(weight_sets) == len(after):
+        one, other, *near = weight_sets
         weights = figure(
             "weights", one, other, near, steps.rounding, apart=True
         )
@@ -205,7 +205,7 @@ def compare(
     for (device, _), count in reports[0].ops.items():
         ops[device] += count
     result = Comparison(
-        **found,  # type: ignore[arg-type]
+        **figures,  # type: ignore[arg-type]
         weights=weights,
         ops=dict(ops),
     )

@@ -48,10 +48,10 @@ class CompiledAnew(keras.Model):
         if names is not None:
             self.output_names = names
         if compiled.compiled:
-            given = keras_compile.compile_arguments(compiled)
+            arguments = keras_compile.compile_arguments(compiled)
             # Its loss alone is asked.
-            given |= {"optimizer": "sgd", "metrics": None}
-            self.compile(**{**given, "weighted_metrics": None})
+            arguments |= {"optimizer": "sgd", "metrics": None}
+            self.compile(**{**arguments, "weighted_metrics": None})
 
 
 class ComparedSteps:
@@ -181,8 +181,8 @@ class ComparedSteps:
         try:
             optimizer = _copied(compiled.optimizer, trained)
             names = [self.names[id(v)] for v in trained]
-            found = zip(map(values["gradients"].get, names), trained)
-            pairs = [(tf.constant(g), v) for g, v in found if g is not None]
+            gradients = zip(map(values["gradients"].get, names), trained)
+            pairs = [(tf.constant(g), v) for g, v in gradients if g is not None]
             with self.kept():
                 optimizer.apply(*zip(*pairs))
                 return {
@@ -238,14 +238,14 @@ class ComparedSteps:
         own = overridden(self.model, ["compute_loss"])
         if own and y is not None and self.compiled.compiled:
             if not added:
-                given = {"x": x, "y": y, "y_pred": outputs}
-                given["sample_weight"] = weights
+                arguments = {"x": x, "y": y, "y_pred": outputs}
+                arguments["sample_weight"] = weights
                 taken = inspect.signature(self.model.compute_loss).parameters
                 if "training" in taken:
-                    given["training"] = True
+                    arguments["training"] = True
                 with compiled_as(self._judge):
                     return tf.convert_to_tensor(
-                        self.model.compute_loss(**given)
+                        self.model.compute_loss(**arguments)
                     )
             self.note(
                 "The loss is Keras's, and not that of the model's own "
@@ -262,8 +262,10 @@ class ComparedSteps:
         return tf.add_n([tf.reduce_sum(tf.cast(x, tf.float32)) for x in terms])
 
     def _gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[Any]:
-        found = tape.gradient(loss, self.model.trainable_variables)
-        return [None if g is None else tf.convert_to_tensor(g) for g in found]
+        gradients = tape.gradient(loss, self.model.trainable_variables)
+        return [
+            None if g is None else tf.convert_to_tensor(g) for g in gradients
+        ]
 
 
 class StepResults:
@@ -300,12 +302,12 @@ class StepResults:
         with steps.kept(), as_graphs():
             predictions = steps.outputs_named(self._predict(x))
         with steps.kept(), as_graphs():
-            given = run(self._step, x, *steps.beside)
+            results = run(self._step, x, *steps.beside)
             state = {
                 steps.names[id(v)]: keras_layers.raw(v).numpy()
                 for v in steps.variables
             }
-        outputs, loss, gradients, updates = given
+        outputs, loss, gradients, updates = results
         for variable, value in zip(self._updated, updates):
             state[steps.names[id(variable)]] = value.numpy()
         trained = steps.model.trainable_variables
@@ -365,12 +367,12 @@ def _named(variables: Any) -> dict[int, str]:
 def _states(variables: Any) -> list[tf.Variable]:
     """A model's variables, and those of generators that are nobody's."""
     own = [keras_layers.raw(v) for v in variables]
-    known = {id(v) for v in own}
+    ids = {id(v) for v in own}
     return own + [
         v
         for v in eager_variables()
         if v.dtype.is_integer
-        and id(v) not in known
+        and id(v) not in ids
         and v.shape.rank == 1
         and (v.shape[0] or 0) <= _STATE_OF_GENERATOR
         and v.is_initialized()

@@ -52,14 +52,14 @@ class PlacedGraph:
 
         Whatever waits for ops of another device only, waits for all of them at once.
         """
-        found: dict[tuple[str, str], str] = {}
+        tensors: dict[tuple[str, str], str] = {}
         for name, node in self._nodes.items():
             for tensor in map(full, node.input):
                 there, here = self._where[source(tensor)], self._where[name]
                 what = f"^{there}" if tensor.startswith("^") else tensor
                 if there != here:
-                    found.setdefault((what, here), tensor)
-        sent = [(tensor, target) for (_, target), tensor in found.items()]
+                    tensors.setdefault((what, here), tensor)
+        sent = [(tensor, target) for (_, target), tensor in tensors.items()]
         looping = in_loops(self._nodes.values())
         crossing = [tensor for tensor, _ in sent if tensor[0] != "^"]
         values = [x for tensor in crossing for x in self._kinds.pieces(tensor)]
@@ -84,12 +84,12 @@ class PlacedGraph:
     @property
     def sent(self) -> dict[tuple[Any, str, str], int]:
         """Bytes by value, the device that made it, and one that received it."""
-        found = {}
+        sizes = {}
         for transfer in self.transfers:
             origin = self._origin(transfer.tensor)
             home = self._where[source(origin)]
-            found[origin, home, transfer.target] = transfer.bytes or 0
-        return found
+            sizes[origin, home, transfer.target] = transfer.bytes or 0
+        return sizes
 
     def taken(self) -> Iterator[tuple[str, str]]:
         """The names of nodes, and of the tensors that each takes."""
@@ -128,9 +128,9 @@ class PlacedGraph:
     def _shapes(self, values: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """Of tensors, where they are known beforehand."""
         # What a function that was inlined takes is known outside of it.
-        made = {tensor: self._origin(tensor) for tensor in values}
-        shapes = known_shapes(self._graph, [*values, *made.values()])
-        for tensor, origin in made.items():
+        origins = {tensor: self._origin(tensor) for tensor in values}
+        shapes = known_shapes(self._graph, [*values, *origins.values()])
+        for tensor, origin in origins.items():
             if origin in shapes and not self._is_read(origin):
                 shapes.setdefault(tensor, shapes[origin])
         inlined = [x for x in values if x not in shapes and not self._knows(x)]

@@ -61,15 +61,15 @@ def figure(
         name: max((_distance(x, m.get(name)) for m in moved), default=0.0)
         for name, x in plain.items()
     }
-    found = []
+    figures = []
     for name in [*plain, *(set(other) - set(plain))]:
         size = (sizes.get(name, 0.0) if apart else whole) or 1.0
         rough = noise.get(name, 0.0) if apart else max(noise.values())
         allowed = _ROUNDINGS * rounding + _TIMES * rough / size
         far = _distance(plain.get(name), other.get(name)) / size
-        found.append(Figure(kind, far, allowed, name if far else ""))
+        figures.append(Figure(kind, far, allowed, name if far else ""))
     return max(
-        found,
+        figures,
         key=lambda one: (not one.equal, one.distance),
         default=Figure(kind, 0.0, 0.0),
     )

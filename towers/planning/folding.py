@@ -75,14 +75,14 @@ def _as_wired(block: Block, edges: Collection[tuple[int, int]]) -> Block | None:
     """The block, if all are wired alike; None if they are not."""
     within: list[set[tuple[int, int]]] = [set() for _ in range(block.count)]
     taken: list[set[tuple[int, int]]] = [set() for _ in range(block.count)]
-    for made, taker in edges:
+    for maker, taker in edges:
         source, target = (
             (step - block.start) // block.length
             if block.start <= step < block.end
             else None
-            for step in (made, taker)
+            for step in (maker, taker)
         )
-        at = made - block.start, taker - block.start
+        at = maker - block.start, taker - block.start
         if target is not None and source == target:
             offset = target * block.length
             within[target].add((at[0] - offset, at[1] - offset))

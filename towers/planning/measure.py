@@ -70,8 +70,8 @@ def measure_weights(
     """
     check_model(model)
     check_placement(placement)
-    given = (inputs,) if targets is None else (inputs, targets)
-    batch = checked_batch(given).nest
+    arguments = (inputs,) if targets is None else (inputs, targets)
+    batch = checked_batch(arguments).nest
     rows = min(x.shape[0] for x in tf.nest.flatten(batch) if x is not None)
     n = len(placement.devices)
     if rows < n:
@@ -235,7 +235,7 @@ def _shares(speeds: Sequence[Speed], rows: int) -> tuple[list[float], float]:
             low = middle
         else:
             high = middle
-    found = [s.rows_in(high) for s in speeds]
+    counts = [s.rows_in(high) for s in speeds]
     # Less than one row would not be worth the start.
-    found = [x if x >= 1 else 0.0 for x in found]
-    return [x / sum(found) for x in found], high
+    counts = [x if x >= 1 else 0.0 for x in counts]
+    return [x / sum(counts) for x in counts], high

@@ -26,14 +26,14 @@ def cut_up(
       bounds: how many bytes each device may hold.
       devices: their names.
     """
-    found = {}
+    by_place = {}
     for i, (step, load) in enumerate(zip(steps, loads)):
         if sum(load) > max(bounds) and isinstance(step.layer, KINDS):
             is_table = isinstance(step.layer, keras.layers.Embedding)
             pieces = (row_wise if is_table else column_wise)(devices)
             if not any(objections(step.layer, pieces)):
-                found[i] = pieces
-    return found
+                by_place[i] = pieces
+    return by_place
 
 
 def shares(load: Sequence[int], n: int) -> list[tuple[int, ...]]:

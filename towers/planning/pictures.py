@@ -302,21 +302,21 @@ class _Frame:
         )
         return [*lines, *(_edge(*pair) for pair in drawn), "}"]
 
-    def _back(self, made: int, taker: int) -> bool:
+    def _back(self, maker: int, taker: int) -> bool:
         """Whether a value goes from one of a block to the next of it."""
         return any(
-            block.start <= made < block.end
+            block.start <= maker < block.end
             and block.start <= taker < block.end
-            and (made - block.start) // block.length
+            and (maker - block.start) // block.length
             != (taker - block.start) // block.length
             for block in self._blocks
         )
 
     def _step(self, k: int) -> str:
         step = self._steps.steps[k]
-        told = _place(step.layer, self._graph, self._i) or self._device
-        where = told.split(",")[0]  # of pieces the first
-        text = f"{step.path}\n{type(step.layer).__name__}, {told}"
+        place = _place(step.layer, self._graph, self._i) or self._device
+        where = place.split(",")[0]  # of pieces the first
+        text = f"{step.path}\n{type(step.layer).__name__}, {place}"
         return _node(f"{self._i} {k}", text, self._devices, device=where)
 
 
@@ -325,8 +325,8 @@ def _edges(steps: Steps) -> list[tuple[int, int]]:
     return [
         pair
         for pair in dict.fromkeys(
-            (made, taker)
-            for made, takers, _ in steps.values
+            (maker, taker)
+            for maker, takers, _ in steps.values
             for taker in sorted(takers)
         )
         if pair[0] != pair[1]
@@ -335,7 +335,7 @@ def _edges(steps: Steps) -> list[tuple[int, int]]:
 
 def _ends(steps: Steps) -> tuple[list[int], list[int]]:
     """The steps that take no other's values, and those that give none."""
-    makers = {made for made, _, _ in steps.values}
+    makers = {maker for maker, _, _ in steps.values}
     takers = {taker for _, several, _ in steps.values for taker in several}
     count = range(len(steps.steps))
     return (

@@ -124,8 +124,8 @@ class PlacementPlan(ExecutionReport):
     def __str__(self) -> str:
         parts = [super().__str__()]
         if self.refused:
-            told = "\n".join(map(str, self.refused))
-            parts.append(f"Refused by TensorFlow:\n{told}")
+            refusals = "\n".join(map(str, self.refused))
+            parts.append(f"Refused by TensorFlow:\n{refusals}")
         if any(x.activations for x in self.memory.values()):
             parts.append(self._held())
         return "\n\n".join(parts)
@@ -296,16 +296,16 @@ def _settled(
 
 def _refusal(name: str, nodes: Mapping[str, Any], error: Any) -> Refusal:
     kind = nodes[name].op if name in nodes else ""
-    found = tower_of(name)
-    layer, inside, _ = found[1].partition("/") if found else ("", "", "")
+    tower = tower_of(name)
+    layer, inside, _ = tower[1].partition("/") if tower else ("", "", "")
     return Refusal(name, kind, layer if inside else "", _words(error))
 
 
 def _words(error: tf.errors.OpError) -> str:
     """What the placer says, without where the op was made."""
     lines = error.message.splitlines()
-    said = [x for x in lines if "Cannot " in x or "Could not" in x]
-    return said[0] if said else error.message
+    reasons = [x for x in lines if "Cannot " in x or "Could not" in x]
+    return reasons[0] if reasons else error.message
 
 
 def _asked(graph: Any) -> dict[str, str]:

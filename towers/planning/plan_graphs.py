@@ -60,11 +60,11 @@ class Planned:
 
 def of_graph(graph: tf.Graph, fetches: Sequence[Any]) -> Planned:
     """A graph of `tf.compat.v1`, and what is fetched of it; None is all."""
-    wanted = [
+    elements = [
         graph.as_graph_element(fetch, allow_tensor=True, allow_operation=True)
         for fetch in tf.nest.flatten(list(fetches))
     ]
-    ops = [x if isinstance(x, tf.Operation) else x.op for x in wanted]
+    ops = [x if isinstance(x, tf.Operation) else x.op for x in elements]
     return Planned(
         graph.as_graph_def(),
         graph,
@@ -180,17 +180,17 @@ def of_traced(
     used: dict[str, tf.Variable] = {}
     stand_ins: dict[str, Callable[[Any], None]] = {}
     for key, tensor in inner.items():
-        given = outer.get(key)
-        if id(given) in variables:
-            variable = variables[id(given)]
+        captured = outer.get(key)
+        if id(captured) in variables:
+            variable = variables[id(captured)]
             used[tensor.op.name] = variable
             device = device_of(variable)
             stand_ins[tensor.op.name] = _handle(variable, device)
         else:
-            stand_ins[tensor.op.name] = _argument(given)
+            stand_ins[tensor.op.name] = _argument(captured)
     targets = [x.op for x in graph.outputs] + list(graph.control_outputs)
-    wanted = [x.name for op in targets for x in op.outputs or [op]]
-    planned = graph_defs.pruned(graph.as_graph_def(), wanted)
+    names = [x.name for op in targets for x in op.outputs or [op]]
+    planned = graph_defs.pruned(graph.as_graph_def(), names)
     for node in planned.node:
         if node.name in stand_ins:
             stand_ins[node.name](node)
@@ -226,11 +226,11 @@ def _handle(variable: tf.Variable, device: str) -> Callable[[Any], None]:
     return make
 
 
-def _argument(given: Any) -> Callable[[Any], None]:
+def _argument(origin: Any) -> Callable[[Any], None]:
     """Leaves a node what it is, on the device of what it stands for."""
 
     def put(node: Any) -> None:
-        node.device = getattr(given, "device", None) or _HOST
+        node.device = getattr(origin, "device", None) or _HOST
 
     return put
 

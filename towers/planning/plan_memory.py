@@ -72,9 +72,12 @@ def memory_of(
                 sent[transfer.target][transfer.source] += part.bytes or 0
     for device, sources in sent.items():
         held[device]["gradients"] += max(sources.values())
-    kept, given = _of_towers(placed)
-    sizes = placed.sizes([tensor for tensor, _ in kept | given])
-    for kind, values in (("activations", kept), ("gradients", given)):
+    activations, gradients = _of_towers(placed)
+    sizes = placed.sizes([tensor for tensor, _ in activations | gradients])
+    for kind, values in (
+        ("activations", activations),
+        ("gradients", gradients),
+    ):
         for tensor, device in values:
             size = sizes[tensor]
             held[device]["unknown" if size is None else kind] += (
@@ -90,17 +93,17 @@ def _of_towers(
 
     Each with the device that has it: where it is taken, or where it was made.
     """
-    kept, given = set(), set()
+    activations, gradients = set(), set()
     for taker, tensor in placed.taken():
-        made = placed.buffer(tensor, _ALIASES)
-        if not _in_tower(made):
+        buffer = placed.buffer(tensor, _ALIASES)
+        if not _in_tower(buffer):
             continue
-        if is_backward(made):
-            if not is_backward(taker) and placed.is_float(made):
-                given.add((made, placed.device_of(made)))
+        if is_backward(buffer):
+            if not is_backward(taker) and placed.is_float(buffer):
+                gradients.add((buffer, placed.device_of(buffer)))
         elif is_backward(taker) and _in_tower(taker):
-            kept.add((made, placed.device_of(taker)))
-    return kept, given
+            activations.add((buffer, placed.device_of(taker)))
+    return activations, gradients
 
 
 def _in_tower(name: str) -> bool:

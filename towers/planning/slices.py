@@ -32,8 +32,8 @@ class Slice:
 
 def tower_name(op: Op) -> str:
     """ "tower_0", or "" of an op that is no tower's."""
-    found = tower_of(op.name)
-    return f"tower_{found[0]}" if found else ""
+    tower = tower_of(op.name)
+    return f"tower_{tower[0]}" if tower else ""
 
 
 def pass_name(op: Op) -> str:
@@ -44,11 +44,11 @@ def pass_name(op: Op) -> str:
 
 def layer_name(op: Op) -> str:
     """ "tower_0/dense forward"; of an op outside of towers, its scopes."""
-    found = tower_of(op.name)
-    if found is None:
+    tower = tower_of(op.name)
+    if tower is None:
         return "/".join(_TAPES.sub("", op.name).split("/")[:-1][:_DEEP])
-    layer = layer_of(found[1])
-    return f"tower_{found[0]}/{layer} {_way(op)}" if layer else ""
+    layer = layer_of(tower[1])
+    return f"tower_{tower[0]}/{layer} {_way(op)}" if layer else ""
 
 
 def _way(op: Op) -> str:
@@ -65,7 +65,7 @@ def slices(ops: Sequence[Op], named: Callable[[Op], str]) -> list[Slice]:
     Returns:
       In the order in which they began.
     """
-    found: list[Slice] = []
+    parts: list[Slice] = []
     latest: dict[tuple[str, str], int] = {}  # by device and name
     last: dict[str, str] = {}  # by device the name that began last
     for op in ops:
@@ -74,13 +74,13 @@ def slices(ops: Sequence[Op], named: Callable[[Op], str]) -> list[Slice]:
             continue
         k = latest.get((op.device, name))
         if k is not None and (
-            last[op.device] == name or op.start <= found[k].end
+            last[op.device] == name or op.start <= parts[k].end
         ):
-            found[k] = dataclasses.replace(
-                found[k], end=max(found[k].end, end), count=found[k].count + 1
+            parts[k] = dataclasses.replace(
+                parts[k], end=max(parts[k].end, end), count=parts[k].count + 1
             )
         else:
-            latest[op.device, name] = len(found)
-            found.append(Slice(op.device, name, op.start, end))
+            latest[op.device, name] = len(parts)
+            parts.append(Slice(op.device, name, op.start, end))
         last[op.device] = name
-    return found
+    return parts

@@ -144,8 +144,10 @@ def spread_layers(
             "`devices` must be a list of at least one device name; got "
             f"{devices!r}."
         )
-    seen = available(None)
-    names = [resolve(d, f"devices[{i}]", seen) for i, d in enumerate(devices)]
+    visible = available(None)
+    names = [
+        resolve(d, f"devices[{i}]", visible) for i, d in enumerate(devices)
+    ]
     bounds = _bounds(limits, devices, names)
     template = getattr(model, "template", model)
     if not is_built(template):
@@ -153,30 +155,30 @@ def spread_layers(
             f"`model` {model.name!r} is not built, so the sizes of its layers "
             "are not known. Call it once on real data first."
         )
-    found = model_steps.steps_of(template, batch_size)
+    steps = model_steps.steps_of(template, batch_size)
     slots = model_steps.slot_bytes(model, optimizer)
-    load = _loads(template, found, slots)
-    pieces = cut_up(found.steps, load, bounds, names)
+    load = _loads(template, steps, slots)
+    pieces = cut_up(steps.steps, load, bounds, names)
     apart = [*zip(*(shares(load[i], len(names)) for i in pieces))]
     rest = [b - sum(map(sum, own)) for b, own in zip(bounds, apart)] or bounds
     sizes = [0 if i in pieces else sum(x) for i, x in enumerate(load)]
-    best = _best(found, sizes, rest)
+    best = _best(steps, sizes, rest)
     if best is None:
         all_sizes = [sum(x) for x in load]
-        cut = [found.steps[i].path for i in pieces]
-        raise ValueError(_refusal(found, all_sizes, bounds, names, cut))
+        cut = [steps.steps[i].path for i in pieces]
+        raise ValueError(_refusal(steps, all_sizes, bounds, names, cut))
     order, cuts = best
     spread, stages = LayerSpread(), []
-    spread.update((found.steps[i].path, pin) for i, pin in pieces.items())
+    spread.update((steps.steps[i].path, pin) for i, pin in pieces.items())
     for k, device in enumerate(names):
         mine = [i for i in order[cuts[k] : cuts[k + 1]] if i not in pieces]
-        paths = [found.steps[i].path for i in mine]
+        paths = [steps.steps[i].path for i in mine]
         spread.update(dict.fromkeys(paths, device))
         held = [*(load[i] for i in mine), *(apart[k] if apart else ())]
         sums = [sum(part) for part in zip(*held)] or [0] * 4
         received = sum(
-            made not in mine and bool(takers & {*mine})
-            for made, takers, _ in found.values
+            maker not in mine and bool(takers & {*mine})
+            for maker, takers, _ in steps.values
         )
         stages.append(
             Stage(device, tuple(paths), *sums, received=received)  # type: ignore[misc]
@@ -224,14 +226,14 @@ def _bounds(
 
 
 def _loads(
-    model: Any, found: model_steps.Steps, slots: dict[int, int]
+    model: Any, steps: model_steps.Steps, slots: dict[int, int]
 ) -> list[tuple[int, int, int, int]]:
     """Bytes of parameters, slots, state and activations, by step."""
     # By stand-ins for devices, as pins say it: a variable may be of two layers.
     graph = LayerGraph(
-        model, (), {step.path: str(i) for i, step in enumerate(found.steps)}
+        model, (), {step.path: str(i) for i, step in enumerate(steps.steps)}
     )
-    parts = [[0, 0, 0, step.activation_bytes] for step in found.steps]
+    parts = [[0, 0, 0, step.activation_bytes] for step in steps.steps]
     for i, step in graph.pinned.items():
         variable = graph.variables[i]
         part = parts[int(str(step))]
@@ -242,12 +244,12 @@ def _loads(
 
 
 def _best(
-    found: model_steps.Steps,
+    steps: model_steps.Steps,
     load: Sequence[int],
     bounds: Sequence[float],
 ) -> tuple[list[int], list[int]] | None:
     """An order of the steps, and where each stage begins and ends; if they fit."""
-    orders = [[*range(len(load))], found.depth_first()]
+    orders = [[*range(len(load))], steps.depth_first()]
     least = []
     for order in orders:
         sizes = [load[i] for i in order]
@@ -258,7 +260,7 @@ def _best(
     ways = []
     for order in orders:
         sizes = [load[i] for i in order]
-        cost, cuts = _cut(sizes, found.crossing(order), roof, _summed)
+        cost, cuts = _cut(sizes, steps.crossing(order), roof, _summed)
         ways.append((cost, order, cuts))
     _, order, cuts = min(ways, key=lambda way: way[0])
     return order, cuts
@@ -317,7 +319,7 @@ def _cut(
 
 
 def _refusal(
-    found: model_steps.Steps,
+    steps: model_steps.Steps,
     load: Sequence[int],
     bounds: Sequence[float],
     names: Sequence[str],
@@ -332,7 +334,7 @@ def _refusal(
     return (
         f"The model does not fit: it takes {sum(load):,} bytes in all, "
         f"{load[largest]:,} of them in its largest layer "
-        f"{found.steps[largest].path!r}, and {least:,} on one of "
+        f"{steps.steps[largest].path!r}, and {least:,} on one of "
         f"{len(names)} devices at the least, but `limits` allows {room}"
         f"{', also with ' * bool(cut)}{', '.join(cut)}{' in pieces' * bool(cut)}. "
         "Give more devices, larger limits or a smaller `batch_size`."

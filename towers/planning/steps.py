@@ -62,8 +62,8 @@ class Steps:
         """
         place = {step: k for k, step in enumerate(order)}
         cuts = [(0, 0)] * (len(order) + 1)
-        for made, takers, size in self.values:
-            at = [place[made], *(place[taker] for taker in takers)]
+        for maker, takers, size in self.values:
+            at = [place[maker], *(place[taker] for taker in takers)]
             for cut in range(min(at) + 1, max(at) + 1):
                 cuts[cut] = cuts[cut][0] + 1, cuts[cut][1] + size
         return cuts
@@ -74,9 +74,9 @@ class Steps:
         That in which they are called has the branches side by side.
         """
         takes: dict[int, set[int]] = {i: set() for i in range(len(self.steps))}
-        for made, takers, _ in self.values:
+        for maker, takers, _ in self.values:
             for taker in takers:
-                takes[taker].add(made)
+                takes[taker].add(maker)
         order: dict[int, None] = {}
         open_ones: set[int] = set()
         stack = [*range(len(self.steps))]  # from the last
@@ -132,11 +132,11 @@ def steps_of(model: Any, rows: int | None) -> Steps:
     flat = tf.nest.flatten(specs, expand_composites=True)
     with patched(*shadows):
         traced = tf.function(run, autograph=False).get_concrete_function(*flat)
-    found = _read(traced, [*units.items()], ranges)
+    whole = _read(traced, [*units.items()], ranges)
     if rows is not None:
-        return found
-    steps = [dataclasses.replace(s, activation_bytes=0) for s in found.steps]
-    return dataclasses.replace(found, steps=steps)
+        return whole
+    steps = [dataclasses.replace(s, activation_bytes=0) for s in whole.steps]
+    return dataclasses.replace(whole, steps=steps)
 
 
 def _units(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -174,10 +174,10 @@ def _read(
     for op in ops:
         step: int | None = owner.get(op.name)
         for y in op.outputs:
-            known = [behind[x.name] for x in parents(y) if x.name in behind]
-            if not known:
+            origins = [behind[x.name] for x in parents(y) if x.name in behind]
+            if not origins:
                 continue
-            sources = frozenset[str]().union(*known)
+            sources = frozenset[str]().union(*origins)
             if step is None:
                 behind[y.name] = sources
                 continue
@@ -212,15 +212,15 @@ def slot_bytes(model: Any, optimizer: Any = None) -> dict[int, int]:
       model: built; its own optimizers count, if it is compiled.
       optimizer: another one, or its name.
     """
-    found: dict[int, int] = {}
-    known = keras_compile.optimizers(model)
-    for one in [keras.optimizers.get(optimizer)] if optimizer else known:
+    sizes: dict[int, int] = {}
+    optimizers = keras_compile.optimizers(model)
+    for one in [keras.optimizers.get(optimizer)] if optimizer else optimizers:
         if not one.built:  # one like it, on the host, for a moment
             one = type(one).from_config(one.get_config())
             with tf.device("/CPU:0"):
                 one.build(model.trainable_variables)
         for slot, variable in keras_optimizer.optimizer_variables(one):
             if variable is not None:
-                size = found.get(id(variable), 0) + variable_bytes(slot)
-                found[id(variable)] = size
-    return found
+                size = sizes.get(id(variable), 0) + variable_bytes(slot)
+                sizes[id(variable)] = size
+    return sizes

@@ -45,8 +45,8 @@ def first_suspect(steps: ComparedSteps, training: bool) -> tuple[str, str]:
     own = [plain, towered, moved]
     for path in order:
         one, other, noisy = ({path: each.get(path)} for each in own)
-        found = figure("", one, other, [noisy], steps.rounding)
-        if not found.equal:
+        result = figure("", one, other, [noisy], steps.rounding)
+        if not result.equal:
             shards = split_batch(
                 steps.x, steps.placement, steps.options.get("whole", ())
             )
@@ -72,7 +72,7 @@ def _outputs(
     Args:
       batches: inputs, each with rows that come after those of the one before.
     """
-    told: list[str] = []
+    order: list[str] = []
 
     def run(x: Any) -> Any:
         graph = build_towers(
@@ -80,7 +80,7 @@ def _outputs(
             layer_outputs=paths,
             **steps.options,
         )
-        told[:] = graph.towers[0].layer_outputs
+        order[:] = graph.towers[0].layer_outputs
         each = [
             {
                 path: [
@@ -88,21 +88,21 @@ def _outputs(
                     for y in tf.nest.flatten(tower.layer_outputs[path])
                     if isinstance(y, tf.Tensor)
                 ]
-                for path in told
+                for path in order
             }
             for tower in graph.towers
         ]
         return each, graph.rows
 
-    found: dict[str, list[list[Any]]] = {}
+    by_path: dict[str, list[list[Any]]] = {}
     for x in batches:
         with steps.kept(), as_graphs():
             each, rows = as_function(run, "layers")(x)
         for tower, count in zip(each, rows.numpy()):
-            for path in told if count else ():
+            for path in order if count else ():
                 arrays = [y.numpy() for y in tower[path]]
-                found.setdefault(path, []).append(arrays)
-    return {p: _joined(towers) for p, towers in found.items()}, told
+                by_path.setdefault(path, []).append(arrays)
+    return {p: _joined(towers) for p, towers in by_path.items()}, order
 
 
 def _joined(towers: list[list[Any]]) -> Any:

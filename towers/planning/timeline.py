@@ -88,10 +88,10 @@ class Timeline:
     @functools.cached_property
     def waits(self) -> dict[str, float]:
         """By device, the time in which it ran nothing until a tensor came."""
-        found = dict.fromkeys(self._seen, 0.0)
+        seconds = dict.fromkeys(self._seen, 0.0)
         for wait in self.longest_waits:
-            found[wait.device] += wait.seconds
-        return found
+            seconds[wait.device] += wait.seconds
+        return seconds
 
     @functools.cached_property
     def longest_waits(self) -> tuple[Wait, ...]:
@@ -173,12 +173,12 @@ class Timeline:
     @functools.cached_property
     def _towers(self) -> dict[str, list[Interval]]:
         def tower(op: Op) -> str:
-            found = tower_of(op.name)
-            return f"tower_{found[0]}" if found else ""
+            place = tower_of(op.name)
+            return f"tower_{place[0]}" if place else ""
 
-        found = _intervals(self.ops, tower)
-        found.pop("", None)
-        return dict(sorted(found.items(), key=lambda p: int(p[0][6:])))
+        towers = _intervals(self.ops, tower)
+        towers.pop("", None)
+        return dict(sorted(towers.items(), key=lambda p: int(p[0][6:])))
 
 
 def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
@@ -255,21 +255,21 @@ def timeline(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Timeline:
             sent = executed(recording, uses(recording.variables), {}).carried
         else:
             heard()
-    found = _named(profile(graphs, events, sent))
-    if not found.ops:
+    trace = _named(profile(graphs, events, sent))
+    if not trace.ops:
         raise RuntimeError(
             "`fn` ran no op in a graph, so there is no telling what ran when. "
             "Expected a tf.function, a Keras model's step, or a Session's run."
         )
-    start = min(op.start for op in found.ops)
+    start = min(op.start for op in trace.ops)
     devices = tuple(partition_devices(graphs))
-    heard_of = {op.device for op in found.ops}
+    heard_of = {op.device for op in trace.ops}
     return Timeline(
         devices,
-        found.ops,
-        found.crossings,
+        trace.ops,
+        trace.crossings,
         start,
-        max(op.start + op.seconds for op in found.ops) - start,
+        max(op.start + op.seconds for op in trace.ops) - start,
         tuple(
             d
             for d in devices
@@ -297,18 +297,18 @@ def _sessions() -> Iterator[list[Any]]:
         if options is not None:
             asking.CopyFrom(options)
         asking.output_partition_graphs = True
-        told = v1.RunMetadata() if run_metadata is None else run_metadata
-        result = original(session, fetches, feed_dict, asking, told)
-        graphs.extend(told.partition_graphs)
+        metadata = v1.RunMetadata() if run_metadata is None else run_metadata
+        result = original(session, fetches, feed_dict, asking, metadata)
+        graphs.extend(metadata.partition_graphs)
         return result
 
     with patched(*((session, "run", run) for session in _SESSIONS)):
         yield graphs
 
 
-def _named(found: Profile) -> Profile:
+def _named(trace: Profile) -> Profile:
     """The same, with the names that a report has, without the step's call."""
-    ops, crossings = found.ops, found.crossings
+    ops, crossings = trace.ops, trace.crossings
     named = outside_of_call(
         [*(op.name for op in ops), *(c.tensor for c in crossings)]
     )
@@ -323,11 +323,11 @@ def _named(found: Profile) -> Profile:
 def _intervals(
     ops: Sequence[Op], kind: Callable[[Op], str]
 ) -> dict[str, list[Interval]]:
-    found: dict[str, list[Interval]] = collections.defaultdict(list)
+    spans: dict[str, list[Interval]] = collections.defaultdict(list)
     for op in ops:
-        found[kind(op)].append((op.start, op.start + op.seconds))
+        spans[kind(op)].append((op.start, op.start + op.seconds))
     return collections.defaultdict(
-        list, {k: union(intervals) for k, intervals in found.items()}
+        list, {k: union(intervals) for k, intervals in spans.items()}
     )
 
 

@@ -35,12 +35,12 @@ def page(timeline: Any) -> str:
 
 def short_form(timeline: Any) -> str:
     """Answers and drawing, for notebooks."""
-    told = "".join(
+    entries = "".join(
         f"<dt>{escape(asked)}</dt><dd>{escape(answer)}</dd>"
         for asked, answer in answers(timeline)
     )
     return (
-        f'<div class="towers-timeline"><dl class="answers">{told}</dl>'
+        f'<div class="towers-timeline"><dl class="answers">{entries}</dl>'
         '<div class="wide" tabindex="0" role="group" '
         f'aria-label="Drawing of the time">{drawing(timeline)}</div></div>'
     )
@@ -48,10 +48,10 @@ def short_form(timeline: Any) -> str:
 
 def answers(timeline: Any) -> list[tuple[str, str]]:
     """What is asked, and the answer; what does not arise is left out."""
-    found = [("Took", f"{_ms(timeline.seconds)}, {len(timeline.ops):,} ops")]
+    pairs = [("Took", f"{_ms(timeline.seconds)}, {len(timeline.ops):,} ops")]
     if timeline.busy:
         device = max(timeline.busy, key=timeline.busy.__getitem__)
-        found.append(
+        pairs.append(
             (
                 "Busiest device",
                 f"{device}, {_part(timeline, timeline.busy[device])}",
@@ -59,10 +59,10 @@ def answers(timeline: Any) -> list[tuple[str, str]]:
         )
     if len(timeline.towers) > 1:
         part = _part(timeline, timeline.overlap)
-        found.append(("Two towers or more at once", part))
+        pairs.append(("Two towers or more at once", part))
     if timeline.longest_waits:
         wait = timeline.longest_waits[0]
-        found.append(
+        pairs.append(
             (
                 "Longest wait",
                 f"{wait.device}, {_ms(wait.seconds)} for "
@@ -72,23 +72,23 @@ def answers(timeline: Any) -> list[tuple[str, str]]:
     longest = _by_layer(timeline).most_common(1)
     if longest:
         (name, seconds) = longest[0]
-        found.append(
+        pairs.append(
             ("Longest layer", f"{name}, {_ms(seconds)} in all its ops")
         )
-    known = [c.bytes for c in timeline.crossings if c.bytes is not None]
+    sizes = [c.bytes for c in timeline.crossings if c.bytes is not None]
     if timeline.crossings:
-        unknown = len(timeline.crossings) - len(known)
+        unknown = len(timeline.crossings) - len(sizes)
         more = f", {unknown:,} of unknown size" * bool(unknown)
-        found.append(
+        pairs.append(
             (
                 "Crossed",
-                f"{size(sum(known))} in {len(timeline.crossings):,} "
+                f"{size(sum(sizes))} in {len(timeline.crossings):,} "
                 f"transfers{more}",
             )
         )
     if timeline.unseen:
-        found.append(("Not seen", ", ".join(timeline.unseen)))
-    return found
+        pairs.append(("Not seen", ", ".join(timeline.unseen)))
+    return pairs
 
 
 def drawing(timeline: Any) -> str:
@@ -216,12 +216,12 @@ def _towers(timeline: Any) -> str:
 
 def _by_layer(timeline: Any) -> collections.Counter:
     """By layer and pass of a tower the seconds of its ops, together."""
-    found: collections.Counter = collections.Counter()
+    seconds: collections.Counter = collections.Counter()
     for op in timeline.ops:
         name = layer_name(op)
         if name.startswith("tower_"):
-            found[name] += op.seconds
-    return found
+            seconds[name] += op.seconds
+    return seconds
 
 
 def _layers(timeline: Any) -> str:

@@ -43,19 +43,19 @@ def trace_events(
     """All of it as one object, fit for JSON; times from `start` on."""
     number = {device: i for i, device in enumerate(devices, 1)}
     lanes = _Lanes()
-    found: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     for device, i in number.items():
-        said = " (not seen)" if device in unseen else ""
-        found.append(_named("process_name", i, 0, device + said))
+        mark = " (not seen)" if device in unseen else ""
+        events.append(_named("process_name", i, 0, device + mark))
         order = _event("M", "process_sort_index", i, 0)
-        found.append({**order, "args": {"sort_index": i}})
+        events.append({**order, "args": {"sort_index": i}})
     for kind, named in _NAMES.items():
         for part in slices(ops, named):
             begin = _nanoseconds(part.start - start)
             end = max(begin, _nanoseconds(part.end - start))
             process = number.get(part.device, 0)
             lane = lanes.of(process, kind, begin, end)
-            found.append(
+            events.append(
                 {
                     **_event("X", part.name, process, lane),
                     "cat": kind,
@@ -68,7 +68,7 @@ def trace_events(
         end = max(begin, _nanoseconds(op.start + op.seconds - start))
         process = number.get(op.device, 0)
         lane = lanes.of(process, "ops", begin, end)
-        found.append(
+        events.append(
             {
                 **_event("X", op.name, process, lane),
                 "cat": op.kind,
@@ -76,12 +76,12 @@ def trace_events(
                 "args": {"type": op.kind},
             }
         )
-    found += _crossed(crossings, number, lanes, start)
-    found += [
+    events += _crossed(crossings, number, lanes, start)
+    events += [
         _named("thread_name", process, lane, kind)
         for process, lane, kind in lanes.used()
     ]
-    return {"traceEvents": found, "displayTimeUnit": "ms"}
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
 class _Lanes:
@@ -123,7 +123,7 @@ def _crossed(
             ends.append((sent, "s", crossing.source, k, both))
         both = both and sent is not None
         ends.append((crossing.arrived, "f", crossing.target, k, both))
-    found = []
+    events = []
     for time, phase, device, k, both in sorted(ends, key=lambda end: end[0]):
         crossing, process = crossings[k], number.get(device, 0)
         begin = _nanoseconds(time - start)
@@ -141,13 +141,13 @@ def _crossed(
             "bytes": crossing.bytes,
             "holds": crossing.holds,
         }
-        known = {k: v for k, v in details.items() if v not in (None, "")}
-        found.append({**event, "args": known})
+        args = {k: v for k, v in details.items() if v not in (None, "")}
+        events.append({**event, "args": args})
         if both:
             del event["dur"]
             arrow = {**event, "ph": phase, "id": k}
-            found.append({**arrow, "bp": "e"} if phase == "f" else arrow)
-    return found
+            events.append({**arrow, "bp": "e"} if phase == "f" else arrow)
+    return events
 
 
 def _named(kind: str, process: int, lane: int, name: str) -> dict[str, Any]:

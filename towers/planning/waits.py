@@ -48,7 +48,7 @@ def longest_waits(
     arrived: dict[str, list[Crossing]] = collections.defaultdict(list)
     for crossing in crossings:
         arrived[crossing.target].append(crossing)
-    found = []
+    waits = []
     for device, intervals in running.items():
         gap = start
         for begun, end in intervals:
@@ -56,11 +56,11 @@ def longest_waits(
             came = [c for c in arrived[device] if gap < c.arrived <= begun]
             if came:
                 last = came[-1]
-                found.append(
+                waits.append(
                     Wait(
                         *(device, last.tensor, last.source),
                         *(last.arrived - gap, gap - start, last.holds),
                     )
                 )
             gap = end
-    return tuple(sorted(found, key=lambda wait: -wait.seconds))
+    return tuple(sorted(waits, key=lambda wait: -wait.seconds))

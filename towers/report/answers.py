@@ -8,7 +8,7 @@ from towers.report.summary import size
 
 def answers(report: Any) -> list[tuple[str, str]]:
     """What is asked, and the answer; what does not arise is left out."""
-    found = [
+    pairs = [
         ("Crossed", _crossed(report)),
         ("By kind", _by_kind(report)),
         ("Most of it", _largest(report)),
@@ -17,8 +17,8 @@ def answers(report: Any) -> list[tuple[str, str]]:
         ("Parameters", _homes(report)),
         ("Elsewhere than asked", _misplaced(report)),
     ]
-    found += [("What to change", hint) for hint in report.hints]
-    return [(asked, answer) for asked, answer in found if answer]
+    pairs += [("What to change", hint) for hint in report.hints]
+    return [(asked, answer) for asked, answer in pairs if answer]
 
 
 def _crossed(report: Any) -> str:
@@ -48,13 +48,13 @@ def _twice(total: int, least: int) -> str:
 
 def _by_kind(report: Any) -> str:
     total = report.total_bytes
-    told, small = [], 0
+    parts, small = [], 0
     for kind, count in report.by_kind.items():
         if kind == "rest" or 200 * count < total:
             small += count
         else:
-            told.append(f"{kind} {size(count)} ({100 * count / total:.0f} %)")
-    return ", ".join([*told, *([f"the rest {size(small)}"] if small else [])])
+            parts.append(f"{kind} {size(count)} ({100 * count / total:.0f} %)")
+    return ", ".join([*parts, *([f"the rest {size(small)}"] if small else [])])
 
 
 def _largest(report: Any) -> str:

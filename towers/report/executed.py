@@ -70,22 +70,27 @@ def executed(
         # Towers are made layer by layer, and cut in any order.
         order = {name: k for k, name in enumerate(asked)}
         parts = Partitions(ran)
-        told = parts.crossings(recording.batches, counts, _kinds(ran, held))
+        crossings = parts.crossings(
+            recording.batches, counts, _kinds(ran, held)
+        )
         named = outside_of_call(
-            [name for _, name, _ in parts.nodes] + [t.tensor for t, _ in told]
+            [name for _, name, _ in parts.nodes]
+            + [t.tensor for t, _ in crossings]
         )
         ran_first = sorted(
             parts.nodes, key=lambda n: order.get(n[1], len(order))
         )
         nodes += [(device, named(name), op) for device, name, op in ran_first]
-        own = [dataclasses.replace(t, tensor=named(t.tensor)) for t, _ in told]
+        own = [
+            dataclasses.replace(t, tensor=named(t.tensor)) for t, _ in crossings
+        ]
         transfers += own
         carried.update(zip(map(rendezvous, parts.sends), own))
         strays += [
             dataclasses.replace(m, op=named(m.op))
             for m in moved(parts.nodes, asked)
         ]
-        for transfer, values in told:
+        for transfer, values in crossings:
             for (value, home), size in values.items():
                 sent[(i, value), home, transfer.target] = size
     return Executed(

@@ -18,13 +18,13 @@ def figure(summary: Summary) -> Any:
     """
     devices = summary.devices
     # Not pyplot, which keeps every figure and may want a screen.
-    made = _kind()(
+    picture = _kind()(
         figsize=(10, 1.6 + 0.55 * len(devices)), layout="constrained"
     )
-    held, crossed = made.subplots(1, 2)
+    held, crossed = picture.subplots(1, 2)
     _held(held, summary)
     _crossed(crossed, summary)
-    return made
+    return picture
 
 
 def _kind() -> Any:
@@ -47,11 +47,11 @@ def check_ending(path: str, argument: str) -> None:
       ImportError: there is no matplotlib.
     """
     canvas = _matplotlib("backend_bases").FigureCanvasBase
-    known = sorted(f".{kind}" for kind in canvas.get_supported_filetypes())
-    if os.path.splitext(path)[1].lower() not in known:
+    endings = sorted(f".{kind}" for kind in canvas.get_supported_filetypes())
+    if os.path.splitext(path)[1].lower() not in endings:
         raise ValueError(
             f"`{argument}` is {path!r}, but matplotlib writes files that end in "
-            f"{', '.join(known)}."
+            f"{', '.join(endings)}."
         )
 
 
@@ -101,10 +101,10 @@ def _crossed(axes: Any, summary: Summary) -> None:
     values = [[math.nan] * len(devices) for _ in devices]
     for (source, target), count in pairs:
         values[at[source]][at[target]] = math.log10(count + 1)
-    known = [v for row in values for v in row if not math.isnan(v)]
+    logarithms = [v for row in values for v in row if not math.isnan(v)]
     # So that the darkest has text that is read on it.
     axes.imshow(
-        values, cmap="Blues", vmin=0, vmax=2 * max(known, default=1) + 1
+        values, cmap="Blues", vmin=0, vmax=2 * max(logarithms, default=1) + 1
     )
     for (source, target), count in pairs:
         axes.text(

@@ -54,14 +54,14 @@ def in_loops(nodes: Iterable[Any]) -> set[str]:
     for node in nodes:
         for name in node.input:
             readers.setdefault(source(name), []).append(node)
-    found: set[str] = set()
+    names: set[str] = set()
     ahead = [node for node in nodes if node.op == "Enter"]
     while ahead:
         for node in readers.get(ahead.pop().name, []):
-            if node.op != "Exit" and node.name not in found:
-                found.add(node.name)
+            if node.op != "Exit" and node.name not in names:
+                names.add(node.name)
                 ahead.append(node)
-    return found
+    return names
 
 
 def pruned(graph: Any, tensors: Iterable[str]) -> Any:
@@ -70,14 +70,14 @@ def pruned(graph: Any, tensors: Iterable[str]) -> Any:
     Of what an `IdentityN` passes on, also in functions, that is what somebody
     takes: TensorFlow's optimizer leaves out the rest. Here placeholders are there.
     """
-    made = ancestors({node.name: node for node in graph.node}, tensors)
-    names = {name for name, _ in made}
+    needs = ancestors({node.name: node for node in graph.node}, tensors)
+    names = {name for name, _ in needs}
     kept = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     for node in graph.node:
         if node.name in names:
             copy = kept.node.add()
             copy.CopyFrom(node)
-            kept.node.extend(_left_out(copy, made))
+            kept.node.extend(_left_out(copy, needs))
     for function in kept.library.function:
         body = {node.name: node for node in function.node_def}
         results = [*function.ret.values(), *function.control_ret.values()]
@@ -99,7 +99,7 @@ def _left_out(
     """
     if node.op != "IdentityN":
         return []
-    made = []
+    placeholders = []
     for k, dtype in enumerate(node.attr["T"].list.type):
         if (node.name, k) not in taken:
             nothing = tf.compat.v1.NodeDef(
@@ -109,5 +109,5 @@ def _left_out(
             )
             nothing.attr["dtype"].type = dtype
             node.input[k] = f"{nothing.name}{port}"
-            made.append(nothing)
-    return made
+            placeholders.append(nothing)
+    return placeholders

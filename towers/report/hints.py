@@ -14,13 +14,13 @@ _GATHERS = ("GatherV2", "ResourceGather")
 
 def hints(report: Any) -> tuple[str, ...]:
     """At most three, of an `ExecutionReport`."""
-    found = [
+    advice = [
         *_misplaced(report),
         *_pinned(report),
         *(list(_tables(report)) or _one_home(report)),
         *_eager(report),
     ]
-    return tuple(found[:MOST])
+    return tuple(advice[:MOST])
 
 
 def _misplaced(report: Any) -> Iterator[str]:

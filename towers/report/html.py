@@ -69,11 +69,11 @@ def short_form(report: Any) -> str:
 
 
 def _answers(report: Any) -> str:
-    told = "".join(
+    entries = "".join(
         f"<dt>{escape(asked)}</dt><dd>{escape(answer)}</dd>"
         for asked, answer in answers(report)
     )
-    return f'<dl class="answers">{told}</dl>'
+    return f'<dl class="answers">{entries}</dl>'
 
 
 def _devices(report: Any) -> str:
@@ -137,9 +137,9 @@ def _layers(
     """A row per layer, a column per tower: where its ops ran, and how many."""
     ran: dict[Any, collections.Counter] = {}
     for device, name, _ in nodes:
-        found = tower_of(name)
-        if found:
-            tower, inside = f"tower_{found[0]}", found[1]
+        place = tower_of(name)
+        if place:
+            tower, inside = f"tower_{place[0]}", place[1]
             # Those of a model within the model, too, and no deeper.
             parts = (layer_of(inside) or inside).split("/")[:_DEEP]
             layer = "/".join(parts)
@@ -151,10 +151,10 @@ def _layers(
         return ""
 
     def cell(layer: str, tower: str) -> str:
-        found = ran.get((layer, tower), collections.Counter())
+        counts = ran.get((layer, tower), collections.Counter())
         lines = []
-        for device in sorted({d for d, _ in found}):
-            ways = [found[device, w] for w in ("forward", "backward")]
+        for device in sorted({d for d, _ in counts}):
+            ways = [counts[device, w] for w in ("forward", "backward")]
             lines.append(
                 f'<span class="ran" style="background:{tint(devices, device)}">'
                 f"{escape(device)} <b>{ways[0]}</b>+<b>{ways[1]}</b></span>"

@@ -147,7 +147,7 @@ class Partitions:
         if kinds:
             asked += [x for n in names if n for x in kinds.pieces(n)]
         shapes = shapes_of(self._ran, batches, asked)
-        told = []
+        transfers = []
         for send, name, each in zip(self.sends, names, values):
             transfer = Transfer(
                 *ends(send),
@@ -171,8 +171,8 @@ class Partitions:
             else:
                 ((whole, _),) = self._origins(*self._start(send), apart=False)
                 held = {whole: transfer.bytes or 0}
-            told.append((transfer, held))
-        return told
+            transfers.append((transfer, held))
+        return transfers
 
     def _in_whole(self, send: Any) -> str | None:
         """What is sent, by its name in the function before it was cut.
@@ -185,10 +185,10 @@ class Partitions:
         here, there = self._made_by(send), self._whole.get(source(name))
         if not there or not here or op_of_kernel(here.op) != there.op:
             taker, k = self._taken.get(rendezvous(send), (None, 0))
-            known = self._whole.get(taker.name) if taker else None
-            if known is None or k >= len(known.input):
+            original = self._whole.get(taker.name) if taker else None
+            if original is None or k >= len(original.input):
                 return None
-            name = known.input[k]
+            name = original.input[k]
         return full(name)
 
     def _made_by(self, send: Any) -> Any:
@@ -196,10 +196,10 @@ class Partitions:
         return self._parts[i].get(source(send.input[0]))
 
     def _constant_shape(self, send: Any) -> tuple[int, ...] | None:
-        made = self._made_by(send)
-        if made is None or made.op != "Const":
+        node = self._made_by(send)
+        if node is None or node.op != "Const":
             return None
-        return tuple(d.size for d in made.attr["value"].tensor.tensor_shape.dim)
+        return tuple(d.size for d in node.attr["value"].tensor.tensor_shape.dim)
 
     def _loops(self, send: Any) -> bool:
         i, _ = self._sent_by[rendezvous(send)]
@@ -233,10 +233,10 @@ class Partitions:
 
     def _joined(self, node: Any) -> list[str]:
         """The names, in the whole function, of what one op joins."""
-        known = self._whole.get(node.name)
-        if node.op != "ConcatV2" or known is None or known.op != node.op:
+        original = self._whole.get(node.name)
+        if node.op != "ConcatV2" or original is None or original.op != node.op:
             return []
-        names = list(known.input)[: known.attr["N"].i]
+        names = list(original.input)[: original.attr["N"].i]
         return names if node.attr["N"].i == len(names) else []
 
     def _start(self, send: Any) -> tuple[int, str, str]:

@@ -59,11 +59,11 @@ def in_words(parts: Sequence[Part], most: int = 3) -> str:
 
 def summed(parts: Sequence[Part], sizes: Sequence[int]) -> tuple[Part, ...]:
     """Each part once, with its bytes."""
-    found: dict[Part, int] = {}
+    sums: dict[Part, int] = {}
     for part, size in zip(parts, sizes):
-        found[part] = found.get(part, 0) + size
+        sums[part] = sums.get(part, 0) + size
     return tuple(
-        dataclasses.replace(part, bytes=size) for part, size in found.items()
+        dataclasses.replace(part, bytes=size) for part, size in sums.items()
     )
 
 

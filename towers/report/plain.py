@@ -42,10 +42,10 @@ def subject_of(fn: Callable[..., Any], args: Sequence[Any]) -> str:
         name = f"{owner.name}.{name}"
     leaves = tf.nest.flatten(list(args[:1]))
     shapes = [x.shape for x in leaves if hasattr(x, "shape")]
-    given = f" of {', '.join(str(list(s)) for s in shapes[:3])}" * bool(shapes)
+    inputs = f" of {', '.join(str(list(s)) for s in shapes[:3])}" * bool(shapes)
     now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
     return (
-        f"{name}{given}; TensorFlow {tf.__version__}, Keras {keras.__version__}; "
+        f"{name}{inputs}; TensorFlow {tf.__version__}, Keras {keras.__version__}; "
         f"{now}"
     )
 

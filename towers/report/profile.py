@@ -121,11 +121,11 @@ def times_sent(
     graphs: Sequence[Any], events: Sequence[Event]
 ) -> dict[Any, int]:
     """How often each tensor crossed, by the `rendezvous` of its send."""
-    found: collections.Counter = collections.Counter()
+    totals: collections.Counter = collections.Counter()
     counts = _Carried(graphs).times(events, list(_by_executor(events)))
     for (which, _), times in counts.items():
-        found[which] += times
-    return dict(found)
+        totals[which] += times
+    return dict(totals)
 
 
 class _Carried:
@@ -181,26 +181,26 @@ class _Carried:
         for event in events:
             if event.name == ARRIVED:
                 arrived[event.stats.get(NODE)][_run(event)] += 1
-        told = {event.process for event in events}
-        found = {}
+        processes = {event.process for event in events}
+        counts = {}
         for which in {**self.sends, **self.receives}:
             send, receive = self.sends.get(which), self.receives.get(which)
             runs = heard[send.name] if send else collections.Counter()
             if not runs and receive:
                 runs = arrived[receive.name]
-            made = self.sources.get(which)
+            maker = self.sources.get(which)
             sender, receiver = (process_of(end.decode()) for end in which[:2])
             makers = []
-            if made is not None and op_of_kernel(made.op) in kinds:
-                makers = [made] if sender in told else []
-            elif receiver in told:
+            if maker is not None and op_of_kernel(maker.op) in kinds:
+                makers = [maker] if sender in processes else []
+            elif receiver in processes:
                 makers = [
                     n for n in self.takers[which] if op_of_kernel(n.op) in kinds
                 ]
             for run, times in runs.items():
                 alive = [heard[node.name][run] for node in makers]
-                found[which, run] = min(times, max(alive, default=times))
-        return found
+                counts[which, run] = min(times, max(alive, default=times))
+        return counts
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
@@ -216,12 +216,12 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 def _nodes(graphs: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """Nodes by name, and by device."""
-    found: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+    nodes: dict[str, dict[str, Any]] = collections.defaultdict(dict)
     for graph in graphs:
         for device, name, node in walked(graph):
-            found[name][device] = node
-            found[node.name].setdefault(device, node)
-    return found
+            nodes[name][device] = node
+            nodes[node.name].setdefault(device, node)
+    return nodes
 
 
 def _by_executor(
@@ -303,7 +303,7 @@ def _crossings(
         start, end = ends(carried.receives[which])
         send = carried.sends.get(which)
         times = sent[send.name, run] if send else []
-        known = carried_by.get(which)
+        transfer = carried_by.get(which)
         if start != end:
             yield Crossing(
                 source=start,
@@ -312,8 +312,8 @@ def _crossings(
                 asked=since,
                 sent=times.pop(0) if times else None,
                 arrived=event.start,
-                bytes=known.bytes_once if known else None,
-                holds=known.holds if known else "",
+                bytes=transfer.bytes_once if transfer else None,
+                holds=transfer.holds if transfer else "",
             )
 
 

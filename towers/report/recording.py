@@ -192,7 +192,7 @@ def _ran_there(
 def _ran(definition: Any, calls: list[Any], metadata: Any) -> Ran:
     """The function's graphs, found by what its arguments are called."""
     name = definition.signature.name
-    wanted = [
+    names = [
         definition.arg_attr[i].attr[tf_nodes.CALLED].s
         for i in range(len(definition.signature.input_arg))
     ]
@@ -202,7 +202,7 @@ def _ran(definition: Any, calls: list[Any], metadata: Any) -> Ran:
             for node in graphs.pre_optimization_graph.node
             if node.op in tf_nodes.ARGUMENTS
         }
-        if [arguments[i] for i in sorted(arguments)] == wanted:
+        if [arguments[i] for i in sorted(arguments)] == names:
             metadata.function_graphs.remove(graphs)
             return Ran(
                 name,
@@ -306,8 +306,8 @@ def _noted_batches(held: dict[int, tf.Tensor]) -> Iterator[list[Elements]]:
     def iterated(dataset: tf.data.Dataset) -> Any:
         if not tf.executing_eagerly():
             return original(dataset)
-        found = tf_iterators.captured(dataset)
-        held.update({id(x): x for x in found if x.dtype == tf.resource})
+        tensors = tf_iterators.captured(dataset)
+        held.update({id(x): x for x in tensors if x.dtype == tf.resource})
         spec = dataset.element_spec
         parts = tf.nest.flatten(spec, expand_composites=True)
         if not all(isinstance(part, tf.TensorSpec) for part in parts):

@@ -58,8 +58,8 @@ def parts_of(
             end.attr["tensor_name"].s = node.name.encode()
         ends[0].device, ends[1].device = place, device
     for node in list(body.node)[count:]:
-        for made in (graph, parts[device]):
-            copy = made.node.add()
+        for target in (graph, parts[device]):
+            copy = target.node.add()
             copy.CopyFrom(node)
             copy.device = device
     return graph, list(parts.values())
@@ -81,9 +81,9 @@ def _check_alone(
                 _refuse(name, device, f"the op {node.name!r} is for {wish}")
         if kind == "CPU":  # which has kernels for all ops
             continue
-        with tf.Graph().as_default() as known:
+        with tf.Graph().as_default() as imported:
             tf.graph_util.import_graph_def(graph, name="")
-        for op in known.get_operations():
+        for op in imported.get_operations():
             if op.type != "Placeholder" and not tf_kernels.kernel(op, kind):
                 _refuse(name, device, f"the op {op.name!r} has no kernel there")
 

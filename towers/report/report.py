@@ -93,10 +93,10 @@ class ExecutionReport:
     @property
     def by_layer(self) -> dict[str, dict[str, int]]:
         """The same bytes by layer, then by kind; those of no layer under ""."""
-        found: dict[str, dict[str, int]] = {}
+        sizes: dict[str, dict[str, int]] = {}
         for (layer, kind), count in self.summary.by_layer.items():
-            found.setdefault(layer, {})[kind] = count
-        return found
+            sizes.setdefault(layer, {})[kind] = count
+        return sizes
 
     @property
     def pinned_bytes(self) -> int:
@@ -155,23 +155,23 @@ class ExecutionReport:
         # Of several calls of towers in one graph, the second is "tower_1_1".
         named = _CALLS.sub(r"\1(_\\d+)?", re.escape(scope.strip("/")))
         part = re.compile(f"(^|/){named}(/|$)")
-        found = [
+        nodes = [
             node
             for node in self.nodes
             if part.search(node[1])
             and (scope.startswith("host/") or not _HOSTS.search(node[1]))
         ]
-        if not found:
+        if not nodes:
             raise AssertionError(
                 f"No op that ran is in the scope {scope!r}. Expected part of a "
                 "name between slashes, such as 'tower_1'."
             )
         expected = short(device)
-        strays = [node for node in found if node[0] != expected]
+        strays = [node for node in nodes if node[0] != expected]
         if strays:
             lines = [f"  {d}: {name} ({kind})" for d, name, kind in strays]
             raise AssertionError(
-                f"{len(strays)} of {len(found)} ops of {scope!r} ran elsewhere "
+                f"{len(strays)} of {len(nodes)} ops of {scope!r} ran elsewhere "
                 f"than on {expected}:\n" + "\n".join(lines)
             )
 

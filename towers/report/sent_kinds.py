@@ -37,7 +37,7 @@ class Kinds:
     Args:
       nodes: all of it, before it was cut.
       handles: by the names of nodes that are handles of variables, those.
-      known: variables that a gradient may be of which is assigned nowhere here.
+      variables: more, that a gradient may be of which is assigned nowhere here.
       backward: whether this is a backward pass alone, which takes no batch.
     """
 
@@ -45,12 +45,12 @@ class Kinds:
         self,
         nodes: Iterable[Any],
         handles: Mapping[str, SizedVariable],
-        known: Iterable[SizedVariable] = (),
+        variables: Iterable[SizedVariable] = (),
         backward: bool = False,
     ):
         self._values = GraphValues(nodes, handles)
-        self._known = list(
-            {id(h): h for h in (*known, *handles.values())}.values()
+        self._variables = list(
+            {id(h): h for h in (*variables, *handles.values())}.values()
         )
         self._backward = backward
         self._short = functools.cache(short)
@@ -95,9 +95,9 @@ class Kinds:
         ]
         if len(own) == 1:
             return (dataclasses.replace(own[0], bytes=transfer.bytes),)
-        known = [size for size in sizes if size is not None]
-        if len(known) == len(own) and sum(known) == transfer.bytes:
-            return summed(own, known)
+        counts = [size for size in sizes if size is not None]
+        if len(counts) == len(own) and sum(counts) == transfer.bytes:
+            return summed(own, counts)
         return (merged(own, transfer.bytes),)
 
     def _part(
@@ -163,10 +163,10 @@ class Kinds:
 
     def _within(self, node: Any, takers: Sequence[Any]) -> Part | None:
         """What goes from one part of a tower to another, which is elsewhere."""
-        made, same = tower_of(node.name), [tower_of(t.name) for t in takers]
-        if made is None or not same or _HOST in node.name:
+        tower, same = tower_of(node.name), [tower_of(t.name) for t in takers]
+        if tower is None or not same or _HOST in node.name:
             return None
-        if not all(found and found[0] == made[0] for found in same):
+        if not all(other and other[0] == tower[0] for other in same):
             return None
         back = is_backward(node.name)
         return Part(
@@ -197,7 +197,7 @@ class Kinds:
 
         Those of parameters are summed, those of a batch have rows of their own.
         """
-        every = [h for h in self._known if h.use.kind == "parameter"]
+        every = [h for h in self._variables if h.use.kind == "parameter"]
         own = [
             h for h in every if f"{self._path(h)[0]}/".startswith(f"{layer}/")
         ]
@@ -226,8 +226,8 @@ class Kinds:
         A model may give its own name to what it holds, its tower does not.
         """
         parts = held.use.path.split("/")
-        known = (k for k in range(len(parts) - 1) if parts[k] in self._tops)
-        first = next(known, 0)
+        tops = (k for k in range(len(parts) - 1) if parts[k] in self._tops)
+        first = next(tops, 0)
         return "/".join(parts[first:-1]), "/".join(parts[first:])
 
     def _layer(self, name: str) -> str:
@@ -242,7 +242,7 @@ class Kinds:
     @functools.cached_property
     def _holding(self) -> set[str]:
         """The layers that have variables."""
-        return {self._path(held)[0] for held in self._known}
+        return {self._path(held)[0] for held in self._variables}
 
     @functools.cached_property
     def _tops(self) -> set[str]:
@@ -276,14 +276,14 @@ class Kinds:
 
 def _layer(name: str) -> str:
     """The path of the layer that an op of a tower is of."""
-    found = tower_of(name)
-    return layer_of(found[1]) if found else ""
+    tower = tower_of(name)
+    return layer_of(tower[1]) if tower else ""
 
 
 def _verb(name: str) -> str:
     """The verb of towers that an op belongs to; "" for others."""
-    found = _VERBS.findall(name)
-    return found[-1] if found and not tower_of(name) else ""
+    verbs = _VERBS.findall(name)
+    return verbs[-1] if verbs and not tower_of(name) else ""
 
 
 def _like(

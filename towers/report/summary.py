@@ -44,10 +44,10 @@ class Summary:
     @property
     def by_kind(self) -> dict[str, int]:
         """Bytes by what crossed, most first."""
-        found: collections.Counter = collections.Counter()
+        totals: collections.Counter = collections.Counter()
         for (_, kind), count in self.by_layer.items():
-            found[kind] += count
-        return dict(found.most_common())
+            totals[kind] += count
+        return dict(totals.most_common())
 
     @property
     def within_towers(self) -> int:
@@ -57,20 +57,20 @@ class Summary:
     @property
     def machines(self) -> dict[str, list[str]]:
         """The devices of each machine, which is called by its task."""
-        found: dict[str, list[str]] = {}
+        by_task: dict[str, list[str]] = {}
         for device in self.devices:
-            found.setdefault(machine_of(device), []).append(device)
-        return found
+            by_task.setdefault(machine_of(device), []).append(device)
+        return by_task
 
     @property
     def between_machines(self) -> dict[tuple[str, str], int]:
         """Bytes by (source, target), for tasks that are not the same."""
-        found: collections.Counter = collections.Counter()
+        totals: collections.Counter = collections.Counter()
         for (source, target), count in self.bytes_between.items():
             link = machine_of(source), machine_of(target)
             if link[0] != link[1]:
-                found[link] += count
-        return dict(found)
+                totals[link] += count
+        return dict(totals)
 
     @property
     def busiest_link(self) -> tuple[str, int, int] | None:

@@ -39,16 +39,16 @@ def shapes_of(
       it depends on an iterator that was made before, or in a loop.
     """
     names = set(names)
-    told = [
+    shapes = [
         _shapes(ran.graph, call, element, names)
         for call in _unlike(ran.calls)
         for element in _elements(ran.graph, batches)
     ]
     return {
-        name: told[0][name]
+        name: shapes[0][name]
         for name in names
-        if all(name in each for each in told)
-        and len({each[name] for each in told}) == 1
+        if all(name in each for each in shapes)
+        and len({each[name] for each in shapes}) == 1
     }
 
 
@@ -63,17 +63,17 @@ def _shapes(
     inferred = _imported(graph)
     if inferred is None:
         return {}
-    known = {}
-    told = _are_steady(original, inferred)
+    shapes = {}
+    steady = _are_steady(original, inferred)
     for name in names:
         shape = inferred.get_tensor_by_name(name).shape
-        if shape.is_fully_defined() and (told or source(name) not in looping):
-            known[name] = tuple(shape)
-    rest = [n for n in names - set(known) if source(n) not in looping]
+        if shape.is_fully_defined() and (steady or source(name) not in looping):
+            shapes[name] = tuple(shape)
+    rest = [n for n in names - set(shapes) if source(n) not in looping]
     if rest:
         graph, feeds = _with_arguments(original, call, element, static=False)
-        known.update(zip(rest, _computed(graph, feeds, rest)))
-    return known
+        shapes.update(zip(rest, _computed(graph, feeds, rest)))
+    return shapes
 
 
 def _imported(graph: Any) -> tf.Graph | None:
@@ -108,14 +108,14 @@ def known_shapes(
     graph: tf.Graph, names: Iterable[str]
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of a graph's tensors that are known before it runs."""
-    found = {}
+    shapes = {}
     ops = {op.name: op for op in graph.get_operations()}
     for name in names:
         if source(name) in ops:
             shape = graph.get_tensor_by_name(name).shape
             if shape.is_fully_defined():
-                found[name] = tuple(shape)
-    return found
+                shapes[name] = tuple(shape)
+    return shapes
 
 
 def _with_arguments(
@@ -153,12 +153,12 @@ def _with_arguments(
 
     def element_of(node: Any) -> None:
         dtypes = node.attr["output_types"].list.type
-        given = graph.node.add(name=node.name, op="IdentityN")
-        given.attr["T"].list.type.extend(dtypes)
+        identity = graph.node.add(name=node.name, op="IdentityN")
+        identity.attr["T"].list.type.extend(dtypes)
         for k, dtype in enumerate(dtypes):
-            given.input.append(f"{node.name}/{k}")
+            identity.input.append(f"{node.name}/{k}")
             value = element[k] if element else None
-            placeholder(given.input[k], dtype, value)
+            placeholder(identity.input[k], dtype, value)
 
     for node in original.node:
         if node.op in tf_nodes.RESULTS or node.op.startswith(_WRITES):
@@ -219,12 +219,14 @@ def _elements(graph: Any, batches: Sequence[Elements]) -> list[Values | None]:
     ]
     # A function may have been traced for any number of rows, and be called
     # with an iterator that knows its own.
-    given = same or [
+    candidates = same or [
         b.elements
         for b in alike
         if all(s.is_compatible_with(x) for (_, s), x in zip(b.spec, shapes))
     ]
-    merged = {shapes: e for elements in given for shapes, e in elements.items()}
+    merged = {
+        shapes: e for elements in candidates for shapes, e in elements.items()
+    }
     return list(merged.values()) or [None]
 
 

@@ -34,7 +34,7 @@ def printed(report: Any) -> str:
 
 def answered(report: Any) -> str:
     """The answers, a line each."""
-    return "\n".join(f"{asked}: {told}" for asked, told in answers(report))
+    return "\n".join(f"{asked}: {answer}" for asked, answer in answers(report))
 
 
 def exactly(count: int) -> str:

@@ -150,7 +150,7 @@ class GraphValues:
           counts: which takers of the tensor are meant.
           merging: whether it is a state, which is merged on its way.
         """
-        found: dict[int, SizedVariable] = {}
+        variables: dict[int, SizedVariable] = {}
         start = full(tensor)
         ahead: list[tuple[str, Places]] = [(start, places)]
         seen = set(ahead)
@@ -159,11 +159,11 @@ class GraphValues:
             for node, k in self.takers(now):
                 if now == start and not counts(node):
                     continue
-                for after in self._after(node, k, places, merging, found):
+                for after in self._after(node, k, places, merging, variables):
                     if after not in seen:
                         seen.add(after)
                         ahead.append(after)
-        return list(found.values())
+        return list(variables.values())
 
     def _after(
         self,
@@ -171,12 +171,12 @@ class GraphValues:
         k: int,
         places: Places,
         merging: bool,
-        found: dict[int, SizedVariable],
+        variables: dict[int, SizedVariable],
     ) -> Iterator[tuple[str, Places]]:
         """Where a value goes on after an op that takes it as its input `k`."""
         op = op_of_kernel(node.op)
         if op.startswith((*_ASSIGNS, *_APPLIES)):
-            yield from self._written(node, found)
+            yield from self._written(node, variables)
         elif op == "ConcatV2":
             count = node.attr["N"].i
             if k < count:
@@ -194,7 +194,7 @@ class GraphValues:
                 yield f"{node.name}:{j}", places
 
     def _written(
-        self, node: Any, found: dict[int, SizedVariable]
+        self, node: Any, variables: dict[int, SizedVariable]
     ) -> Iterator[tuple[str, Places]]:
         """Notes what an op writes, and goes on with who reads a slot."""
         some = op_of_kernel(node.op).startswith(_APPLIES)
@@ -202,9 +202,9 @@ class GraphValues:
             if handle.startswith("^"):
                 continue
             held = self.variable(handle)
-            if held is None or id(held) in found:
+            if held is None or id(held) in variables:
                 continue
-            found[id(held)] = held
+            variables[id(held)] = held
             if held.use.kind == "slot":
                 for reader, _ in self.takers(self.origin(handle)):
                     if reader.op in READS:

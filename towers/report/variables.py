@@ -38,14 +38,14 @@ def uses(
 ) -> tuple[VariableUse, ...]:
     """What each is, and where: on the device that is told."""
     kinds = keras.optimizers.Optimizer, keras.Variable
-    found = alive(kinds)
+    objects = alive(kinds)
     slots = {
         id(variable.value)
-        for optimizer in found
+        for optimizer in objects
         if isinstance(optimizer, kinds[0])
         for variable in optimizer.variables
     }
-    paths = {id(v.value): v.path for v in found if isinstance(v, kinds[1])}
+    paths = {id(v.value): v.path for v in objects if isinstance(v, kinds[1])}
 
     def kind(variable: tf.Variable) -> str:
         if id(variable) in slots:

@@ -59,8 +59,8 @@ def shown(name: str, placement: Placement, variables: Sequence[Any]) -> str:
     for i, (device, share) in enumerate(
         zip(placement.devices, placement.shares)
     ):
-        told = f"tower_{i} ({share / total:.0%} of the rows)"
-        parts.setdefault(device, []).append(told)
+        rows = f"tower_{i} ({share / total:.0%} of the rows)"
+        parts.setdefault(device, []).append(rows)
     held: collections.Counter = collections.Counter()
     for variable in variables:
         value = keras_layers.raw(variable)
@@ -72,10 +72,10 @@ def shown(name: str, placement: Placement, variables: Sequence[Any]) -> str:
         (str(placement.output_device), "outputs are gathered"),
     ):
         parts.setdefault(device, []).append(what)
-    rows = "".join(
+    table = "".join(
         f'<tr><td>{escape(device)}</td><td style="text-align:left">'
-        f"{escape(', '.join(told))}</td></tr>"
-        for device, told in parts.items()
+        f"{escape(', '.join(texts))}</td></tr>"
+        for device, texts in parts.items()
     )
     pins = "".join(
         f"<br>{escape(layer)} on {escape(str(pin))}"
@@ -83,14 +83,14 @@ def shown(name: str, placement: Placement, variables: Sequence[Any]) -> str:
     )
     return (
         f"<b>{escape(named(name, placement)[1:-1])}</b>"
-        f"<table>{rows}</table>{pins.removeprefix('<br>')}"
+        f"<table>{table}</table>{pins.removeprefix('<br>')}"
     )
 
 
 def say_first(name: str, placement: Placement, args: Any, kwargs: Any) -> None:
     """Says so unless the arguments of `fit` ask for silence."""
-    given = {**dict(zip(_FIT, args)), **kwargs}
-    if given.get("verbose", "auto") != 0:
+    arguments = {**dict(zip(_FIT, args)), **kwargs}
+    if arguments.get("verbose", "auto") != 0:
         say(first_line(name, placement))
 
 

@@ -54,10 +54,10 @@ class FedSteps:
             return self._otherwise(data)
         if self._is_eager:
             return self._otherwise([self._joined(drawn) for drawn in data])
-        said = [self._take(drawn) for drawn in data]
-        if len(said) == 1:
-            return said[0]
-        return tf.nest.map_structure(lambda *x: tf.concat(x, 0), *said)
+        results = [self._take(drawn) for drawn in data]
+        if len(results) == 1:
+            return results[0]
+        return tf.nest.map_structure(lambda *x: tf.concat(x, 0), *results)
 
     def _next(self, reading: Reading) -> Any:
         """Steps with the next batch that no lost worker had a part of."""
@@ -103,13 +103,13 @@ class FedSteps:
         batch, spared = self._batch(towers, ranges)
         arrivals = Arrivals(batch, placement, towers, ranges)
         with arriving(arrivals):
-            said = self._step(batch.nest)
+            result = self._step(batch.nest)
         if not arrivals.are_taken_of(spared):
             raise RuntimeError(
                 "With `quick_start=True` towers take the inputs that they have "
                 "read, but this step takes others. Leave out `quick_start`."
             )
-        return said
+        return result
 
     def _batch(
         self, towers: Sequence[Any], ranges: Ranges

@@ -14,7 +14,7 @@ from towers.verbs.batch import is_per_tower, refuse_per_tower
 
 _KIND = "towers.per_tower"
 # What datasets tell themselves: what it is, by the argument's name.
-_TOLD = {
+_OF_DATASETS = {
     "y": "the targets",
     "sample_weight": "the sample weights",
     "batch_size": "the size of batches",
@@ -35,18 +35,18 @@ def fed(
     if method not in ("fit", "evaluate", "predict"):
         refuse_per_tower(values, method)
     names = list(inspect.signature(getattr(keras.Model, method)).parameters)
-    given = {**dict(zip(names[1:], args)), **kwargs}
-    if is_per_tower(given.get("x")):
-        _check_alone(given)
-        weights = given.pop("class_weight", None)
-        given["x"] = _epochs(model, given["x"], method, weights)
-    if is_per_tower(given.get("validation_data")):
-        if given.get("validation_batch_size"):
+    arguments = {**dict(zip(names[1:], args)), **kwargs}
+    if is_per_tower(arguments.get("x")):
+        _check_alone(arguments)
+        weights = arguments.pop("class_weight", None)
+        arguments["x"] = _epochs(model, arguments["x"], method, weights)
+    if is_per_tower(arguments.get("validation_data")):
+        if arguments.get("validation_batch_size"):
             raise _not_beside("validation_batch_size")
-        data = given["validation_data"]
-        given["validation_data"] = _epochs(model, data, method)
-    refuse_per_tower(_parts(given.values()), method)
-    return (), given
+        data = arguments["validation_data"]
+        arguments["validation_data"] = _epochs(model, data, method)
+    refuse_per_tower(_parts(arguments.values()), method)
+    return (), arguments
 
 
 def _parts(values: Iterable[Any]) -> list[Any]:
@@ -118,18 +118,18 @@ def _weighted(data: PerTower, class_weight: Any) -> PerTower:
     return per_tower(dataset_fn)
 
 
-def _check_alone(given: Mapping[str, Any]) -> None:
+def _check_alone(arguments: Mapping[str, Any]) -> None:
     """Raises if there is an argument beside of which the datasets say all."""
-    for name in _TOLD:
-        if given.get(name) is not None and name != "validation_batch_size":
+    for name in _OF_DATASETS:
+        if arguments.get(name) is not None and name != "validation_batch_size":
             raise _not_beside(name)
-    if given.get("shuffle"):
+    if arguments.get("shuffle"):
         raise ValueError(
             f"`shuffle=True` was passed, but the data `x` was provided as a {_KIND}. "
             "Its datasets are expected to already be shuffled (via "
             "`.shuffle(buffer_size)`)."
         )
-    if given.get("validation_split"):
+    if arguments.get("validation_split"):
         raise ValueError(
             "Argument `validation_split` is only supported for tensors or NumPy "
             f"arrays. Found incompatible type in the input: {_KIND}. Pass "
@@ -140,5 +140,6 @@ def _check_alone(given: Mapping[str, Any]) -> None:
 def _not_beside(name: str) -> ValueError:
     return ValueError(
         f"When providing `x` as a {_KIND}, `{name}` should not be passed. "
-        f"Instead, {_TOLD[name]} should be included as part of its datasets."
+        f"Instead, {_OF_DATASETS[name]} should be included as part of its "
+        "datasets."
     )

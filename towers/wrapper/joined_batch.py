@@ -37,7 +37,7 @@ def joined_batch(
     n, m = (len(tf.nest.flatten(nest)) for nest in (x, towers[0]))
     devices = [placement.input_device] * n
     devices += [str(placement.output_device)] * (m - n)
-    wanted = [inputs] * n + [targets] * (m - n)
+    are_joined = [inputs] * n + [targets] * (m - n)
     paths = whole_of_data(model)
     if x is towers[0]:
         paths = [path[1:] for path in paths]
@@ -50,7 +50,7 @@ def joined_batch(
         if joins
         else _no_rows(column[0], ranges, placement)
         for column, undivided, device, joins in zip(
-            columns, whole, devices, wanted
+            columns, whole, devices, are_joined
         )
     ]
     return Batch(tf.nest.pack_sequence_as(towers[0], joined), whole)

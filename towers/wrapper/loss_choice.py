@@ -31,20 +31,23 @@ def belongs_on_towers(model: Any) -> bool:
 
     Decided by what it was compiled with, before anything of that is built.
     """
-    placement, told = model.placement, keras_compile.compile_arguments(model)
+    placement = model.placement
+    arguments = keras_compile.compile_arguments(model)
     usual = (
         placement.devices[0]
         if callable(placement.parameter_device)
         else placement.parameter_device
     )
     remote = any(x != placement.output_device for x in placement.devices)
-    metrics = tf.nest.flatten([told["metrics"], told["weighted_metrics"]])
-    losses = [x for x in tf.nest.flatten(told["loss"]) if x is not None]
+    metrics = tf.nest.flatten(
+        [arguments["metrics"], arguments["weighted_metrics"]]
+    )
+    losses = [x for x in tf.nest.flatten(arguments["loss"]) if x is not None]
     return (
         remote
         and placement.output_device == usual  # else somebody wants it there
         and model.merge == "concat"
-        and not told["run_eagerly"]
+        and not arguments["run_eagerly"]
         and bool(losses)
         and all(_adds_up(x, keras.losses) for x in losses)
         and all(

@@ -35,8 +35,8 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
     checks.check_given(model.template, x)
     x = checked_batch(x, whole=model.whole).nest
     outputs = _built_losses(model, x, y, weights)
-    made = Compiled.of(model)
-    losses = len(made.flat_losses)
+    compiled = Compiled.of(model)
+    losses = len(compiled.flat_losses)
     where = model.placement
     # Beside a tower the count, and the gradient that waits for it, would come late.
     # What towers have read is not here to be counted.
@@ -45,7 +45,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
         and not are_read_there()
         and loss_parts.are_counted_by_targets(model, outputs)
     )
-    state = made.metrics.variables if made.metrics is not None else []
+    state = compiled.metrics.variables if compiled.metrics is not None else []
 
     def on_tower(template: Any, shard: Any) -> Any:
         x, y, weights = shard
@@ -57,7 +57,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
             )
             sums.append(numerators)
         if state:
-            sums += loss_parts.metric_sums(made.metrics, y, y_pred, weights)
+            sums += loss_parts.metric_sums(compiled.metrics, y, y_pred, weights)
         return packed(sums), divisors
 
     request = Request(
@@ -89,7 +89,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
             "or a layer that calls `add_loss`."
         )
     total = tf.add_n(terms)
-    made.tracker.update_state(total, sample_weight=rows)
+    compiled.tracker.update_state(total, sample_weight=rows)
     return total
 
 

@@ -27,8 +27,8 @@ def check_mergeable(model: keras.Model) -> None:
     Raises:
       ValueError: names the loss or the metric.
     """
-    made = Compiled.of(model)
-    for loss in made.flat_losses:
+    compiled = Compiled.of(model)
+    for loss in compiled.flat_losses:
         if type(loss).__call__ is not keras.losses.Loss.__call__:
             raise _unmergeable(
                 f"loss {loss.name!r}", "has a `__call__` of its own", "`call`"
@@ -40,12 +40,12 @@ def check_mergeable(model: keras.Model) -> None:
                 "'sum_over_batch_size', 'mean_with_sample_weight' or 'sum'",
             )
     for kind, one in [
-        *(("loss", loss) for loss in made.flat_losses),
-        *(("metric", metric) for metric in made.flat_metrics),
+        *(("loss", loss) for loss in compiled.flat_losses),
+        *(("metric", metric) for metric in compiled.flat_metrics),
     ]:
         if adds_up(one) is False:
             raise _of_other_rows(f"{kind} {one.name!r}")
-    for metric in made.flat_metrics:
+    for metric in compiled.flat_metrics:
         update = next(
             c for c in type(metric).__mro__ if "update_state" in vars(c)
         )
@@ -86,7 +86,7 @@ def parts(
       counted: whether the targets of the batch tell the divisors, which are
         None then, unless predictions have masks.
     """
-    made = Compiled.of(model)
+    compiled = Compiled.of(model)
     sums: list[tuple[tf.Tensor, tf.Tensor]] = []
     masks: list[Any] = []
 
@@ -98,8 +98,8 @@ def parts(
 
         return say
 
-    with made.replaced([noting(loss) for loss in made.flat_losses]):
-        made.loss(y, y_pred, weights)
+    with compiled.replaced([noting(loss) for loss in compiled.flat_losses]):
+        compiled.loss(y, y_pred, weights)
     numerators, divisors = zip(*sums)
     if counted and all(mask is None for mask in masks):
         return tf.stack(numerators), None
@@ -125,7 +125,7 @@ def merged(
       like: a nest like the predictions, of tensors with as many rows; of their
         shapes if there are no divisors.
     """
-    made = Compiled.of(model)
+    compiled = Compiled.of(model)
     numerators, divisors = parts
 
     def mean_of(i: int, loss: keras.losses.Loss) -> Any:
@@ -141,9 +141,9 @@ def merged(
 
         return value
 
-    values = [mean_of(i, loss) for i, loss in enumerate(made.flat_losses)]
-    with made.replaced(values, tracked=True):
-        return made.loss(y, like, weights)
+    values = [mean_of(i, loss) for i, loss in enumerate(compiled.flat_losses)]
+    with compiled.replaced(values, tracked=True):
+        return compiled.loss(y, like, weights)
 
 
 def metric_sums(
@@ -171,17 +171,19 @@ def _parts(
     With ones for values, the sum over the reduced value is what the reduction
     divides by.
     """
-    seen: list[tf.Tensor] = []
+    values: list[tf.Tensor] = []
     call = loss.call
 
     def kept(y: Any, y_pred: Any) -> tf.Tensor:
-        seen.append(call(y, y_pred))
-        _check_rows(f"loss {loss.name!r}", loss, seen[0], y, y_pred)
-        return seen[0]
+        values.append(call(y, y_pred))
+        _check_rows(f"loss {loss.name!r}", loss, values[0], y, y_pred)
+        return values[0]
 
     def ones(y: Any, y_pred: Any) -> tf.Tensor:
-        one = _ones(loss, seen[0], y)
-        keras_layers.set_notes(one, [{"mask": keras_layers.get_mask(seen[0])}])
+        one = _ones(loss, values[0], y)
+        keras_layers.set_notes(
+            one, [{"mask": keras_layers.get_mask(values[0])}]
+        )
         return one
 
     weighs = loss.reduction == "mean_with_sample_weight"
@@ -230,16 +232,16 @@ def _check_rows(name: str, one: Any, values: Any, y: Any, y_pred: Any) -> None:
         raise _unmergeable(
             name, "returns a scalar for all rows", "one value per row"
         )
-    given = [
+    shapes = [
         tf.convert_to_tensor(x).shape
         for x in tf.nest.flatten((y, y_pred))
         if x is not None
     ]
     # Keras gives both the larger rank.
-    rank = max((x.rank for x in given if x.rank), default=None)
+    rank = max((x.rank for x in shapes if x.rank), default=None)
     if adds_up(one, rank) is False:
         raise _of_other_rows(name)
-    rows = {x[0] for x in given if x.rank}
+    rows = {x[0] for x in shapes if x.rank}
     if shape[0] is not None and shape[0] not in rows:
         raise _unmergeable(
             name,

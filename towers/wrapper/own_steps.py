@@ -36,14 +36,14 @@ def layers_in_towers(model: Any) -> Iterator[None]:
       model: a `TowerModel`.
     """
 
-    known = model.tower_calls.keeps_rows
+    cache = model.tower_calls.keeps_rows
 
     def keeps_rows(layer: keras.Layer, call: ModelCall) -> bool:
         shapes = [str(tf.type_spec_from_value(x)) for x in call.batch]
         key = (id(layer), *shapes, str(call.kind))
-        if key not in known:
-            known[key] = _keeps_rows(layer, call)
-        return known[key]
+        if key not in cache:
+            cache[key] = _keeps_rows(layer, call)
+        return cache[key]
 
     def called(layer: keras.Layer) -> Callable[..., Any]:
         original = layer.call

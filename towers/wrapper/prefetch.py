@@ -88,15 +88,15 @@ class Prefetch:
           ValueError: how the model is compiled, or its template, has other steps.
         """
         self._check()
-        known: dict[str, _Traced | None] = {}
+        traces: dict[str, _Traced | None] = {}
 
         def stepped(data: Any) -> Any:
             if not isinstance(data, tf.data.Iterator):
                 return otherwise(data)
             kind = str(data.element_spec)
-            if kind not in known:
-                known[kind] = self._traced(step, data.element_spec)
-            traced = known[kind]
+            if kind not in traces:
+                traces[kind] = self._traced(step, data.element_spec)
+            traced = traces[kind]
             if traced is None or tf.config.functions_run_eagerly():
                 if data not in self._ahead:
                     return otherwise(data)
@@ -254,12 +254,12 @@ class _Traced:
 
     def trace(self, step: Callable[[Any], Any]) -> bool:
         """Traces the step; whether it takes what is brought, and all of it."""
-        model, said = self._model, []
+        model, arrivals = self._model, []
 
         def run(batch: Any, shards: Any) -> Any:
             shared = _shared(model, batch)
-            said.append(Arrivals(shared, model.placement, shards))
-            with arriving(said[-1]):
+            arrivals.append(Arrivals(shared, model.placement, shards))
+            with arriving(arrivals[-1]):
                 logs = step(batch)
             if not self._is_away:
                 return logs
@@ -267,14 +267,14 @@ class _Traced:
                 return tf.nest.map_structure(tf.identity, logs)
 
         outputs = self._bring.structured_outputs
-        given = tf.nest.map_structure(specs.of, outputs)
+        arguments = tf.nest.map_structure(specs.of, outputs)
         function = tf.function(run, autograph=False)
         with tf.device(self._device):
-            self._step = function.get_concrete_function(*given)
-        if said[-1].halves:
-            self._halves = said[-1].halves
+            self._step = function.get_concrete_function(*arguments)
+        if arrivals[-1].halves:
+            self._halves = arrivals[-1].halves
             self._bring = self._bringing()
-        return said[-1].are_taken
+        return arrivals[-1].are_taken
 
     @property
     def _is_away(self) -> bool:

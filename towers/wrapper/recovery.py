@@ -54,8 +54,8 @@ class Recovery:
         if not self._goes_on:
             return args, kwargs
         names = list(_FIT.parameters)[1 : len(args) + 1]
-        given = {**dict(zip(names, args)), **kwargs}
-        callbacks = given.get("callbacks")
+        arguments = {**dict(zip(names, args)), **kwargs}
+        callbacks = arguments.get("callbacks")
         rejoin = _Rejoin(self)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(rejoin)
@@ -65,8 +65,8 @@ class Recovery:
                 if isinstance(callbacks, (list, tuple))
                 else [callbacks]
             )
-            given["callbacks"] = [*filter(None, some), rejoin]
-        return (), given
+            arguments["callbacks"] = [*filter(None, some), rejoin]
+        return (), arguments
 
     def check_compiled(self) -> None:
         """Refuses what "continue" cannot do with what a model is compiled to."""
@@ -169,7 +169,7 @@ class Recovery:
         gone = cluster.addresses([d for d in before if d not in devices])
         back = cluster.addresses([d for d in devices if d not in before])
         again = [text for text in lost if text not in (*gone, *back)]
-        told = [
+        changes = [
             f"{what} {', '.join(texts)}"
             for what, texts in (
                 ("lost", gone),
@@ -178,11 +178,11 @@ class Recovery:
             )
             if texts
         ]
-        if told:
+        if changes:
             n = len(self.whole_placement.devices)
             warnings.warn(
-                f"Workers of {self._model.name!r}: {'; '.join(told)}. Going on "
-                f"in {len(devices)} of {n} towers.",
+                f"Workers of {self._model.name!r}: {'; '.join(changes)}. Going "
+                f"on in {len(devices)} of {n} towers.",
                 stacklevel=2,
             )
 
@@ -220,13 +220,15 @@ class Recovery:
 
 def _all_variables(model: Any) -> list[Any]:
     """Those of the template, the optimizers, losses and metrics that are made."""
-    found = list(variables_of(model.template))
+    variables = list(variables_of(model.template))
     for optimizer in keras_compile.optimizers(model):
         pairs = keras_optimizer.optimizer_variables(optimizer)
-        found += [variable for variable, _ in pairs]
+        variables += [variable for variable, _ in pairs]
     if model.compiled:
-        found += keras_compile.Compiled.of(model).variables
-    return list({id(v): v for v in found if keras_layers.is_made(v)}.values())
+        variables += keras_compile.Compiled.of(model).variables
+    return list(
+        {id(v): v for v in variables if keras_layers.is_made(v)}.values()
+    )
 
 
 class LostValue:

@@ -34,7 +34,7 @@ class RepeatedStep:
         self._step = step
         self._placed_now = placed_now
         self._go_on = go_on
-        self._made: dict[Any, _Made] = {}
+        self._traced: dict[Any, _TracedStep] = {}
 
     def __call__(self, iterator: Any) -> Any:
         batch = next(iterator)
@@ -66,22 +66,22 @@ class RepeatedStep:
         Raises:
           WorkerLost: one is.
         """
-        made, before = None, None
+        traced, before = None, None
         try:
             with clusters.current().guard():
-                made = self._made_for(spec)
-                before = made.keep()
-                return made.step(batch)
+                traced = self._traced_for(spec)
+                before = traced.keep()
+                return traced.step(batch)
         except WorkerLost:
-            if made is not None and before is not None:
-                made.put_back(before)
+            if traced is not None and before is not None:
+                traced.put_back(before)
             raise
 
-    def _made_for(self, spec: Any) -> "_Made":
+    def _traced_for(self, spec: Any) -> "_TracedStep":
         key = (self._placed_now(), str(spec))
-        if key not in self._made:
-            self._made[key] = _Made(self._step, spec)
-        return self._made[key]
+        if key not in self._traced:
+            self._traced[key] = _TracedStep(self._step, spec)
+        return self._traced[key]
 
 
 class BroughtStep(RepeatedStep):
@@ -96,15 +96,15 @@ class BroughtStep(RepeatedStep):
 
     def take_once(self, batch: Any, spec: Any) -> Any:
         with tf.device(HOST_HERE):
-            return self._made_for(spec).step(batch)
+            return self._traced_for(spec).step(batch)
 
 
-class _Made:
+class _TracedStep:
     """A step traced for a placement and a kind of batch."""
 
     def __init__(self, step: Callable[[Any], Any], spec: Any):
         def run(batch: Any) -> Any:
-            said = step(
+            result = step(
                 tf.nest.map_structure(
                     lambda x: (
                         None if isinstance(x, tf.experimental.Optional) else x
@@ -113,7 +113,7 @@ class _Made:
                 )
             )
             with tf.device(HOST_HERE):
-                return tf.nest.map_structure(_here, said)
+                return tf.nest.map_structure(_here, result)
 
         function = tf.function(run, autograph=False)
         self.step = function.get_concrete_function(spec)

@@ -23,8 +23,8 @@ def watched(placement: Placement) -> Iterator[None]:
     Raises:
       WorkerLost: the placement names a worker that was lost before.
     """
-    found = [clusters.task_of(device) for device in _devices_of(placement)]
-    tasks = {task for task in found if task is not None}
+    numbers = [clusters.task_of(device) for device in _devices_of(placement)]
+    tasks = {task for task in numbers if task is not None}
     cluster = clusters.connected()
     if not tasks:
         yield
@@ -54,8 +54,7 @@ def watching(method: Any) -> Any:
             return method(self, *args, **kwargs)
         placement = vars(self).get("placement")
         if placement is None:  # it is being made
-            given = kwargs.get("placement", *args[1:2])
-            placement = as_placement(given)
+            placement = as_placement(kwargs.get("placement", *args[1:2]))
         if not isinstance(placement, Placement):
             return method(self, *args, **kwargs)
         with watched(placement):

@@ -61,12 +61,12 @@ class Address:
     def ip_addresses(self) -> set[str]:
         """The IP addresses of the host, as sockets tell them."""
         try:
-            found = socket.getaddrinfo(
+            entries = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM
             )
         except OSError:
             return {self.host}
-        return {plain_ip(str(entry[4][0])) for entry in found}
+        return {plain_ip(str(entry[4][0])) for entry in entries}
 
 
 def plain_ip(ip: str) -> str:
@@ -100,12 +100,12 @@ def own_address(workers: list[Address]) -> str:
             try:
                 with socket.socket(family, socket.SOCK_DGRAM) as probe:
                     probe.connect((worker.host, worker.port))  # sends nothing
-                    found = str(probe.getsockname()[0])
+                    address = str(probe.getsockname()[0])
             except OSError:
                 continue
-            found = f"[{found}]" if kind == "ip6" else found
-            if not host or not found.startswith(("127.", "[::1]")):
-                host = found
+            address = f"[{address}]" if kind == "ip6" else address
+            if not host or not address.startswith(("127.", "[::1]")):
+                host = address
             break
     host = host or "127.0.0.1"
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET

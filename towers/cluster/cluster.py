@@ -102,7 +102,7 @@ class Cluster(Scheduled):
             raise TypeError(
                 f'`kind` must be None, "CPU" or "GPU"; got {kind!r}.'
             )
-        found = []
+        pairs = []
         for device in tf.config.list_logical_devices(kind and kind.upper()):
             spec = tf.DeviceSpec.from_string(device.name)
             if (
@@ -110,8 +110,8 @@ class Cluster(Scheduled):
                 and spec.task in self._members.joined
                 and not spec.device_type.startswith("XLA_")
             ):
-                found.append((spec.task, device.name))
-        return [name for _, name in sorted(found, key=lambda pair: pair[0])]
+                pairs.append((spec.task, device.name))
+        return [name for _, name in sorted(pairs, key=lambda pair: pair[0])]
 
     def alive(self) -> list[str]:
         """Addresses of the workers that answer, those of them too that have

@@ -107,7 +107,7 @@ def _collected(line: Line, process: str, zero: float) -> list[Event]:
     Raises:
       OSError, Refused: it does not tell all of it.
     """
-    found: list[Event] = []
+    events: list[Event] = []
     line.say(stop=True)
     while True:
         words = line.hear()
@@ -117,12 +117,12 @@ def _collected(line: Line, process: str, zero: float) -> list[Event]:
             later = words["began"] - zero
             return [
                 dataclasses.replace(event, start=event.start + later)
-                for event in found
+                for event in events
             ]
         for device, thread, name, start, seconds, stats in words["events"]:
             if device:
                 device = f"{process}/device:{device.removeprefix('/')}"
-            found.append(
+            events.append(
                 Event(
                     *(device, thread, name, start, seconds, stats),
                     process,
@@ -136,13 +136,13 @@ def _ahead(line: Line) -> float:
     Half the time that a question takes is not known; clocks that agree within
     that are taken as one, as on one machine they are.
     """
-    told = []
+    readings = []
     for _ in range(_PINGS):
         asked = time.time()
         there = line.ask(ping=1).get("time")
         here = time.time()
         if there is None:
             raise Refused("a worker of an older towers")
-        told.append(((here - asked) / 2, there - (asked + here) / 2))
-    unknown, ahead = min(told)
+        readings.append(((here - asked) / 2, there - (asked + here) / 2))
+    unknown, ahead = min(readings)
     return ahead if abs(ahead) > unknown else 0.0

@@ -125,17 +125,19 @@ def _parsed(name: Any, argument: str) -> tf.DeviceSpec:
     )
 
 
-def resolve(name: Any, argument: str, seen: list[str] | None) -> str:
+def resolve(name: Any, argument: str, visible: list[str] | None) -> str:
     """The one spelling by which this device is known from here on."""
     spec = _parsed(name, argument)
-    if seen is None:
+    if visible is None:
         return spelled(spec)
     here = tf.DeviceSpec(job="localhost", replica=0, task=0)
-    known = [here.make_merged_spec(tf.DeviceSpec.from_string(d)) for d in seen]
+    devices = [
+        here.make_merged_spec(tf.DeviceSpec.from_string(d)) for d in visible
+    ]
     # With several processes in sight, "/CPU:0" means this one's, and only the
     # full name says so to TensorFlow's placer.
-    several = len({(d.job, d.task) for d in known}) > 1
-    meant = [other for other in known if agrees(spec, other)]
+    several = len({(d.job, d.task) for d in devices}) > 1
+    meant = [other for other in devices if agrees(spec, other)]
     if meant:
         ours = [device for device in meant if device.job == here.job] or meant
         if len({(d.job, d.task) for d in ours}) > 1:
@@ -145,7 +147,7 @@ def resolve(name: Any, argument: str, seen: list[str] | None) -> str:
                 "one of those."
             )
         return ours[0].to_string() if several else spelled(ours[0])
-    names = [spelled(other) for other in known]
+    names = [spelled(other) for other in devices]
     near = difflib.get_close_matches(spelled(spec), names, n=1, cutoff=0.8)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise ValueError(
@@ -159,14 +161,14 @@ def resolve(name: Any, argument: str, seen: list[str] | None) -> str:
 def absent(names: Iterable[str]) -> list[str]:
     """Those of the names that TensorFlow sees no device of, each once."""
     here = tf.DeviceSpec(job="localhost", replica=0, task=0)
-    seen = [
+    devices = [
         here.make_merged_spec(tf.DeviceSpec.from_string(device.name))
         for device in tf.config.list_logical_devices()
     ]
     return [
         name
         for name in dict.fromkeys(map(short, names))
-        if not any(agrees(tf.DeviceSpec.from_string(name), d) for d in seen)
+        if not any(agrees(tf.DeviceSpec.from_string(name), d) for d in devices)
     ]
 
 

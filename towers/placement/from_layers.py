@@ -51,11 +51,11 @@ def made_where(model: Any) -> tuple[dict[str, str], collections.Counter]:
             devices = {
                 _device(v) for v in layer.variables if id(v) not in below
             }
-        told = {*devices, *filter(None, [where.get(path)])}
-        if len(told) > 1:
+        homes = {*devices, *filter(None, [where.get(path)])}
+        if len(homes) > 1:
             raise ValueError(
                 f"The variables of {path or layer.name!r} are on "
-                f"{', '.join(sorted(told))}, so it cannot be said where it "
+                f"{', '.join(sorted(homes))}, so it cannot be said where it "
                 "runs. Make them under one device, or write "
                 "Placement(layer_devices=...) yourself."
             )

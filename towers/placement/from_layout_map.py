@@ -88,11 +88,13 @@ def laid_out(
             f"`model` {model.name!r} is not built, so it has no variables that "
             "a layout could be of. Call it once on real data first."
         )
-    found = list(_layers(model))
-    _check_keys(layout_map, [v.path for _, layer in found for v in _own(layer)])
+    layers = list(_layers(model))
+    _check_keys(
+        layout_map, [v.path for _, layer in layers for v in _own(layer)]
+    )
     where: dict[str, Any] = {}
     reasons: list[str] = []
-    for path, layer in found:
+    for path, layer in layers:
         if any(path.startswith(f"{other}/") for other in where):
             continue  # inside of attention
         by = _cut(path, layer, layout_map, mesh, reasons)
@@ -171,18 +173,18 @@ def _by_heads(
     """`column_wise` for attention whose heads are all cut."""
     outputs = vars(layer)[keras_cut.OUTPUT]
     inner = [vars(layer)[name] for name in keras_cut.projections(layer)]
-    said = {}
+    axes = {}
     for below in [*inner, outputs]:
         kernel = vars(below)[keras_cut.kernel_of(below)]
-        said[kernel.path] = _axis(kernel, layout_map, mesh, reasons)
-    if set(said.values()) == {None}:
+        axes[kernel.path] = _axis(kernel, layout_map, mesh, reasons)
+    if set(axes.values()) == {None}:
         return None
     heads = [1] * len(inner) + [0]  # [in, heads, size]; [heads, size, out]
-    if list(said.values()) != heads:
-        wanted = dict(zip(said, heads))
+    if list(axes.values()) != heads:
+        expected = dict(zip(axes, heads))
         raise ValueError(
-            f"`layout_map` cuts the kernels of {path!r} along {said}, but "
-            f"attention is cut by heads: along {wanted}, all of them or none."
+            f"`layout_map` cuts the kernels of {path!r} along {axes}, but "
+            f"attention is cut by heads: along {expected}, all of them or none."
         )
     return column_wise
 
@@ -195,8 +197,8 @@ def _axis(
     if layout is None:
         return None
     axes, path = tuple(layout.axes), variable.path
-    known = {None, mesh.batch, mesh.model}
-    unknown = [x for x in axes if x not in known]
+    names = {None, mesh.batch, mesh.model}
+    unknown = [x for x in axes if x not in names]
     if unknown or len(axes) != len(variable.shape):
         raise ValueError(
             f"The layout of {path!r} is {axes}, but it has the shape "

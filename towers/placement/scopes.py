@@ -17,8 +17,8 @@ def tower_of(name: str) -> tuple[int, str] | None:
 
     None of an op that is no tower's.
     """
-    found = _TOWER.match(name)
-    return (int(found[1]), found[2]) if found else None
+    match = _TOWER.match(name)
+    return (int(match[1]), match[2]) if match else None
 
 
 def layer_of(name: str) -> str:

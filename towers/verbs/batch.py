@@ -189,15 +189,15 @@ def is_per_tower(value: Any) -> bool:
     return isinstance(value, (ReadByTowers, BatchPerTower))
 
 
-def hold_per_tower(given: Iterable[Any]) -> bool:
+def hold_per_tower(values: Iterable[Any]) -> bool:
     """Whether one of these, or of what is in a tuple of theirs, is such."""
-    parts = [(x, *x) if isinstance(x, tuple) else (x,) for x in given]
+    parts = [(x, *x) if isinstance(x, tuple) else (x,) for x in values]
     return any([is_per_tower(x) for some in parts for x in some])
 
 
-def refuse_per_tower(given: Iterable[Any], method: str) -> None:
+def refuse_per_tower(values: Iterable[Any], method: str) -> None:
     """Raises a `ValueError` if one of these is what towers read themselves."""
-    if any(map(is_per_tower, given)):
+    if any(map(is_per_tower, values)):
         raise ValueError(
             f"Inputs of towers.per_tower were given to `{method}` of a TowerModel, "
             "which splits whole batches. Expected arrays or tensors. Give what "

@@ -121,8 +121,8 @@ def gather_known(
         some = [columns[k] for k in places]
         means = any(rules[k] == "mean" for k in places)
         needed = rows and (rows if means or any(rows.may_be_empty) else None)
-        found = pooled(merging(places), some, needed, device)
-        merged.update(zip(places, found))
+        results = pooled(merging(places), some, needed, device)
+        merged.update(zip(places, results))
     others = [k for k in range(len(columns)) if k not in merged]
     some = [columns[k] for k in others]
     merged.update(zip(others, gathered(merging(others), some, rows, device)))
@@ -284,9 +284,9 @@ def _check_shapes(rule: str, shapes: Sequence[Any], i: int) -> None:
     if rule == "none":
         return
     joined = rule == "concat"
-    known = [shape[1:] if joined else shape for shape in shapes]
-    for tower, shape in enumerate(known):
-        if not shape.is_compatible_with(known[0]):
+    parts = [shape[1:] if joined else shape for shape in shapes]
+    for tower, shape in enumerate(parts):
+        if not shape.is_compatible_with(parts[0]):
             same = "axes after the first" if joined else "shapes"
             raise ValueError(
                 f"`merge` is {rule!r} for output {i}, but tower 0 has shape "

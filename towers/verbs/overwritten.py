@@ -42,31 +42,33 @@ def replicate_overwritten(
         """All values in one tensor, for each unit of towers."""
 
         @own_gradient
-        def made(*values: tf.Tensor) -> Any:
+        def joined(*values: tf.Tensor) -> Any:
             def backward(*upstream: Any) -> Any:
-                told = set(heard) or every
+                pairs = set(heard) or every
                 if there == device:
                     heard.clear()
                 with tf.device(there):
-                    said = zip(*[_apart(x, values) for x in upstream])
+                    columns = zip(*[_apart(x, values) for x in upstream])
                     return [
-                        largest(k, column, value, told)
-                        for k, (column, value) in enumerate(zip(said, values))
+                        largest(k, column, value, pairs)
+                        for k, (column, value) in enumerate(
+                            zip(columns, values)
+                        )
                     ]
 
             def largest(
-                k: int, said: Any, value: tf.Tensor, told: Collection[Any]
+                k: int, column: Any, value: tf.Tensor, pairs: Collection[Any]
             ) -> tf.Tensor | None:
-                speakers = {i for i, of in told if of == k}
+                speakers = {i for i, of in pairs if of == k}
                 if not speakers:
                     return None
                 flags = [_speaks(u, speakers, kept(there)) for u in units]
-                return _largest(said, flags, value)
+                return _largest(column, flags, value)
 
             return [_together(values)] * len(units), backward
 
         with tf.device(there):
-            return made(*values)
+            return joined(*values)
 
     def taken(parcel: tf.Tensor, there: str) -> list[tf.Tensor]:
         """The values, from what was sent."""
@@ -95,7 +97,7 @@ def replicate_overwritten(
         with tf.device(places[i]):
             return own_gradient(passed)(copy)
 
-    units, made = units_of(places, device), {}
+    units, by_tower = units_of(places, device), {}
     for unit, parcel in zip(units, sent(values, device, units)):
         parcels = [parcel]
         if len(unit) > 1:
@@ -104,10 +106,10 @@ def replicate_overwritten(
             parcels = sent(arrived, there, [[i] for i in unit])
         for i, parcel in zip(unit, parcels):
             copies = taken(parcel, places[i])
-            made[i] = [noted(i, k, x) for k, x in enumerate(copies)]
+            by_tower[i] = [noted(i, k, x) for k, x in enumerate(copies)]
     heard.clear()  # a forward accumulator has asked for gradients
     return [
-        [made[i][k] for i in range(len(places))] for k in range(len(values))
+        [by_tower[i][k] for i in range(len(places))] for k in range(len(values))
     ]
 
 
@@ -122,10 +124,12 @@ def _apart(parcel: tf.Tensor, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def _speaks(
-    unit: Sequence[int], told: Collection[int], kept: Sequence[tf.Tensor | None]
+    unit: Sequence[int],
+    speakers: Collection[int],
+    kept: Sequence[tf.Tensor | None],
 ) -> tf.Tensor:
     """Whether any of these towers has a gradient, and rows."""
-    flags = [kept[i] for i in unit if i in told]
+    flags = [kept[i] for i in unit if i in speakers]
     if not flags or any(flag is None for flag in flags):
         return tf.constant(bool(flags))
     return tf.reduce_any(tf.stack(flags))
@@ -135,8 +139,8 @@ def _largest(
     values: Sequence[tf.Tensor], flags: Sequence[tf.Tensor], default: tf.Tensor
 ) -> tf.Tensor:
     """The maximum of those values whose flag is set, or else the default."""
-    result, found = default, tf.constant(False)
+    result, any_set = default, tf.constant(False)
     for value, flag in zip(values, flags):
-        more = tf.where(found, tf.maximum(result, value), value)
-        result, found = tf.where(flag, more, result), found | flag
+        more = tf.where(any_set, tf.maximum(result, value), value)
+        result, any_set = tf.where(flag, more, result), any_set | flag
     return result

@@ -31,8 +31,8 @@ def is_small(value: tf.Tensor, dtype: tf.DType | None = None) -> bool:
       dtype: that in which it is sent, if it is another.
     """
     size = (dtype or value.dtype).size
-    known = value.shape.is_fully_defined() and value.dtype != tf.string
-    return known and value.shape.num_elements() * size <= SMALL
+    is_fixed = value.shape.is_fully_defined() and value.dtype != tf.string
+    return is_fixed and value.shape.num_elements() * size <= SMALL
 
 
 def packed(values: Sequence[tf.Tensor]) -> dict[tuple[int, ...], tf.Tensor]:
@@ -63,15 +63,15 @@ def unpacked(
       parcels: as from there, or sums of such.
       shapes: of all values.
     """
-    found: dict[int, tf.Tensor] = {}
+    values: dict[int, tf.Tensor] = {}
     for places, parcel in parcels.items():
         if len(places) == 1:
-            found[places[0]] = parcel
+            values[places[0]] = parcel
             continue
         specs = [tf.TensorSpec(shapes[k], parcel.dtype) for k in places]
         parts = _parts(parcel, specs)
-        found.update(zip(places, map(_shaped, parts, specs)))
-    return [found[k] for k in range(len(shapes))]
+        values.update(zip(places, map(_shaped, parts, specs)))
+    return [values[k] for k in range(len(shapes))]
 
 
 def parcelled(
@@ -91,18 +91,18 @@ def parcelled(
     Returns:
       The same, on the towers' devices.
     """
-    known: dict[Any, tf.Tensor] = {}
+    parcels: dict[Any, tf.Tensor] = {}
     towers = []
     for values, target, way in zip(zip(*columns), targets, ways):
         names = tuple(value.name for value in values)
-        if names not in known:
+        if names not in parcels:
             with tf.device(device):
-                known[names] = _joined(values) if values[1:] else values[0]
-        parcel = known[names]
+                parcels[names] = _joined(values) if values[1:] else values[0]
+        parcel = parcels[names]
         if way != target:
-            if (names, way) not in known:
-                known[names, way] = at_relay(way, parcel)
-            parcel = known[names, way]
+            if (names, way) not in parcels:
+                parcels[names, way] = at_relay(way, parcel)
+            parcel = parcels[names, way]
         with tf.device(target):
             towers.append(
                 [*map(_shaped, _parts(parcel, values), values)]

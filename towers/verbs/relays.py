@@ -139,7 +139,7 @@ def by_relays(
 
     sent_to = [ways[unit[0]] for unit in units.values()]
     columns = within(values, home, sent_to, of_units)
-    made: list[dict[int, tf.Tensor]] = [{} for _ in values]
+    by_tower: list[dict[int, tf.Tensor]] = [{} for _ in values]
     for k, (relay, unit) in enumerate(zip(sent_to, units.values())):
         copies = [column[k] for column in columns]
         served = [[copy] for copy in copies]
@@ -148,9 +148,9 @@ def by_relays(
             arrived = [at_relay(relay, copy) for copy in copies]
             own = [places[i] for i in unit]
             served = within(arrived, relay, own, of_unit)
-        for of_value, column in zip(made, served):
+        for of_value, column in zip(by_tower, served):
             of_value.update(zip(unit, column))
-    return [[of_value[i] for i in range(len(places))] for of_value in made]
+    return [[of_value[i] for i in range(len(places))] for of_value in by_tower]
 
 
 def _of_unit(

@@ -64,12 +64,12 @@ class Rows:
 
     def last(self, column: Sequence[tf.Tensor]) -> tf.Tensor:
         """What the last tower with rows says; the first, if none has any."""
-        found = column[0]
+        latest = column[0]
         for i, x in enumerate(column[1:], 1):
             if self.may_be_empty[i]:
-                x = tf.where(self.counts[i] > 0, x, found)
-            found = x
-        return found
+                x = tf.where(self.counts[i] > 0, x, latest)
+            latest = x
+        return latest
 
     def chosen(
         self, either: Callable[..., tf.Tensor], column: Sequence[tf.Tensor]
@@ -122,10 +122,10 @@ def row_ranges(
       shares: one per tower.
       device: where batches are split.
     """
-    known = next((x.shape[0] for x in leaves if x.shape[0] is not None), None)
+    static = next((x.shape[0] for x in leaves if x.shape[0] is not None), None)
     open_ones = [x for x in leaves if x.shape[0] is None]
     counts = [_count(x, device) for x in open_ones if len(leaves) > 1]
-    total = known
+    total = static
     if total is None:
         total = counts[0] if counts else _count(leaves[0], device)
     with on_host(device):
@@ -136,7 +136,7 @@ def _ranges(
     total: Any, counts: Sequence[tf.Tensor], shares: tuple[float, ...]
 ) -> Ranges:
     """As `row_ranges`, of `total` rows, with which all `counts` must agree."""
-    known = total if isinstance(total, int) else None
+    static = total if isinstance(total, int) else None
     checks = [
         tf.debugging.assert_equal(
             count,
@@ -147,13 +147,13 @@ def _ranges(
         for count in counts
     ]
     with tf.control_dependencies([c for c in checks if c is not None]):
-        if known is None:
+        if static is None:
             total = tf.identity(total)
     ends = _ends(total, shares)
     starts = [0, *ends[:-1]]
     rows = [end - start for start, end in zip(starts, ends)]
     # An empty tower borrows a row of the batch.
-    if known is not None:
+    if static is not None:
         empty = [r == 0 for r in rows]
         starts = [min(start, max(total - 1, 0)) for start in starts]
         return Ranges(
@@ -196,8 +196,8 @@ def ranges_of(true: Sequence[Any], may_be_empty: Sequence[bool]) -> Ranges:
 
 def row_count(x: Any, device: str) -> Any:
     """How many rows a tensor has: a Python int, or an int32 scalar."""
-    known = x.shape[0]
-    return _count(x, device) if known is None else known
+    static = x.shape[0]
+    return _count(x, device) if static is None else static
 
 
 def _count(x: Any, device: str) -> tf.Tensor:

@@ -108,8 +108,8 @@ def _dense(leaf: tf.Tensor, ranges: Ranges, device: str) -> list[tf.Tensor]:
         ]
 
         for shard, count in zip(shards, ranges.fed):
-            known = count if isinstance(count, int) else None
-            shard.set_shape([known, *leaf.shape[1:]])
+            static = count if isinstance(count, int) else None
+            shard.set_shape([static, *leaf.shape[1:]])
 
         def backward(*upstream: tf.Tensor) -> tf.Tensor:
             with tf.device(device):

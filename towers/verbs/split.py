@@ -59,20 +59,20 @@ class Shards:
     )
 
     def crossing(
-        self, devices: Sequence[str], wanted: Callable[[Any], bool]
+        self, devices: Sequence[str], predicate: Callable[[Any], bool]
     ) -> set[int]:
         """Which leaves go to a tower's device from another, or were sent ahead.
 
         Args:
           devices: the towers'.
-          wanted: which leaves are asked about, as they are fed.
+          predicate: which leaves are asked about, as they are fed.
         """
         ahead = are_sent_ahead()
         return {
             k
             for shard, device in zip(self.fed, devices)
             for k, leaf in enumerate(tf.nest.flatten(shard))
-            if wanted(leaf)
+            if predicate(leaf)
             and (
                 ahead
                 if k in self.here

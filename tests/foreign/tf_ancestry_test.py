@@ -36,7 +36,7 @@ class TfAncestryTest(absltest.TestCase):
         def check(x, y):
             known = tf.sin(x)
             made = known * known + y * y
-            found = [z.name for z in ancestors(made, known=[known])]
+            found = [z.name for z in ancestors(made, stops=[known])]
             self.assertCountEqual(found, {*found})
             self.assertIn(y.name, found)
             self.assertNoCommonElements(found, [x.name, known.name])

@@ -89,9 +89,9 @@ def brought(task: Task, tensors: Sequence[tf.Tensor]) -> Any:
             continue
         with tf.device(task.elsewhere.get(i, task.device)):
             here.append(tf.identity(tensor))
-    given = iter(here)
+    copies = iter(here)
     return tf.nest.map_structure(
-        lambda x: None if x is None else next(given),
+        lambda x: None if x is None else next(copies),
         task.argument,
         expand_composites=True,
     )
@@ -107,11 +107,11 @@ def _is_made_on(device: str, tensor: tf.Tensor) -> bool:
     )
 
 
-def replaced(made: Any, results: Any) -> Any:
-    """`made`, with its differentiable tensors replaced by `results`."""
+def replaced(nest: Any, results: Any) -> Any:
+    """`nest`, with its differentiable tensors replaced by `results`."""
     return tf.nest.map_structure(
         lambda x: next(results) if has_gradient(x) else x,
-        made,
+        nest,
         expand_composites=True,
     )
 
@@ -133,17 +133,17 @@ def differentiated(
       tensors: what they were computed from.
       upstream: the gradient of each result, or None.
     """
-    wanted = [
+    pairs = [
         (y, g)
         for y, g in zip(results, upstream)
         if y.dtype.is_floating and g is not None
     ]
-    if not wanted:
+    if not pairs:
         return [None] * len(tensors)
     return tf.compat.v1.gradients(
-        [y for y, _ in wanted],
+        [y for y, _ in pairs],
         list(tensors),
-        grad_ys=[g for _, g in wanted],
+        grad_ys=[g for _, g in pairs],
         colocate_gradients_with_ops=True,
         stop_gradients=list(tensors),  # one may be made from another, outside
     )
@@ -151,24 +151,24 @@ def differentiated(
 
 def lost(
     ops: Sequence[tf.Operation],
-    given: Sequence[tf.Tensor],
+    arguments: Sequence[tf.Tensor],
     held: Sequence[Held] = (),
 ) -> list[tf.Tensor]:
     """What a tower takes past its arguments, though a tape follows it.
 
     Args:
       ops: what the tower made.
-      given: its arguments.
+      arguments: its.
       held: variables, which are not meant.
     """
     handles = {id(x.variable.handle) for x in held}
-    made = {op.name for op in ops}
-    known = {x.name for x in given}
+    own = {op.name for op in ops}
+    names = {x.name for x in arguments}
     outside = {
         x.name: x
         for op in ops
         for x in op.inputs
-        if x.op.name not in made and x.name not in known and not _stops(op)
+        if x.op.name not in own and x.name not in names and not _stops(op)
     }
     taken = [list(_captured(x)) for x in outside.values()]
     return [
@@ -188,11 +188,11 @@ def _stops(op: tf.Operation) -> bool:
 
 def _captured(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
     """A tensor, and what it stands for in the functions around its own."""
-    found: tf.Tensor | None = tensor
-    while found is not None:
-        yield found
-        outer = [] if hasattr(found, "numpy") else around(found)
-        found = next(iter(outer), None)
+    inner: tf.Tensor | None = tensor
+    while inner is not None:
+        yield inner
+        outer = [] if hasattr(inner, "numpy") else around(inner)
+        inner = next(iter(outer), None)
 
 
 def check_nothing_lost(
@@ -201,14 +201,14 @@ def check_nothing_lost(
     held: Sequence[Held] = (),
 ) -> None:
     """Raises if a gradient would not reach what a tower read by itself."""
-    known = {id(x.variable): x for x in held}
+    by_id = {id(x.variable): x for x in held}
     variables = [
-        v for v in variables if id(v) not in known or not known[id(v)].frozen
+        v for v in variables if id(v) not in by_id or not by_id[id(v)].frozen
     ]
     for v in variables:
-        if id(v) in known:
+        if id(v) in by_id:
             raise ValueError(
-                f"The layer {known[id(v)].layer!r} is trainable and reads the "
+                f"The layer {by_id[id(v)].layer!r} is trainable and reads the "
                 f"variable {v.name!r} where it is, past the tower, as layers do "
                 "that hold a SavedModel (`TFSMLayer`) or a `tf.Module`, so its "
                 "gradient would be lost. Expected such a layer to be frozen: "

@@ -56,10 +56,10 @@ def made_called(
     tensors = boundary.leaves(argument)
     if how is How.COMPILED:
         _check_dtypes(tensors)
-    made: list[Any] = []
+    nests: list[Any] = []
 
-    def tower(*given: tf.Tensor) -> list[tf.Tensor]:
-        inside = iter(given)
+    def tower(*arguments: tf.Tensor) -> list[tf.Tensor]:
+        inside = iter(arguments)
         result = function(
             tf.nest.map_structure(
                 lambda x: None if x is None else next(inside),
@@ -67,7 +67,7 @@ def made_called(
                 expand_composites=True,
             )
         )
-        made.append(result)
+        nests.append(result)
         return boundary.leaves(result)
 
     specs = [tf.TensorSpec(x.shape, x.dtype) for x in tensors]
@@ -103,7 +103,7 @@ def made_called(
 
     result = tf.nest.map_structure(
         lambda x: None if x is None else outside(x),
-        made[-1],
+        nests[-1],
         expand_composites=True,
     )
     return result, differentiate

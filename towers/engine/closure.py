@@ -19,8 +19,8 @@ from towers.foreign.tf_nodes import OWN
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
-    """What is known of the tensors of one tower.
+class Ownership:
+    """Which tensors are one tower's own.
 
     Attributes:
       own: names of tensors of which each tower has another.
@@ -32,17 +32,17 @@ class Known:
     same: set[str]
     before: int
 
-    def origin(self, tensor: tf.Tensor, made: set[str]) -> tf.Tensor | None:
+    def origin(self, tensor: tf.Tensor, ops: set[str]) -> tf.Tensor | None:
         """What of the tower's own a tensor is made of; None if of nothing.
 
         Args:
           tensor: of this graph.
-          made: names of the ops that towers are made of.
+          ops: names of those that towers are made of.
         """
 
         def is_of_tower(x: tf.Tensor) -> bool:
             is_same = x.name in self.same or x.dtype == tf.resource
-            return not is_same and x.op.name in made
+            return not is_same and x.op.name in ops
 
         def behind(x: tf.Tensor) -> list[tf.Tensor]:
             return parents(x) if is_of_tower(x) else []
@@ -96,19 +96,19 @@ def _draws(op: tf.Operation) -> bool:
 
 def applied(
     function: Callable[[], Any],
-    given: Any,
+    values: Any,
     shared: Any,
-    known: Known,
+    ownership: Ownership,
     scope: str,
     drawn: Callable[[], set[str]] = set,
 ) -> Any:
     """`function()` as a nest of tensors, if it takes nothing of one tower.
 
     Args:
-      function: of what it closes over, `given` and `shared`.
-      given: a nest of tensors that it may take.
+      function: of what it closes over, `values` and `shared`.
+      values: a nest of tensors that it may take.
       shared: a nest of what is said to be the same in all towers.
-      known: tells what is.
+      ownership: tells what is.
       scope: where the tower called it.
       drawn: gives names of tensors that it may take after all.
 
@@ -125,20 +125,20 @@ def applied(
     results = tf.nest.map_structure(tf.convert_to_tensor, function())
     ops = graph.get_operations()
     own = {op.name for op in ops[before:]}
-    may = {x.name for x in tf.nest.flatten(given)} | drawn()
+    may = {x.name for x in tf.nest.flatten(values)} | drawn()
     taken = [x for op in ops[before:] for x in op.inputs]
     outside = {
         x.name: x
         for x in [*taken, *tf.nest.flatten(results)]
         if x.op.name not in own and x.name not in may
     }
-    made = {op.name for op in ops[known.before : before]}
+    names = {op.name for op in ops[ownership.before : before]}
     for how, tensors in (
         ("`shared` holds", passed),
         ("the function closes over", outside.values()),
     ):
         for tensor in tensors:
-            origin = known.origin(tensor, made)
+            origin = ownership.origin(tensor, names)
             if origin is not None:
                 raise _own(tensor, origin, scope, how)
     return results
@@ -190,7 +190,7 @@ def check_alike(
 
 def _constants(function: Any, shared: Any) -> dict[str, Any]:
     """The numbers that a function closes over, by what they are called."""
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for name, value in [("shared", shared), *_held(function, set())]:
         for path, leaf in named_leaves(value, name):
             if isinstance(leaf, tf.TensorShape):
@@ -198,8 +198,8 @@ def _constants(function: Any, shared: Any) -> dict[str, Any]:
             if isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy"):
                 leaf = _made_of(leaf)
             if isinstance(leaf, _NUMBERS):
-                found[path] = leaf
-    return found
+                numbers[path] = leaf
+    return numbers
 
 
 def _made_of(tensor: tf.Tensor) -> str | None:

@@ -52,7 +52,7 @@ class Maker:
         scope: str,
         kind: Any = (),
         determined: bool = False,
-        told: int = 0,
+        n_in_kind: int = 0,
     ) -> Fragment:
         """The part that `function()` builds of `inputs`.
 
@@ -63,12 +63,12 @@ class Maker:
           scope: the name scope of the tower.
           kind: parts of different kinds are never compared.
           determined: the policy; else parts are compared.
-          told: so many of the first inputs have shapes that `kind` tells.
+          n_in_kind: so many of the first inputs have shapes that `kind` tells.
         """
         graph = tf.compat.v1.get_default_graph()
         on = tf.DeviceSpec.from_string(device).device_type
-        given = ((x.dtype, str(x.shape)) for x in inputs[told:])
-        kind = (id(graph), on, kind, *given)
+        shapes = ((x.dtype, str(x.shape)) for x in inputs[n_in_kind:])
+        kind = (id(graph), on, kind, *shapes)
         if kind in self._originals:
             self.copied += 1
             original = self._originals[kind]
@@ -77,8 +77,7 @@ class Maker:
             return _copy(self._patterns[kind], original, inputs, device, scope)
         before = len(graph.get_operations())
         results = function()
-        made = graph.get_operations()[before:]
-        ops = needed_ops(made, results)
+        ops = needed_ops(graph.get_operations()[before:], results)
         part = Fragment(inputs, ops, results, device, scope, kind)
         last = self._last.get(kind)
         if last is not None and are_alike(last, part):
@@ -120,8 +119,8 @@ class _Pattern:
             waits = [
                 self.origins[part.places[x.name]] for x in op.control_inputs
             ]
-            said = node.SerializeToString(deterministic=True)
-            key = said, is_host, *taken, *waits
+            text = node.SerializeToString(deterministic=True)
+            key = text, is_host, *taken, *waits
             self.origins.append(first.setdefault(key, k))
             if self.origins[k] == k:
                 name = own.sub("\\1\0", op.name)  # for the scope of a copy
@@ -141,7 +140,7 @@ class _Pattern:
         graph, host = tf.compat.v1.get_default_graph(), host_of(device)
         copy = tf.compat.v1.GraphDef(versions=graph.graph_def_versions)
         names: dict[int, str] = {}
-        given: dict[str, tf.Tensor] = {}
+        input_map: dict[str, tf.Tensor] = {}
         for k, name, node, is_host, taken, waits in self._nodes:
             names[k] = name.replace("\0", scope)
             new = copy.node.add()
@@ -152,8 +151,8 @@ class _Pattern:
             for kind, source, *place in taken:
                 if kind == "op":
                     source = f"{names[source]}:{place[0]}"
-                elif source not in given:
-                    given[source] = (
+                elif source not in input_map:
+                    input_map[source] = (
                         inputs[place[0]]
                         if place
                         else graph.get_tensor_by_name(source)
@@ -162,7 +161,7 @@ class _Pattern:
             new.input.extend(f"^{names[i]}" for i in waits)
         with tf.device(device):
             return tf.graph_util.import_graph_def(
-                copy, given, [names[i] for i in self.origins], name=""
+                copy, input_map, [names[i] for i in self.origins], name=""
             )
 
 
@@ -212,16 +211,16 @@ def made_alike(
       function: builds the tower.
       argument: a nest of tensors on its device.
     """
-    given = boundary.leaves(argument)
-    device, graph = device_here(), given[0].graph
+    leaves = boundary.leaves(argument)
+    device, graph = device_here(), leaves[0].graph
     # A sparse tensor knows its rows, which no tensor that it is made of shows.
-    known = tuple(
+    types = tuple(
         str(tf.type_spec_from_value(x))
         for x in tf.nest.flatten(argument)
         if not (x is None or isinstance(x, tf.Tensor))
     )
     forth = makers[0].make(
-        lambda: function(argument), given, device, scope, known, determined
+        lambda: function(argument), leaves, device, scope, types, determined
     )
 
     def differentiate(
@@ -245,22 +244,22 @@ def made_alike(
         proven = makers[0].is_proven(forth)
         inner = [x for op in forth.ops for x in op.outputs]
         # Of what is there twice, the last counts: on the tower, and from above.
-        seen = [*inner, *tensors, *given]
+        sources = [*inner, *tensors, *leaves]
         names = [x.name for x in above]
         kind = (
-            known,
+            types,
             makers[0].fingerprint(forth),
             *(type(g).__name__ for g in upstream),
             *(names.index(name) for name in names),  # one may be there twice
         )
         back = makers[1].make(
             gradients,
-            [*seen, *above],
+            [*sources, *above],
             device,
             scope,
             kind,
             determined=proven,
-            told=len(seen) if proven else 0,
+            n_in_kind=len(sources) if proven else 0,
         )
         return back.results
 
@@ -276,8 +275,8 @@ def _again(
       gradients: makes them.
       tensors: what they depend on.
     """
-    made = gradients()
-    flat = boundary.leaves(made)
+    nest = gradients()
+    flat = boundary.leaves(nest)
     results = [x for x in flat if x.dtype.is_floating]
 
     @own_gradient
@@ -290,9 +289,9 @@ def _again(
 
         return [tf.identity(x) for x in results], backward
 
-    given = iter(run(*tensors))
+    copies = iter(run(*tensors))
     return tf.nest.map_structure(
-        lambda x: next(given) if x is not None and x.dtype.is_floating else x,
-        made,
+        lambda x: next(copies) if x is not None and x.dtype.is_floating else x,
+        nest,
         expand_composites=True,
     )

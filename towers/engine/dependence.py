@@ -11,7 +11,7 @@ from towers.foreign.tf_ancestry import ancestors, identities, parents
 def depends(
     value: tf.Tensor,
     sources: Sequence[tf.Tensor],
-    known: Sequence[tf.Tensor] = (),
+    stops: Sequence[tf.Tensor] = (),
     ends: Container[str] = (),
 ) -> bool:
     """Whether a value is made of one of the sources.
@@ -23,11 +23,11 @@ def depends(
     Args:
       value: a tensor in a graph.
       sources: tensors of the same graph.
-      known: tensors that are no sources, whatever they are made of.
+      stops: tensors that are no sources, whatever they are made of.
       ends: types of ops whose results are no sources, likewise.
     """
-    found = {x.name for source in sources for x in identities(source)}
-    return any(x.name in found for x in _made_of(value, known, ends))
+    names = {x.name for source in sources for x in identities(source)}
+    return any(x.name in names for x in _made_of(value, stops, ends))
 
 
 def segments(
@@ -69,15 +69,15 @@ def _is_of(value: tf.Tensor, sources: Sequence[tf.Tensor]) -> bool:
     return next(others, None) is None and depends(value, sources)
 
 
-def constants(value: tf.Tensor, known: Sequence[tf.Tensor] = ()) -> str:
+def constants(value: tf.Tensor, stops: Sequence[tf.Tensor] = ()) -> str:
     """What tells the constants that a value is made of from others.
 
     Args:
       value: a tensor in a graph.
-      known: tensors that are not looked behind.
+      stops: tensors that are not looked behind.
     """
     digest = hashlib.sha256()
-    for tensor in _made_of(value, known):
+    for tensor in _made_of(value, stops):
         if tensor.op.type == "Const":
             constant = tensor.op.node_def.attr["value"]
             digest.update(constant.SerializeToString(deterministic=True))
@@ -86,17 +86,17 @@ def constants(value: tf.Tensor, known: Sequence[tf.Tensor] = ()) -> str:
 
 def _made_of(
     value: tf.Tensor,
-    known: Sequence[tf.Tensor],
+    stops: Sequence[tf.Tensor],
     ends: Container[str] = (),
 ) -> Iterator[tf.Tensor]:
-    """A tensor and all that it is made of, but what is known."""
+    """A tensor and all that it is made of, back to where it stops."""
 
     def behind(tensor: tf.Tensor) -> list[tf.Tensor]:
         if tensor.op.type in ends:
             return []
         return parents(tensor) or _awaited(tensor.op)
 
-    return ancestors(value, behind, known)
+    return ancestors(value, behind, stops)
 
 
 def _awaited(op: tf.Operation) -> list[tf.Tensor]:

@@ -40,11 +40,11 @@ class Errand:
     seeds: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
     steps: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
 
-    def result(self, known: closure.Known) -> Any:
+    def result(self, ownership: closure.Ownership) -> Any:
         """Runs it, in the tower's thread.
 
         Args:
-          known: what is known of the tower's tensors.
+          ownership: of the tower's tensors.
 
         Raises:
           ValueError: the function takes what depends on the tower's rows.
@@ -59,7 +59,7 @@ class Errand:
                 lambda: called(self.function, self.values, self.shared),
                 self.values,
                 self.shared,
-                known,
+                ownership,
                 self.asked,
                 lambda: {before.name for _, before in self.seeds},
             )
@@ -96,5 +96,5 @@ def note_draw(seed: Any, before: tf.Tensor) -> None:
       before: its value in the tower, before the draw.
     """
     seeds = _errand.get().seeds
-    if all(seed is not known for known, _ in seeds):
+    if all(seed is not other for other, _ in seeds):
         seeds.append((seed, before))

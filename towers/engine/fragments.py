@@ -36,18 +36,18 @@ class Fragment:
     @functools.cached_property
     def places(self) -> dict[str, Any]:
         """Tensors and ops by name: where in the part they are."""
-        found: dict[str, Any] = {
+        places: dict[str, Any] = {
             tensor.name: ("input", i) for i, tensor in enumerate(self.inputs)
         }
         for i, op in enumerate(self.ops):
-            found[op.name] = i
+            places[op.name] = i
             for k, tensor in enumerate(op.outputs):
-                found[tensor.name] = ("op", i, k)
-        return found
+                places[tensor.name] = ("op", i, k)
+        return places
 
 
 def needed_ops(
-    made: Sequence[tf.Operation], results: Any
+    candidates: Sequence[tf.Operation], results: Any
 ) -> list[tf.Operation]:
     """Those ops that results depend on, and those that must not be left out.
 
@@ -57,7 +57,7 @@ def needed_ops(
     flat = tf.nest.flatten(results, expand_composites=True)
     needed = {x.op.name for x in flat if x is not None}
     ops = []
-    for op in reversed(made):
+    for op in reversed(candidates):
         if op.type == "Placeholder":
             continue
         if op.name in needed or not can_be_copied(op):
@@ -100,16 +100,16 @@ def stands_alone(part: Fragment) -> bool:
 
 def fingerprint(part: Fragment) -> tuple[Any, ...]:
     """All of a part but its tower, and the names that are one op's own."""
-    places, told = part.places, []
+    places, lines = part.places, []
     for op in part.ops:
         node = bare_node(op)
         node.attr.pop(tf_nodes.GRADIENT, None)
         functions = [a.name for a in op.op_def.attr if "func" in a.type]
         for name in ("seed", "seed2", *functions):
             node.attr.pop(name, None)
-        said = node.SerializeToString(deterministic=True)
-        told.append((said, *_sources(op, places)))
-    return tuple(told)
+        text = node.SerializeToString(deterministic=True)
+        lines.append((text, *_sources(op, places)))
+    return tuple(lines)
 
 
 def can_be_copied(op: tf.Operation) -> bool:

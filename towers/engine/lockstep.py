@@ -29,8 +29,8 @@ def run_in_step(
     n = len(tasks)
     leaves = [boundary.leaves(task.argument) for task in tasks]
     everything = boundary.distinct([x for flat in leaves for x in flat])
-    given = iter(everything)
-    tensors = [[next(given) for _ in flat] for flat in leaves]
+    copies = iter(everything)
+    tensors = [[next(copies) for _ in flat] for flat in leaves]
 
     def built(i: int, argument: Any) -> Any:
         with tf.GradientTape() as tape:
@@ -40,13 +40,13 @@ def run_in_step(
 
     graph = tf.compat.v1.get_default_graph()
     before = len(graph.get_operations())
-    said: dict[int, Sequence[Any]] = {}
-    found: dict[int, list[Any]] = {}
+    upstreams: dict[int, Sequence[Any]] = {}
+    by_tower: dict[int, list[Any]] = {}
 
     def enter(i: int) -> tf.Tensor:
         def token(*tensors: tf.Tensor) -> Any:
             def backward(_: Any) -> Sequence[Any]:
-                return found.pop(i)
+                return by_tower.pop(i)
 
             return tf.zeros([]), backward
 
@@ -56,16 +56,16 @@ def run_in_step(
     entered = [enter(i) for i in range(n)]
     brought = [boundary.brought(*each) for each in zip(tasks, tensors)]
     own = closure.differing(tensors, [boundary.leaves(x) for x in brought])
-    made = meeting.in_step(
+    nests = meeting.in_step(
         [functools.partial(built, i, brought[i]) for i in range(n)],
         [token.device for token in entered],  # in full
         join,
-        [closure.Known(names, set(), before) for names in own],
+        [closure.Ownership(names, set(), before) for names in own],
     )
     lost = boundary.lost(graph.get_operations()[before:], everything, held)
     results = [
         [x for x in boundary.leaves(m) if boundary.has_gradient(x)]
-        for m in made
+        for m in nests
     ]
 
     @own_gradient
@@ -74,20 +74,20 @@ def run_in_step(
             boundary.check_nothing_lost((), lost)
             pairs = [
                 (y, g)
-                for i in sorted(said)
-                for y, g in zip(results[i], said[i])
+                for i in sorted(upstreams)
+                for y, g in zip(results[i], upstreams[i])
             ]
-            said.clear()
+            upstreams.clear()
             gradients = iter(
                 boundary.differentiated(
                     [y for y, _ in pairs], everything, [g for _, g in pairs]
                 )
             )
             for i, task in enumerate(tasks):
-                found[i] = []
+                by_tower[i] = []
                 for k in range(len(tensors[i])):
                     with tf.device(task.elsewhere.get(k, task.device)):
-                        found[i].append(_final(next(gradients)))
+                        by_tower[i].append(_final(next(gradients)))
             return [tf.zeros([])] * n
 
         return [tf.identity(token) for token in tokens], backward
@@ -96,7 +96,7 @@ def run_in_step(
         @own_gradient
         def outputs(token: tf.Tensor) -> Any:
             def backward(*upstream: Any) -> tf.Tensor:
-                said[i] = upstream
+                upstreams[i] = upstream
                 return tf.zeros([])
 
             return [tf.stop_gradient(x) for x in results[i]], backward
@@ -107,7 +107,7 @@ def run_in_step(
     with tf.device(tasks[0].device):
         tokens = cross(*entered)
     return [
-        boundary.replaced(made[i], iter(leave(i, tokens[i]))) for i in range(n)
+        boundary.replaced(nests[i], iter(leave(i, tokens[i]))) for i in range(n)
     ]
 
 

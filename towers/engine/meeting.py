@@ -65,17 +65,20 @@ class _Builder:
     """A thread that builds one tower, when it is its turn."""
 
     def __init__(
-        self, function: Callable[[], Any], device: str, known: closure.Known
+        self,
+        function: Callable[[], Any],
+        device: str,
+        ownership: closure.Ownership,
     ):
         self.steps: list[tuple[Any, tf.Tensor]] = []
-        self._known = known
+        self._ownership = ownership
         self._status = tf_autograph.status()
         self.graph = tf.compat.v1.get_default_graph()
         self.result: Any = None
         self.shared: list[tf.Tensor] = []
         self.dealt: list[tf.Tensor] = []
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._main, args=(function, device), daemon=True
         )
@@ -86,10 +89,10 @@ class _Builder:
             self._thread.start()
         else:
             self._answers.put(answer)
-        said = self._said.get()
-        if isinstance(said, BaseException):
-            raise said
-        return said
+        message = self._messages.get()
+        if isinstance(message, BaseException):
+            raise message
+        return message
 
     def run(self, task: errand.Errand) -> Any:
         """Does something for all towers in the midst of its call."""
@@ -135,16 +138,16 @@ class _Builder:
                     f"those of all towers are joined; got shape {value.shape} "
                     f"in {scope!r}. Give a scalar one, as with x[tf.newaxis]."
                 )
-        said: Any = Call(function, values, shared, split, pure, scope, self)
-        while isinstance(answer := self._asking(said), errand.Errand):
+        message: Any = Call(function, values, shared, split, pure, scope, self)
+        while isinstance(answer := self._asking(message), errand.Errand):
             with bound(current, None):  # inside, whole values are there
-                said = (answer.result(self._known),)
+                message = (answer.result(self._ownership),)
         if answer is _STOP:
             raise SystemExit  # ends a thread, past `except Exception`
         results, steps = answer
         for seed, step in steps:
             seed.assign(seed.value + step)
-        kept = self._known.own if split else self._known.same
+        kept = self._ownership.own if split else self._ownership.same
         kept.update(x.name for x in tf.nest.flatten(results))
         more = [
             x
@@ -156,10 +159,10 @@ class _Builder:
         whose += tf.nest.flatten(answer)
         return answer
 
-    def _asking(self, said: Any) -> Any:
+    def _asking(self, message: Any) -> Any:
         """Says something, and has what comes back, while others go on."""
         with meanwhile():
-            self._said.put(said)
+            self._messages.put(message)
             return self._answers.get()
 
     def _main(self, function: Callable[[], Any], device: str) -> None:
@@ -172,14 +175,14 @@ class _Builder:
         ):
             try:
                 self.result = function()
-                self._said.put(None)
+                self._messages.put(None)
             except SystemExit:
                 raise
             except BaseException as error:  # whatever the model raises
-                self._said.put(error)
+                self._messages.put(error)
             # A graph is left in the reverse order of entering it.
             while self._answers.get() is not _STOP:
-                self._said.put(None)
+                self._messages.put(None)
 
 
 def _answered(answer: Any, values: Any) -> Any:
@@ -213,7 +216,7 @@ def in_step(
     functions: Sequence[Callable[[], Any]],
     devices: Sequence[str],
     join: Callable[[Sequence[Call]], Sequence[Any]],
-    known: Sequence[closure.Known],
+    ownerships: Sequence[closure.Ownership],
 ) -> list[Any]:
     """Runs functions side by side, in a graph, from meeting to meeting.
 
@@ -221,7 +224,7 @@ def in_step(
       functions: one per tower; they may call `all_towers`.
       devices: one device name per tower.
       join: from the towers' calls to one answer per tower.
-      known: per tower, which tensors are its own.
+      ownerships: per tower, which tensors are its own.
 
     Returns:
       What each function returned.
@@ -230,7 +233,7 @@ def in_step(
       ValueError: they do not all make the same calls.
     """
     tf.compat.v1.get_default_graph().switch_to_thread_local()
-    towers = [_Builder(*each) for each in zip(functions, devices, known)]
+    towers = [_Builder(*each) for each in zip(functions, devices, ownerships)]
     answers: Sequence[Any] = [None] * len(towers)
     try:
         while True:

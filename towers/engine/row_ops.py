@@ -60,10 +60,10 @@ def _part_of_shape(op: tf.Operation) -> Any:
     shape, begin, size = op.inputs
     if shape.op.type != "Shape" or static(begin) is None:
         return None
-    known, start = shape.op.inputs[0].shape, static(begin)[0]
-    if known.rank is None or static(size) is None:
+    dims, start = shape.op.inputs[0].shape, static(begin)[0]
+    if dims.rank is None or static(size) is None:
         return None
-    sizes = known.as_list()[start : start + static(size)[0]]
+    sizes = dims.as_list()[start : start + static(size)[0]]
     return None if None in sizes else np.array(sizes)
 
 
@@ -73,42 +73,42 @@ def is_zero(tensor: tf.Tensor) -> bool:
 
 
 # ------------------------------------------------------------- element by element
-def _passed(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    return given[0]
+def _passed(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    return kinds[0]
 
 
-def _cast(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _cast(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     before, after = tensor.op.inputs[0].dtype, tensor.dtype
-    if isinstance(given[0], OfRows):
-        linear = given[0].power == 0 or after.is_floating
-        return given[0] if linear else None
-    return given[0] if after.is_floating or before.is_integer else None
+    if isinstance(kinds[0], OfRows):
+        linear = kinds[0].power == 0 or after.is_floating
+        return kinds[0] if linear else None
+    return kinds[0] if after.is_floating or before.is_integer else None
 
 
-def _recast(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _recast(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     same = tensor.shape.rank == tensor.op.inputs[0].shape.rank
-    return _elementwise(tensor, given) if same else None
+    return _elementwise(tensor, kinds) if same else None
 
 
-def _added(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _added(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """Of terms; a zero is one of whatever the others are."""
     terms = [
         (x, kind)
-        for x, kind in zip(tensor.op.inputs, given)
+        for x, kind in zip(tensor.op.inputs, kinds)
         if not (kind == SAME and is_zero(x))
     ]
-    if any(isinstance(kind, OfRows) for kind in given):
+    if any(isinstance(kind, OfRows) for kind in kinds):
         # Of what has no rows, only what is the same goes with any of them.
         powers = {
             kind.power
             for _, kind in terms
             if isinstance(kind, OfRows) or kind == SAME
         }
-        if len(powers) > 1 or not all(map(_goes_with_rows, given)):
+        if len(powers) > 1 or not all(map(_goes_with_rows, kinds)):
             return None
-        return _aligned(tensor, given, powers.pop())
-    if any(isinstance(kind, Vector) for kind in given):
-        return _by_entry(lambda *kinds: agreed(kinds), given)
+        return _aligned(tensor, kinds, powers.pop())
+    if any(isinstance(kind, Vector) for kind in kinds):
+        return _by_entry(lambda *entry: agreed(entry), kinds)
     return agreed([kind for _, kind in terms]) if terms else SAME
 
 
@@ -116,40 +116,40 @@ def _goes_with_rows(kind: Kind) -> bool:
     return isinstance(kind, OfRows) or kind == SAME
 
 
-def _multiplied(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    return _scaled(tensor, given, product, 1)
+def _multiplied(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    return _scaled(tensor, kinds, product, 1)
 
 
-def _divided(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    return _scaled(tensor, given, quotient, -1)
+def _divided(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    return _scaled(tensor, kinds, quotient, -1)
 
 
 def _scaled(
     tensor: tf.Tensor,
-    given: Sequence[Kind],
+    kinds: Sequence[Kind],
     function: Callable[[Total, Total], Kind],
     sign: int,
 ) -> Kind:
-    one, other = given
+    one, other = kinds
     if isinstance(one, OfRows) or isinstance(other, OfRows):
-        if not all(isinstance(k, OfRows) or _is_count(k) for k in given):
+        if not all(isinstance(k, OfRows) or _is_count(k) for k in kinds):
             return None
-        return _aligned(tensor, given, one.power + sign * other.power)  # type: ignore[union-attr]
-    return _by_entry(function, given)
+        return _aligned(tensor, kinds, one.power + sign * other.power)  # type: ignore[union-attr]
+    return _by_entry(function, kinds)
 
 
-def _by_entry(function: Callable[..., Kind], given: Sequence[Kind]) -> Kind:
+def _by_entry(function: Callable[..., Kind], kinds: Sequence[Kind]) -> Kind:
     """Of vectors, entry by entry, and of totals."""
-    sizes = {len(kind.of) for kind in given if isinstance(kind, Vector)}
+    sizes = {len(kind.of) for kind in kinds if isinstance(kind, Vector)}
     if not sizes:
-        return function(*given)
+        return function(*kinds)
     if len(sizes) > 1:
         return None
     each = [
         kind.of if isinstance(kind, Vector) else [kind] * max(sizes)
-        for kind in given
+        for kind in kinds
     ]
-    return vector(function(*kinds) for kinds in zip(*each))
+    return vector(function(*entry) for entry in zip(*each))
 
 
 def _is_count(kind: Kind) -> bool:
@@ -157,42 +157,42 @@ def _is_count(kind: Kind) -> bool:
     return isinstance(kind, Total) and not kind.summed
 
 
-def _elementwise(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _elementwise(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """What any function makes of rows, one by one."""
-    for kind in given:
+    for kind in kinds:
         if kind != SAME and not (isinstance(kind, OfRows) and kind.power == 0):
             return None
-    return _aligned(tensor, given, 0)
+    return _aligned(tensor, kinds, 0)
 
 
-def _selected(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _selected(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """Of a condition, and of what is there where it holds or does not."""
-    if given[0] == SAME and not any(isinstance(k, OfRows) for k in given):
-        return either(given[1:])
+    if kinds[0] == SAME and not any(isinstance(k, OfRows) for k in kinds):
+        return either(kinds[1:])
     if tensor.op.type == "Select" and len(_ranks(tensor)) > 1:
         return None
-    return _elementwise(tensor, given)
+    return _elementwise(tensor, kinds)
 
 
 def _ranks(tensor: tf.Tensor) -> set[int | None]:
     return {x.shape.rank for x in tensor.op.inputs}
 
 
-def _larger(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _larger(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """A number of rows that is not to be zero."""
-    for kind, x in zip(given, tensor.op.inputs[::-1]):
+    for kind, x in zip(kinds, tensor.op.inputs[::-1]):
         floor = tf.get_static_value(x)
         if kind == COUNT and floor is not None and np.all(floor <= 1):
             return COUNT
-    return _elementwise(tensor, given)
+    return _elementwise(tensor, kinds)
 
 
-def _aligned(tensor: tf.Tensor, given: Sequence[Kind], power: int) -> Kind:
+def _aligned(tensor: tf.Tensor, kinds: Sequence[Kind], power: int) -> Kind:
     """Rows that meet rows, each its own, or what is the same for all rows."""
     if tensor.shape.rank is None:
         return None
     merged: OfRows | None = None
-    for x, kind in zip(tensor.op.inputs, given):
+    for x, kind in zip(tensor.op.inputs, kinds):
         if isinstance(kind, OfRows):
             mine = kind.at(kind.axis - (x.shape.rank or 0))
             merged = mine if merged is None else _merged(merged, mine)
@@ -202,7 +202,7 @@ def _aligned(tensor: tf.Tensor, given: Sequence[Kind], power: int) -> Kind:
         return None
     if any(
         not isinstance(kind, OfRows) and not _is_spread(x, merged.axis)
-        for x, kind in zip(tensor.op.inputs, given)
+        for x, kind in zip(tensor.op.inputs, kinds)
     ):
         return None
     return dataclasses.replace(

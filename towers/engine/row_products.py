@@ -22,7 +22,7 @@ from towers.engine.row_ops import table
 Kinds = Sequence[Kind]
 
 
-def _matrices(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _matrices(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     op = tensor.op
     names = ("transpose_a", "transpose_b")
     if op.type != "MatMul":
@@ -35,7 +35,7 @@ def _matrices(tensor: tf.Tensor, given: Kinds) -> Kind:
     ]
     right = [_RIGHT.get(label, label) for label in labels[1]]
     result = [*range(-(ranks[2] or 0), -2), "m", "n"]
-    return _contracted(op.inputs, given, [labels[0], right], result)
+    return _contracted(op.inputs, kinds, [labels[0], right], result)
 
 
 _RIGHT = {"m": "k", "k": "n"}
@@ -46,24 +46,24 @@ def _labels(rank: int, transposed: bool) -> list[Any]:
     return [*range(-rank, -2), *last]
 
 
-def _einsum(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _einsum(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     equation = tensor.op.get_attr("equation").decode()
     if "." in equation:
         return None
     terms, result = equation.split("->")
     labels = [list(term) for term in terms.split(",")]
-    return _contracted(tensor.op.inputs, given, labels, list(result))
+    return _contracted(tensor.op.inputs, kinds, labels, list(result))
 
 
 def _contracted(
     inputs: Sequence[tf.Tensor],
-    given: Kinds,
+    kinds: Kinds,
     labels: Sequence[list[Any]],
     result: list[Any],
 ) -> Kind:
     """Of products of entries, summed over axes that the result has not."""
-    rows = [kind for kind in given if isinstance(kind, OfRows)]
-    totals = [kind for kind in given if not isinstance(kind, OfRows)]
+    rows = [kind for kind in kinds if isinstance(kind, OfRows)]
+    totals = [kind for kind in kinds if not isinstance(kind, OfRows)]
     if not rows:
         flat = [agreed([kind]) for kind in totals]
         if len(flat) == 1 or None in flat:
@@ -71,7 +71,7 @@ def _contracted(
         return product(*flat) if len(flat) == 2 else None  # type: ignore[arg-type]
     mine = {
         names[kind.axis]
-        for kind, names in zip(given, labels)
+        for kind, names in zip(kinds, labels)
         if isinstance(kind, OfRows)
     }
     if len(mine) > 1 or not all(_counts(kind) for kind in totals):
@@ -79,13 +79,13 @@ def _contracted(
     if len({kind.order for kind in rows}) > 1:
         return None
     (label,) = mine
-    for x, kind, names in zip(inputs, given, labels):
+    for x, kind, names in zip(inputs, kinds, labels):
         if isinstance(kind, OfRows):
             if names.count(label) > 1:
                 return None
         elif label in names and x.shape[names.index(label)] != 1:
             return None
-    power = sum(kind.power for kind in given)  # type: ignore[union-attr]
+    power = sum(kind.power for kind in kinds)  # type: ignore[union-attr]
     if label in result:
         per = next((kind.per for kind in rows if kind.per is not None), None)
         counted = all(kind.counted for kind in rows)
@@ -99,25 +99,25 @@ def _counts(kind: Kind) -> bool:
 
 
 # -------------------------------------------------------------- lists in loops
-def _listed(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _listed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     """A list of what is in the first axis; it has the axis of each."""
-    kind = given[0]
+    kind = kinds[0]
     if not isinstance(kind, OfRows):
         return None
     return kind.at(kind.axis - 1) if kind.axis else None
 
 
-def _reserved(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _reserved(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     """An empty list, of elements whose shape may have rows."""
-    return SAME if given[1] == SAME else None
+    return SAME if kinds[1] == SAME else None
 
 
-def _read(tensor: tf.Tensor, given: Kinds) -> Kind:
-    return given[0] if given[1] == SAME else None
+def _read(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    return kinds[0] if kinds[1] == SAME else None
 
 
-def _written(tensor: tf.Tensor, given: Kinds) -> Kind:
-    before, place, item = given
+def _written(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    before, place, item = kinds
     if place != SAME:
         return None
     if before == SAME:
@@ -125,8 +125,8 @@ def _written(tensor: tf.Tensor, given: Kinds) -> Kind:
     return either([before, item])
 
 
-def _stacked(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind = given[0]
+def _stacked(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind = kinds[0]
     return kind.at(kind.axis + 1) if isinstance(kind, OfRows) else kind
 
 

@@ -45,8 +45,8 @@ def _keeps(tensor: tf.Tensor) -> bool:
         return False
 
 
-def _summed(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    kind, axes = given[0], _axes(tensor)
+def _summed(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    kind, axes = kinds[0], _axes(tensor)
     if not isinstance(kind, OfRows):
         return agreed([kind])
     if axes is None:
@@ -58,9 +58,9 @@ def _summed(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     return Total(True, kind.power)
 
 
-def _averaged(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _averaged(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """As a sum, which over rows is divided by how many there are."""
-    kind, total = given[0], _summed(tensor, given)
+    kind, total = kinds[0], _summed(tensor, kinds)
     if not isinstance(kind, OfRows) or not isinstance(total, Total):
         return total
     if not kind.counted:
@@ -68,52 +68,52 @@ def _averaged(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     return dataclasses.replace(total, power=total.power - 1)
 
 
-def _reduced(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _reduced(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """By what is no sum: of each row by itself only."""
-    kind, axes = given[0], _axes(tensor)
+    kind, axes = kinds[0], _axes(tensor)
     if not isinstance(kind, OfRows) or axes is None or kind.power:
         return None
     return None if kind.axis in axes else _without(kind, axes, _keeps(tensor))
 
 
-def _multiplied_up(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    if not isinstance(given[0], Vector):
-        return _reduced(tensor, given)
-    powers = [kind.power for kind in given[0].of]
-    if any(kind.summed for kind in given[0].of):
+def _multiplied_up(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    if not isinstance(kinds[0], Vector):
+        return _reduced(tensor, kinds)
+    powers = [kind.power for kind in kinds[0].of]
+    if any(kind.summed for kind in kinds[0].of):
         return None
     return Total(False, sum(powers))
 
 
-def _along(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _along(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """Of each row by itself, along other axes."""
-    kind, axes = given[0], _axes(tensor)
+    kind, axes = kinds[0], _axes(tensor)
     if not isinstance(kind, OfRows):
         linear = tensor.op.type in ("Cumsum", "ReverseV2")
         return agreed([kind]) if linear else None
     if axes is None or kind.axis in axes:
         return None
-    return kind if kind.power == 0 and set(given[1:]) <= {SAME} else None
+    return kind if kind.power == 0 and set(kinds[1:]) <= {SAME} else None
 
 
-def _along_last(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _along_last(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """Of each row by itself, along the last axis."""
-    kind, rank = given[0], tensor.op.inputs[0].shape.rank
+    kind, rank = kinds[0], tensor.op.inputs[0].shape.rank
     if not isinstance(kind, OfRows) or not rank or kind.axis == rank - 1:
         return None
-    return kind if kind.power == 0 and set(given[1:]) <= {SAME} else None
+    return kind if kind.power == 0 and set(kinds[1:]) <= {SAME} else None
 
 
-def _biased(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    if isinstance(given[0], OfRows):
-        return _along_last(tensor, given)
-    return agreed(given)
+def _biased(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    if isinstance(kinds[0], OfRows):
+        return _along_last(tensor, kinds)
+    return agreed(kinds)
 
 
-def _first_axis(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _first_axis(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """What goes row by row along the first axis, as a convolution."""
-    rows = [kind for kind in given if isinstance(kind, OfRows)]
-    others = [kind for kind in given if not isinstance(kind, OfRows)]
+    rows = [kind for kind in kinds if isinstance(kind, OfRows)]
+    others = [kind for kind in kinds if not isinstance(kind, OfRows)]
     one = together(rows)
     # A shape among the others tells that of the result.
     if one is None or not all(_is_shape(kind) for kind in others):
@@ -122,10 +122,10 @@ def _first_axis(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     return dataclasses.replace(one, uniform=False) if fits else None
 
 
-def _blocked(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _blocked(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """Parts of a row as rows of their own, and back, as a dilation has it."""
-    kind = given[0]
-    if not isinstance(kind, OfRows) or kind.axis or set(given[1:]) != {SAME}:
+    kind = kinds[0]
+    if not isinstance(kind, OfRows) or kind.axis or set(kinds[1:]) != {SAME}:
         return None
     if tensor.op.type == "SpaceToBatchND":
         if kind.order:
@@ -144,23 +144,23 @@ def _is_shape(kind: Kind) -> bool:
     return kind == SAME or (isinstance(kind, Vector) and kind.of[0] == COUNT)
 
 
-def _normalized(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _normalized(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     trains = tensor.op.get_attr("is_training")
-    return None if trains else _first_axis(tensor, given)
+    return None if trains else _first_axis(tensor, kinds)
 
 
-def _half_squared(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    kind = given[0]
+def _half_squared(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    kind = kinds[0]
     rows = isinstance(kind, OfRows) and kind.power == 0
     return Total(True, 0) if rows else None
 
 
-def _scattered(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _scattered(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """What adds each row where that says: a sum over rows."""
-    if SEGMENTS in given:
-        return _by_segments(tensor, given)
-    data = [kind for kind in given if isinstance(kind, OfRows)]
-    others = [kind for kind in given if not isinstance(kind, OfRows)]
+    if SEGMENTS in kinds:
+        return _by_segments(tensor, kinds)
+    data = [kind for kind in kinds if isinstance(kind, OfRows)]
+    others = [kind for kind in kinds if not isinstance(kind, OfRows)]
     places = {(kind.axis, kind.power, kind.order) for kind in data}
     if len(places) != 1 or set(others) - {SAME}:
         return None
@@ -171,9 +171,9 @@ def _scattered(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     return Total(True, 0) if power == 0 and axis < inside else None
 
 
-def _by_segments(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _by_segments(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """What a row's values become together, as those of a ragged tensor."""
-    kind, places, rows = given
+    kind, places, rows = kinds
     if (
         places != SEGMENTS
         or rows != COUNT
@@ -186,8 +186,8 @@ def _by_segments(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     return OfRows(0) if values == (0, None, False, "") else None
 
 
-def _binned(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    kind, rank = given[0], tensor.op.inputs[0].shape.rank
+def _binned(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    kind, rank = kinds[0], tensor.op.inputs[0].shape.rank
     binary = tensor.op.type == "DenseBincount" and tensor.op.get_attr(
         "binary_output"
     )
@@ -195,22 +195,22 @@ def _binned(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
         return None
     if rank == 2:
         return OfRows(0, kind.per)
-    weighs = given[2] == SAME or isinstance(given[2], OfRows)
+    weighs = kinds[2] == SAME or isinstance(kinds[2], OfRows)
     return Total(True, 0) if weighs and not binary else None
 
 
-def _drawn(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    kind = _filled(tensor, given)
+def _drawn(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    kind = _filled(tensor, kinds)
     if not isinstance(kind, OfRows):
         return None
     return dataclasses.replace(kind, uniform=False)
 
 
-def _filled(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
+def _filled(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     """Of a shape, whose number of rows tells the axis."""
-    if not isinstance(given[0], Vector) or set(given[1:]) - {SAME}:
+    if not isinstance(kinds[0], Vector) or set(kinds[1:]) - {SAME}:
         return None
-    return _axis_of(given[0])
+    return _axis_of(kinds[0])
 
 
 def _axis_of(shape: Vector) -> Kind:
@@ -223,15 +223,15 @@ def _axis_of(shape: Vector) -> Kind:
     return OfRows(axes[0], per, uniform=True)
 
 
-def _like(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    kind = given[0]
+def _like(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    kind = kinds[0]
     if isinstance(kind, OfRows):
         return dataclasses.replace(kind, power=0, uniform=True)
     return SAME
 
 
-def _shape(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    kind = given[tensor.value_index]
+def _shape(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    kind = kinds[tensor.value_index]
     rank = tensor.op.inputs[tensor.value_index].shape.rank
     if not isinstance(kind, OfRows):
         return SAME
@@ -241,8 +241,8 @@ def _shape(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
     return vector(count if i == kind.axis else SAME for i in range(rank))
 
 
-def _size(tensor: tf.Tensor, given: Sequence[Kind]) -> Kind:
-    kind = given[0]
+def _size(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+    kind = kinds[0]
     if not isinstance(kind, OfRows):
         return SAME
     one = kind.per == 1 and tensor.op.inputs[0].shape.rank == 1

@@ -36,8 +36,8 @@ def _axis(value: Any, rank: int | None) -> int | None:
     return None if value is None or not rank else int(value) % rank
 
 
-def _reshaped(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind, shape = given
+def _reshaped(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind, shape = kinds
     if not isinstance(kind, OfRows):
         if isinstance(shape, Vector):
             return None
@@ -77,23 +77,23 @@ def _regrouped(
         return kind
     if after.rank == 0:
         return dataclasses.replace(kind, per=None)
-    size, wanted = before.num_elements(), after.num_elements()
-    if size is None or wanted is None or kind.per is None or kind.order:
+    size, target = before.num_elements(), after.num_elements()
+    if size is None or target is None or kind.per is None or kind.order:
         return None
-    if not wanted or kind.per * size % wanted:
+    if not target or kind.per * size % target:
         return None
-    return dataclasses.replace(kind, per=kind.per * size // wanted)
+    return dataclasses.replace(kind, per=kind.per * size // target)
 
 
-def _expanded(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind, axis = given[0], _axis(static(tensor.op.inputs[1]), _rank(tensor))
+def _expanded(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind, axis = kinds[0], _axis(static(tensor.op.inputs[1]), _rank(tensor))
     if not isinstance(kind, OfRows):
         return _moved(kind)
     return None if axis is None else kind.at(kind.axis + (axis <= kind.axis))
 
 
-def _squeezed(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind, shape = given[0], tensor.op.inputs[0].shape
+def _squeezed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind, shape = kinds[0], tensor.op.inputs[0].shape
     if not isinstance(kind, OfRows):
         return _moved(kind)
     axes = [
@@ -110,15 +110,15 @@ def _squeezed(tensor: tf.Tensor, given: Kinds) -> Kind:
     return kind.at(kind.axis - sum(axis < kind.axis for axis in axes))
 
 
-def _transposed(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind, order = given[0], static(tensor.op.inputs[1])
+def _transposed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind, order = kinds[0], static(tensor.op.inputs[1])
     if not isinstance(kind, OfRows):
         return _moved(kind)
     return None if order is None else kind.at(order.tolist().index(kind.axis))
 
 
-def _tiled(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind, times = given
+def _tiled(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind, times = kinds
     data = tensor.op.inputs[0]
     if kind == SAME and isinstance(times, Vector):
         return _spread(data, times, _rank(tensor))
@@ -134,8 +134,8 @@ def _tiled(tensor: tf.Tensor, given: Kinds) -> Kind:
     )
 
 
-def _broadcast(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind, shape = given
+def _broadcast(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind, shape = kinds
     data, rank = tensor.op.inputs[0], _rank(tensor)
     if isinstance(kind, OfRows):
         if rank is None or _rank(data) is None:

@@ -35,10 +35,10 @@ def _moved(kind: Kind) -> Kind:
     return None if isinstance(kind, OfRows) else agreed([kind])
 
 
-def _sliced(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _sliced(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     """Of a StridedSlice, which takes an axis whole or in part."""
-    op, kind = tensor.op, given[0]
-    if any(other != SAME for other in given[1:]):
+    op, kind = tensor.op, kinds[0]
+    if any(other != SAME for other in kinds[1:]):
         return None
     if isinstance(kind, Total):
         return kind
@@ -105,15 +105,15 @@ def _at(kind: OfRows, items: list[Any], rank: int) -> Kind:
     return None
 
 
-def _cut(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _cut(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     """Of `tf.slice`."""
-    kind = given[0]
-    begin, size = static(tensor.op.inputs[1]), given[2]
+    kind = kinds[0]
+    begin, size = static(tensor.op.inputs[1]), kinds[2]
     if isinstance(kind, Vector) and begin is not None and size == SAME:
         many = tensor.shape[0]
         return vector(kind.of[begin[0] :][:many]) if many is not None else None
     if not isinstance(kind, OfRows):
-        return _moved(kind) if set(given[1:]) == {SAME} else None
+        return _moved(kind) if set(kinds[1:]) == {SAME} else None
     if begin is None or begin[kind.axis]:
         return None
     if isinstance(size, Vector):
@@ -123,11 +123,11 @@ def _cut(tensor: tf.Tensor, given: Kinds) -> Kind:
     return kind if sizes is not None and sizes[kind.axis] == -1 else None
 
 
-def _padded(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind, sides = given[0], static(tensor.op.inputs[1])
+def _padded(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind, sides = kinds[0], static(tensor.op.inputs[1])
     if not isinstance(kind, OfRows):
         return None
-    if sides is None or any(sides[kind.axis]) or set(given[1:]) != {SAME}:
+    if sides is None or any(sides[kind.axis]) or set(kinds[1:]) != {SAME}:
         return None
     return dataclasses.replace(kind, uniform=False)
 
@@ -136,19 +136,19 @@ def _axis(value: Any, rank: int | None) -> int | None:
     return None if value is None or not rank else int(value) % rank
 
 
-def _split(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _split(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     """Along another axis than that of rows."""
     op = tensor.op
     place, axis = (0, 1) if op.type == "SplitV" else (1, 0)
-    kind, data = given[place], op.inputs[place]
+    kind, data = kinds[place], op.inputs[place]
     if not isinstance(kind, OfRows):
         return _moved(kind)
     along = _axis(static(op.inputs[-1 if axis else 0]), _rank(data))
     return None if along in (None, kind.axis) else kind
 
 
-def _unpacked(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind, op = given[0], tensor.op
+def _unpacked(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind, op = kinds[0], tensor.op
     if isinstance(kind, Vector):
         return kind.of[tensor.value_index]
     if not isinstance(kind, OfRows):
@@ -159,20 +159,20 @@ def _unpacked(tensor: tf.Tensor, given: Kinds) -> Kind:
     return kind.at(kind.axis - (axis < kind.axis))
 
 
-def _packed(tensor: tf.Tensor, given: Kinds) -> Kind:
-    rows = [kind for kind in given if isinstance(kind, OfRows)]
+def _packed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     if not rows:
-        return vector(given) if _rank(tensor) == 1 else agreed(given)
+        return vector(kinds) if _rank(tensor) == 1 else agreed(kinds)
     axis = _axis(tensor.op.get_attr("axis"), _rank(tensor))
-    one = together(given)
+    one = together(kinds)
     if one is None or axis is None:
         return None
     return one.at(one.axis + (axis <= one.axis))
 
 
-def _joined(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _joined(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     """Of a concatenation."""
-    kinds, rank = given[:-1], _rank(tensor)
+    kinds, rank = kinds[:-1], _rank(tensor)
     axis = _axis(static(tensor.op.inputs[-1]), rank)
     if not any(isinstance(kind, OfRows) for kind in kinds):
         if rank != 1 or not any(isinstance(kind, Vector) for kind in kinds):
@@ -196,24 +196,24 @@ def _chained(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return vector(each)
 
 
-def _one_hot(tensor: tf.Tensor, given: Kinds) -> Kind:
-    kind = given[0]
+def _one_hot(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    kind = kinds[0]
     axis: Any = tensor.op.get_attr("axis")
-    if not isinstance(kind, OfRows) or set(given[1:]) != {SAME} or kind.power:
+    if not isinstance(kind, OfRows) or set(kinds[1:]) != {SAME} or kind.power:
         return None
     return kind.at(kind.axis + (0 <= int(axis) <= kind.axis))
 
 
-def _gathered(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _gathered(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     op = tensor.op
-    data, index = given[:2]
+    data, index = kinds[:2]
     rank, count = _rank(op.inputs[0]), _rank(op.inputs[1])
     axis = _axis(static(op.inputs[2]), rank)
-    if rank is None or count is None or axis is None or given[2] != SAME:
+    if rank is None or count is None or axis is None or kinds[2] != SAME:
         return None
     batch = op.get_attr("batch_dims")
     if batch:
-        both = together(given[:2])
+        both = together(kinds[:2])
         return both if both and both.axis < batch and not both.power else None
     if isinstance(index, OfRows):
         if data == SAME:
@@ -246,9 +246,9 @@ def _picked(data: Kind, index: OfRows, axis: int) -> Kind:
     return dataclasses.replace(index, axis=axis, power=data.power)
 
 
-def _where(tensor: tf.Tensor, given: Kinds) -> Kind:
+def _where(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     """Numbers of those rows for which something is true."""
-    kind = given[0]
+    kind = kinds[0]
     if not isinstance(kind, OfRows) or _rank(tensor.op.inputs[0]) != 1:
         return None
     if kind.power or kind.order or not kind.counted:
@@ -257,8 +257,8 @@ def _where(tensor: tf.Tensor, given: Kinds) -> Kind:
     return OfRows(0, None, counted=False, order=order)
 
 
-def _gathered_by_path(tensor: tf.Tensor, given: Kinds) -> Kind:
-    data, index = given
+def _gathered_by_path(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+    data, index = kinds
     rank = _rank(tensor.op.inputs[1])
     if data != SAME or not isinstance(index, OfRows) or rank is None:
         return None

@@ -110,10 +110,10 @@ def _has(tensor: tf.Tensor, old: str) -> bool:
 
 def _sides(tensor: tf.Tensor) -> list[tf.Tensor]:
     """What is added up in a tensor, as it is."""
-    kind, given = tensor.op.type, parents(tensor)
+    kind, inputs = tensor.op.type, parents(tensor)
     if kind == "Sub" or kind in row_ops.PASS:
-        return given[:1]
-    return given if kind in (*_SUMS, *COPIES) else []
+        return inputs[:1]
+    return inputs if kind in (*_SUMS, *COPIES) else []
 
 
 def _walked(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
@@ -124,14 +124,14 @@ def _walked(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
         if x.name in kinds:
             todo.pop()
             continue
-        given = parents(x)
-        missing = [y for y in given if y.name not in kinds]
+        inputs = parents(x)
+        missing = [y for y in inputs if y.name not in kinds]
         if missing:
             todo += missing
             continue
         todo.pop()
-        told = _told(x, [kinds[y.name] for y in given])
-        kinds[x.name] = told or _ones_like(x, kinds)
+        kind = _kind_of(x, [kinds[y.name] for y in inputs])
+        kinds[x.name] = kind or _ones_like(x, kinds)
     return kinds[tensor.name]
 
 
@@ -145,49 +145,49 @@ def _ones_like(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
     return kind if values and kinds[op.inputs[1].name] == SAME else None
 
 
-def _told(tensor: tf.Tensor, given: list[Kind]) -> Kind:
+def _kind_of(tensor: tf.Tensor, kinds: list[Kind]) -> Kind:
     """The kind of an op's result, from those of what it takes."""
     op = tensor.op
     if op.type in COPIES:
-        return given[0]
-    if all(kind == SAME for kind in given):
+        return kinds[0]
+    if all(kind == SAME for kind in kinds):
         return SAME
     if op.type in _CALLS:
-        return _called(op, "f", given)[tensor.value_index]
+        return _called(op, "f", kinds)[tensor.value_index]
     if op.type in _BRANCHES:
-        return _branched(op, given)[tensor.value_index]
+        return _branched(op, kinds)[tensor.value_index]
     if op.type in _LOOPS:
-        return _looped(op, given)[tensor.value_index]
+        return _looped(op, kinds)[tensor.value_index]
     rule = _RULES.get(op.type)
-    if rule is None or None in given:
+    if rule is None or None in kinds:
         return None
-    return rule(tensor, given)
+    return rule(tensor, kinds)
 
 
 def _called(
-    op: tf.Operation, attribute: str, given: Sequence[Kind]
+    op: tf.Operation, attribute: str, kinds: Sequence[Kind]
 ) -> list[Kind]:
     """The kinds of a function's results."""
     body = tf_functions.body(op, attribute)
-    if body is None or len(body.inputs) != len(given):
+    if body is None or len(body.inputs) != len(kinds):
         return [None] * len(op.outputs)
-    kinds = {x.name: kind for x, kind in zip(body.inputs, given)}
-    return [_walked(x, kinds) for x in body.outputs]
+    own_kinds = {x.name: kind for x, kind in zip(body.inputs, kinds)}
+    return [_walked(x, own_kinds) for x in body.outputs]
 
 
-def _branched(op: tf.Operation, given: Sequence[Kind]) -> list[Kind]:
-    if given[0] != SAME:
+def _branched(op: tf.Operation, kinds: Sequence[Kind]) -> list[Kind]:
+    if kinds[0] != SAME:
         return [None] * len(op.outputs)
     results = [
-        _called(op, branch, given[1:])
+        _called(op, branch, kinds[1:])
         for branch in ("then_branch", "else_branch")
     ]
     return [either(pair) for pair in zip(*results)]
 
 
-def _looped(op: tf.Operation, given: Sequence[Kind]) -> list[Kind]:
+def _looped(op: tf.Operation, kinds: Sequence[Kind]) -> list[Kind]:
     """What comes out of a loop that runs as often for any rows."""
-    now = list(given)
+    now = list(kinds)
     for _ in range(len(now) + 1):
         after = [either(pair) for pair in zip(now, _called(op, "body", now))]
         if after == now:

@@ -47,16 +47,16 @@ def identities(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
 def ancestors(
     tensor: tf.Tensor,
     parents: Callable[[tf.Tensor], Iterable[tf.Tensor]] = parents,
-    known: Collection[tf.Tensor] = (),
+    stops: Collection[tf.Tensor] = (),
 ) -> Iterator[tf.Tensor]:
     """A tensor and all that it is made of, each once.
 
     Args:
       tensor: of a graph.
       parents: gives what a tensor is made of; nothing ends the way.
-      known: those that are left out, and what only they are made of.
+      stops: those that are left out, and what only they are made of.
     """
-    seen = {identity(x) for x in known}
+    seen = {identity(x) for x in stops}
     ahead = [tensor]
     while ahead:
         one = ahead.pop()

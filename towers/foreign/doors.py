@@ -29,11 +29,11 @@ def opened(feature: str) -> Iterator[None]:
             raise
         here = {"TensorFlow": tf.__version__, "Keras": keras.__version__}
         tested = [f"{x} {old} to {new}" for x, (old, new) in TESTED.items()]
-        found = [f"{x} {version}" for x, version in here.items()]
+        versions = [f"{x} {version}" for x, version in here.items()]
         raise ImportError(
             f"{feature} needs what could not be imported: {error}. Expected "
             f"{' and '.join(tested)}, with which it was tested; got "
-            f"{' and '.join(found)}. Install versions from there."
+            f"{' and '.join(versions)}. Install versions from there."
         ) from error
 
 

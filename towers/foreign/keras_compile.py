@@ -96,8 +96,8 @@ class Compiled:
             if self.loss is not None:
                 self.loss(y, y_pred, weights)
 
-        given = tf.nest.map_structure(specs.of, (y, y_pred, weights))
-        tf.function(build, autograph=False).get_concrete_function(*given)
+        arguments = tf.nest.map_structure(specs.of, (y, y_pred, weights))
+        tf.function(build, autograph=False).get_concrete_function(*arguments)
 
     @property
     def flat_losses(self) -> list[keras.losses.Loss]:
@@ -138,18 +138,18 @@ def metric_variables(model: Any) -> list[Any]:
     """Those of losses and metrics: what `compile` was given, and made of it."""
     if not model.compiled:
         return []
-    made = Compiled.of(model)
-    given = made.metrics and [
-        made.metrics._user_metrics,
-        made.metrics._user_weighted_metrics,
+    compiled = Compiled.of(model)
+    metrics = compiled.metrics and [
+        compiled.metrics._user_metrics,
+        compiled.metrics._user_weighted_metrics,
     ]
     own = [
         v
-        for metric in tf.nest.flatten(given)
+        for metric in tf.nest.flatten(metrics)
         if isinstance(metric, keras.metrics.Metric)
         for v in metric.variables
     ]
-    return list({id(v): v for v in [*made.variables, *own]}.values())
+    return list({id(v): v for v in [*compiled.variables, *own]}.values())
 
 
 @contextlib.contextmanager
@@ -191,5 +191,5 @@ def optimizers(model: Any) -> list[keras.Optimizer]:
 
     owners = [model, vars(model).get("template")]
     kept = [dict(vars(owner)) for owner in owners if owner is not None]
-    found = [x for x in leaves(kept) if isinstance(x, keras.Optimizer)]
-    return list({id(x): x for x in found}.values())
+    objects = [x for x in leaves(kept) if isinstance(x, keras.Optimizer)]
+    return list({id(x): x for x in objects}.values())

@@ -65,8 +65,8 @@ def changed(layer: Any, attributes: dict[str, Any]) -> Any:
 
     Keras's own `copy` saves and loads, and setting an attribute tracks it.
     """
-    made = object.__new__(type(layer))
+    copy = object.__new__(type(layer))
     shadows = ("call", "compute_mask", CALL_CONTEXT, "activity_regularizer")
-    known = {k: v for k, v in vars(layer).items() if k not in shadows}
-    vars(made).update(known, activity_regularizer=None, **attributes)
-    return made
+    own = {k: v for k, v in vars(layer).items() if k not in shadows}
+    vars(copy).update(own, activity_regularizer=None, **attributes)
+    return copy

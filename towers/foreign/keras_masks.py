@@ -11,16 +11,16 @@ import tensorflow as tf
 from towers.foreign.keras_layers import get_mask
 
 
-def forget_masks(given: Any, taken: Any) -> None:
+def forget_masks(nest: Any, copies: Any) -> None:
     """Takes from tensors the masks that a layer took from copies of them.
 
     Attention does that, so that nobody after it goes by the mask of its inputs.
 
     Args:
-      given: a nest of tensors and other values.
-      taken: the nest that the layer was called with.
+      nest: of tensors and other values.
+      copies: the nest that the layer was called with.
     """
-    pairs = zip(tf.nest.flatten(given), tf.nest.flatten(taken))
+    pairs = zip(tf.nest.flatten(nest), tf.nest.flatten(copies))
     for one, other in pairs:
         if get_mask(one) is not None and get_mask(other) is None:
             one._keras_mask = None

@@ -103,9 +103,9 @@ def numbers_known(optimizer: Any) -> Iterator[Numbers]:
     Args:
       optimizer: that, or what holds it, may have its numbers known already.
     """
-    known = getattr(optimizer, _KNOWN, None)
-    if known is not None or tf.executing_eagerly():
-        yield known or Numbers([])
+    all_numbers = getattr(optimizer, _KNOWN, None)
+    if all_numbers is not None or tf.executing_eagerly():
+        yield all_numbers or Numbers([])
         return
     with contextlib.ExitStack() as stack:
         held = held_optimizers(optimizer)
@@ -119,10 +119,10 @@ def numbers_known(optimizer: Any) -> Iterator[Numbers]:
             if callable(rate) and not isinstance(rate, keras.Variable):
                 with tf.device(device_of(one._iterations)):
                     numbers += stack.enter_context(_asked_once(one))
-        known = Numbers(numbers)
+        all_numbers = Numbers(numbers)
         for one in held:
-            stack.enter_context(patched((one, _KNOWN, known)))
-        yield known
+            stack.enter_context(patched((one, _KNOWN, all_numbers)))
+        yield all_numbers
 
 
 class _Number:

@@ -60,8 +60,8 @@ def pin_optimizer(optimizer: Any) -> None:
 
     @contextlib.contextmanager
     def of_all(grads: Any, trainable_variables: Any = None) -> Iterator[None]:
-        known = [v for one in held or [optimizer] for v in trained(one)]
-        devices = [device_of(v) for v in trainable_variables or known]
+        variables = [v for one in held or [optimizer] for v in trained(one)]
+        devices = [device_of(v) for v in trainable_variables or variables]
         devices = list(dict.fromkeys(devices))
         with tf.device(devices[0]) if len(devices) == 1 else _spread():
             if not optimizer.built:  # there are no numbers yet

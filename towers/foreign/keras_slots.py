@@ -65,8 +65,8 @@ def replace_trained(
       cut: of that one, values of the new ones.
     """
     for one in held_optimizers(optimizer):
-        known = trained(one)
-        places = [i for i, v in enumerate(known) if v is old[0]]
+        variables = trained(one)
+        places = [i for i, v in enumerate(variables) if v is old[0]]
         if places:
             _replace(one, places[0], old, new, lambda x: cut(join(x)))
 
@@ -78,13 +78,13 @@ def _replace(
     new: Sequence[Any],
     recut: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
 ) -> None:
-    known, end = trained(optimizer), place + len(old)
+    variables, end = trained(optimizer), place + len(old)
     instead: dict[int, list[Any]] = {}  # by the old slot
     lists = {
         name: slots
         for name, slots in vars(optimizer).items()
         if isinstance(slots, list)
-        and len(slots) == len(known)
+        and len(slots) == len(variables)
         and name not in ("_variables", "_trainable_variables")
         and all(x is None or isinstance(x, keras.Variable) for x in slots)
     }
@@ -100,7 +100,7 @@ def _replace(
                 instead.update((id(slot), []) for slot in before)
                 instead[id(before[0])] = after
             setattr(optimizer, name, [*slots[:place], *after, *slots[end:]])
-        now = [*known[:place], *new, *known[end:]]
+        now = [*variables[:place], *new, *variables[end:]]
         optimizer._trainable_variables = now
         key = optimizer._var_key
         optimizer._trainable_variables_indices = {
@@ -176,10 +176,10 @@ class _Whole:
     def children(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What TensorFlow's checkpoints find below the optimizer."""
         kind = type(self._optimizer)
-        found = kind._trackable_children(self._optimizer, *args, **kwargs)
+        children = kind._trackable_children(self._optimizer, *args, **kwargs)
         return {
             name: self._list(child) if isinstance(child, list) else child
-            for name, child in found.items()
+            for name, child in children.items()
         }
 
     def _list(self, child: list[Any]) -> Any:

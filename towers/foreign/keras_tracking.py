@@ -30,17 +30,17 @@ def like(variable: Any, value: Any, device: str, path: str) -> keras.Variable:
       path: its path in Keras.
     """
     with tf.device(device):
-        made = keras.Variable(
+        new = keras.Variable(
             value,
             dtype=variable.dtype,
             trainable=variable.trainable,
             autocast=getattr(variable, "_autocast", True),
             name=variable.name,
         )
-    named(made, path)
-    made.regularizer = variable.regularizer
-    made.constraint = variable.constraint
-    return made
+    named(new, path)
+    new.regularizer = variable.regularizer
+    new.constraint = variable.constraint
+    return new
 
 
 def named(variable: Any, path: str) -> None:

@@ -96,11 +96,11 @@ def _clip_by_all(
     """How the gradients of one device are clipped; a common norm is a number."""
     steps = optimizer.gradient_accumulation_steps
     if steps and _is_by_all(optimizer):
-        known = optimizer._accumulated_gradients
+        accumulators = optimizer._accumulated_gradients
         added = []
         for gradient, variable in zip(gradients, variables):
             with tf.device(device_of(variable)):
-                before = known[optimizer._get_variable_index(variable)]
+                before = accumulators[optimizer._get_variable_index(variable)]
                 added.append((gradient + before) / steps)
         gradients = added
     scale = _clip_scale(optimizer, gradients)
@@ -138,8 +138,8 @@ def _only(optimizer: Any, device: str) -> Iterator[None]:
         patches.append((optimizer, name, here(getattr(optimizer, name))))
     if optimizer.use_ema:
         for name in ("_model_variables_moving_average", "_trainable_variables"):
-            known = zip(trained(optimizer), getattr(optimizer, name))
-            some = [x for v, x in known if device_of(v) == device]
+            pairs = zip(trained(optimizer), getattr(optimizer, name))
+            some = [x for v, x in pairs if device_of(v) == device]
             patches.append((optimizer, name, some))
     with patched(*patches):
         yield
@@ -174,7 +174,7 @@ def unscaled(
     overwrites = getattr(
         optimizer, "_overwrite_variable_with_gradient", lambda _: False
     )
-    inner, known = optimizer.inner_optimizer, []
+    inner, quotients = optimizer.inner_optimizer, []
     with numbers_known(optimizer) as numbers:
         numbers.send(dict.fromkeys(devices))
         for gradient, variable, device in zip(gradients, variables, devices):
@@ -182,8 +182,8 @@ def unscaled(
                 with tf.device(device), numbers.at(device):
                     scale = optimizer.dynamic_scale
                     gradient = keras.ops.divide(gradient, scale)
-            known.append(gradient)
-        apply = functools.partial(inner.apply, known, variables)
+            quotients.append(gradient)
+        apply = functools.partial(inner.apply, quotients, variables)
         # In the place of what Keras divides itself, which nobody uses then.
         with patched((inner, "apply", lambda *_, **__: apply())):
             return handle(gradients, variables)

@@ -54,8 +54,8 @@ def optimizing(**options: Any) -> Iterator[None]:
     Where they were not set before, they are then false, or 0.
     """
     config = tf.config.optimizer
-    known = config.get_experimental_options()
-    before = {x: known.get(x, type(value)()) for x, value in options.items()}
+    settings = config.get_experimental_options()
+    before = {x: settings.get(x, type(value)()) for x, value in options.items()}
     config.set_experimental_options(options)
     try:
         yield

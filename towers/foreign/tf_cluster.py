@@ -31,10 +31,10 @@ def update_tasks(job: str, tasks: Mapping[int, str]) -> None:
       tf.errors.OpError: one does not answer.
     """
     server = copy.deepcopy(context.get_server_def())
-    (known,) = (found for found in server.cluster.job if found.name == job)
-    known.tasks.clear()
+    (definition,) = (x for x in server.cluster.job if x.name == job)
+    definition.tasks.clear()
     for number, address in tasks.items():
-        known.tasks[number] = address
+        definition.tasks[number] = address
     context.update_server_def(server)
 
 

@@ -5,5 +5,5 @@ import tensorflow as tf
 
 def in_words(error: tf.errors.OpError, words: str) -> tf.errors.OpError:
     """The same error of the same place, which says more."""
-    told = type(error)(error.node_def, error.op, f"{words}{error.message}")
-    return told.with_traceback(error.__traceback__)
+    copy = type(error)(error.node_def, error.op, f"{words}{error.message}")
+    return copy.with_traceback(error.__traceback__)

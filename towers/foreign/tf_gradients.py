@@ -60,8 +60,8 @@ def own_gradient(
             return results
 
         def gradients(*upstream: Any) -> list[Any]:
-            found = backward(*upstream)
-            return list(found) if isinstance(found, (list, tuple)) else [found]
+            grads = backward(*upstream)
+            return list(grads) if isinstance(grads, (list, tuple)) else [grads]
 
         # A tape hears that the results come from the arguments; what goes by
         # the graph needs one op that has both for inputs, if they differ.
@@ -73,11 +73,11 @@ def own_gradient(
             lambda *upstream: aside + gradients(*upstream[: len(flat)]),
         )
         with record.stop_recording():
-            given = [
+            inputs = [
                 _left_there(x, elsewhere[i]) if i in elsewhere else x
                 for i, x in enumerate(args)
             ]
-            both = flat if same else [*flat, *given]
+            both = flat if same else [*flat, *inputs]
             with graph.gradient_override_map({"IdentityN": name}):
                 passed = tf.identity_n(both)[: len(flat)]
         record.record_operation(name, passed, list(args), gradients)
@@ -104,8 +104,8 @@ def own_gradient_of_each(
         results = function(arguments)
 
     def passed(k: int, argument: tf.Tensor, result: tf.Tensor) -> tf.Tensor:
-        made = result, functools.partial(backward, k)
-        return own_gradient(lambda _: made)(argument)
+        pair = result, functools.partial(backward, k)
+        return own_gradient(lambda _: pair)(argument)
 
     return [passed(k, *pair) for k, pair in enumerate(zip(arguments, results))]
 
@@ -130,10 +130,10 @@ def _registered(graph: tf.Graph, gradient: Callable[..., Any]) -> str:
     """A name by which TensorFlow finds a gradient while its graph lives."""
     name = f"OwnGradient-{next(_FRESH)}"
     graph.get_collection_ref(_KEY).append(gradient)
-    known = weakref.ref(gradient)
+    reference = weakref.ref(gradient)
 
     def looked_up(op: tf.Operation, *upstream: Any) -> Any:
-        gradient = known()
+        gradient = reference()
         if gradient is None:
             raise RuntimeError(
                 f"The graph in which {op.name!r} was built is gone, and the "

@@ -33,8 +33,8 @@ def kernel(op: tf.Operation, kind: str) -> Any:
 
 def host_ends(op: tf.Operation, kind: str) -> tuple[list[bool], list[bool]]:
     """For each input, and each output, whether it is in the host's memory."""
-    found = kernel(op, kind)
-    named = set(found.host_memory_arg) if found is not None else set()
+    definition = kernel(op, kind)
+    named = set(definition.host_memory_arg) if definition is not None else set()
 
     def each(arguments: Any) -> list[bool]:
         flat: list[bool] = []

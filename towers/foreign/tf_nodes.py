@@ -109,17 +109,17 @@ def ancestors(
         None is found of it.
       tensors: of them, as `source` takes them.
     """
-    found: dict[tuple[str, int], Any] = {}
+    by_place: dict[tuple[str, int], Any] = {}
     ahead = list(tensors)
     while ahead:
         tensor = ahead.pop()
         place = source(tensor), port(tensor)
-        if place in found:
+        if place in by_place:
             continue
-        found[place] = node = nodes.get(place[0])
+        by_place[place] = node = nodes.get(place[0])
         if node is not None and node.op == "IdentityN":
             ahead.append(node.input[place[1]])
             ahead += [x for x in node.input if x.startswith("^")]
         elif node is not None:
             ahead += node.input
-    return found
+    return by_place

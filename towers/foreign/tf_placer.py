@@ -92,9 +92,9 @@ def placed(
                 *(_field(4, target.encode()) for target in targets),
                 bytes([7 << 3, True]),  # long errors belong into the answer
             )
-            told = dict(_fields(answer))
-            if 3 in told:
-                raise _error(told[3], told.get(4, b"").decode())
+            fields = dict(_fields(answer))
+            if 3 in fields:
+                raise _error(fields[3], fields.get(4, b"").decode())
         except tf.errors.AbortedError as error:
             if _RUNS_NOTHING not in str(error):
                 raise
@@ -105,8 +105,8 @@ def placed(
 
 def refused(error: tf.errors.OpError) -> str | None:
     """The op that a refusal is about, by name; None if it names none."""
-    found = _REFUSAL.search(error.message)
-    return found[1] if found else None
+    match = _REFUSAL.search(error.message)
+    return match[1] if match else None
 
 
 def _elsewhere(graph: Any) -> Any:
@@ -118,16 +118,16 @@ def _elsewhere(graph: Any) -> Any:
     copy = v1.GraphDef()
     copy.CopyFrom(graph)
     machine = tf.DeviceSpec.from_string(JOB)
-    known: dict[str, str] = {}
+    devices: dict[str, str] = {}
     for node in all_nodes(copy):
         if not node.device and _takes_resource(node.op):
             continue
-        if node.device not in known:
+        if node.device not in devices:
             spec = machine.make_merged_spec(
                 tf.DeviceSpec.from_string(node.device)
             )
-            known[node.device] = spec.to_string()
-        node.device = known[node.device]
+            devices[node.device] = spec.to_string()
+        node.device = devices[node.device]
     return copy
 
 
@@ -154,12 +154,12 @@ def _joined(parts: Sequence[Any], names: Container[str]) -> Any:
     for node in nodes.values():
         if node.op in (*SENDS, *RECEIVES):
             passed[node.name] = sent[rendezvous(node)].input[0]
-        given = node.input[0] if node.input else ""
-        made_for = nodes.get(source(given))
+        value = node.input[0] if node.input else ""
+        made_for = nodes.get(source(value))
         if node.name in names or made_for is None:
             continue
         if node.op == "Identity" and made_for.op in RECEIVES:
-            passed[node.name] = given
+            passed[node.name] = value
     for send in sent.values():  # to wait for a node, an empty constant is sent
         empty = nodes[source(send.input[0])]
         if empty.name in names or empty.op != "Const" or not empty.input:

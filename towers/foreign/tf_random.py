@@ -100,8 +100,8 @@ def _patches(seeds: Function, drawn: Function) -> list[tuple[Any, str, Any]]:
         signature = inspect.signature(original)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
-            return drawn(name, by, original, dict(given))
+            arguments = signature.bind(*args, **kwargs).arguments
+            return drawn(name, by, original, dict(arguments))
 
         return call
 
@@ -128,39 +128,39 @@ def is_by_row(name: str) -> bool:
     return name in _COUNTED or name in _BY_ROW
 
 
-def parameters(given: dict[str, Any]) -> dict[str, tf.Tensor]:
+def parameters(arguments: dict[str, Any]) -> dict[str, tf.Tensor]:
     """What a stateless function draws by, of its arguments."""
     return {
         name: tf.convert_to_tensor(x)
-        for name, x in given.items()
+        for name, x in arguments.items()
         if name in _PARAMETERS
     }
 
 
-def shape_of(given: dict[str, Any]) -> tf.Tensor:
+def shape_of(arguments: dict[str, Any]) -> tf.Tensor:
     """Of what a stateless function draws, int32 or int64 [rank]."""
-    if "shape" in given:
-        return tf.convert_to_tensor(given["shape"])
-    rows = tf.shape(given["logits"])[0]
-    return tf.stack([rows, tf.cast(given["num_samples"], tf.int32)])
+    if "shape" in arguments:
+        return tf.convert_to_tensor(arguments["shape"])
+    rows = tf.shape(arguments["logits"])[0]
+    return tf.stack([rows, tf.cast(arguments["num_samples"], tf.int32)])
 
 
-def sizes(given: dict[str, Any]) -> list[int | None] | None:
+def sizes(arguments: dict[str, Any]) -> list[int | None] | None:
     """As much of that shape as is known; None if not even its rank is."""
-    if "shape" not in given and "logits" not in given:
+    if "shape" not in arguments and "logits" not in arguments:
         return None  # as of what is shuffled
-    shape = tensor_util.constant_value_as_shape(shape_of(given))
+    shape = tensor_util.constant_value_as_shape(shape_of(arguments))
     return None if shape.rank is None else shape.as_list()
 
 
 def counted(
-    name: str, given: dict[str, Any], is_compiled: bool
+    name: str, arguments: dict[str, Any], is_compiled: bool
 ) -> tuple[int, int, bool] | None:
     """How a stateless function counts; None if not by its shape alone.
 
     Args:
       name: the function's.
-      given: its arguments.
+      arguments: its own, by name.
       is_compiled: whether XLA makes the numbers. It makes a truncated normal of
         one uniform number, and two normal ones of two at a time.
 
@@ -170,15 +170,18 @@ def counted(
     """
     if name not in _COUNTED:
         return None
-    if tf.get_static_value(tf.convert_to_tensor(given["alg"])) not in _PHILOX:
+    algorithm = tf.get_static_value(tf.convert_to_tensor(arguments["alg"]))
+    if algorithm not in _PHILOX:
         return None
     elements, blocks = _COUNTED[name]
     if name == "stateless_random_gamma_v3":
-        rank = tf.convert_to_tensor(given["shape"]).shape[0]
-        of_all = given["alpha"].shape.rank in (0, rank)
+        rank = tf.convert_to_tensor(arguments["shape"]).shape[0]
+        of_all = arguments["alpha"].shape.rank in (0, rank)
         return (elements, blocks, False) if of_all else None
-    like = given.get("minval")
-    dtype = tf.as_dtype(given.get("dtype") or getattr(like, "dtype", "float32"))
+    like = arguments.get("minval")
+    dtype = tf.as_dtype(
+        arguments.get("dtype") or getattr(like, "dtype", "float32")
+    )
     if is_compiled:
         blocks = 1
     if dtype.size == 8:

@@ -126,27 +126,27 @@ def is_seeded(op: Any) -> bool:
 
 
 def missed(
-    ops: Iterable[tf.Operation], given: Collection[tuple[int, int]] | None
+    ops: Iterable[tf.Operation], seeds: Collection[tuple[int, int]] | None
 ) -> Iterator[str]:
     """Ops that draw by constant seeds, or call functions that do.
 
     Args:
       ops: of a tower.
-      given: the seeds that are the tower's; None if no op with a state goes by
+      seeds: those that are the tower's; None if no op with a state goes by
         seeds, as under XLA.
     """
     for op in ops:
         if _is_unseen(op.type, op.node_def):
             by = [x.name for x in op.op_def.input_arg].index(_seeding(op))
-            made = [*sources(op.inputs[by])]
-            if all(x.op.inputs or x.op.type == "Const" for x in made):
+            origins = [*sources(op.inputs[by])]
+            if all(x.op.inputs or x.op.type == "Const" for x in origins):
                 yield op.name
         elif any(word in op.type for word in _RANDOM):
-            if given is not None and is_seeded(op) and _seeds(op) not in given:
+            if seeds is not None and is_seeded(op) and _seeds(op) not in seeds:
                 yield op.name
         elif any(word in op.type for word in _CALLS):
             names = _called(op.node_def)
-            if any(_draws(x, op.type, given is not None) for x in names):
+            if any(_draws(x, op.type, seeds is not None) for x in names):
                 yield op.name
 
 
@@ -199,5 +199,5 @@ def _is_constant_draw(node: Any, nodes: dict[str, Any]) -> bool:
     if not any(word in node.op for word in _RANDOM):
         return False
     seed = node.input[2 if "Multinomial" in node.op else 1]
-    made = tf_nodes.ancestors(nodes, [seed]).values()
-    return None not in made  # of no argument of the function
+    origins = tf_nodes.ancestors(nodes, [seed]).values()
+    return None not in origins  # of no argument of the function

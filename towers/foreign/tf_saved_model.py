@@ -23,7 +23,7 @@ def noted_devices(path: str, loaded: Any) -> dict[int, str]:
       loaded: what `tf.saved_model.load` made of it.
     """
     nodes = _read(path).meta_graphs[0].object_graph_def.nodes
-    found: dict[int, str] = {}
+    devices: dict[int, str] = {}
     seen: set[int] = set()
     ahead = [(0, loaded)]
     while ahead:
@@ -32,14 +32,14 @@ def noted_devices(path: str, loaded: Any) -> dict[int, str]:
             continue
         seen.add(number)
         if nodes[number].HasField("variable"):
-            found[id(value)] = nodes[number].variable.device
+            devices[id(value)] = nodes[number].variable.device
         children = tf.train.TrackableView.children(value)
         ahead += [
             (child.node_id, children[child.local_name])
             for child in nodes[number].children
             if child.local_name in children
         ]
-    return found
+    return devices
 
 
 def _read(path: str) -> Any:

@@ -51,15 +51,15 @@ def children(
     In a SavedModel, whose functions read the pieces, these by themselves.
     """
     kind = type(holder)
-    found = kind._trackable_children(holder, save_type, **kwargs)
-    made: dict[str, Any] = {}
-    for name, child in found.items():
+    parts = kind._trackable_children(holder, save_type, **kwargs)
+    saved: dict[str, Any] = {}
+    for name, child in parts.items():
         if isinstance(child, Sliced) and save_type != "checkpoint":
             own = child.pieces
-            made.update((f"{name}_{j}", piece) for j, piece in enumerate(own))
+            saved.update((f"{name}_{j}", piece) for j, piece in enumerate(own))
         else:
-            made[name] = child
-    return made
+            saved[name] = child
+    return saved
 
 
 class _Slices(SaveableObject):

@@ -141,10 +141,10 @@ if not TYPE_CHECKING:  # which would take any name for one of ours
             )
         with opened(f"{__name__}.{name}"):
             module = importlib.import_module(f"{__name__}.{_LATER[name]}")
-        found = getattr(module, name)
-        keep_as_they_are([found], __name__)
-        globals()[name] = found
-        return found
+        value = getattr(module, name)
+        keep_as_they_are([value], __name__)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -232,9 +232,9 @@ def _compare(given: argparse.Namespace) -> None:
     model, placement = _placed(given)
     inputs = _commands().batch_of(model, given.batch, given.length)
     options = {"synchronized": given.synchronized}
-    found = towers.compare(model, placement, inputs, **options)
-    print(found)
-    sys.exit(0 if found.equal else 1)
+    comparison = towers.compare(model, placement, inputs, **options)
+    print(comparison)
+    sys.exit(0 if comparison.equal else 1)
 
 
 def _report(given: argparse.Namespace) -> None:
@@ -282,10 +282,10 @@ def _plan(given: argparse.Namespace) -> None:
 
 def _timeline(given: argparse.Namespace) -> None:
     paths = _paths(given, "html", "save")
-    found = towers.timeline(*_step(given))
+    timeline = towers.timeline(*_step(given))
     for path in paths.values():
-        found.save(path)
-    print(found)
+        timeline.save(path)
+    print(timeline)
     _say_written(paths)
 
 

@@ -202,29 +202,29 @@ def _resources(graph: layer_graph.LayerGraph, served: Any) -> list[Any]:
     Raises:
       ValueError: it reads what no layer keeps.
     """
-    known = {id(keras_layers.raw(v).handle) for v in graph.variables}
+    handles = {id(keras_layers.raw(v).handle) for v in graph.variables}
     read = [
         x
         for x in served.captured_inputs
-        if x.dtype == tf.resource and id(x) not in known
+        if x.dtype == tf.resource and id(x) not in handles
     ]
-    found = {}
+    resources = {}
     for layer in graph.layers if read else []:
         for kept in _kept(layer):
             if isinstance(kept, tf.Variable):
-                found[id(kept.handle)] = kept
+                resources[id(kept.handle)] = kept
             elif isinstance(
                 kept, tf.saved_model.experimental.TrackableResource
             ):
-                found[id(kept.resource_handle)] = kept
+                resources[id(kept.resource_handle)] = kept
     for x in read:
-        if id(x) not in found:
+        if id(x) not in resources:
             raise ValueError(
                 "The model reads a lookup table, or a variable, that no layer "
                 f"of it keeps: {x!r}. Expected all that it reads to be saved "
                 "with it; keep that as an attribute of a layer."
             )
-    return [found[id(x)] for x in read]
+    return [resources[id(x)] for x in read]
 
 
 def _kept(layer: keras.Layer) -> Iterator[Any]:

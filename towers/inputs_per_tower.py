@@ -41,8 +41,8 @@ class PerTower:
 
         Loops over `batches` have their own place, and do so by themselves.
         """
-        for known, read in self._read.items():
-            if known != key(read.towers):  # what is lost is not touched
+        for identity, read in self._read.items():
+            if identity != key(read.towers):  # what is lost is not touched
                 continue
             read.restart()
 
@@ -84,10 +84,10 @@ class PerTower:
                 f"{', '.join(missing)}, which TensorFlow does not see, so "
                 "nothing can be read there. Expected devices that are here."
             )
-        known = key(whose)
-        if known not in self._read:
-            self._read[known] = Read.by(self.dataset_fn, whose)
-        return self._read[known]
+        identity = key(whose)
+        if identity not in self._read:
+            self._read[identity] = Read.by(self.dataset_fn, whose)
+        return self._read[identity]
 
 
 def per_tower(dataset_fn: Callable[[Tower], tf.data.Dataset]) -> PerTower:

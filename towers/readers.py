@@ -54,12 +54,12 @@ class Read:
     @functools.cached_property
     def lengths(self) -> list[int | None]:
         """How many elements each has; None if it has no end or cannot tell."""
-        told = []
+        counts = []
         with watched(self.devices):
             for dataset, device in zip(self.datasets, self.devices):
                 with tf.device(device):
-                    told.append(int(dataset.cardinality()))
-        return [None if count < 0 else count for count in told]
+                    counts.append(int(dataset.cardinality()))
+        return [None if count < 0 else count for count in counts]
 
     @functools.cached_property
     def iterators(self) -> list[Any]:
@@ -116,13 +116,15 @@ class Read:
         Raises:
           tf.errors.OutOfRangeError: a tower has no more.
         """
-        found, rows = self.look(dict(enumerate(iterators)))
-        for i, told in rows.items():
-            if told is None:
+        elements, rows = self.look(dict(enumerate(iterators)))
+        for i, counts in rows.items():
+            if counts is None:
                 raise tf.errors.OutOfRangeError(
                     None, None, f"The inputs of tower {i} have ended."
                 )
-        return BatchPerTower(tuple(self.take(i, x) for i, x in found.items()))
+        return BatchPerTower(
+            tuple(self.take(i, x) for i, x in elements.items())
+        )
 
     def look(
         self, iterators: Mapping[int, Any]
@@ -142,16 +144,16 @@ class Read:
         which = list(iterators)
         with watched(self.devices), self._named():
             with futures.ThreadPoolExecutor(len(which)) as pool:
-                found, there = zip(*pool.map(look, which))
+                elements, there = zip(*pool.map(look, which))
             with tf.device(HOST_HERE):
                 rows = self._waited(there).numpy().tolist()
-        told = [None if -1 in counts else counts for counts in rows]
-        return dict(zip(which, found)), dict(zip(which, told))
+        sizes = [None if -1 in counts else counts for counts in rows]
+        return dict(zip(which, elements)), dict(zip(which, sizes))
 
-    def take(self, i: int, found: Any) -> Any:
+    def take(self, i: int, element: Any) -> Any:
         """A tower's element, of what `look` has found."""
         with watched(self.devices), self._named(), tf.device(self.devices[i]):
-            return self._functions[i][1](found)
+            return self._functions[i][1](element)
 
     @functools.cached_property
     def _functions(self) -> list[tuple[Any, Any]]:
@@ -163,11 +165,11 @@ class Read:
         """
 
         def looked(device: str, iterator: Any) -> tuple[Any, tf.Tensor]:
-            found = iterator.get_next_as_optional()
+            element = iterator.get_next_as_optional()
             n = len(tf.nest.flatten(iterator.element_spec))
-            return found, tf.cond(
-                found.has_value(),
-                lambda: _rows(found.get_value(), device),
+            return element, tf.cond(
+                element.has_value(),
+                lambda: _rows(element.get_value(), device),
                 lambda: tf.fill([n], -1),
             )
 
@@ -199,10 +201,10 @@ class Read:
         try:
             yield
         except tf.errors.OpError as error:
-            found = re.search(rf"{_INPUTS}(\d+)", error.message)
-            if not found or isinstance(error, tf.errors.OutOfRangeError):
+            match = re.search(rf"{_INPUTS}(\d+)", error.message)
+            if not match or isinstance(error, tf.errors.OutOfRangeError):
                 raise
-            i = int(found[1])
+            i = int(match[1])
             where = {x.index: d for x, d in zip(self.towers, self.devices)}[i]
             words = f"The dataset of tower {i}, on {where}, raised: "
             raise in_words(error, words) from None
@@ -211,8 +213,8 @@ class Read:
 def key(whose: Sequence[Tower]) -> tuple[Any, ...]:
     """By which datasets are known: towers, and the starts of their workers."""
     cluster = clusters.connected()
-    known = tuple((tower.index, tower.device) for tower in whose)
-    return known, cluster and cluster.starts([x.device for x in whose])
+    towers = tuple((tower.index, tower.device) for tower in whose)
+    return towers, cluster and cluster.starts([x.device for x in whose])
 
 
 def watched(

@@ -112,12 +112,14 @@ class Reading:
         going = {
             p: self._iterators[i] for p, i in at.items() if i not in self._ended
         }
-        found, told = self._read.look(going) if going else ({}, {})
-        self._ended |= {at[p] for p, counts in told.items() if counts is None}
-        rows = {at[p]: self._rows(p, told[p]) for p in told if told[p]}
+        elements, sizes = self._read.look(going) if going else ({}, {})
+        self._ended |= {at[p] for p, counts in sizes.items() if counts is None}
+        rows = {at[p]: self._rows(p, sizes[p]) for p in sizes if sizes[p]}
         if not rows:
             raise StopIteration
-        fed = {at[p]: self._read.take(p, found[p]) for p in found if told[p]}
+        fed = {
+            at[p]: self._read.take(p, elements[p]) for p in elements if sizes[p]
+        }
         self._keep_spares(fed)
         self.count += 1
         counts = tuple(rows.get(i, 0) for i in which)

@@ -29,8 +29,8 @@ class _WhenAsked:
     def __get__(self, owner: Any, kind: Any) -> Sequence[tf.Tensor]:
         if owner is None:  # a default
             return ()
-        said = vars(owner)["parameters"]
-        return [x.kept() if isinstance(x, Promised) else x for x in said]
+        values = vars(owner)["parameters"]
+        return [x.kept() if isinstance(x, Promised) else x for x in values]
 
     def __set__(self, owner: Any, value: Sequence[Any]) -> None:
         vars(owner)["parameters"] = value

@@ -58,8 +58,8 @@ def made_called(
         _check_dtypes(tensors)
     nests: list[Any] = []
 
-    def tower(*arguments: tf.Tensor) -> list[tf.Tensor]:
-        inside = iter(arguments)
+    def tower(*given: tf.Tensor) -> list[tf.Tensor]:
+        inside = iter(given)
         result = function(
             tf.nest.map_structure(
                 lambda x: None if x is None else next(inside),

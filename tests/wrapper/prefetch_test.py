@@ -157,8 +157,8 @@ class PrefetchTest(parameterized.TestCase):
         def wait(k):
             begun[int(k)].set()
             if k < 3:
-                (errand,) = model.read_ahead.errands
-                _, shards = errand.outcome.result(20)
+                (fetch,) = model.read_ahead.fetches
+                _, shards = fetch.outcome.result(20)
                 seen.append([x.backing_device[-5:] for x in shards])
 
         data = tf.data.Dataset.from_generator(
@@ -262,7 +262,7 @@ class PrefetchTest(parameterized.TestCase):
             batches = iter(data)
             for _ in range(4):
                 each.train_function(batches)
-        self.assertLen(model.read_ahead.errands, 1)
+        self.assertLen(model.read_ahead.fetches, 1)
         close(model.get_weights(), plain.get_weights())
 
     def test_what_cannot_be_sent_ahead(self):

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign.tf_gradients import own_gradient
-from towers.verbs.parcels import packed, unpacked
+from towers.verbs.parcels import in_parcels, out_of_parcels
 from towers.verbs.relays import Kept, units_of
 
 
@@ -114,13 +114,13 @@ def replicate_overwritten(
 
 
 def _together(values: Sequence[tf.Tensor]) -> tf.Tensor:
-    (parcel,) = packed(values).values()
+    (parcel,) = in_parcels(values).values()
     return parcel
 
 
 def _apart(parcel: tf.Tensor, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     shapes = [value.shape for value in values]
-    return unpacked({tuple(range(len(values))): parcel}, shapes)
+    return out_of_parcels({tuple(range(len(values))): parcel}, shapes)
 
 
 def _speaks(

@@ -35,7 +35,7 @@ def is_small(value: tf.Tensor, dtype: tf.DType | None = None) -> bool:
     return is_fixed and value.shape.num_elements() * size <= SMALL
 
 
-def packed(values: Sequence[tf.Tensor]) -> dict[tuple[int, ...], tf.Tensor]:
+def in_parcels(values: Sequence[tf.Tensor]) -> dict[tuple[int, ...], tf.Tensor]:
     """Values in few tensors, by the places of what is in each.
 
     Small ones of a dtype are joined, flat; others are as they are.
@@ -53,11 +53,11 @@ def packed(values: Sequence[tf.Tensor]) -> dict[tuple[int, ...], tf.Tensor]:
     }
 
 
-def unpacked(
+def out_of_parcels(
     parcels: Mapping[tuple[int, ...], tf.Tensor],
     shapes: Sequence[tf.TensorShape],
 ) -> list[tf.Tensor]:
-    """What was `packed`.
+    """What was put `in_parcels`.
 
     Args:
       parcels: as from there, or sums of such.
@@ -138,13 +138,13 @@ def replicate_together(
       For each value its copies, one per tower, on `targets`.
     """
     n = len(kept)
-    post = _Post(values, kept, half)
+    way_back = _WayBack(values, kept, half)
 
     @own_gradient
     def joined(*values: tf.Tensor) -> Any:
         def backward(*upstream: Any) -> list[Any]:
             with tf.device(device):
-                return post.sums(upstream)
+                return way_back.sums(upstream)
 
         parcel = _joined(values)
         parcel = parcel if half is None else tf.cast(parcel, half)
@@ -153,14 +153,14 @@ def replicate_together(
     with tf.device(device):
         parcels = joined(*values)
     opened = _opened if trained else _opened_at_once
-    towers = [opened(post, i, parcels[i], targets[i]) for i in range(n)]
-    post.heard.clear()  # a forward accumulator has asked for gradients
+    towers = [opened(way_back, i, parcels[i], targets[i]) for i in range(n)]
+    way_back.heard.clear()  # a forward accumulator has asked for gradients
     return [list(column) for column in zip(*towers)]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Letter:
-    """What one tower says of the values' gradients.
+class _TowerGradients:
+    """The gradients that one tower has of the values.
 
     Attributes:
       places: of which values there are dense ones.
@@ -173,15 +173,15 @@ class _Letter:
     sparse: dict[int, tf.IndexedSlices]
 
 
-class _Post:
-    """What is known at one end of a parcel's way of the other.
+class _WayBack:
+    """Gradients of what went in parcels, on their way to where it came from.
 
     A tape makes zeros of gradients that there are none of, and takes no sparse
     ones for a part of a tensor. So which there are is told past the tape.
 
     Attributes:
       heard: per tower, the places of values that have a gradient.
-      letters: what each tower says that has one.
+      by_tower: the gradients of each tower that has one.
     """
 
     def __init__(
@@ -191,14 +191,14 @@ class _Post:
         half: tf.DType | None = None,
     ):
         self.heard: dict[int, set[int]] = collections.defaultdict(set)
-        self.letters: dict[int, _Letter] = {}
+        self.by_tower: dict[int, _TowerGradients] = {}
         self.values = values
         self._kept, self._half = kept, half
 
-    def written(
+    def for_tape(
         self, tower: int, upstream: Sequence[Any], parcel: tf.Tensor
     ) -> tf.Tensor:
-        """The parcel's gradient, for a tape; what there is of it is told."""
+        """The parcel's gradient, for a tape; what there is of it is noted."""
         heard = sorted(self.heard.pop(tower, range(len(self.values))))
         sparse = {
             k: upstream[k]
@@ -210,7 +210,7 @@ class _Post:
         if len({x.dtype for x in dense}) > 1:  # what is summed there is full
             dense = [self._full(x) for x in dense]
         joined = _joined(dense, parcel.dtype)
-        self.letters[tower] = _Letter(places, joined, sparse)
+        self.by_tower[tower] = _TowerGradients(places, joined, sparse)
         if len(places) == len(self.values):
             return joined
         return tf.zeros(parcel.shape, parcel.dtype)  # nobody reads it
@@ -222,19 +222,19 @@ class _Post:
     def sums(self, upstream: Sequence[tf.Tensor]) -> list[Any]:
         """The gradient of each value, or None."""
         everything = tuple(range(len(self.values)))
-        letters = self.letters or {
-            i: _Letter(everything, parcel, {})
+        by_tower = self.by_tower or {
+            i: _TowerGradients(everything, parcel, {})
             for i, parcel in enumerate(upstream)
         }
-        self.letters = {}
+        self.by_tower = {}
         terms: list[list[Any]] = [[] for _ in self.values]
         alike: dict[tuple[int, ...], list[Any]] = {}
-        for i, letter in letters.items():
-            whole = letter.places == everything
-            parcel = upstream[i] if whole else letter.gradients
+        for i, own in by_tower.items():
+            whole = own.places == everything
+            parcel = upstream[i] if whole else own.gradients
             pair = self._full(parcel), self._kept[i]
-            alike.setdefault(letter.places, []).append(pair)
-            for k, gradient in letter.sparse.items():
+            alike.setdefault(own.places, []).append(pair)
+            for k, gradient in own.sparse.items():
                 terms[k].append((self._full(gradient), self._kept[i]))
         for places, pairs in alike.items():
             if not places:
@@ -247,16 +247,16 @@ class _Post:
 
 
 def _opened(
-    post: _Post, tower: int, parcel: tf.Tensor, target: str
+    way_back: _WayBack, tower: int, parcel: tf.Tensor, target: str
 ) -> list[tf.Tensor]:
     """The values in a parcel, on the tower's device."""
-    values = post.values
+    values = way_back.values
 
     @own_gradient
     def taken_apart(parcel: tf.Tensor) -> Any:
         def backward(*upstream: Any) -> tf.Tensor:
             with tf.device(target):
-                return post.written(tower, upstream, parcel)
+                return way_back.for_tape(tower, upstream, parcel)
 
         return _parts(parcel, values), backward
 
@@ -264,7 +264,7 @@ def _opened(
         return [_shaped(*pair) for pair in zip(parts, values)]
 
     def heard(k: int, upstream: Any) -> Any:
-        post.heard[tower].add(k)
+        way_back.heard[tower].add(k)
         if isinstance(upstream, tf.IndexedSlices):
             return upstream
         with tf.device(target):
@@ -275,7 +275,7 @@ def _opened(
 
 
 def _opened_at_once(
-    post: _Post, tower: int, parcel: tf.Tensor, target: str
+    way_back: _WayBack, tower: int, parcel: tf.Tensor, target: str
 ) -> list[tf.Tensor]:
     """As `_opened`, where no gradient may count as zeros."""
 
@@ -283,10 +283,12 @@ def _opened_at_once(
     def taken_apart(parcel: tf.Tensor) -> Any:
         def backward(*upstream: Any) -> tf.Tensor:
             with tf.device(target):
-                return post.written(tower, upstream, parcel)
+                return way_back.for_tape(tower, upstream, parcel)
 
-        parts = _parts(parcel, post.values)
-        return [_shaped(*pair) for pair in zip(parts, post.values)], backward
+        parts = _parts(parcel, way_back.values)
+        return [
+            _shaped(*pair) for pair in zip(parts, way_back.values)
+        ], backward
 
     with tf.device(target):
         return taken_apart(parcel)

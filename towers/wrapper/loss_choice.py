@@ -69,7 +69,7 @@ def _adds_up(one: Any, module: Any) -> bool:
     return adds_up(one) is True
 
 
-def has_rows_of_more(outputs: Any) -> bool:
+def have_feature_axes(outputs: Any) -> bool:
     """Whether the last axis of no output is that of rows.
 
     Args:

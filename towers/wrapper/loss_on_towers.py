@@ -13,7 +13,7 @@ from towers.keras_model.request import Request
 from towers.keras_model.whole_call import WholeCall
 from towers.verbs.arrivals import are_read_there
 from towers.verbs.batch import checked_batch, whole_paths
-from towers.verbs.parcels import packed, unpacked
+from towers.verbs.parcels import in_parcels, out_of_parcels
 from towers.wrapper import loss_parts
 
 
@@ -58,7 +58,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
             sums.append(numerators)
         if state:
             sums += loss_parts.metric_sums(compiled.metrics, y, y_pred, weights)
-        return packed(sums), divisors
+        return in_parcels(sums), divisors
 
     request = Request(
         *(where, training, "sum", on_tower),
@@ -71,7 +71,7 @@ def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
     graph.apply_updates()
     parcels, divisors = graph.outputs
     shapes = [tf.TensorShape([losses])] * bool(losses)
-    sums = unpacked(parcels, [*shapes, *[v.shape for v in state]])
+    sums = out_of_parcels(parcels, [*shapes, *[v.shape for v in state]])
     for variable, added in zip(state, sums[bool(losses) :]):
         variable.assign_add(added)
     terms = [tf.reduce_sum(loss) for loss in graph.losses]

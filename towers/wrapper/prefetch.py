@@ -58,7 +58,7 @@ class Prefetch:
         self._ahead: Any = weakref.WeakKeyDictionary()
 
     @property
-    def errands(self) -> "list[_Errand]":
+    def fetches(self) -> "list[_Fetch]":
         """What is read ahead, by iterators that are in use."""
         return list(self._ahead.values())
 
@@ -108,7 +108,7 @@ class Prefetch:
             batch, shards = self._next(data, traced)
             if goes_on:
                 bring = functools.partial(traced.bring, data)
-                self._ahead[data] = _Errand(bring, alone, traced)
+                self._ahead[data] = _Fetch(bring, alone, traced)
             return traced.step(batch, shards)
 
         return stepped
@@ -124,16 +124,16 @@ class Prefetch:
         was_ahead = reading in self._ahead
         drawn = self._brought(reading) if was_ahead else draw()
         if was_ahead or not alone:
-            self._ahead[reading] = _Errand(draw, alone)
+            self._ahead[reading] = _Fetch(draw, alone)
         return drawn
 
     def _next(self, iterator: Any, traced: "_Traced") -> Any:
         """The iterator's next batch, and its shards."""
-        errand = self._ahead.get(iterator)
-        if errand is None:
+        fetch = self._ahead.get(iterator)
+        if fetch is None:
             return traced.bring(iterator)
         batch, shards = self._brought(iterator)
-        if errand.traced is traced:
+        if fetch.traced is traced:
             return batch, shards
         return traced.bring_again(batch)  # the function was made anew
 
@@ -183,7 +183,7 @@ class Prefetch:
             )
 
 
-class _Errand:
+class _Fetch:
     """A batch that is being brought, by a thread, or at once.
 
     The thread does not keep a program alive, as one of a pool would: it may wait

@@ -199,7 +199,7 @@ class TowerSteps(TemplateProxy):
         outputs: Any = None
         with contextlib.suppress(Exception):  # of a model that cannot tell
             outputs = checks.output_spec(self.template, x)
-        return outputs is not None and loss_choice.has_rows_of_more(outputs)
+        return outputs is not None and loss_choice.have_feature_axes(outputs)
 
     def _loss_on_towers(self, data: Any, training: bool) -> tf.Tensor:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)

@@ -1,4 +1,4 @@
-"""ends: what a tower takes and hands out."""
+"""boundary: what a tower takes and hands out."""
 
 import tensorflow as tf
 from absl.testing import absltest, parameterized

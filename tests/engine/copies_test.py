@@ -1,4 +1,4 @@
-"""alike: what is copied is what would have been built."""
+"""copies: what is copied is what would have been built."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""in_step: towers that are built side by side have the gradients of each."""
+"""lockstep: towers that are built side by side have the gradients of each."""
 
 import tensorflow as tf
 from absl.testing import absltest

@@ -1,4 +1,4 @@
-"""compiled: the private names of Keras behind `compile`."""
+"""keras_compile: the private names of Keras behind `compile`."""
 
 import keras
 import numpy as np

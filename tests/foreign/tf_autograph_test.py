@@ -1,4 +1,4 @@
-"""autograph: it converts the user's functions, and nothing of towers."""
+"""tf_autograph: it converts the user's functions, and nothing of towers."""
 
 import inspect
 import pathlib

@@ -1,3 +1,5 @@
+"""tf_custom_gradients: weights that custom gradients close over have theirs."""
+
 import executed
 import keras
 import models

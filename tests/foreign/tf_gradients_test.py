@@ -1,3 +1,5 @@
+"""tf_gradients: gradients of our own, which keep no graph alive."""
+
 import gc
 
 import models

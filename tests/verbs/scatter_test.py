@@ -1,4 +1,4 @@
-"""deal: rows of ragged and sparse tensors, taken apart and joined again."""
+"""scatter: rows of ragged and sparse tensors, taken apart and joined again."""
 
 import numpy as np
 import tensorflow as tf

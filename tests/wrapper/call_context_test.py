@@ -1,4 +1,4 @@
-"""call_context: arguments that layers register reach those inside, in towers."""
+"""Arguments that layers register reach those inside, in towers."""
 
 import unittest
 

@@ -1,4 +1,4 @@
-"""losses: parts of a loss that add up to what Keras says of the whole."""
+"""loss_parts: parts of a loss that add up to what Keras says of the whole."""
 
 import keras
 import numpy as np

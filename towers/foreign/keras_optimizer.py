@@ -2,9 +2,8 @@
 
 Keras has no public word for its internals that this file touches:
 `_all_reduce_sum_gradients`, `_distribution_strategy`, `_accumulated_gradients`,
-`_variables`,
-`_backend_reset_gradient_accumulators`, `_backend_apply_gradients`,
-`_clip_gradients` and `_stateful_handle_finite_grads`. `keras_optimizer_test.py`
+`_variables`, `_backend_reset_gradient_accumulators`, `_backend_apply_gradients`,
+`_clip_gradients` and `_stateful_handle_finite_grads`. `keras_updates_test.py`
 fails when one of them changes.
 """
 

@@ -187,7 +187,7 @@ def _file_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def _commands() -> Any:
-    """What the commands do with models, which a worker does not need."""
+    """The module of the commands on models, which no worker imports."""
     with opened(_PROGRAM):
         from towers.planning import commands
     return commands
@@ -313,7 +313,7 @@ def _writable(command: str, path: str) -> None:
 
 
 def _refuse(command: str, message: Any) -> NoReturn:
-    """One line, and 2."""
+    """Ends the program with a line on stderr, and the status 2."""
     line = " ".join(str(message).split())
     if len(line) > _LONGEST:
         line = f"{line[:_LONGEST]}..."

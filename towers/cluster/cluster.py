@@ -209,7 +209,7 @@ class Cluster(Scheduled):
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """As `watch`, inside of that, for those who go on."""
+        """As `watch`, nested in it, for training that goes on after a loss."""
         if self._members.lost:  # TensorFlow would wait for it
             raise WorkerLost(self.lost())
         self._watched += 1

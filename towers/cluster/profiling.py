@@ -27,7 +27,7 @@ _KEPT = (*tf_profiler.RUN, *tf_profiler.STATS)
 
 @dataclasses.dataclass
 class HeardEverywhere:
-    """What profilers heard.
+    """The events of all profilers, and the processes that had one.
 
     Attributes:
       events: in seconds since this process's profiler started.
@@ -97,7 +97,7 @@ def tell(line: Line) -> None:
 
 
 def _collected(line: Line, process: str, zero: float) -> list[Event]:
-    """What a worker heard.
+    """The events that a worker's profiler collected.
 
     Args:
       line: to it.

@@ -76,7 +76,7 @@ class Pulse:
         return str(answer.get("trouble", ""))
 
     def line(self, patience: float) -> Line:
-        """Another line to the worker, as its chief.
+        """A further connection to the worker, as its chief.
 
         Raises:
           OSError, Refused: it does not answer as this chief's worker.

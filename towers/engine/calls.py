@@ -37,7 +37,7 @@ class How(enum.Enum):
         return {"experimental_attributes": {tf_nodes.NOT_INLINED: True}}
 
     def opened(self) -> Any:
-        """To be open where a call is made."""
+        """The context in which the towers' function is called."""
         here = self is How.AS_IS
         return unoptimized() if here else contextlib.nullcontext()
 

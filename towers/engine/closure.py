@@ -162,7 +162,7 @@ _NUMBERS = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
 
 
 def tensors(function: Any, shared: Any) -> list[tf.Tensor]:
-    """Those that a function closes over, or is given in `shared`."""
+    """The tensors that a function closes over, or has in `shared`."""
     held = [
         leaf
         for _, value in [("shared", shared), *_held(function, set())]

@@ -90,11 +90,11 @@ class Maker:
         return part
 
     def is_proven(self, part: Fragment) -> bool:
-        """Whether a part is known to be as others of its kind."""
+        """Whether a part is known to be like all others of its kind."""
         return part.copied or any(part is x for x in self._alike)
 
     def fingerprint(self, part: Fragment) -> tuple[Any, ...]:
-        """What tells a part from others: nothing but its kind, if proven."""
+        """What identifies a part: its kind alone, if that is proven."""
         return part.kind if self.is_proven(part) else fingerprint(part)
 
 

@@ -50,7 +50,7 @@ def segments(
 
 
 def _is_of_shape(count: tf.Tensor) -> bool:
-    """Whether this is one less than there are splits."""
+    """Whether this is a size of a shape less one: the last split's number."""
     while count.op.type in ("Cast", "Identity"):
         count = count.op.inputs[0]
     if count.op.type != "Sub" or tf.get_static_value(count.op.inputs[1]) != 1:

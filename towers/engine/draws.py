@@ -261,13 +261,13 @@ def own_seed(
 
 
 def _other(counter: tf.Tensor, index: Any) -> tf.Tensor:
-    """The counter of a stream that no other tower's meets."""
+    """The start of a counter stream that overlaps no other tower's."""
     with on_host(device_here()):
         return counter + tf.cast(index * _int64(0, 1), tf.uint64)
 
 
 def _int64(*numbers: Any) -> tf.Tensor:
-    """A vector of ints, or of scalars."""
+    """An int64 vector of Python ints, or of scalar tensors."""
     if all(isinstance(n, int) for n in numbers):
         return tf.constant(numbers, tf.int64)
     each = [tf.cast(n, tf.int64) for n in numbers]

@@ -41,7 +41,7 @@ class Errand:
     steps: list[tuple[Any, tf.Tensor]] = dataclasses.field(default_factory=list)
 
     def result(self, ownership: closure.Ownership) -> Any:
-        """Runs it, in the tower's thread.
+        """Runs the function, in the tower's thread.
 
         Args:
           ownership: of the tower's tensors.
@@ -89,7 +89,7 @@ def is_run() -> bool:
 
 
 def note_draw(seed: Any, before: tf.Tensor) -> None:
-    """Notes that such a function draws from a seed.
+    """Notes that the function of an errand draws from a seed.
 
     Args:
       seed: a Keras variable.

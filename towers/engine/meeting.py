@@ -84,7 +84,7 @@ class _Builder:
         )
 
     def go_on(self, answer: Any) -> Any:
-        """Lets it go on to its next call; None if it has its result."""
+        """The tower's next call of `all_towers`; None if it has its result."""
         if self._thread.ident is None:
             self._thread.start()
         else:
@@ -95,7 +95,7 @@ class _Builder:
         return message
 
     def run(self, task: errand.Errand) -> Any:
-        """Does something for all towers in the midst of its call."""
+        """Runs a function of all towers in the thread of this one."""
         (result,) = self.go_on(task)
         self.steps = task.steps
         return result
@@ -160,7 +160,7 @@ class _Builder:
         return answer
 
     def _asking(self, message: Any) -> Any:
-        """Says something, and has what comes back, while others go on."""
+        """The answer to a message; while it is awaited, others go on."""
         with meanwhile():
             self._messages.put(message)
             return self._answers.get()

@@ -95,6 +95,11 @@ def agreed(kinds: Sequence[Kind]) -> Kind:
     return each[0] if len(set(each)) == 1 else None
 
 
+def rearranged(kind: Kind) -> Kind:
+    """The kind of what has no rows, with the same entries in other places."""
+    return None if isinstance(kind, OfRows) else agreed([kind])
+
+
 def product(one: Total, other: Total) -> Kind:
     if one.summed and other.summed:
         return None
@@ -108,7 +113,7 @@ def quotient(one: Total, other: Total) -> Kind:
 
 
 def together(kinds: Sequence[Kind]) -> OfRows | None:
-    """What rows become side by side, each beside its own."""
+    """The kind of tensors of rows that are joined along another axis."""
     rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     alike = {
         dataclasses.replace(kind, uniform=False, per=None) for kind in rows

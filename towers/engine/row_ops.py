@@ -91,7 +91,7 @@ def _recast(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
 
 
 def _added(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
-    """Of terms; a zero is one of whatever the others are."""
+    """Of a sum; a term that is zero is of any kind."""
     terms = [
         (x, kind)
         for x, kind in zip(tensor.op.inputs, kinds)
@@ -158,7 +158,7 @@ def _is_count(kind: Kind) -> bool:
 
 
 def _elementwise(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
-    """What any function makes of rows, one by one."""
+    """Of any function that is applied to each row by itself."""
     for kind in kinds:
         if kind != SAME and not (isinstance(kind, OfRows) and kind.power == 0):
             return None
@@ -179,7 +179,7 @@ def _ranks(tensor: tf.Tensor) -> set[int | None]:
 
 
 def _larger(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
-    """A number of rows that is not to be zero."""
+    """Of a maximum: a count of rows, with 1 for 0, is a count of rows."""
     for kind, x in zip(kinds, tensor.op.inputs[::-1]):
         floor = tf.get_static_value(x)
         if kind == COUNT and floor is not None and np.all(floor <= 1):
@@ -188,7 +188,7 @@ def _larger(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
 
 
 def _aligned(tensor: tf.Tensor, kinds: Sequence[Kind], power: int) -> Kind:
-    """Rows that meet rows, each its own, or what is the same for all rows."""
+    """Of rows, broadcast with their own rows or with what is equal for all."""
     if tensor.shape.rank is None:
         return None
     merged: OfRows | None = None

@@ -100,7 +100,7 @@ def _counts(kind: Kind) -> bool:
 
 # -------------------------------------------------------------- lists in loops
 def _listed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
-    """A list of what is in the first axis; it has the axis of each."""
+    """Of a TensorList of the first axis: the kind of each element."""
     kind = kinds[0]
     if not isinstance(kind, OfRows):
         return None
@@ -108,7 +108,7 @@ def _listed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
 
 
 def _reserved(tensor: tf.Tensor, kinds: Kinds) -> Kind:
-    """An empty list, of elements whose shape may have rows."""
+    """Of an empty TensorList, reserved for elements of a shape."""
     return SAME if kinds[1] == SAME else None
 
 

@@ -69,7 +69,7 @@ def _averaged(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
 
 
 def _reduced(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
-    """By what is no sum: of each row by itself only."""
+    """Of a reduction that is no sum, as a maximum: within each row only."""
     kind, axes = kinds[0], _axes(tensor)
     if not isinstance(kind, OfRows) or axes is None or kind.power:
         return None
@@ -111,7 +111,7 @@ def _biased(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
 
 
 def _first_axis(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
-    """What goes row by row along the first axis, as a convolution."""
+    """Of an op that takes each entry of the first axis alone, as Conv2D."""
     rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     others = [kind for kind in kinds if not isinstance(kind, OfRows)]
     one = together(rows)
@@ -156,7 +156,7 @@ def _half_squared(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
 
 
 def _scattered(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
-    """What adds each row where that says: a sum over rows."""
+    """Of a scatter of rows, each added at an index of its own: a sum."""
     if SEGMENTS in kinds:
         return _by_segments(tensor, kinds)
     data = [kind for kind in kinds if isinstance(kind, OfRows)]
@@ -207,7 +207,7 @@ def _drawn(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
 
 
 def _filled(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
-    """Of a shape, whose number of rows tells the axis."""
+    """Of a fill of a shape: the axis of rows is where their number stands."""
     if not isinstance(kinds[0], Vector) or set(kinds[1:]) - {SAME}:
         return None
     return _axis_of(kinds[0])

@@ -16,7 +16,7 @@ from towers.engine.row_kinds import (
     OfRows,
     Total,
     Vector,
-    agreed,
+    rearranged,
 )
 from towers.engine.row_ops import static, table
 
@@ -25,11 +25,6 @@ Kinds = Sequence[Kind]
 
 def _rank(tensor: tf.Tensor) -> int | None:
     return tensor.shape.rank
-
-
-def _moved(kind: Kind) -> Kind:
-    """Of what has no rows, moved: its entries are what they were."""
-    return None if isinstance(kind, OfRows) else agreed([kind])
 
 
 def _axis(value: Any, rank: int | None) -> int | None:
@@ -44,7 +39,7 @@ def _reshaped(tensor: tf.Tensor, kinds: Kinds) -> Kind:
         return (
             kind
             if isinstance(kind, Vector) and _rank(tensor) == 1
-            else (_moved(kind))
+            else (rearranged(kind))
         )
     before, after = tensor.op.inputs[0].shape, tensor.shape
     if before.rank is None or not after.rank:
@@ -88,14 +83,14 @@ def _regrouped(
 def _expanded(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     kind, axis = kinds[0], _axis(static(tensor.op.inputs[1]), _rank(tensor))
     if not isinstance(kind, OfRows):
-        return _moved(kind)
+        return rearranged(kind)
     return None if axis is None else kind.at(kind.axis + (axis <= kind.axis))
 
 
 def _squeezed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     kind, shape = kinds[0], tensor.op.inputs[0].shape
     if not isinstance(kind, OfRows):
-        return _moved(kind)
+        return rearranged(kind)
     axes = [
         axis % (shape.rank or 1) for axis in tensor.op.get_attr("squeeze_dims")
     ]
@@ -113,7 +108,7 @@ def _squeezed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
 def _transposed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     kind, order = kinds[0], static(tensor.op.inputs[1])
     if not isinstance(kind, OfRows):
-        return _moved(kind)
+        return rearranged(kind)
     return None if order is None else kind.at(order.tolist().index(kind.axis))
 
 
@@ -123,7 +118,7 @@ def _tiled(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     if kind == SAME and isinstance(times, Vector):
         return _spread(data, times, _rank(tensor))
     if not isinstance(kind, OfRows):
-        return _moved(kind) if times == SAME else None
+        return rearranged(kind) if times == SAME else None
     many = tf.get_static_value(tensor.op.inputs[1], partial=True)
     if times != SAME or many is None or many[kind.axis] is None:
         return None
@@ -143,11 +138,11 @@ def _broadcast(tensor: tf.Tensor, kinds: Kinds) -> Kind:
         return kind.at(kind.axis + rank - data.shape.rank)
     if kind == SAME and isinstance(shape, Vector):
         return _spread(data, shape, rank)
-    return _moved(kind) if shape == SAME else None
+    return rearranged(kind) if shape == SAME else None
 
 
 def _spread(data: tf.Tensor, shape: Vector, rank: int | None) -> Kind:
-    """The same for all rows, in a shape that has their number in it."""
+    """Of a broadcast to a shape with the number of rows: equal rows."""
     axes = [i for i, kind in enumerate(shape.of) if kind != SAME]
     before = _rank(data)
     if rank is None or before is None or len(axes) != 1:

@@ -18,6 +18,7 @@ from towers.engine.row_kinds import (
     Total,
     Vector,
     agreed,
+    rearranged,
     together,
     vector,
 )
@@ -28,11 +29,6 @@ Kinds = Sequence[Kind]
 
 def _rank(tensor: tf.Tensor) -> int | None:
     return tensor.shape.rank
-
-
-def _moved(kind: Kind) -> Kind:
-    """Of what has no rows, moved: its entries are what they were."""
-    return None if isinstance(kind, OfRows) else agreed([kind])
 
 
 def _sliced(tensor: tf.Tensor, kinds: Kinds) -> Kind:
@@ -69,7 +65,7 @@ _MASKS = (
 
 
 def _item(k: int, begin: Any, end: Any, stride: Any, masks: list[int]) -> Any:
-    """What stands in the brackets of Python, at one place."""
+    """The k-th index of a slice, as it stands in Python's brackets."""
     from_start, to_end, dots, new, one = [bool(m >> k & 1) for m in masks]
     if dots:
         return Ellipsis
@@ -85,7 +81,7 @@ def _item(k: int, begin: Any, end: Any, stride: Any, masks: list[int]) -> Any:
 
 
 def _at(kind: OfRows, items: list[Any], rank: int) -> Kind:
-    """Where the axis of rows is, after what stands in brackets."""
+    """The rows after a slice by `items`; None if some are cut off."""
     taken = sum(item is not None and item is not Ellipsis for item in items)
     if Ellipsis not in items:
         items = [*items, Ellipsis]
@@ -113,7 +109,7 @@ def _cut(tensor: tf.Tensor, kinds: Kinds) -> Kind:
         many = tensor.shape[0]
         return vector(kind.of[begin[0] :][:many]) if many is not None else None
     if not isinstance(kind, OfRows):
-        return _moved(kind) if set(kinds[1:]) == {SAME} else None
+        return rearranged(kind) if set(kinds[1:]) == {SAME} else None
     if begin is None or begin[kind.axis]:
         return None
     if isinstance(size, Vector):
@@ -137,12 +133,12 @@ def _axis(value: Any, rank: int | None) -> int | None:
 
 
 def _split(tensor: tf.Tensor, kinds: Kinds) -> Kind:
-    """Along another axis than that of rows."""
+    """Of a split, along another axis than that of rows."""
     op = tensor.op
     place, axis = (0, 1) if op.type == "SplitV" else (1, 0)
     kind, data = kinds[place], op.inputs[place]
     if not isinstance(kind, OfRows):
-        return _moved(kind)
+        return rearranged(kind)
     along = _axis(static(op.inputs[-1 if axis else 0]), _rank(data))
     return None if along in (None, kind.axis) else kind
 
@@ -228,7 +224,7 @@ def _gathered(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     if index != SAME:
         return None
     if not isinstance(data, OfRows):
-        return _moved(data)
+        return rearranged(data)
     if axis == data.axis:
         return None
     return data.at(data.axis + (count - 1 if axis < data.axis else 0))
@@ -238,7 +234,7 @@ _PICKED = "picked by "
 
 
 def _picked(data: Kind, index: OfRows, axis: int) -> Kind:
-    """Rows of those numbers that `_where` tells."""
+    """Of a gather of the rows whose numbers are a result of `_where`."""
     if not isinstance(data, OfRows) or (data.axis, data.order) != (axis, ""):
         return None
     if not index.order.startswith(_PICKED) or index.axis:
@@ -247,7 +243,7 @@ def _picked(data: Kind, index: OfRows, axis: int) -> Kind:
 
 
 def _where(tensor: tf.Tensor, kinds: Kinds) -> Kind:
-    """Numbers of those rows for which something is true."""
+    """Of `tf.where`: the numbers of the rows for which a condition holds."""
     kind = kinds[0]
     if not isinstance(kind, OfRows) or _rank(tensor.op.inputs[0]) != 1:
         return None

@@ -2,9 +2,9 @@
 
 Keras has no public word for its internals that this file touches:
 `_all_reduce_sum_gradients`, `_distribution_strategy`, `_accumulated_gradients`,
-`_variables`, `_backend_reset_gradient_accumulators`, `_backend_apply_gradients`,
-`_clip_gradients` and `_stateful_handle_finite_grads`. `keras_updates_test.py`
-fails when one of them changes.
+`_variables`, `_backend_reset_gradient_accumulators`, `_clip_gradients`,
+`_backend_apply_gradients` and `_stateful_handle_finite_grads`.
+`keras_updates_test.py` fails when one of them changes.
 """
 
 import contextlib

@@ -179,7 +179,7 @@ def _joined(parts: Sequence[Any], names: Container[str]) -> Any:
 
 
 def _behind(name: str, passed: Mapping[str, str]) -> str:
-    """The input that one stands for."""
+    """The input behind the nodes that were added on its way."""
     waits = name.startswith("^")
     while (own := source(name)) in passed:
         name = passed[own]
@@ -269,7 +269,7 @@ class _Master:
         )
 
     def ask(self, method: str, *fields: bytes) -> bytes:
-        """Its answer to a message of these fields.
+        """The master's answer to a message of these fields.
 
         Raises:
           tf.errors.OpError: what it says is wrong.

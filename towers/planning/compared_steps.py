@@ -198,7 +198,7 @@ class ComparedSteps:
             return None
 
     def note(self, sentence: str) -> None:
-        """Notes a sentence, once."""
+        """Adds a sentence to the notes, once."""
         self.notes += [sentence] * (sentence not in self.notes)
 
     def outputs_named(self, outputs: Any) -> dict[str, Any]:

@@ -22,11 +22,11 @@ class Block:
 
     @property
     def end(self) -> int:
-        """The step behind the last of them."""
+        """The number of the step after the last repetition."""
         return self.start + self.length * self.count
 
     def first(self, step: int) -> int:
-        """The step of the first of them that stands for one of any."""
+        """The step of the first repetition that a step of any is like."""
         return self.start + (step - self.start) % self.length
 
 
@@ -54,7 +54,7 @@ def repeated(
 
 
 def _candidates(kinds: Sequence[Hashable]) -> Iterator[Block]:
-    """Runs of steps that come again, by their kinds alone."""
+    """Runs of steps that repeat, by the kinds of their layers alone."""
     n = len(kinds)
     for length in range(1, n // 2 + 1):
         same = [kinds[i] == kinds[i + length] for i in range(n - length)]

@@ -28,7 +28,7 @@ class Speed:
     per_row: float
 
     def rows_in(self, seconds: float) -> float:
-        """How many rows a step of this length has."""
+        """The number of rows that a step of so many seconds has."""
         return max(0.0, (seconds - self.start) / self.per_row)
 
 

@@ -278,7 +278,7 @@ class _Frame:
         return f"{self._i} {k}"
 
     def lines(self, label: str, edges: Sequence[tuple[int, int]]) -> list[str]:
-        """It, below a label."""
+        """The source of the frame, below a label."""
         lines = [f'subgraph "cluster {self._i}" {{', f"label={_quoted(label)}"]
         starts = {block.start: block for block in self._blocks}
         k = 0

@@ -43,7 +43,7 @@ class Stage:
 
     @property
     def bytes(self) -> int:
-        """All of them."""
+        """The bytes of all parts together."""
         return (
             self.parameter_bytes
             + self.slot_bytes

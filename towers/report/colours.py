@@ -8,12 +8,12 @@ _HUES = (210, 30, 150, 330, 55, 270, 0, 180)
 
 
 def tint(devices: Sequence[str], device: str) -> str:
-    """What stands behind text of any colour, for CSS."""
+    """A background, in CSS, on which text of any colour is legible."""
     return f"hsla({_hue(devices, device)},75%,50%,.22)"
 
 
 def line(devices: Sequence[str], device: str) -> str:
-    """What is seen on a light and on a dark ground, for CSS."""
+    """A colour of lines, in CSS, that shows on light and dark ground."""
     return f"hsl({_hue(devices, device)},65%,48%)"
 
 

@@ -49,7 +49,7 @@ def executed(
     uses: Sequence[VariableUse],
     counts: Mapping[Any, int],
 ) -> Executed:
-    """What all functions come to.
+    """The ops, transfers and variables of all functions of a recording.
 
     Args:
       recording: has them.

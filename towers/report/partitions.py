@@ -61,7 +61,7 @@ class Transfer:
 
     @property
     def bytes_once(self) -> int | None:
-        """What it comes to each time that it is sent, likewise."""
+        """The bytes of one sending, or None if they are unknown."""
         if self.shape is None or not self.dtype.size:
             return None
         return math.prod(self.shape) * self.dtype.size

@@ -45,8 +45,8 @@ def subject_of(fn: Callable[..., Any], args: Sequence[Any]) -> str:
     inputs = f" of {', '.join(str(list(s)) for s in shapes[:3])}" * bool(shapes)
     now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
     return (
-        f"{name}{inputs}; TensorFlow {tf.__version__}, Keras {keras.__version__}"
-        f"; {now}"
+        f"{name}{inputs}; TensorFlow {tf.__version__}, Keras "
+        f"{keras.__version__}; {now}"
     )
 
 

@@ -67,7 +67,7 @@ class ExecutionReport:
 
     @functools.cached_property
     def summary(self) -> Summary:
-        """What it comes to, by device, pair of devices and machine."""
+        """The sums by device, pair of devices and machine."""
         return summed(self.nodes, self.transfers, self.variables)
 
     @property

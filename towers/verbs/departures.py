@@ -48,7 +48,7 @@ def departing_first(shards: Sequence[Any], placement: Placement) -> list[Any]:
 
 
 def _here(shards: Any, device: str) -> list[tf.Tensor]:
-    """What no other machine has."""
+    """The shards' tensors that are on the machine of a device."""
     machine = process_of(device)
     return [x for x in leaves(shards) if process_of(x.device) == machine]
 

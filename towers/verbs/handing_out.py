@@ -126,7 +126,7 @@ def open_rows(like: tf.Tensor) -> tf.Tensor:
 
 
 def _narrow(gradient: Any, dtype: tf.DType) -> Any:
-    """As the tower has said it, if nobody has added to that."""
+    """The gradient before a cast to full width, if that came last."""
     dense = getattr(gradient, "values", gradient)
     op = dense.op
     if op.type != "Cast" or op.inputs[0].dtype != dtype:

@@ -161,7 +161,7 @@ def _of_unit(
 
 
 def at_relay(relay: str, value: tf.Tensor) -> tf.Tensor:
-    """There, or on its host what a GPU knows nothing of."""
+    """The value on a relay; strings, which no GPU has, on its host."""
     with tf.device(host_of(relay) if value.dtype == tf.string else relay):
         return tf.identity(value)
 

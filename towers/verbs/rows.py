@@ -49,12 +49,12 @@ class Rows:
         ]
 
     def of(self, towers: Sequence[int]) -> "Rows":
-        """Those of some towers."""
+        """The rows of some of the towers."""
         counts = tf.stack([self.counts[i] for i in towers])
         return Rows(counts, [self.may_be_empty[i] for i in towers])
 
     def together(self, units: Sequence[Sequence[int]]) -> "Rows":
-        """Those of units of towers, each as of one tower."""
+        """The rows of units of towers, each unit counted as one tower."""
         counts = [
             functools.reduce(tf.add, [self.counts[i] for i in unit])
             for unit in units
@@ -63,7 +63,7 @@ class Rows:
         return Rows(tf.stack(counts), empty)
 
     def last(self, column: Sequence[tf.Tensor]) -> tf.Tensor:
-        """What the last tower with rows says; the first, if none has any."""
+        """The value of the last tower with rows; the first if none has any."""
         latest = column[0]
         for i, x in enumerate(column[1:], 1):
             if self.may_be_empty[i]:
@@ -74,7 +74,7 @@ class Rows:
     def chosen(
         self, either: Callable[..., tf.Tensor], column: Sequence[tf.Tensor]
     ) -> tf.Tensor:
-        """What `either` makes of two, of what all towers with rows say."""
+        """The values of all towers with rows, reduced in pairs by `either`."""
         last = self.last(column)
         each = [
             tf.where(self.counts[i] > 0, x, last) if empty else x
@@ -228,7 +228,7 @@ def _last_with_share(shares: tuple[float, ...]) -> int:
 
 
 def _true_rows(x: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """What a tower says, without what it says of a spare row."""
+    """A tower's values, without those of a spare row."""
     if x.shape.rank == 0:
         return drop(x, rows > 0)
     return x[: tf.minimum(rows, 1) * tf.shape(x)[0]]

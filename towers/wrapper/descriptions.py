@@ -88,7 +88,7 @@ def shown(name: str, placement: Placement, variables: Sequence[Any]) -> str:
 
 
 def say_first(name: str, placement: Placement, args: Any, kwargs: Any) -> None:
-    """Says so unless the arguments of `fit` ask for silence."""
+    """Prints the first line, unless `fit` is called with verbose=0."""
     arguments = {**dict(zip(_FIT, args)), **kwargs}
     if arguments.get("verbose", "auto") != 0:
         say(first_line(name, placement))

@@ -138,7 +138,7 @@ class Prefetch:
         return traced.bring_again(batch)  # the function was made anew
 
     def _brought(self, iterator: Any) -> Any:
-        """What was read ahead; or the error that came of it, once."""
+        """The batch that was read ahead; raises the error of reading, once."""
         outcome = self._ahead[iterator].outcome
         try:
             return outcome.result()
@@ -313,7 +313,7 @@ class _Traced:
 
 
 def _shared(model: Any, batch: Any) -> Batch:
-    """What of a batch a step splits, as it will come to that."""
+    """The part of a batch that a step splits over the towers."""
     x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
     if model.loses_on_towers(batch):
         return checked_batch((x, y, weights), whole=whole_of_data(model))
@@ -325,7 +325,7 @@ def _leaves(batch: Batch) -> list[Any]:
 
 
 def _left_out(leaf: Any) -> Any:
-    """None for what Keras makes of a None in a dataset."""
+    """The leaf, or None for the Optional that Keras makes of a None."""
     return None if isinstance(leaf, tf.experimental.Optional) else leaf
 
 

@@ -45,7 +45,7 @@ class RepeatedStep:
         return self.take(batch, spec)
 
     def predict(self, batch: Any) -> Any:
-        """Steps with the only one of a list of batches."""
+        """A prediction of the one batch in a list."""
         batch = tf.nest.map_structure(_tensor, batch[0])
         return self.take(batch, tf.nest.map_structure(_open, batch))
 

@@ -163,7 +163,7 @@ class TowerCalls:
 
 @dataclasses.dataclass(frozen=True)
 class _Effects:
-    """What cannot come out of a function.
+    """The side effects of a call, which its function cannot return.
 
     Attributes:
       adders: the layers that added the losses.

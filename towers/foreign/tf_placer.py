@@ -93,7 +93,7 @@ def placed(
                 bytes([7 << 3, True]),  # long errors belong into the answer
             )
             fields = dict(_fields(answer))
-            if 3 in fields:
+            if 3 in fields:  # the code of an error; its message is 4
                 raise _error(fields[3], fields.get(4, b"").decode())
         except tf.errors.AbortedError as error:
             if _RUNS_NOTHING not in str(error):

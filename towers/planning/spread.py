@@ -304,6 +304,7 @@ def _cut(
                 size = before[end] - before[first]
                 if size > bound:
                     break
+                # Among cuts that cost the same, the one with even sizes.
                 cost: Any = (
                     size if largest else (*crossing[end], float(size) ** 2)
                 )

@@ -239,7 +239,7 @@ def pinned(
     held: Sequence[Held] = (),
 ) -> Any:
     """A task, forward and backward on its device, in a graph."""
-    made: list[Any] = []
+    nests: list[Any] = []
     heard = _Followed()
     tensors = distinct(leaves(task.argument))
 
@@ -248,7 +248,7 @@ def pinned(
         before = len(graph.get_operations())
         here = brought(task, tensors)
         result, differentiate = (make or built)(task.function, here)
-        made.append(result)
+        nests.append(result)
         unreached = lost(graph.get_operations()[before:], tensors, held)
         # What has no gradient need not be asked for one, with zeros.
         results = [x for x in leaves(result) if has_gradient(x)]
@@ -263,7 +263,7 @@ def pinned(
     with tf.device(task.device):
         passed = own_gradient(run, task.elsewhere)(*tensors)
         results = iter(heard.noted(passed))
-    return replaced(made[0], results)
+    return replaced(nests[0], results)
 
 
 class _Followed:

@@ -73,7 +73,7 @@ class Read:
 
     @functools.cached_property
     def _restarted(self) -> Callable[[], tf.Tensor]:
-        """Begins anew, in a function, whose end is that of all it does.
+        """A function that restarts all iterators, and returns when all have.
 
         An op that runs on another process by itself is done when that likes, and
         may be overtaken by the next function.
@@ -228,7 +228,7 @@ def watched(
 
 
 def _function(call: Callable[..., Any], name: str) -> Any:
-    """A function of its own: TensorFlow counts traces by code, and warns of many."""
+    """A `tf.function` of its own: TensorFlow warns of many traces of one."""
     own = functools.partial(call)
     own.__name__ = name  # type: ignore[attr-defined]
     return tf.function(own, autograph=False)

@@ -158,7 +158,7 @@ class Reading:
         return divided[0]
 
     def _sure_of(self, which: Sequence[int], rows: dict[int, int]) -> int:
-        """Whose rows a step is made to rely on, which is made anew for another."""
+        """The place of the tower that the traced step relies on for rows."""
         if self._sure not in rows:
             lengths = dict(zip(self._which, self._read.lengths))
             self._sure = max(rows, key=lambda i: (lengths.get(i) or 0, -i))
@@ -172,7 +172,7 @@ class Reading:
             self._spares[i] = self._first(i, fed[i])
 
     def _spare(self, i: int, fed: dict[int, Any]) -> Any:
-        """A row that says nothing: its own, or if it had none another's."""
+        """A row for a tower that has ended: its own, or another tower's."""
         if i not in self._spares:
             self._spares[i] = self._first(i, next(iter(fed.values())))
         return self._spares[i]

@@ -123,7 +123,7 @@ def _first_axis(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
 
 
 def _blocked(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
-    """Parts of a row as rows of their own, and back, as a dilation has it."""
+    """Of SpaceToBatchND and back, as Keras dilates: blocks of a row as rows."""
     kind = kinds[0]
     if not isinstance(kind, OfRows) or kind.axis or set(kinds[1:]) != {SAME}:
         return None
@@ -172,7 +172,7 @@ def _scattered(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
 
 
 def _by_segments(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
-    """What a row's values become together, as those of a ragged tensor."""
+    """Of a sum over segments: a ragged row's values become one of a row."""
     kind, places, rows = kinds
     if (
         places != SEGMENTS

@@ -38,7 +38,7 @@ def opened(feature: str) -> Iterator[None]:
 
 
 def _is_at_a_door(error: BaseException) -> bool:
-    """Whether it came up as a module of this folder was imported."""
+    """Whether an error was raised by the import of a module of this folder."""
     frames = traceback.walk_tb(error.__traceback__)
     names = {frame.f_globals.get("__name__", "") for frame, _ in frames}
     folder = __name__.rpartition(".")[0]

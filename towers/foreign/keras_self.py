@@ -110,7 +110,7 @@ def _wrapper(view: TemplateSelf) -> Any:
 
 
 def _owner(model: Any, name: str) -> Any:
-    """Of a wrapper and its template the one which such an attribute is set."""
+    """The wrapper or its template: who gets an attribute of that name."""
     keras_s = hasattr(keras.Model, name) or is_kept_by_keras(name)
     return model if keras_s else model.template
 
@@ -142,7 +142,7 @@ def is_own(kind: type) -> bool:
 
 
 def _of_class(kind: type, name: str) -> Any:
-    """What a class of the user's, above those of Keras, says under a name."""
+    """The attribute of a name in the user's classes, not those of Keras."""
     of_keras = {*keras.Sequential.__mro__, *Functional.__mro__}
     for base in kind.__mro__:
         if name in vars(base):

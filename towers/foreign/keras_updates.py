@@ -93,7 +93,7 @@ def _clip_by_all(
     gradients: Sequence[Any],
     variables: Sequence[Any],
 ) -> Callable[..., Any]:
-    """How the gradients of one device are clipped; a common norm is a number."""
+    """The clipping of one device's gradients; a common norm is sent there."""
     steps = optimizer.gradient_accumulation_steps
     if steps and _is_by_all(optimizer):
         accumulators = optimizer._accumulated_gradients
@@ -111,7 +111,7 @@ def _clip_by_all(
 
 
 def _goes_its_own_way(optimizer: Any) -> bool:
-    """Whether its class does to all gradients what Keras's own do not."""
+    """Whether the optimizer's class has another way to update all variables."""
     names = ("_backend_apply_gradients", "_backend_update_step")
     return any(
         getattr(type(optimizer), name) is not getattr(keras.Optimizer, name)

@@ -111,7 +111,7 @@ def own_gradient_of_each(
 
 
 def _left_there(tensor: tf.Tensor, device: str) -> tf.Tensor:
-    """Of no elements, whose gradient is the tensor's, which stays on its device.
+    """An empty tensor with the gradient of one that stays on its device.
 
     What nobody uses crosses all the same in a graph that is not optimized.
     """

@@ -170,7 +170,7 @@ def _called(node: Any) -> list[str]:
 
 
 def _draws(name: str, caller: str, by_op: bool) -> bool:
-    """Whether a function draws so, and is not traced where it is called.
+    """Whether a function that was traced elsewhere draws by constant seeds.
 
     Args:
       name: the function's.

@@ -102,7 +102,7 @@ class PlacementReport(keras.callbacks.Callback):
             )
 
     def _repeated(self, step: Any, iterator: Any) -> Any:
-        """What a step says, after it was measured with the same batches."""
+        """The logs of a step that is first measured, with the same batches."""
         if isinstance(iterator, Reading):
             again = iterator.put_back
         elif isinstance(iterator, tf.data.Iterator):
@@ -169,7 +169,7 @@ class PlacementReport(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def _only_warned(what: str) -> Iterator[None]:
-    """While open, an error is a warning: if it is the step's, that says so itself."""
+    """While open, errors are warnings; those of the step `fit` will raise."""
     try:
         yield
     except Exception as error:
@@ -214,7 +214,7 @@ def _again(spec: Any, batches: list[Any]) -> Any:
 
 
 def _left_in(spec: Any, leaf: Any) -> Any:
-    """What Keras makes of a None in a dataset, where that was left out."""
+    """The leaf, or the empty Optional that Keras has for a None."""
     if leaf is None and isinstance(spec, tf.OptionalSpec):
         return tf.experimental.Optional.empty(None)
     return leaf

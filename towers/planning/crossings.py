@@ -151,7 +151,7 @@ class PlacedGraph:
         return tensor
 
     def _is_read(self, tensor: str) -> bool:
-        """Whether this is a variable's handle, of another shape than it has."""
+        """Whether this is a variable's handle, which is itself a scalar."""
         return self._nodes[source(tensor)].op == "VarHandleOp"
 
     def _dtype(self, tensor: str) -> tf.DType:
@@ -161,7 +161,7 @@ class PlacedGraph:
         return graph.get_tensor_by_name(tensor).dtype
 
     def _knows(self, tensor: str) -> bool:
-        """Whether the graph has it, and not a function that was inlined."""
+        """Whether the graph has a tensor itself, and no inlined function."""
         return source(tensor) in self._names
 
     @functools.cached_property

@@ -106,7 +106,7 @@ def measure_weights(
 
 @contextlib.contextmanager
 def _uncounted(model: Any) -> Iterator[None]:
-    """While open, metrics count what they will have forgotten: losses do so."""
+    """While open, metrics may count, as a loss does, and are then as before."""
     counted = {
         id(v): (v, v.numpy()) for m in model.metrics for v in m.variables
     }

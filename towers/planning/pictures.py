@@ -196,7 +196,7 @@ def _source(model: Any, placement: Placement, fold: bool) -> str:
 def _cut(
     held: collections.Counter, graph: LayerGraph, placement: Placement
 ) -> None:
-    """Counts the pieces of what is whole yet where these are to live."""
+    """Counts layers that are still whole by the devices of their pieces."""
     where = dict(
         zip(map(id, graph.variables), parameter_devices(graph, placement))
     )

@@ -214,7 +214,7 @@ def _captures(function: Any) -> list[tf.Tensor]:
 
 
 def _handle(variable: tf.Variable, device: str) -> Callable[[Any], None]:
-    """Makes a node the variable itself, on a device."""
+    """A function that makes a node a variable's handle, on a device."""
 
     def make(node: Any) -> None:
         node.op, node.device = "VarHandleOp", device
@@ -227,7 +227,7 @@ def _handle(variable: tf.Variable, device: str) -> Callable[[Any], None]:
 
 
 def _argument(origin: Any) -> Callable[[Any], None]:
-    """Leaves a node what it is, on the device of what it stands for."""
+    """A function that puts an argument's node where the argument is."""
 
     def put(node: Any) -> None:
         node.device = getattr(origin, "device", None) or _HOST

@@ -90,7 +90,7 @@ def pruned(graph: Any, tensors: Iterable[str]) -> Any:
 def _left_out(
     node: Any, taken: Mapping[tuple[str, int], Any], port: str = ""
 ) -> list[Any]:
-    """Placeholders for what nobody takes of an `IdentityN`, which gets them.
+    """Placeholders, now inputs of an `IdentityN`, for those nobody takes of it.
 
     Args:
       node: any.

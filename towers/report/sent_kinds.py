@@ -177,7 +177,7 @@ class Kinds:
     def _leaving(
         self, node: Any, takers: Sequence[Any], shape: tuple[int, ...] | None
     ) -> Part:
-        """What a tower hands out that is no verb's, and changes nothing here."""
+        """What leaves a tower past the verbs, and changes no variable here."""
         layer = self._layer(node.name)
         if not tower_of(node.name) or not takers or _HOST in node.name:
             return Part("rest", layer)
@@ -291,7 +291,7 @@ def _like(
     shape: tuple[int, ...] | None,
     strictly: bool = False,
 ) -> list[SizedVariable]:
-    """Variables of as many elements; all, if there are none and nothing is strict."""
+    """Variables of as many elements; if none is, all, or none if strictly."""
     every = list(held)
     if shape is None:
         return [] if strictly else every

@@ -54,7 +54,7 @@ def _here(shards: Any, device: str) -> list[tf.Tensor]:
 
 
 def _same(shard: Any, device: str) -> Any:
-    """By ops that pass on what they are given; TensorFlow drops identities."""
+    """The shard, its local tensors behind ops that TensorFlow does not drop."""
     here = _here(shard, device)
     passed = own_gradient_of_each(
         lambda tensors: [tf.ensure_shape(x, x.shape) for x in tensors],

@@ -114,7 +114,7 @@ class FedSteps:
     def _batch(
         self, towers: Sequence[Any], ranges: Ranges
     ) -> tuple[Batch, list[Any]]:
-        """What towers have, as a batch; and of what of it only a stand-in is here.
+        """The towers' batch, and those of its leaves that are only stand-ins.
 
         Joined is what somebody asks for, as TensorFlow leaves out the rest. It does
         not where it is to start quickly.
@@ -133,7 +133,7 @@ class FedSteps:
 
     @property
     def _is_eager(self) -> bool:
-        """Whether a step is to be looked at, with batches that are here."""
+        """Whether steps run eagerly, on batches in this process."""
         eager = tf.config.functions_run_eagerly()
         return eager or bool(self._model.run_eagerly)
 

@@ -271,13 +271,13 @@ class TowerModel(TowerSteps):
             self._place()
 
     def _compile_as_template(self) -> None:
-        """Takes on what the template was compiled with, very objects."""
+        """Compiles this model with what the template has, the same objects."""
         super().compile(**keras_compile.compile_arguments(self.template))
         self._is_lent = True
         self._place()
 
     def _place(self) -> None:
-        """Puts the optimizers beside the parameters, and the loss somewhere."""
+        """Places the optimizers' slots; decides where the loss is computed."""
         place_variables(self, self.placement)
         # Now, since Keras replaces what it was given when it is built.
         self.loss_belongs_there = belongs_on_towers(self)

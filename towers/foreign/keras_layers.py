@@ -244,7 +244,7 @@ def device_of(variable: Any) -> str:
     return getattr(own, _MEANT, None) or own.device
 
 
-def mean_for(variable: Any, device: str) -> None:
+def mark_device(variable: Any, device: str) -> None:
     """Notes the device that a variable is meant for, as it is absent here."""
     setattr(raw(variable), _MEANT, device)
 

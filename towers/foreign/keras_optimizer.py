@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.foreign.keras_layers import device_of, mean_for, raw
+from towers.foreign.keras_layers import device_of, mark_device, raw
 from towers.foreign.keras_numbers import held_optimizers, numbers_known
 from towers.foreign.keras_updates import (
     applied_by_device,
@@ -77,7 +77,7 @@ def pin_optimizer(optimizer: Any) -> None:
         def add(reference_variable: Any, *args: Any, **kwargs: Any) -> Any:
             slot = function(reference_variable, *args, **kwargs)
             if device_of(reference_variable) != raw(reference_variable).device:
-                mean_for(slot, device_of(reference_variable))
+                mark_device(slot, device_of(reference_variable))
             return slot
 
         return add

@@ -36,15 +36,15 @@ def meet(rehearsal: Rehearsal) -> bool:
     if training is False:
         return False
 
-    known = dataclasses.replace(
+    rehearsal = dataclasses.replace(
         rehearsal, request=dataclasses.replace(request, training=training)
     )
 
     def call(copies: list[tf.Tensor], shard: Any) -> None:
-        known.replay(copies, shard, "trained/")
+        rehearsal.replay(copies, shard, "trained/")
 
     try:
-        known.run(call, beside=all_towers.by_themselves)
+        rehearsal.run(call, beside=all_towers.by_themselves)
     except all_towers.NeedsOthers:
         return True
     except Exception:  # whatever the user's layers raise, where they are built

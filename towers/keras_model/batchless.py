@@ -140,8 +140,8 @@ class Question:
                 return []
 
         call = str(specs), *rest
-        found = _FINDINGS.of(self.graph, self.request, call, look)
-        return found if len(found) == len(outputs) else []
+        answers = _FINDINGS.of(self.graph, self.request, call, look)
+        return answers if len(answers) == len(outputs) else []
 
 
 def _may_be_batchless(column: Sequence[Any], any_whole: bool) -> bool:

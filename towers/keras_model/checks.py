@@ -51,14 +51,14 @@ def check_compilable(
         raise refuse(held.layer, f"reads {held.variable.name!r} where it is")
     for layer, device in graph.pinned_layers:
         raise refuse(layer, f"runs on {device}, by `layer_devices`")
-    known = [
+    meeting = [
         layer
         for layer in graph.layers
         if getattr(layer, "needs_all_towers", False)
     ]
     if training is not False or tower_fn is not None:
-        known += graph.meeting_norms
-    for layer in known:
+        meeting += graph.meeting_norms
+    for layer in meeting:
         why = "asks all towers, in their midst"
         if graph.meets(layer):
             why += ", for the statistics of the batch (synchronized=True)"
@@ -197,8 +197,8 @@ def _called(model: Any, call: model_calls.ModelCall) -> None:
         for layer in all_layers(model)
         if is_recurrent(layer) and layer.stateful
     ]
-    known = all(x.shape.is_fully_defined() for x in call.batch)
-    if not (stateful and known):
+    static = all(x.shape.is_fully_defined() for x in call.batch)
+    if not (stateful and static):
         args, kwargs = symbols(call)
         model(*args, **kwargs)
         return

@@ -76,16 +76,16 @@ class Open:
 
     def shapes(self) -> dict[Key, DrawShape]:
         """By draw; to be asked when all is made."""
-        made: dict[tuple[int, int], list[tf.Tensor]] = {}
+        outputs: dict[tuple[int, int], list[tf.Tensor]] = {}
         graphs = {id(graph): graph for _, graph in self._stateful}
         for k, graph in graphs.items():
             for op in graph.get_operations():
                 # Of what a sampler returns besides, some is of the rows.
                 if tf_random_graphs.is_seeded(op):
                     number = k, op.get_attr("seed2")
-                    made.setdefault(number, []).append(op.outputs[-1])
+                    outputs.setdefault(number, []).append(op.outputs[-1])
         of_ops = {
-            key: DrawShape.of(made.get((id(graph), i + 1), ()))
+            key: DrawShape.of(outputs.get((id(graph), i + 1), ()))
             for i, (key, graph) in enumerate(self._stateful)
         }
         others = {key: DrawShape.of([x]) for key, x in self._stateless.items()}
@@ -129,19 +129,19 @@ def of_many_rows(rehearsal: Rehearsal, anew: bool = False) -> Model | None:
 
 def _rehearsed(rehearsal: Rehearsal) -> Model | None:
     """What is drawn; None if the model cannot say."""
-    told: list[Model] = []
+    models: list[Model] = []
 
     def call(copies: list[tf.Tensor], shard: Any) -> None:
         drawn = Open()
         rehearsal.replay(copies, shard, "drawn/", draws=drawn)
         states = {i: copies[i] for i in rehearsal.graph.seeds}
-        told.append(Model(drawn.shapes(), drawn.apart(states), drawn.counts))
+        models.append(Model(drawn.shapes(), drawn.apart(states), drawn.counts))
 
     try:
         rehearsal.run(call, MANY)
     except Exception:  # whatever the user's layers raise
         return None
-    return told[-1]
+    return models[-1]
 
 
 class Look:
@@ -207,9 +207,9 @@ class Look:
     def check_counts(self, counts: Mapping[Any, int]) -> None:
         """Warns of layers that draw more or less often in towers of other rows."""
         model = self._seen[0] if self._seen else None
-        known = model.counts if model else counts
+        expected = model.counts if model else counts
         for path, kind in sorted(counts):
-            if known.get((path, kind)) != counts[path, kind]:
+            if expected.get((path, kind)) != counts[path, kind]:
                 warn_of_own(path, BY_ROW)
 
     def is_apart(

@@ -59,15 +59,15 @@ def halves_of(
     if not weights and not inputs:
         return Halves()
     policies = tuple(x.dtype_policy.name for x in graph.layers)
-    said = _FINDINGS.of(
+    halves = _FINDINGS.of(
         graph,
         request,
         (policies, str(rehearsal.specs())),
         lambda: read_once(rehearsal),
     )
     return Halves(
-        {k: dtype for k, dtype in said.weights.items() if k in weights},
-        {k: dtype for k, dtype in said.inputs.items() if k in inputs},
+        {k: dtype for k, dtype in halves.weights.items() if k in weights},
+        {k: dtype for k, dtype in halves.inputs.items() if k in inputs},
     )
 
 
@@ -75,17 +75,17 @@ def _crossing(
     graph: LayerGraph, homes: Sequence[Home], devices: Sequence[str]
 ) -> set[int]:
     """The places of weights of float32 that a tower has elsewhere."""
-    found = set()
+    places = set()
     for i, device in enumerate(devices):
         elsewhere = graph.elsewhere(i, device)
-        found |= {
+        places |= {
             k
             for k, home in enumerate(homes)
             if graph.kinds[k] in (Kind.TRAINED, Kind.OWN)
             and keras_layers.raw(graph.variables[k]).dtype == tf.float32
             and not same_device(home.device, elsewhere.get(k, device))
         }
-    return found
+    return places
 
 
 def read_once(rehearsal: Rehearsal) -> Halves:
@@ -93,11 +93,11 @@ def read_once(rehearsal: Rehearsal) -> Halves:
 
     Nothing, if the model cannot be called so.
     """
-    told = [Halves()]
+    readings = [Halves()]
 
     def call(values: list[tf.Tensor], shard: Any) -> None:
         replay = rehearsal.replay(values, shard, "read/")
-        told.append(Halves(replay.halves, replay.input_halves))
+        readings.append(Halves(replay.halves, replay.input_halves))
 
     graph, request = rehearsal.graph, rehearsal.request
     is_plain = request.users_fn is None and guards.is_plain(
@@ -108,4 +108,4 @@ def read_once(rehearsal: Rehearsal) -> Halves:
             rehearsal.run(call)
     except Exception:  # whatever the user's layers raise, where they are built
         return Halves()
-    return told[-1]
+    return readings[-1]

@@ -28,16 +28,16 @@ _CHANGES = (
 
 def held_variables(layers: Sequence[keras.Layer]) -> list[Held]:
     """The variables that layers keep so, and whether all who do are frozen."""
-    found: dict[int, Held] = {}
+    by_id: dict[int, Held] = {}
     for layer in layers:
         own = is_keras_own(type(layer))
         if own and not isinstance(layer, keras.layers.TFSMLayer):
             continue
         for variable in _kept(layer, set()):
-            others = found.get(id(variable))
+            others = by_id.get(id(variable))
             frozen = not layer.trainable and (others is None or others.frozen)
-            found[id(variable)] = Held(variable, layer.name, frozen)
-    return list(found.values())
+            by_id[id(variable)] = Held(variable, layer.name, frozen)
+    return list(by_id.values())
 
 
 def _kept(value: Any, seen: set[int]) -> Iterator[tf.Variable]:

@@ -192,10 +192,10 @@ def _masked(graph: Any, layer: Any, original: Function) -> Function:
 
     @functools.wraps(original)
     def masks(*args: Any, **kwargs: Any) -> Any:
-        found, notes = original(*args, **kwargs), Notes.of(graph)
+        result, notes = original(*args, **kwargs), Notes.of(graph)
         if notes is None or notes.masks is None:
-            return found
-        return notes.masks.of(layer, found)
+            return result
+        return notes.masks.of(layer, result)
 
     return masks
 
@@ -236,13 +236,13 @@ def _noted(graph: Any, layer: Any, original: Function) -> Function:
         # True asks tf.distribute for the sum of all replicas.
         with patched((layer, "synchronized", False)):
             mean, variance = original(inputs, mask)
-        said = [moments_of(layer, inputs, mask, (mean, variance))]
+        own = [moments_of(layer, inputs, mask, (mean, variance))]
         if graph.meets(layer):
             name = widths.name_of(graph, notes.path)
-            mean, variance, said = met(said[0], tf.size(inputs), name)
+            mean, variance, own = met(own[0], tf.size(inputs), name)
         if is_pooled(layer):
             key = graph.index_of(layer.moving_mean)
-            notes.moments.setdefault(key, []).extend(said)
+            notes.moments.setdefault(key, []).extend(own)
         return mean, variance
 
     return moments

@@ -76,8 +76,8 @@ class LayerGraph:
         _refuse_wrapped(self.layers)
         metrics, states = _beside_weights(self.layers)
         own = unique(v for m in self.models for v in m.variables)
-        given = [m for m in leaves if not isinstance(m, keras.Layer)]
-        metrics += [v for metric in given for v in metric.variables]
+        others = [m for m in leaves if not isinstance(m, keras.Layer)]
+        metrics += [v for metric in others for v in metric.variables]
         # Keras counts metrics and states of rows among no layer's variables.
         self.variables = unique([*own, *metrics, *states])
         self._places = {id(v): i for i, v in enumerate(self.variables)}
@@ -120,14 +120,14 @@ class LayerGraph:
             if not is_in_pieces(pin)
         }
         homes.update(self.cuts.homes)
-        found = {
+        by_place = {
             i: homes[id(v)]
             for i, v in enumerate(self.variables)
             if id(v) in homes
         }
-        self.pinned = {i: x for i, x in found.items() if isinstance(x, str)}
+        self.pinned = {i: x for i, x in by_place.items() if isinstance(x, str)}
         self.spread: dict[int, Any] = {
-            i: x for i, x in found.items() if i not in self.pinned
+            i: x for i, x in by_place.items() if i not in self.pinned
         }
 
     @property
@@ -182,13 +182,13 @@ class LayerGraph:
     ) -> list[tuple[Any, pins.Pin]]:
         """The layers that have a device; raises if there is no such layer."""
         paths = pins.layer_paths(self.models)
-        known = dict(paths)
+        layers = dict(paths)
         for name in self.wanted:
-            if name not in known:
-                raise pins.no_layer("layer_outputs", name, [*known])
+            if name not in layers:
+                raise pins.no_layer("layer_outputs", name, [*layers])
         if part_of is None:
             return pins.pinned(paths, layer_devices)
-        mine = {id(layer) for layer in [*self.layers, *known.values()]}
+        mine = {id(layer) for layer in [*self.layers, *layers.values()]}
         return [pair for pair in part_of.pinned_layers if id(pair[0]) in mine]
 
     def _of(self, ids: Container[int]) -> list[int]:
@@ -223,8 +223,8 @@ class LayerGraph:
         def kind_of(variable: Any) -> Kind:
             if _is_overwritten(variable):
                 return Kind.OVERWRITTEN
-            found = (kind for ids, kind in of_ids if id(variable) in ids)
-            return next(found, Kind.OWN)
+            kinds = (kind for ids, kind in of_ids if id(variable) in ids)
+            return next(kinds, Kind.OWN)
 
         return [kind_of(v) for v in self.variables]
 

@@ -75,8 +75,8 @@ def gathered_losses(
         else:
             merged[k] = gathered(_MERGES[rule], column, rows, device)
     alone = {k for k in easy if keys[k][0] == "none"}
-    found = [merged[k][0] if k in alone else merged[k] for k in sorted(merged)]
-    return found, adders
+    totals = [merged[k][0] if k in alone else merged[k] for k in sorted(merged)]
+    return totals, adders
 
 
 def _by_share(column: Sequence[tf.Tensor], rows: Rows) -> tf.Tensor:

@@ -65,15 +65,15 @@ def memory_errors(placement: Placement | None = None) -> Iterator[None]:
 def _advice(message: str, placement: Placement | None) -> str | None:
     """What is to be said; None if it is said already, or of no tower."""
     node = _NODE.search(message)
-    found = tower_of(node[1]) if node else None
+    place = tower_of(node[1]) if node else None
     if (
         node is None
-        or found is None
+        or place is None
         or _TOLD.search(message)
         or not _LACKS.search(message)
     ):
         return None
-    tower, name = found
+    tower, name = place
     home = None
     if placement is not None and tower < len(placement.devices):
         home = placement.devices[tower]
@@ -99,12 +99,12 @@ def _advice(message: str, placement: Placement | None) -> str | None:
 
 def _asked(message: str) -> str:
     """For which tensor memory was lacking."""
-    found = _TENSOR.search(message)
-    if found is None:
+    match = _TENSOR.search(message)
+    if match is None:
         return ""
-    shape = [int(size) for size in found[1].split(",") if size]
+    shape = [int(size) for size in match[1].split(",") if size]
     try:
-        dtype = tf.as_dtype(found[2])
+        dtype = tf.as_dtype(match[2])
     except TypeError:
         return f", for a tensor of shape {shape}"
     count = math.prod(shape) * dtype.size

@@ -79,10 +79,10 @@ class ModelCall:
         def tensor(value: Any) -> Any:
             if not isinstance(value, MaskedPlace):
                 return value
-            found = shard[value.tensor]
+            leaf = shard[value.tensor]
             if value.mask is not None:
-                keras_layers.set_mask(found, shard[value.mask])
-            return found
+                keras_layers.set_mask(leaf, shard[value.mask])
+            return leaf
 
         return tf.nest.map_structure(tensor, self.arguments)
 
@@ -177,11 +177,11 @@ def model_call(
         if i not in undivided and x.shape.rank and x.shape[0] is not None
     }
     if len({n for _, n in rows}) > 1:
-        told = ", ".join(f"{n} of `{label}`" for label, n in sorted(rows))
+        listing = ", ".join(f"{n} of `{label}`" for label, n in sorted(rows))
         raise ValueError(
             "Towers share the rows of a call's tensors, but these have "
-            f"different rows: {told}. Expected the same of all; name in `whole` "
-            "what is no batch, so that every tower gets it as it is."
+            f"different rows: {listing}. Expected the same of all; name in "
+            "`whole` what is no batch, so that every tower gets it as it is."
         )
     if not inside and not call.has_rows:
         raise ValueError(
@@ -212,11 +212,11 @@ def shared_call(
     """
     if own is not None:
         refuse_divided(arguments, whole)
-    made = [
+    calls = [
         model_call([x], arguments, whole, None, training)
         for x in ([inputs] if own is None else own)
     ]
-    return made[0], made[0].shared(own and [call.batch for call in made])
+    return calls[0], calls[0].shared(own and [call.batch for call in calls])
 
 
 def call_signature(model: keras.Model) -> inspect.Signature:
@@ -269,14 +269,14 @@ def _names(signature: inspect.Signature | None) -> tuple[list[str], set[str]]:
     """Of the arguments that may come by position, and of all others."""
     if signature is None:
         return ["inputs"], set()
-    found = signature.parameters.values()
+    parameters = signature.parameters.values()
     by_position = [
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     ]
-    names = [p.name for p in found if p.kind in by_position]
+    names = [p.name for p in parameters if p.kind in by_position]
     by_name = inspect.Parameter.KEYWORD_ONLY
-    return names, {p.name for p in found if p.kind is by_name}
+    return names, {p.name for p in parameters if p.kind is by_name}
 
 
 def _tensors(nest: Any) -> bool:

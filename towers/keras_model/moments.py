@@ -116,12 +116,12 @@ def met(
         count = tf.cast(size // channels, seen.mean.dtype)
     counts = tf.reshape(count, [-1])
     sizes = [channels, channels, counts.shape[0]]
-    said = []
+    results = []
 
     def pool(parts: tf.Tensor) -> tf.Tensor:  # [n, sum of sizes]
         seen = tf.split(parts, sizes, 1)
-        said.append(Moments(*pooled(*seen), None, of_all=True))
-        return tf.stack([said[0].mean, said[0].variance])
+        results.append(Moments(*pooled(*seen), None, of_all=True))
+        return tf.stack([results[0].mean, results[0].variance])
 
     part = tf.concat([seen.mean, seen.variance, counts], 0)
     whole = all_towers.met(
@@ -129,7 +129,7 @@ def met(
         "trains on the statistics of the whole batch (synchronized=True)",
         "a model without such layers, frozen ones apart",
     )
-    return *tf.unstack(whole), said
+    return *tf.unstack(whole), results
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -186,14 +186,14 @@ def packed(
             groups.setdefault(group, []).append(((i, k), call))
     vectors = {}
     for group, members in groups.items():
-        places, said = zip(*members)
-        columns = [[c.mean for c in said], [c.variance for c in said]]
+        places, each = zip(*members)
+        columns = [[c.mean for c in each], [c.variance for c in each]]
         # Where the layer saw them, or where towers met.
         here = group.pin[tower % len(group.pin)] if group.pin else None
-        here = said[0].mean.device if group.by_one else here
+        here = each[0].mean.device if group.by_one else here
         with tf.device(here) if here else contextlib.nullcontext():
             if group.counted:
-                counts = [tf.broadcast_to(c.count, c.mean.shape) for c in said]
+                counts = [tf.broadcast_to(c.count, c.mean.shape) for c in each]
                 columns.append(counts)
             whole = dataclasses.replace(group, calls=places)
             vectors[whole] = tf.stack([tf.concat(c, 0) for c in columns])
@@ -211,12 +211,12 @@ def besides_moments(
 ) -> dict[int, tf.Tensor]:
     """One tower's new values by variable, but of those that moments tell of."""
     layers = graph.batch_norms
-    told = {
+    places = {
         graph.index_of(variable)
         for i in moments
         for variable in statistics(layers[i])
     }
-    return {i: x for i, x in state.items() if i not in told}
+    return {i: x for i, x in state.items() if i not in places}
 
 
 def of_all_shards(

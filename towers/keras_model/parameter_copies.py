@@ -270,13 +270,13 @@ def _ways(
         key: sum(size_of(values[k], key[2]) for k in members)
         for key, members in parcels.items()
     }
-    relays, found = Relays(), {}
+    relays, by_parcel = Relays(), {}
     for key in sorted(sizes, key=lambda key: -sizes[key]):
         device, places, *_ = key
         ways = relays.ways(device, places, sizes[key])
         if ways != list(places):
-            found[key] = ways
-    return found
+            by_parcel[key] = ways
+    return by_parcel
 
 
 def _groups(
@@ -335,8 +335,8 @@ def copies(
     else:
         targets = [places[unit[0]] for unit in units.values()]
         sent = replicate_together(values, home, targets, flags, trained, half)
-    made: list[dict[int, tf.Tensor]] = [{} for _ in values]
-    for column, of_value in zip(sent, made):
+    by_tower: list[dict[int, tf.Tensor]] = [{} for _ in values]
+    for column, of_value in zip(sent, by_tower):
         for unit, copy in zip(units.values(), column):
             there = [copy]
             if len(unit) > 1:
@@ -346,7 +346,7 @@ def copies(
                 flags = [kept(device)[i] for i in unit]
                 there = replicate(copy, device, flags, half)
             of_value.update(zip(unit, there))
-    return [[of_value[i] for i in range(len(places))] for of_value in made]
+    return [[of_value[i] for i in range(len(places))] for of_value in by_tower]
 
 
 def of_all_rows(variable: Any, state: tf.Tensor, shards: Shards) -> tf.Tensor:

@@ -10,7 +10,7 @@ from towers.foreign import keras_compile, keras_optimizer
 from towers.foreign.keras_layers import (
     device_of,
     made_by_strategy,
-    mean_for,
+    mark_device,
     raw,
     replace_raw,
 )
@@ -254,7 +254,7 @@ def move_variable(variable: Any, device: str) -> bool:
         )
     replace_raw(variable, new)
     if not same_device(new.device, device):
-        mean_for(variable, device)
+        mark_device(variable, device)
     return True
 
 

@@ -58,8 +58,8 @@ def pinned(
     own = _own_keys(paths, layer_devices)
     wheres: dict[int, dict[str, Pin]] = {}  # by layer: by key that decides
     for path, layer in paths:
-        found = next((own[p] for p in _upwards(path) if p in own), {})
-        wheres.setdefault(id(layer), {}).update(found)
+        nearest = next((own[p] for p in _upwards(path) if p in own), {})
+        wheres.setdefault(id(layer), {}).update(nearest)
     # One that several hold comes after the last of them.
     depth = {id(layer): 0 for _, layer in paths}
     for path, layer in paths:
@@ -69,12 +69,13 @@ def pinned(
     for layer in sorted(layers, key=lambda layer: depth[id(layer)]):
         where = wheres[id(layer)]
         if len(set(where.values())) > 1:
-            told = ", ".join(f"{k!r}: {v!r}" for k, v in where.items())
+            listing = ", ".join(f"{k!r}: {v!r}" for k, v in where.items())
             path = next(path for path, other in paths if other is layer)
             raise ValueError(
-                f"`layer_devices` says different things of {path!r}: {told}. "
-                "Expected one device, or one list of them; give the layer's "
-                "own path, which beats all others, or narrow the patterns."
+                f"`layer_devices` says different things of {path!r}: "
+                f"{listing}. Expected one device, or one list of them; give "
+                "the layer's own path, which beats all others, or narrow the "
+                "patterns."
             )
         pairs += [(layer, pin) for pin in [*where.values()][:1]]
     return pairs

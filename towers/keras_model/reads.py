@@ -89,8 +89,8 @@ class Reads:
         self._is_aside = True
         yield
         self._is_aside = False
-        made = self._graph.get_operations()[before:]
-        self._beside = {op.name for op in made}
+        ops = self._graph.get_operations()[before:]
+        self._beside = {op.name for op in ops}
 
     def halves(
         self, variables: Sequence[Any], follower: Follower | None
@@ -100,16 +100,16 @@ class Reads:
         Raises:
           Misread: a backward pass may read what was to be read once.
         """
-        found: dict[int, tf.DType] = {}
+        dtypes: dict[int, tf.DType] = {}
         if follower is not None and follower.is_opaque:
             if self._halves:
                 raise Misread
-            return found
+            return dtypes
         for k, variable in enumerate(variables):
             seen = self._seen.get(id(variable), [])
             if len(seen) == 1 and seen[0] and self.is_cast(variable, seen[0]):
-                found[k] = seen[0]
-        return found
+                dtypes[k] = seen[0]
+        return dtypes
 
     def input_halves(
         self,
@@ -126,7 +126,7 @@ class Reads:
         """
         if follower is not None and follower.is_opaque:
             return {}
-        found = {}
+        dtypes = {}
         for k, leaf in enumerate(leaves):
             if not is_wide(leaf) or any(leaf is x for x in results):
                 continue
@@ -137,8 +137,8 @@ class Reads:
             }
             dtype = casts.pop() if len(casts) == 1 else None
             if dtype is not None and dtype.is_floating and dtype.size == _HALF:
-                found[k] = dtype
-        return found
+                dtypes[k] = dtype
+        return dtypes
 
     def is_cast(self, variable: Any, dtype: tf.DType) -> bool:
         """Whether nothing takes the value but one cast."""

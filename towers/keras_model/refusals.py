@@ -59,8 +59,8 @@ def tower_errors(placement: Placement | None = None) -> Iterator[None]:
 
 def _advice(message: str) -> str | None:
     """What is to be said; None if it is said already, or of no layer."""
-    found = _REFUSED.search(message)
-    tower = tower_of(found[1] or found[2]) if found else None
+    match = _REFUSED.search(message)
+    tower = tower_of(match[1] or match[2]) if match else None
     layer = layer_of(tower[1]) if tower else ""
     if tower is None or not layer or "`layer_devices={" in message:
         return None
@@ -75,10 +75,10 @@ def _advice(message: str) -> str | None:
 
 def _unjoined(message: str) -> ValueError | None:
     """What is to be said of outputs that cannot be joined; None if they can."""
-    found = _UNJOINED.search(message)
-    if found is None:
+    match = _UNJOINED.search(message)
+    if match is None:
         return None
-    axis, first, tower, other, output = found.groups()
+    axis, first, tower, other, output = match.groups()
     which = "an output" if output is None else f"output {output}"
     return ValueError(
         f"`merge` is 'concat' for {which}, but tower 0 has shape {first} there, "
@@ -91,7 +91,7 @@ def _unjoined(message: str) -> ValueError | None:
 
 def _of_other_rows(message: str) -> ValueError | None:
     """What is to be said of a stateful RNN and its rows; None if it is not."""
-    found = _STATEFUL.search(message)
-    if found is None:
+    match = _STATEFUL.search(message)
+    if match is None:
         return None
-    return ValueError(f"{found[1]} - Received batch size: {found[2]}")
+    return ValueError(f"{match[1]} - Received batch size: {match[2]}")

@@ -84,15 +84,15 @@ def adds_up(one: Any, rank: int | None = None) -> bool | None:
     if _looks_at_other_rows(function, options, rank):
         return False
     if isinstance(one, (keras.losses.Loss, keras.metrics.Metric)):
-        known = (
+        adds = (
             type(one) in (*_LOSSES, *_METRICS)
             and getattr(one, "reduction", "sum") in _REDUCTIONS
             and options.get("axis") in (None, -1)
         )
     else:
-        known = any(one is each for each in _functions())
+        adds = any(one is each for each in _functions())
     # Of rank 1, the last axis is that of the rows.
-    return True if known and rank != 1 else None
+    return True if adds and rank != 1 else None
 
 
 @functools.cache

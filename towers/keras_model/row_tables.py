@@ -31,12 +31,12 @@ def rows(stand_in: tf.Tensor, variable: tf.Variable, ids: tf.Tensor) -> Any:
 
     @own_gradient
     def gathered(_: tf.Tensor, ids: tf.Tensor) -> Any:
-        found = tf.raw_ops.ResourceGather(
+        result = tf.raw_ops.ResourceGather(
             resource=variable.handle, indices=ids, dtype=variable.dtype
         )
-        found.set_shape([*ids.shape, shape[1]])
+        result.set_shape([*ids.shape, shape[1]])
         here = tf.compat.v1.get_default_graph()
-        first = [] if here.building_function else [found.op]
+        first = [] if here.building_function else [result.op]
 
         def backward(upstream: tf.Tensor) -> Any:
             # In a graph of tf.compat.v1 nothing else has it before the update.
@@ -45,7 +45,7 @@ def rows(stand_in: tf.Tensor, variable: tf.Variable, ids: tf.Tensor) -> Any:
             where = tf.reshape(ids, [-1])
             return tf.IndexedSlices(values, where, tf.constant([*shape])), None
 
-        return found, backward
+        return result, backward
 
     return gathered(stand_in, ids)
 

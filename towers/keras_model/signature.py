@@ -102,14 +102,14 @@ def several_arguments(model: Any, signature: Any) -> dict[str, Any] | None:
     if not isinstance(model, keras.Model) or getattr(model, "inputs", None):
         return None
     parameters = inspect.signature(model.call).parameters.values()
-    known = [
+    arguments = [
         p
         for p in parameters
         if p.kind is p.POSITIONAL_OR_KEYWORD
         and p.name not in ("training", "mask")
     ]
-    names = [p.name for p in known]
-    needed = [p.name for p in known if p.default is p.empty]
+    names = [p.name for p in arguments]
+    needed = [p.name for p in arguments if p.default is p.empty]
     config = model.get_build_config() or {}
     shapes = config.get("shapes_dict") or {}
     if signature is None and len(shapes) > 1:

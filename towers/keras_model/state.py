@@ -58,8 +58,8 @@ class Before:
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
-    """What towers say of one variable.
+class Column:
+    """One variable in all towers.
 
     Attributes:
       before: the step.
@@ -126,7 +126,7 @@ class Said:
         keep = self.before.kept(device)[tower]
         return change if keep is None else drop(change, keep)
 
-    def by_machine(self, either: Callable[..., tf.Tensor]) -> "Said":
+    def by_machine(self, either: Callable[..., tf.Tensor]) -> "Column":
         """As if several towers of another machine were one, of all their rows.
 
         Args:
@@ -193,26 +193,26 @@ def merge_state(
     merged = _statistics(before, moments)
     graph, rule_less = before.graph, []
     for i in sorted({i for state in states for i in state} - set(merged)):
-        said = Said(
+        column = Column(
             before, i, [state.get(i, before.values[i]) for state in states]
         )
-        if rules.get(i) == "same" or said.by_one:
-            merged[i] = said.values[0]
+        if rules.get(i) == "same" or column.by_one:
+            merged[i] = column.values[0]
             continue
         rule = _FROM_TOWERS[graph.kinds[i]](graph.variables[i], rules.get(i))
         if rule is None:
-            rule = merge_rules.usual(said.old.dtype)
+            rule = merge_rules.usual(column.old.dtype)
             rule_less.append(graph.variables[i])
-        with tf.device(said.device), tf.name_scope("merge_state"):
-            merged[i] = _BY_RULE[rule](said)
+        with tf.device(column.device), tf.name_scope("merge_state"):
+            merged[i] = _BY_RULE[rule](column)
     _warn(rule_less)
     return merged
 
 
-def _said_or_declared(variable: Any, said: str | None) -> str | None:
+def _declared_or_judged(variable: Any, verdict: str | None) -> str | None:
     """How a variable merges; None if nobody has said, nor the graph."""
     rule = merge_rules.declared(variable)
-    return said if rule is None and said in _BY_RULE else rule
+    return verdict if rule is None and verdict in _BY_RULE else rule
 
 
 def _joined(variable: Any, _: str | None) -> str:
@@ -233,46 +233,46 @@ def _moved_on(*_: Any) -> str:
 # How a new value of each kind of variable comes back from the towers: the name of a
 # rule, by the variable and what the towers' graphs say.
 _FROM_TOWERS: dict[Kind, Callable[[Any, str | None], str | None]] = {
-    Kind.TRAINED: _said_or_declared,  # its gradient is another matter
-    Kind.OVERWRITTEN: _said_or_declared,
+    Kind.TRAINED: _declared_or_judged,  # its gradient is another matter
+    Kind.OVERWRITTEN: _declared_or_judged,
     Kind.SEED: _moved_on,
     Kind.ROWS: _joined,
-    Kind.STATISTIC: _said_or_declared,  # unless moments have moved it
-    Kind.METRIC: _said_or_declared,
-    Kind.OWN: _said_or_declared,
+    Kind.STATISTIC: _declared_or_judged,  # unless moments have moved it
+    Kind.METRIC: _declared_or_judged,
+    Kind.OWN: _declared_or_judged,
 }
 
 
-def _added(said: Said) -> tf.Tensor:
-    return said.old + functools.reduce(tf.add, said.changes())
+def _added(column: Column) -> tf.Tensor:
+    return column.old + functools.reduce(tf.add, column.changes())
 
 
-def _averaged(said: Said) -> tf.Tensor:
-    return said.old + tf.add_n(said.changes(are_weighted=True))
+def _averaged(column: Column) -> tf.Tensor:
+    return column.old + tf.add_n(column.changes(are_weighted=True))
 
 
-def _largest(said: Said) -> tf.Tensor:
-    either = tf.logical_or if said.old.dtype.is_bool else tf.maximum
+def _largest(column: Column) -> tf.Tensor:
+    either = tf.logical_or if column.old.dtype.is_bool else tf.maximum
     return functools.reduce(
-        either, said.by_machine(either).of_towers_with_rows()
+        either, column.by_machine(either).of_towers_with_rows()
     )
 
 
-def _smallest(said: Said) -> tf.Tensor:
-    either = tf.logical_and if said.old.dtype.is_bool else tf.minimum
+def _smallest(column: Column) -> tf.Tensor:
+    either = tf.logical_and if column.old.dtype.is_bool else tf.minimum
     return functools.reduce(
-        either, said.by_machine(either).of_towers_with_rows()
+        either, column.by_machine(either).of_towers_with_rows()
     )
 
 
-_BY_RULE: dict[str, Callable[[Said], tf.Tensor]] = {
+_BY_RULE: dict[str, Callable[[Column], tf.Tensor]] = {
     "sum": _added,
     "mean": _averaged,
     "max": _largest,
     "min": _smallest,
-    "first": lambda said: said.values[0],
-    "last": lambda said: said.last,
-    "concat": lambda said: said.before.rows.concat(said.values),
+    "first": lambda column: column.values[0],
+    "last": lambda column: column.last,
+    "concat": lambda column: column.before.rows.concat(column.values),
 }
 
 

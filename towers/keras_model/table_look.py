@@ -78,9 +78,9 @@ def by_rows(rehearsal: Rehearsal, homes: Sequence[Home]) -> ByRows:
       homes: where the model's variables live.
     """
     graph, request = rehearsal.graph, rehearsal.request
-    found = _pinned(graph, homes, request.placement.devices)
-    if not found.homes:
-        return found
+    tables = _pinned(graph, homes, request.placement.devices)
+    if not tables.homes:
+        return tables
     if (
         request.users_fn is None
         and graph.is_keras_own
@@ -88,11 +88,11 @@ def by_rows(rehearsal: Rehearsal, homes: Sequence[Home]) -> ByRows:
             isinstance(x, tf.Tensor) for x in tf.nest.flatten(rehearsal.shard)
         )
     ):
-        return found
-    call = tuple(found.homes), str(rehearsal.specs())
-    return found.without(
+        return tables
+    call = tuple(tables.homes), str(rehearsal.specs())
+    return tables.without(
         _FINDINGS.of(
-            graph, request, call, lambda: _read_whole(found, rehearsal)
+            graph, request, call, lambda: _read_whole(tables, rehearsal)
         )
     )
 
@@ -101,7 +101,7 @@ def _pinned(
     graph: LayerGraph, homes: Sequence[Home], devices: Sequence[str]
 ) -> ByRows:
     """The tables that live where their layers look them up."""
-    layers, found = {}, {}
+    layers, by_place = {}, {}
     for layer, _ in graph.pinned_layers:
         if not _looks_up(layer):
             continue
@@ -110,10 +110,10 @@ def _pinned(
         for piece in [table] if whole else table.pieces:
             k = graph.index_of(piece)
             if _is_by_rows(graph, k, homes[k], devices):
-                found[k] = homes[k]
+                by_place[k] = homes[k]
                 if whole:
                     layers[id(layer)] = k
-    return ByRows(graph, layers, found)
+    return ByRows(graph, layers, by_place)
 
 
 def _is_by_rows(
@@ -140,15 +140,15 @@ def _looks_up(layer: Any) -> bool:
     )
 
 
-def _read_whole(found: ByRows, rehearsal: Rehearsal) -> set[int]:
+def _read_whole(tables: ByRows, rehearsal: Rehearsal) -> set[int]:
     """The places of tables that something else reads; all, if it cannot be seen."""
-    graph, told = found.graph, [set(found.homes)]
+    graph, wholes = tables.graph, [set(tables.homes)]
 
     def call(values: list[tf.Tensor], shard: Any) -> None:
-        look = found.of_tower(only_looks=True)
+        look = tables.of_tower(only_looks=True)
         rehearsal.replay(values, shard, "read/", tables=look)
-        told.append(
-            {k for k in found.homes if id(graph.variables[k]) in look.whole}
+        wholes.append(
+            {k for k in tables.homes if id(graph.variables[k]) in look.whole}
         )
 
     try:
@@ -156,4 +156,4 @@ def _read_whole(found: ByRows, rehearsal: Rehearsal) -> set[int]:
             rehearsal.run(call)
     except Exception:  # whatever the user's layers raise, where they are built
         pass
-    return told[-1]
+    return wholes[-1]

@@ -45,24 +45,24 @@ class Whereabouts:
 
     def sent(self) -> list[tf.Tensor]:
         """For each tower what `draws.located` says, or that of all of its machine."""
-        made = self._each()
+        each = self._each()
         for unit in self._shared():
             with tf.device(self.home):
                 # Flat: TensorFlow takes rows of a stack before it crosses.
-                together = tf.reshape(tf.stack([made[i] for i in unit]), [-1])
+                together = tf.reshape(tf.stack([each[i] for i in unit]), [-1])
             for i in unit:
-                made[i] = together
-        return made
+                each[i] = together
+        return each
 
     def taken(self, sent: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """For each tower what `draws.located` says, of what it was sent."""
-        made = list(sent)
+        each = list(sent)
         for unit in self._shared():
-            size = made[unit[0]].shape[0] // len(unit)
+            size = each[unit[0]].shape[0] // len(unit)
             for k, i in enumerate(unit):
                 with tf.device(self.hosts[i]):
-                    made[i] = made[i][k * size : (k + 1) * size]
-        return made
+                    each[i] = each[i][k * size : (k + 1) * size]
+        return each
 
     def _shared(self) -> list[list[int]]:
         """Towers that are sent one tensor for all of them."""
@@ -73,8 +73,8 @@ class Whereabouts:
         places = self.shards.places()
         with tf.device(self.home):
             total = places[0].all_rows()
-        made = []
+        tensors = []
         for place, host in zip(places, self.hosts):
             with tf.device(self.home if self.travels else host):
-                made.append(located(dataclasses.replace(place, total=total)))
-        return made
+                tensors.append(located(dataclasses.replace(place, total=total)))
+        return tensors

@@ -96,7 +96,7 @@ class WholeCall:
             return
 
     def _traced(self, given: Any, tell: Callable[[Any], Any]) -> list[Any]:
-        said: list[Any] = []
+        answers: list[Any] = []
         flat = tf.nest.flatten(given)
 
         def call(*leaves: Any) -> None:
@@ -110,7 +110,7 @@ class WholeCall:
                     outputs = self.call(self.model, nest)
                 else:
                     outputs = self.model(nest, **named)
-            said[:] = [
+            answers[:] = [
                 None if y is None else tell(tf.convert_to_tensor(y))
                 for y in tf.nest.flatten(outputs)
             ]
@@ -119,4 +119,4 @@ class WholeCall:
             tf.function(call, autograph=False).get_concrete_function(
                 *[spec for spec in flat if spec is not None]
             )
-        return said
+        return answers

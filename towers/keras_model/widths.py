@@ -33,20 +33,20 @@ def of_batch(
     return _WIDENED.opened(notes)
 
 
-def warn_once(graph: Any, path: str, said: str) -> None:
+def warn_once(graph: Any, path: str, text: str) -> None:
     """Tells of a layer once, however often its model is called in towers.
 
     Args:
       graph: the `LayerGraph` of the model.
       path: of the layer, "" outside of layers.
-      said: what is to be said of it.
+      text: what is to be said of it.
     """
-    told: set[str] = set()
+    paths: set[str] = set()
     for model in graph.models[:1]:
-        told = _warned.setdefault(model, told)
-    if path not in told:
-        told.add(path)
-        warnings.warn(said, UserWarning, stacklevel=2)
+        paths = _warned.setdefault(model, paths)
+    if path not in paths:
+        paths.add(path)
+        warnings.warn(text, UserWarning, stacklevel=2)
 
 
 def name_of(graph: Any, path: str) -> str:
@@ -66,10 +66,10 @@ def _patches(notes: Callable[[], Any]) -> list[tuple[Any, str, Any]]:
         sizes = _widened(ragged, shape, notes())
         result = dense(ragged, default_value, name, sizes or shape)
         if sizes:
-            known = [
+            static = [
                 x if isinstance(x, int) and x >= 0 else None for x in sizes
             ]
-            result.set_shape(known)
+            result.set_shape(static)
         return result
 
     def to_sparse(
@@ -105,10 +105,10 @@ def _widened(ragged: tf.RaggedTensor, shape: Any, notes: Any) -> list[Any]:
     asked = _sizes(shape, ragged.shape.rank)
     if notes is None or not all_towers.is_one_of_many() or asked is None:
         return []
-    known = [
+    lengths = [
         size if own is None else own for own, size in zip(asked, ragged.shape)
     ]
-    wide = [i for i, size in enumerate(known) if i and size is None]
+    wide = [i for i, size in enumerate(lengths) if i and size is None]
     splits, here = ragged.nested_row_splits, tf.compat.v1.get_default_graph()
     if not wide or all(tf.get_static_value(x) is not None for x in splits):
         return []
@@ -124,8 +124,8 @@ def _widened(ragged: tf.RaggedTensor, shape: Any, notes: Any) -> list[Any]:
         )
         sizes = tf.unstack(tf.cast(widest, splits[0].dtype), len(wide))
     for i, size in zip(wide, sizes):
-        known[i] = size
-    return [-1, *known[1:]] if asked[0] is None else known
+        lengths[i] = size
+    return [-1, *lengths[1:]] if asked[0] is None else lengths
 
 
 def _longest(widths: tf.Tensor) -> tf.Tensor:  # [n, axes] -> [axes]

@@ -53,8 +53,8 @@ def cut(
     tensor: tf.Tensor, axis: int, sizes: tuple[int, ...]
 ) -> Sequence[tf.Tensor]:
     """A tensor in pieces: its parts, if it was made of such."""
-    known = parts_of(tensor)
+    parts = parts_of(tensor)
     axis %= tensor.shape.rank
-    if known is not None and (known.axis, known.sizes) == (axis, sizes):
-        return known.tensors
+    if parts is not None and (parts.axis, parts.sizes) == (axis, sizes):
+        return parts.tensors
     return tf.split(tensor, sizes, axis)

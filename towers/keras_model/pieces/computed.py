@@ -49,22 +49,22 @@ def called(
         pin = graph.cuts.of(layer, notes.tower)
         if pin is not None:
             return _cut(layer, pin, notes, args, kwargs)
-        known = assembled.parts_of(args[0]) if args else None
-        if known is None:
+        parts = assembled.parts_of(args[0]) if args else None
+        if parts is None:
             return original(*args, **kwargs)
         if dropout.drops(layer, kwargs.get("training", notes.training)):
-            left = dropout.of_pieces(layer, known.sizes)
+            left = dropout.of_pieces(layer, parts.sizes)
         elif is_by_element(layer):
 
             def left(part: tf.Tensor, *_: Any) -> tf.Tensor:
                 return original(part, *args[1:], **kwargs)
         else:
             return original(*args, **kwargs)
-        made = []
-        for j, part in enumerate(known.tensors):
+        results = []
+        for j, part in enumerate(parts.tensors):
             with tf.device(part.device), tf.name_scope(f"piece_{j}"):
-                made.append(left(part, known.axis, j))
-        return assembled.side_by_side(made, known.axis, known.sizes)
+                results.append(left(part, parts.axis, j))
+        return assembled.side_by_side(results, parts.axis, parts.sizes)
 
     return call
 
@@ -100,7 +100,7 @@ def _columns(
     is_cut = bias is not None and rule.bias_axis is not None
     activation = getattr(layer, "activation", None)
     changes = {} if is_known(activation) else {"activation": None}
-    made = []
+    results = []
     for j, size in enumerate(kernel.sizes):
         with on_piece(pin, j, notes):
             weights = {rule.kernel: kernel.pieces[j].value}
@@ -108,8 +108,8 @@ def _columns(
                 weights[BIAS] = (bias.pieces[j] if is_cut else bias).value
             count = {} if rule.count is None else {rule.count: size}
             piece = keras_cut.changed(layer, {**changes, **count, **weights})
-            made.append(computed(piece, x, rest))
-    outputs = assembled.side_by_side(made, rule.axis, kernel.sizes)
+            results.append(computed(piece, x, rest))
+    outputs = assembled.side_by_side(results, rule.axis, kernel.sizes)
     return outputs if is_known(activation) else activation(outputs)
 
 
@@ -121,13 +121,13 @@ def _rows(
     bare = {"activation": None, BIAS: None, "use_bias": False}
     bare = {name: value for name, value in bare.items() if name in vars(layer)}
     each = assembled.cut(x, rule.axis, kernel.sizes)
-    made = []
+    results = []
     for j, part in enumerate(each):
         with on_piece(pin, j, notes):
             weights = {rule.kernel: kernel.pieces[j].value}
             piece = keras_cut.changed(layer, {**bare, **weights})
-            made.append(computed(piece, part, rest))
-    outputs = tf.add_n(made)
+            results.append(computed(piece, part, rest))
+    outputs = tf.add_n(results)
     if bias is not None:
         outputs += _bias_of(layer, bias.value)
     return outputs if activation is None else activation(outputs)

@@ -30,7 +30,7 @@ def by_heads(
       notes: of the tower.
       args, kwargs: of the call.
     """
-    given, made = [*args], []
+    arguments, results = [*args], []
     first = vars(layer)[keras_cut.projections(layer)[0]]
     sizes = _kernel(first).sizes
     axis = -2 * len(layer.attention_axes) - 1  # of heads, among scores
@@ -45,18 +45,18 @@ def by_heads(
                 vars(piece)[keras_cut.SCORES_DROPOUT] = (
                     lambda scores, training, j=j: left(scores, axis, j)
                 )
-            here = brought((given, dict(kwargs)))
-            made.append(type(layer).call(piece, *here[0], **here[1]))
-    forget_masks((given, dict(kwargs)), here)
-    if not isinstance(made[0], tuple):
-        return _added(made)
-    outputs, scores = zip(*made)
+            here = brought((arguments, dict(kwargs)))
+            results.append(type(layer).call(piece, *here[0], **here[1]))
+    forget_masks((arguments, dict(kwargs)), here)
+    if not isinstance(results[0], tuple):
+        return _added(results)
+    outputs, scores = zip(*results)
     return _added(outputs), tf.concat(scores, axis)
 
 
 def _of_piece(layer: Any, j: int, heads: int) -> dict[str, Any]:
     """What a piece has in the place of a layer's attributes."""
-    made: dict[str, Any] = {keras_cut.HEADS: heads}
+    attributes: dict[str, Any] = {keras_cut.HEADS: heads}
     for name in keras_cut.projections(layer):
         inner = vars(layer)[name]
         bias = inner.bias
@@ -64,17 +64,17 @@ def _of_piece(layer: Any, j: int, heads: int) -> dict[str, Any]:
             keras_cut.kernel_of(inner): _kernel(inner).pieces[j].value,
             BIAS: None if bias is None else bias.pieces[j].value,
         }
-        made[name] = changed(inner, weights)
+        attributes[name] = changed(inner, weights)
     outer = vars(layer)[keras_cut.OUTPUT]
     is_first = j == 0 and outer.bias is not None  # which is added once
-    made[keras_cut.OUTPUT] = changed(
+    attributes[keras_cut.OUTPUT] = changed(
         outer,
         {
             keras_cut.kernel_of(outer): _kernel(outer).pieces[j].value,
             BIAS: outer.bias.value if is_first else None,
         },
     )
-    return made
+    return attributes
 
 
 def _kernel(layer: Any) -> Any:

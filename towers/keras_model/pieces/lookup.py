@@ -89,8 +89,8 @@ def by_owner(
         asked = tf.dynamic_partition(local, owner, k)
         places = tf.dynamic_partition(tf.range(tf.size(flat)), owner, k)
         shape = tf.shape(ids)
-    found = [lookup(some) for lookup, some in zip(lookups, asked)]
-    width = found[0].shape[-1]
-    rows = tf.dynamic_stitch(places, found)
+    parts = [lookup(some) for lookup, some in zip(lookups, asked)]
+    width = parts[0].shape[-1]
+    rows = tf.dynamic_stitch(places, parts)
     rows = tf.reshape(rows, tf.concat([shape, [width]], 0))
     return tf.ensure_shape(rows, [*ids.shape, width])

@@ -140,12 +140,12 @@ def _added(
         why = f"has {shape[axis]} along axis {axis} of its {name}"
         raise _refused(layer, where, f"{why}, fewer than {len(where)} pieces")
     begin = starts(rest.pop("initializer", None), shape, sizes, axis)
-    made = []
+    pieces = []
     for size, device, start in zip(sizes, _reached(where), begin):
         own = tuple(size if i == axis else n for i, n in enumerate(shape))
         with tf.device(device):
-            made.append(add(**{**rest, "shape": own, "initializer": start}))
-    path = made[0].path
-    for j, piece in enumerate(made):
+            pieces.append(add(**{**rest, "shape": own, "initializer": start}))
+    path = pieces[0].path
+    for j, piece in enumerate(pieces):
         named(piece, f"{path}_{j}")
-    return Joined(made, axis, name, path)
+    return Joined(pieces, axis, name, path)

@@ -109,21 +109,21 @@ def _einsum_rule(layer: Any, columns: bool, kernel: str, axis: int) -> Rule:
 def weights_of(layer: Any, by: str) -> list[Weight]:
     """What of a built layer is cut."""
     if isinstance(layer, L.MultiHeadAttention):
-        made = []
+        weights = []
         for name in keras_cut.projections(layer):
             inner = vars(layer)[name]
-            made.append(Weight(inner, keras_cut.kernel_of(inner), 1))
+            weights.append(Weight(inner, keras_cut.kernel_of(inner), 1))
             if inner.bias is not None:
-                made.append(Weight(inner, keras_cut.BIAS, 0))
+                weights.append(Weight(inner, keras_cut.BIAS, 0))
         outer = vars(layer)[keras_cut.OUTPUT]
-        return [*made, Weight(outer, keras_cut.kernel_of(outer), 0)]
+        return [*weights, Weight(outer, keras_cut.kernel_of(outer), 0)]
     rule = rule_of(layer, by)
     if rule is None:
         return []
-    found = [Weight(layer, rule.kernel, rule.kernel_axis)]
+    weights = [Weight(layer, rule.kernel, rule.kernel_axis)]
     if rule.bias_axis is not None and layer.bias is not None:
-        found.append(Weight(layer, keras_cut.BIAS, rule.bias_axis))
-    return found
+        weights.append(Weight(layer, keras_cut.BIAS, rule.bias_axis))
+    return weights
 
 
 def sizes_of(n: int, k: int) -> tuple[int, ...]:
@@ -196,10 +196,10 @@ def _of_weight(weight: Weight, pieces: int) -> Iterator[str]:
     rule = value.constraint
     axes = getattr(rule, "axis", None)
     if rule is not None and not isinstance(rule, keras.constraints.NonNeg):
-        known = type(rule).__module__.startswith("keras.")
+        keras_own = type(rule).__module__.startswith("keras.")
         axes = [axes] if isinstance(axes, int) else axes
         if (
-            not known
+            not keras_own
             or axes is None
             or axis in [a % len(value.shape) for a in axes]
         ):

@@ -91,15 +91,15 @@ def _cut(
     initializer: Any, shape: Sequence[int], sizes: Sequence[int], axis: int
 ) -> list[Callable[..., Any]]:
     """Each its part of one value, which is made when the first is asked for."""
-    made: list[Any] = []
+    parts: list[Any] = []
 
     def of(j: int) -> Callable[..., Any]:
         def part(_: Any, dtype: Any = None) -> Any:
-            if not made:
+            if not parts:
                 with tf.device("/CPU:0"):
                     value = initializer(tuple(shape), dtype=dtype)
-                    made.extend(tf.split(value, sizes, axis))
-            return made[j]
+                    parts.extend(tf.split(value, sizes, axis))
+            return parts[j]
 
         return part
 

@@ -39,8 +39,8 @@ def as_whole(variables: Sequence[Any], joined: Sequence[Joined]) -> list[Any]:
 
 def get_weights(layer: Any) -> list[np.ndarray]:
     """What Keras's returned before anything was cut."""
-    known = as_whole(layer.weights, all_joined(layer))
-    return [variable.numpy() for variable in known]
+    variables = as_whole(layer.weights, all_joined(layer))
+    return [variable.numpy() for variable in variables]
 
 
 def set_weights(layer: Any, weights: Sequence[Any]) -> None:
@@ -49,20 +49,20 @@ def set_weights(layer: Any, weights: Sequence[Any]) -> None:
     Raises:
       ValueError: there are more or fewer, or one has another shape.
     """
-    known = as_whole(layer.weights, all_joined(layer))
-    if len(known) != len(weights):
+    variables = as_whole(layer.weights, all_joined(layer))
+    if len(variables) != len(weights):
         raise ValueError(
-            f"`weights` of {layer.name!r} must be {len(known)} arrays; got "
+            f"`weights` of {layer.name!r} must be {len(variables)} arrays; got "
             f"{len(weights)}. A layer in pieces takes whole variables."
         )
     arrays = [np.asarray(value) for value in weights]
-    for variable, value in zip(known, arrays):
+    for variable, value in zip(variables, arrays):
         if tuple(variable.shape) != value.shape:
             raise ValueError(
                 f"`weights` of {layer.name!r} must have {variable.path!r} in "
                 f"the shape {tuple(variable.shape)}; got {value.shape}."
             )
-    for variable, value in zip(known, arrays):
+    for variable, value in zip(variables, arrays):
         variable.assign(value)
 
 

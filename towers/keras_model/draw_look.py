@@ -55,7 +55,7 @@ class Open:
         self._stateful: list[tuple[Key, Any]] = []
 
     def again(self, counts: Counter[Any]) -> "Open":
-        """What notes nothing more: a backward pass, which nobody asks for."""
+        """Notes for a backward pass, which nobody reads."""
         return Open()
 
     def seeds(self, path: str, get_seed: Any, op_seed: Any) -> tuple[int, int]:
@@ -105,8 +105,8 @@ class Open:
             names[name]
             for op in self.root.get_operations()
             if tf_random_graphs.draws_unseen(op)
-            for given in op.inputs
-            for x in tf_random_graphs.sources(given, names)
+            for argument in op.inputs
+            for x in tf_random_graphs.sources(argument, names)
             if (name := identity(x)) in names
         )
 

@@ -105,7 +105,7 @@ class DrawShape:
     def of_tower(
         self, sizes: Sequence[int | None] | None, rows: Any
     ) -> "DrawShape":
-        """What it is of for a tower, which has axes in common that are no rows'.
+        """The shape in a tower; an axis of the same size there is none of rows.
 
         Args:
           sizes: of what that draws, as far as they are known.

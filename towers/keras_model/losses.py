@@ -94,7 +94,7 @@ def _mean_of_finite(column: Sequence[tf.Tensor], rows: Rows) -> tf.Tensor:
 def _added_up(
     column: Sequence[tf.Tensor], rows: Rows, towers: Sequence[int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What finite losses of some towers add up to, by shares, and those shares."""
+    """Some towers' finite losses, added up by shares; and those shares."""
     shares = rows.shares(column[0].dtype)
     counts = [
         tf.math.is_finite(x) & (rows.counts[i] > 0)

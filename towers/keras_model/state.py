@@ -43,7 +43,7 @@ class Before:
 
     @functools.cached_property
     def kept(self) -> Callable[[str], list[Any]]:
-        """As of `rows`, once for each device."""
+        """`rows.kept`, computed once for each device."""
         return functools.cache(self.rows.kept)
 
     @functools.cached_property
@@ -91,7 +91,7 @@ class Column:
 
     @property
     def by_one(self) -> bool:
-        """Whether the only tower says it, and has rows."""
+        """Whether there is one tower, which surely has rows."""
         return list(self.before.rows.may_be_empty) == [False]
 
     @functools.cached_property

@@ -55,7 +55,7 @@ class ByRows:
 
     @property
     def held(self) -> list[Held]:
-        """What towers read past their arguments."""
+        """The tables, as variables that towers read past their arguments."""
         return [
             Held(home.variable, self.graph.variables[k].path, False)
             for k, home in self.homes.items()

@@ -64,7 +64,7 @@ def _seed(initializer: Any, j: int) -> int | None:
 def _scaled(
     initializer: Any, shape: Sequence[int], size: int, axis: int, j: int
 ) -> Any:
-    """One whose scale makes up for a piece's having fewer ins, or outs."""
+    """An initializer of a piece, which has fewer ins or outs than the whole."""
     own = [size if i == axis else n for i, n in enumerate(shape)]
     of_whole, of_piece = (_fan(initializer.mode, s) for s in (shape, own))
     return keras.initializers.VarianceScaling(

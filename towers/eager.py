@@ -33,11 +33,11 @@ def run_eagerly(
         with given.again(values):
             graph = build(Batch(nest, batch.whole, each))
         built.append(graph)
-        told = _tensors(graph)
+        results = _tensors(graph)
         if each is not None:  # they stay where they are
-            for tower in told["towers"]:
+            for tower in results["towers"]:
                 del tower["inputs"]
-        return told
+        return results
 
     split = batch.nest if batch.each is None else None
     with tower_errors(placement), as_graphs():

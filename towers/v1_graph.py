@@ -58,20 +58,20 @@ def enter(
     devices = parameter_devices(graph, placement)
     with tf.init_scope(), tf.name_scope(""):  # out of functions and loops
         twins = tf.compat.v1.get_collection_ref(_KEY)
-        known = {id(twin.original): twin for twin in twins}
+        by_id = {id(twin.original): twin for twin in twins}
         missing = [
-            i for i, v in enumerate(graph.variables) if id(v) not in known
+            i for i, v in enumerate(graph.variables) if id(v) not in by_id
         ]
         originals = [keras_layers.raw(graph.variables[i]) for i in missing]
         values = checks.eagerly(lambda: [v.numpy() for v in originals])
         for i, value in zip(missing, values):
             twin = _twin(graph, i, value, devices[i])
-            known[id(twin.original)] = twin
+            by_id[id(twin.original)] = twin
             twins.append(twin)
-    homes = [known[id(v)].home for v in graph.variables]
+    homes = [by_id[id(v)].home for v in graph.variables]
     if keras_layers.scope_here() is not None:
         return homes_given(graph, homes)
-    penalties = [known[id(graph.variables[i])].penalty for i in graph.trainable]
+    penalties = [by_id[id(graph.variables[i])].penalty for i in graph.trainable]
     return homes, [penalty for penalty in penalties if penalty is not None]
 
 

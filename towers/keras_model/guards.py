@@ -146,7 +146,7 @@ class Guards:
         aside: dict[str, Any],
         sources: Sources,
         drawn: tower_draws.Own | None,
-        made: Sequence[tf.Operation],
+        ops: Sequence[tf.Operation],
     ) -> tuple[list[str], dict[str, Any]]:
         """Those of one tower, to be called in it.
 
@@ -156,7 +156,7 @@ class Guards:
           aside: its new state and moments.
           sources: what it is given.
           drawn: its draws, if it may have any.
-          made: the ops that it is made of, and those for all towers.
+          ops: those that it is made of, and those for all towers.
 
         Returns:
           A rule for each loss; and names without tensors, which are there in
@@ -165,7 +165,7 @@ class Guards:
         Raises:
           ValueError: the tower changes what all towers would.
         """
-        state, kinds = aside["state"], {op.type for op in made}
+        state, kinds = aside["state"], {op.type for op in ops}
         are_several = len(self._request.placement.devices) > 1
         rules: list[str] = []
         metrics: dict[int, str] = {}
@@ -177,12 +177,12 @@ class Guards:
                 drawn.check(scope)
             drawn.check_counts()
             if are_several:
-                check_changes_nothing(made)
+                check_changes_nothing(ops)
         if are_several and not row_widths.SIZED.keys().isdisjoint(kinds):
             row_widths.warn_of_hidden(
                 self._graph,
                 [replay.outputs, replay.losses, aside],
-                [x for x in made if x.name.startswith(scope)],
+                [x for x in ops if x.name.startswith(scope)],
                 sources,
             )
         if state:

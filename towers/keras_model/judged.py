@@ -79,10 +79,10 @@ class OfTowers:
             return [rule or UNKNOWN for rule in replay.regularized], {}
         if _are_open(sources):
             return _rules(graph, replay, state, sources, metrics)
-        said = self.of_open_rows()
-        if len(said.losses) != len(replay.losses):
+        verdict = self.of_open_rows()
+        if len(verdict.losses) != len(replay.losses):
             return [UNKNOWN] * len(replay.losses), {}
-        return said.losses, said.metrics
+        return verdict.losses, verdict.metrics
 
     def of_open_rows(self) -> Verdict:
         """What a tower of any number of rows says, asked once."""

@@ -193,8 +193,8 @@ def _back(
             before = before[:1] if _order(op)[:1] == [0] else []
         return [x for x in before if passes(x, tensor)]
 
-    known = [x for x in inputs if isinstance(x, tf.Tensor)]
-    return ancestors(output, behind, known)
+    stops = [x for x in inputs if isinstance(x, tf.Tensor)]
+    return ancestors(output, behind, stops)
 
 
 def _may_pass(before: Any, after: Any) -> bool:

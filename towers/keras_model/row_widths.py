@@ -50,7 +50,7 @@ _SHAPES = ("Rank", "Shape", "ShapeN", "Size")
 def warn_of_hidden(
     graph: Any,
     results: Any,
-    made: Sequence[tf.Operation],
+    ops: Sequence[tf.Operation],
     sources: Sources,
 ) -> None:
     """Warns once of each layer that takes a width from rows, if none shows it.
@@ -60,23 +60,23 @@ def warn_of_hidden(
     Args:
       graph: the `LayerGraph` of the model.
       results: a nest of what it computed.
-      made: the ops that it is made of.
+      ops: those that it is made of.
       sources: what it is given.
     """
-    suspects = [op for op in made if op.type in SIZED and _is_open(op)]
+    suspects = [op for op in ops if op.type in SIZED and _is_open(op)]
     if not suspects:
         return
-    cut = [op.outputs[0] for op in made if _leaves_out(op)]
+    cut = [op.outputs[0] for op in ops if _leaves_out(op)]
     rows = _contents(sources)
-    known = all_towers.shared()
-    needed = {op.name for op in needed_ops(made, results)}
+    shared = all_towers.shared()
+    needed = {op.name for op in needed_ops(ops, results)}
     closed = [
         x for x in boundary.leaves(results) if x.shape[1:].is_fully_defined()
     ]
     for op in suspects:
         if (
             op.name in needed
-            and _takes_from(op, rows, known)
+            and _takes_from(op, rows, shared)
             and any(dependence.depends(x, op.outputs, cut) for x in closed)
         ):
             _warn(graph, op)
@@ -84,13 +84,13 @@ def warn_of_hidden(
 
 def _contents(sources: Sources) -> list[tf.Tensor]:
     """What a tower's rows hold; a sparse tensor's shape is the batch's."""
-    found: list[tf.Tensor] = []
+    tensors: list[tf.Tensor] = []
     for leaf in sources.own:
         if isinstance(leaf, tf.SparseTensor):
-            found += [leaf.indices, leaf.values]
+            tensors += [leaf.indices, leaf.values]
         else:
-            found += boundary.leaves(leaf)
-    return found
+            tensors += boundary.leaves(leaf)
+    return tensors
 
 
 def _is_open(op: tf.Operation) -> bool:
@@ -106,18 +106,18 @@ def _is_wide(tensor: tf.Tensor) -> bool:
 
 
 def _spread(tensor: tf.Tensor) -> list[tf.Tensor]:
-    """What is made of numbers of places, of places and more."""
-    found: list[tf.Tensor] = []
+    """The tensors of more axes that are made of a vector, past other vectors."""
+    results: list[tf.Tensor] = []
     ahead = [tensor]
     while ahead:
         for op in ahead.pop().consumers():
             for x in op.outputs:
-                (ahead if x.shape.rank == 1 else found).append(x)
-    return found
+                (ahead if x.shape.rank == 1 else results).append(x)
+    return results
 
 
 def _takes_from(
-    op: tf.Operation, rows: Sequence[tf.Tensor], known: Sequence[tf.Tensor]
+    op: tf.Operation, rows: Sequence[tf.Tensor], shared: Sequence[tf.Tensor]
 ) -> bool:
     """Whether an op takes a size, but that of rows, from what rows hold."""
     places, by_axis = SIZED[op.type]
@@ -126,7 +126,9 @@ def _takes_from(
         for place in places
         for size in (_of_axes(op, place) if by_axis else [op.inputs[place]])
     ]
-    return any(dependence.depends(size, rows, known, _SHAPES) for size in sizes)
+    return any(
+        dependence.depends(size, rows, shared, _SHAPES) for size in sizes
+    )
 
 
 def _of_axes(op: tf.Operation, place: int) -> list[tf.Tensor]:

@@ -32,10 +32,10 @@ def shared_state(
     """
     kept = [sources.copies[i] for i in graph.row_states]
     rows = [*sources.rows, *boundary.leaves(sources.located), *kept]
-    known = all_towers.shared()
+    shared = all_towers.shared()
     return {
-        (i, dependence.constants(value, [*sources.copies, *known]))
+        (i, dependence.constants(value, [*sources.copies, *shared]))
         for i, value in state.items()
         if graph.kinds[i] not in (Kind.ROWS, Kind.METRIC, Kind.SEED)
-        and not dependence.depends(value, rows, known)
+        and not dependence.depends(value, rows, shared)
     }

@@ -205,9 +205,9 @@ def pure_tower(
         if any(replay.input_halves.get(k) != x for k, x in narrow.items()):
             raise Misread
         aside = _aside(blueprint, tower, replay)
-        made = root.get_operations()[before:]
+        ops = root.get_operations()[before:]
         rules, findings = guards.findings(
-            *(tower.scope, replay, aside, sources, drawn, made)
+            *(tower.scope, replay, aside, sources, drawn, ops)
         )
         return {
             "outputs": replay.outputs,

@@ -61,18 +61,18 @@ def _declared(layer: Any, rule: str) -> str:
     return {"sum": SUMMED, "mean": FINITE}.get(own, own)
 
 
-def _guarded(loss: tf.Tensor, given: Sequence[tf.Tensor]) -> tf.Tensor:
+def _guarded(loss: tf.Tensor, leaves: Sequence[tf.Tensor]) -> tf.Tensor:
     """A loss whose gradient says nothing where it is no number.
 
     It is taken by itself: among other gradients, NaN could not be taken out.
     """
-    tensors = list({x.name: x for x in given if x.dtype.is_floating}.values())
+    tensors = list({x.name: x for x in leaves if x.dtype.is_floating}.values())
 
     @own_gradient
     def run(*_: tf.Tensor) -> Any:
         def backward(upstream: tf.Tensor) -> list[Any]:
-            found = boundary.differentiated([loss], tensors, [upstream])
-            return [None if x is None else _finite(x) for x in found]
+            gradients = boundary.differentiated([loss], tensors, [upstream])
+            return [None if x is None else _finite(x) for x in gradients]
 
         return tf.identity(loss), backward
 

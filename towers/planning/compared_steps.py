@@ -262,10 +262,8 @@ class ComparedSteps:
         return tf.add_n([tf.reduce_sum(tf.cast(x, tf.float32)) for x in terms])
 
     def _gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[Any]:
-        gradients = tape.gradient(loss, self.model.trainable_variables)
-        return [
-            None if g is None else tf.convert_to_tensor(g) for g in gradients
-        ]
+        grads = tape.gradient(loss, self.model.trainable_variables)
+        return [None if g is None else tf.convert_to_tensor(g) for g in grads]
 
 
 class StepResults:

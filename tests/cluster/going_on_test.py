@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import keras
 import pytest
@@ -20,6 +21,7 @@ from absl.testing import absltest
 from chiefs import run_chief, said
 
 import towers
+from towers.wrapper import watching
 
 TESTS = pathlib.Path(__file__).parents[1]
 
@@ -113,5 +115,14 @@ class OnLostTest(absltest.TestCase):
             ("go on", "`on_lost` must be one of 'raise', 'continue'; got 'go"),
             ("continue", "this process has no cluster"),
         ):
+            given = model, placement, "concat", False, (), False, on_lost
             with self.assertRaisesRegex(ValueError, pattern):
-                towers.TowerModel(model, placement, on_lost=on_lost)
+                towers.TowerModel(*given)
+
+    def test_what_is_to_go_on_is_not_watched_while_it_is_made(self):
+        model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+        given = model, ["/CPU:0"], "concat", False, (), False, "continue"
+        with mock.patch.object(watching, "watched") as watched:
+            with self.assertRaisesRegex(ValueError, "has no cluster"):
+                towers.TowerModel(*given)
+        watched.assert_not_called()

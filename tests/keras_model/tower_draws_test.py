@@ -265,7 +265,7 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
         seed=(keras.random.SeedGenerator, int),
         how=(
             (THREE, 7, True),
-            (TWO, 7, False),
+            (THREE, 6, False),
             (THREE, 2, True),
             (FOUR, 8, False),
         ),
@@ -337,6 +337,14 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
         with self.assertWarnsRegex(UserWarning, "a stream of its own"):
             (here, _), _ = drawn({"": raw}, X, TWO, generator())
         self.assertLen(np.unique(here[""], axis=0), len(X))
+
+    def test_a_generator_of_tensorflow_s_is_named(self):
+        generator = tf.random.Generator.from_seed(3)
+        draw = lambda _, shape: generator.normal(shape)  # noqa: E731
+        for function in (lambda x, s: draw(s, tf.shape(x)), looped(draw)):
+            with self.assertWarnsRegex(UserWarning, "`tf.random.Generator`"):
+                (here, _), _ = drawn({"": function}, X, TWO)
+            self.assertLen(np.unique(here[""], axis=0), len(X))
 
     def test_axes_of_unknown_size_are_no_rows(self):
         def tokens(x, seed):

@@ -139,8 +139,8 @@ OPTIMIZERS = {
         "nesterov": {"nesterov": True},
     }.items()
 }
-# Built while the step is traced, as Keras has it, it would be reset at each
-# step of a plain model: its first slots are assigned in the step itself.
+# What it assigns to its slots when it is built is lost where that is while a step
+# is traced, see `tower_model_test`, and not in a plain model that runs eagerly.
 if "ScheduleFreeAdamW" in OPTIMIZERS:
     OPTIMIZERS["ScheduleFreeAdamW"] = dataclasses.replace(
         OPTIMIZERS["ScheduleFreeAdamW"], built=True

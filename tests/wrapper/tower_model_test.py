@@ -70,6 +70,21 @@ class FitTest(parameterized.TestCase):
         x, y = inputs(models[0], 8), targets(models[0], 8)
         same_fit(models, x, y, **HOW)
 
+    def test_what_an_optimizer_assigns_to_new_slots_goes_as_in_plain_keras(
+        self,
+    ):
+        class Begun(keras.optimizers.SGD):  # as ScheduleFreeAdamW begins
+            def build(self, variables):
+                super().build(variables)
+                for momentum in self.momentums:
+                    self.assign(momentum, momentum + 1.0)
+
+        models = pair(lambda: chain([4], layers.Dense(3)), placement(2))
+        x, y = inputs(models[0], 8), targets(models[0], 8)
+        as_keras_fits = {"run_eagerly": False}  # the plain one, too
+        optimizer = lambda: Begun(0.1, 0.5)  # noqa: E731
+        same_fit(models, x, y, optimizer=optimizer, compiling=as_keras_fits)
+
     def test_evaluate_predict_and_train_on_batch(self):
         expected, actual = make(cnn), make(cnn)
         actual = towers.TowerModel(actual, placement(3))

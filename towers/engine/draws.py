@@ -210,7 +210,7 @@ def rows_of_whole(draw: Draw) -> tf.Tensor:
         after = total - start - here[axis]
         begin, here, whole = (_int64(*x) for x in (begin, here, whole))
     parameters = {
-        name: _padded(x, axis - len(static), start, after)
+        name: _padded(x, axis - len(static), start, after, static[axis] == 1)
         for name, x in draw.parameters.items()
     }
     shape = tf.cast(whole, draw.shape.dtype)
@@ -219,16 +219,19 @@ def rows_of_whole(draw: Draw) -> tf.Tensor:
     return rows
 
 
-def _padded(x: tf.Tensor, axis: int, before: Any, after: Any) -> tf.Tensor:
+def _padded(
+    x: tf.Tensor, axis: int, before: Any, after: Any, is_of_one: bool
+) -> tf.Tensor:
     """A parameter of all rows, with ones for others', if it has rows.
 
     Args:
       x: broadcast to the draw's shape, by its last axes.
       axis: that of rows, from the last.
       before, after: how many others there are.
+      is_of_one: whether the tower has one row only, as a parameter may.
     """
     axis += x.shape.rank
-    if axis < 0 or x.shape[axis] == 1:
+    if axis < 0 or (x.shape[axis] == 1 and not is_of_one):
         return x
     with on_host(device_here()):
         pads = [[0, 0]] * x.shape.rank

@@ -33,7 +33,7 @@ def check_by_piece(optimizer: Any) -> None:
     """
     for one in held_optimizers(optimizer):
         name = type(one).__name__
-        why = f"a {name} looks at whole variables"
+        why = f"{name} looks at whole variables"
         if getattr(one, "clipnorm", None):
             why = "`clipnorm` is of the norm of each variable"
         elif not any(

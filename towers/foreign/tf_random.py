@@ -141,7 +141,9 @@ def shape_of(arguments: dict[str, Any]) -> tf.Tensor:
     """Of what a stateless function draws, int32 or int64 [rank]."""
     if "shape" in arguments:
         return tf.convert_to_tensor(arguments["shape"])
-    rows = tf.shape(arguments["logits"])[0]
+    rows = arguments["logits"].shape[0]
+    if rows is None:
+        rows = tf.shape(arguments["logits"])[0]
     return tf.stack([rows, tf.cast(arguments["num_samples"], tf.int32)])
 
 

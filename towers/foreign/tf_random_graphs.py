@@ -5,7 +5,13 @@ Bodies of loops and branches are graphs of the private
 an op whose it is. `tf_random_graphs_test.py` fails when one of them changes.
 """
 
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Iterable,
+    Iterator,
+)
 from typing import Any
 
 import tensorflow as tf
@@ -21,6 +27,14 @@ _OF_SHAPE = ("Shape", "ShapeN", "Size")  # whose results are of no values
 # which the last are traced where they are called.
 _RANDOM = ("Random", "Normal", "Multinomial", "SampleDistorted")
 _CALLS = ("Call", "While", "If", "Case")
+# Of a `tf.random.Generator`, whose state is a variable.
+_OF_GENERATORS = (
+    "Rng",
+    "StatefulRandom",
+    "StatefulStandardNormal",
+    "StatefulTruncatedNormal",
+    "StatefulUniform",
+)
 _BODIES = (
     bodies.CondBranchFuncGraph,
     bodies.WhileBodyFuncGraph,
@@ -95,9 +109,7 @@ def taken(tensor: tf.Tensor) -> list[tf.Tensor]:
 
 def draws_unseen(op: tf.Operation) -> bool:
     """Whether an op draws statelessly, or calls what does, and nobody asked."""
-    return _is_unseen(op.type, op.node_def) or any(
-        _calls_unseen(name) for name in _called(op.node_def)
-    )
+    return _has(op.type, op.node_def, _is_unseen)
 
 
 def _is_unseen(kind: str, node: Any) -> bool:
@@ -109,11 +121,26 @@ def _is_unseen(kind: str, node: Any) -> bool:
     )
 
 
-def _calls_unseen(name: str) -> bool:
-    function = tf_calls.definition(name)
-    return function is not None and any(
-        _is_unseen(node.op, node) or any(map(_calls_unseen, _called(node)))
-        for node in function.node_def
+def by_generators(ops: Iterable[tf.Operation]) -> Iterator[str]:
+    """Ops that draw by a `tf.random.Generator`, or call functions that do."""
+    for op in ops:
+        is_call = any(word in op.type for word in _CALLS)
+        if _is_of_generator(op.type) or (
+            is_call and _has(op.type, op.node_def, _is_of_generator)
+        ):
+            yield op.name
+
+
+def _is_of_generator(kind: str, _: Any = None) -> bool:
+    return kind.startswith(_OF_GENERATORS)
+
+
+def _has(kind: str, node: Any, is_such: Callable[[str, Any], bool]) -> bool:
+    """Whether a node is such a one, or calls a function that has one."""
+    return is_such(kind, node) or any(
+        any(_has(inner.op, inner, is_such) for inner in function.node_def)
+        for name in _called(node)
+        if (function := tf_calls.definition(name)) is not None
     )
 
 

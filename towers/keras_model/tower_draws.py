@@ -276,7 +276,7 @@ class Own:
             self._look.check_counts(self.counts)
 
     def check(self, scope: str) -> None:
-        """Warns of draws by seeds that were made past this, by their layers.
+        """Warns of draws that were made past this, by their layers.
 
         Args:
           scope: of the tower, with its slash.
@@ -285,6 +285,9 @@ class Own:
             return
         # Not those that it makes for all towers.
         ops = [op for op in self.operations if op.name.startswith(scope)]
+        for name in tf_random_graphs.by_generators(ops):
+            path = name.removeprefix(scope).rpartition("/")[0]
+            warn_of_own(path, "by a `tf.random.Generator`")
         given = None if self._look.is_compiled else self._look.given
         for name in tf_random_graphs.missed(ops, given):
             path = name.removeprefix(scope).rpartition("/")[0]

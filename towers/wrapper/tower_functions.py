@@ -71,11 +71,17 @@ class TowerFunctions:
                 self._make(name)
 
     def build_slots(self) -> None:
-        """Makes slots eagerly, and not while the step is traced.
+        """Makes slots before the step is traced, as they would be in there.
 
-        Not of one that Keras gave to a template which has others of its own.
+        So what an optimizer assigns then is lost, as it is to plain Keras. Not of
+        one that Keras gave to a template which has others of its own.
         """
         model = self._model
+
+        def build() -> None:
+            if not model.optimizer.built:  # this may be traced twice
+                model.optimizer.build(model.trainable_variables)
+
         if (
             model.optimizer
             and not model.optimizer.built
@@ -83,7 +89,10 @@ class TowerFunctions:
             and keras_layers.is_built(model.template)
             and model.trainable_variables
         ):
-            model.optimizer.build(model.trainable_variables)
+            if model.run_eagerly:
+                build()
+            else:
+                tf.function(build, autograph=False).get_concrete_function()
             place_slots(model, model.placement)
 
     def _make(self, name: str) -> Callable[[Any], Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,14 +49,16 @@ def watched(placement: Placement) -> Iterator[None]:
 def watching(method: Any) -> Any:
     """`compile`, or `__init__`, which is given the placement: watched."""
 
+    signature = inspect.signature(method)
+
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if "continue" in (self.on_lost, kwargs.get("on_lost")):
-            return method(self, *args, **kwargs)
-        placement = vars(self).get("placement")
-        if placement is None:  # it is being made
-            placement = as_placement(kwargs.get("placement", *args[1:2]))
-        if not isinstance(placement, Placement):
+        known = vars(self)
+        if "placement" not in known:  # it is being made
+            known = signature.bind_partial(self, *args, **kwargs).arguments
+        placement = as_placement(known.get("placement"))
+        goes_on = known.get("on_lost") == "continue"
+        if goes_on or not isinstance(placement, Placement):
             return method(self, *args, **kwargs)
         with watched(placement):
             return method(self, *args, **kwargs)

@@ -290,6 +290,9 @@ class ServeTest(absltest.TestCase):
 class RefusalTest(parameterized.TestCase):
     def test_bad_exports_are_refused(self):
         model, where = make(cnn), placement(2)
+        last = model.layers[-1].name
+        cut = towers.column_wise(where.devices)
+        in_pieces = placement(2, layer_devices={last: cut})
         new = os.path.join(new_folder(), "model")
         never = keras.Sequential([layers.Dense(2)])
         for call, error, message in (
@@ -307,6 +310,11 @@ class RefusalTest(parameterized.TestCase):
                 lambda: towers.Placement(["/GPU:one"], available="any"),
                 ValueError,
                 "'/GPU:one', which is no device name",
+            ),
+            (
+                lambda: towers.export_towers(model, new, in_pieces),
+                ValueError,
+                f"'{last}' in pieces, but it is still whole",
             ),
             (
                 lambda: towers.export_towers(model, new, where, [3]),

@@ -89,8 +89,8 @@ def export_towers(
       TypeError: the model, the placement or a leaf of `input_signature` is of
         the wrong kind.
       ValueError: `path` is a file, the inputs are unknown, `merge` does not fit,
-        or the model reads a lookup table, or a variable, that none of its
-        layers keeps.
+        a layer is not in the pieces that `placement` wants, or the model reads
+        a lookup table, or a variable, that none of its layers keeps.
       RuntimeError: called inside a graph.
     """
     checks.check_model(model, nested=tower_fn is not None)
@@ -113,6 +113,8 @@ def export_towers(
     graph = layer_graph.LayerGraph(
         model, (), pins, synchronized=synchronized and may_meet
     )
+    if graph.cuts.unready:
+        graph.cuts.refuse()
     graph.is_portable = not any(
         getattr(layer, "use_cudnn", None) is True for layer in graph.layers
     )

@@ -13,18 +13,21 @@ from towers.foreign import keras_compile
 X, Y = np.ones([7, 100], "float32"), np.ones([7, 3], "float32")
 
 
-def wide(where):
+def wide(where, **options):
     model = keras.Sequential([keras.Input([100]), keras.layers.Dense(3)])
-    return towers.TowerModel(model, where)
+    return towers.TowerModel(model, where, **options)
 
 
 class DevicesTest(parameterized.TestCase):
-    @parameterized.parameters("train_on_batch", "test_on_batch")
-    def test_a_batch_goes_straight_to_where_it_is_split(self, method):
+    @parameterized.parameters(
+        ("train_on_batch", {}), ("test_on_batch", {"quick_start": True})
+    )
+    def test_a_batch_goes_straight_to_where_it_is_split(self, method, options):
         where = placement(2, parameter_device="/CPU:1", input_device="/CPU:2")
-        model = wide(where)
+        model = wide(where, **options)
         model.compile("sgd", "mse")
-        getattr(model, method)(X, Y)
+        for rows in (5, 7):  # so that it may be of any number
+            getattr(model, method)(X[:rows], Y[:rows])
         report = towers.execution_report(getattr(model, method), X, Y)
         batch = [t for t in report.transfers if t.shape == X.shape]
         self.assertEqual(batch, [])

@@ -19,6 +19,7 @@ from towers.foreign.keras_saving import TemplateProxy, overridden
 from towers.foreign.keras_self import compiled_as
 from towers.foreign.patches import patched
 from towers.keras_model import checks
+from towers.placement.device_names import same_device
 from towers.placement.placement import Placement
 from towers.verbs.arrivals import own_rows
 from towers.wrapper import loss_choice
@@ -138,7 +139,7 @@ class TowerSteps(TemplateProxy):
             if name == "predict_step":
                 return super().predict_step(data)
             self._build_compiled(data)
-            with self._counted_where_read():
+            with self._counted_where_read(data):
                 return getattr(super(), name)(data)
         result = own(data)
         if not self.tower_calls.ran:
@@ -151,14 +152,17 @@ class TowerSteps(TemplateProxy):
             )
         return result
 
-    def _counted_where_read(self) -> contextlib.AbstractContextManager[None]:
-        """While open, the mean loss counts rows, and needs no inputs for that.
+    def _counted_where_read(
+        self, data: Any
+    ) -> contextlib.AbstractContextManager[Any]:
+        """While open, the mean loss counts rows where these are.
 
-        Keras's step counts those of the inputs, which towers may have read.
+        Keras's step counts those of the inputs beside the outputs, where all of
+        them would go for that. If towers have read them, it needs none.
         """
         rows = own_rows()
         if rows is None:
-            return contextlib.nullcontext()
+            return self._shapes_at_inputs(data)
         tracker = keras_compile.Compiled.of(self).tracker
         update = tracker.update_state
 
@@ -166,6 +170,23 @@ class TowerSteps(TemplateProxy):
             return update(values, sample_weight=rows)
 
         return patched((tracker, "update_state", counted))
+
+    def _shapes_at_inputs(
+        self, data: Any
+    ) -> contextlib.AbstractContextManager[Any]:
+        """While open, shapes of inputs are asked for where these are split."""
+        outputs = str(self.placement.output_device)
+        inputs = self.placement.input_device
+        if tf.executing_eagerly() or same_device(outputs, inputs):
+            return contextlib.nullcontext()
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        leaves = {id(leaf) for leaf in tf.nest.flatten(x, True)}
+
+        def beside(op: tf.Operation) -> str:
+            is_asked = op.type == "Shape" and id(op.inputs[0]) in leaves
+            return inputs if is_asked and not op.device else op.device
+
+        return tf.compat.v1.device(beside)
 
     def _build_compiled(self, data: Any) -> None:
         """Makes what losses and metrics need before the step would.

@@ -37,6 +37,10 @@ class AverageGradientsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "one list per tower"):
             towers.average_gradients(gradients)
 
+    def test_a_nest_is_refused(self):
+        with self.assertRaisesRegex(TypeError, "got dicts"):
+            towers.average_gradients([{"a": tf.constant(1.0)}] * 2)
+
     def test_bad_rows_are_refused(self):
         with self.assertRaisesRegex(ValueError, "`rows`"):
             towers.average_gradients([[tf.constant(1.0)]], rows=[1, 2])

@@ -108,6 +108,8 @@ class GatherTest(parameterized.TestCase):
             ValueError,
             "one s",
         ),
+        ("ragged", [tf.ragged.constant([[1]])] * 2, {}, TypeError, "be dense"),
+        ("flags", [True] * 2, dict(merge="sum"), ValueError, "dtype bool"),
         ("ints", [1] * 2, dict(merge="mean", rows=[1, 1]), ValueError, "dtype"),
     )
     def test_bad_arguments_are_refused(self, parts, kwargs, error, message):

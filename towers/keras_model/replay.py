@@ -19,6 +19,7 @@ from towers.keras_model.moments import Moments
 from towers.keras_model.notes import Notes, note_update
 from towers.keras_model.reads import Reads
 from towers.keras_model.row_tables import Tables
+from towers.verbs.gather import dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,12 +353,7 @@ def as_tensor(value: Any) -> Any:
     """A dense tensor; None stays, for outputs that a model leaves out."""
     if value is None:
         return None
-    if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
-        raise TypeError(
-            "Outputs of towers must be dense tensors; got a "
-            f"{type(value).__name__}. Make it dense in the model."
-        )
-    tensor = tf.convert_to_tensor(value)
+    tensor = tf.convert_to_tensor(dense(value))
     mask = keras_layers.get_mask(value)
     # One that was made outside of the tower's graph.
     if mask is not None and hasattr(mask, "numpy"):

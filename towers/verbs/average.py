@@ -28,6 +28,7 @@ def average_gradients(
       One gradient per variable, None where no tower has one.
 
     Raises:
+      TypeError: a gradient is no tensor, as in a dict or a nest.
       ValueError: no towers, or lists or rows of different lengths.
     """
     towers = [list(gradients) for gradients in tower_gradients]
@@ -35,6 +36,13 @@ def average_gradients(
         raise ValueError(
             "`tower_gradients` must be one list per tower, all of one length; "
             f"got lengths {[len(gradients) for gradients in towers]}."
+        )
+    flat = [g for gradients in towers for g in gradients if g is not None]
+    if not all(hasattr(g, "dtype") for g in flat):
+        raise TypeError(
+            "`tower_gradients` must hold a list of tensors, tf.IndexedSlices or "
+            f"None for each tower; got {type(tower_gradients[0]).__name__}s "
+            "with others. Pass tf.nest.flatten of each."
         )
     weights = None if rows is None else tf.convert_to_tensor(rows)
     if weights is None:

@@ -49,7 +49,8 @@ def gather_outputs(
       A nest like one tower's.
 
     Raises:
-      TypeError: `tower_outputs` is no list, or `placement` no `Placement`.
+      TypeError: `tower_outputs` is no list, or holds what is not dense, or
+        `placement` is no `Placement`.
       ValueError: the number of outputs, a rule, a rank or a shape does not
         fit.
     """
@@ -271,11 +272,18 @@ def _check(rule: str, column: Sequence[Any], rows: Any, i: int) -> None:
             "`merge` is 'mean', which is weighted by rows, but `rows` is not "
             "given. Pass rows=[rows of tower 0, ...], or use 'sum'."
         )
-    if rule == "mean" and not column[0].dtype.is_floating:
+    dtype = column[0].dtype
+    if rule == "sum" and not (
+        dtype.is_floating or dtype.is_integer or dtype.is_complex
+    ):
+        raise ValueError(
+            f"`merge` is 'sum' for output {i}, but that is of dtype "
+            f"{dtype.name}. Use 'stack' or 'none', or cast it to a number."
+        )
+    if rule == "mean" and not dtype.is_floating:
         raise ValueError(
             f"`merge` is 'mean' for output {i}, but that is of dtype "
-            f"{column[0].dtype.name}. Use 'sum', 'stack' or 'none', or cast "
-            "it to a float."
+            f"{dtype.name}. Use 'sum', 'stack' or 'none', or cast it to a float."
         )
 
 
@@ -326,7 +334,21 @@ def _merged(rule: str, column: Sequence[Any], rows: Rows | None) -> Any:
 
 
 def _tensor(value: Any) -> Any:
-    return None if value is None else tf.convert_to_tensor(value)
+    return None if value is None else tf.convert_to_tensor(dense(value))
+
+
+def dense(value: Any) -> Any:
+    """What a tower returns, if that is no ragged or sparse tensor.
+
+    Raises:
+      TypeError: it is one.
+    """
+    if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
+        raise TypeError(
+            "Outputs of towers must be dense tensors; got a "
+            f"{type(value).__name__}. Make it dense in each tower."
+        )
+    return value
 
 
 def _pack(structure: Any, merged: Sequence[Any]) -> Any:

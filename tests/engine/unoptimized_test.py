@@ -35,6 +35,21 @@ class QuickStartTest(parameterized.TestCase):
         self.assertEmpty(fused(same_fit(models, X, Y, **how)))
         close(*(m.evaluate(X, Y, verbose=0) for m in models))
 
+    @pytest.mark.slow
+    def test_half_dtypes_round_as_without_tensorflow_s_optimizers(self):
+        def mixed():
+            kinds = {"activation": "gelu", "dtype": "mixed_bfloat16"}
+            far = layers.Dense(16, **kinds, name="far")
+            return chain([4], layers.Dense(16, **kinds), far, layers.Dense(3))
+
+        x = np.random.default_rng(1).normal(size=[40, 4]).astype("float32")
+        where = placement(1, layer_devices={"far": "/CPU:2"})
+        quick = {"quick_start": True, "prefetch": True}
+        how = {"optimizer": keras.optimizers.Adam, "tolerance": 0.0}
+        how["compiling"] = {"run_eagerly": False}
+        with unoptimized():
+            same_fit(pair(mixed, where, **quick), x, x[:, :3], epochs=2, **how)
+
     def test_towers_in_a_function_of_one_s_own(self):
         how = {"of": tf.reduce_sum, "options": {"quick_start": True}}
         executed = same_step(make(dense), placement(3), X, look=Executed, **how)

@@ -23,6 +23,7 @@ class CompiledTest(absltest.TestCase):
         patient.build(model.trainable_variables)
         self.assertLen(patient._accumulated_gradients, 4)
         self.assertTrue(callable(patient._backend_reset_gradient_accumulators))
+        self.assertTrue(keras_compile.is_told_phase(model))
         made = keras_compile.Compiled.of(model)
         self.assertTrue(made.built)
         self.assertEqual(made.tracker.name, "loss")

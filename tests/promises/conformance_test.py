@@ -322,6 +322,17 @@ class Tied(keras.Model):
         return keras.ops.matmul(x, keras.ops.transpose(self.embed.embeddings))
 
 
+class Phaseless(keras.Model):
+    """Whose dropout does nothing in a step: `call` takes no phase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = keras.Sequential([layers.Dropout(0.5), layers.Dense(2)])
+
+    def call(self, x: Any) -> Any:
+        return self.stack(x)
+
+
 class WithArguments(keras.Model):
     def __init__(self, units: int = 3) -> None:
         super().__init__()
@@ -462,6 +473,7 @@ MODELS = ADDED | {
     "not_built_yet": Case(
         lambda: keras.Sequential([layers.Dense(3), layers.Dense(2)])
     ),
+    "told_no_phase": Case(Phaseless),
     "frozen": Case(frozen(lambda m: m)),
     "partly_frozen": Case(frozen(lambda m: m.layers[0])),
     "two_layers": Case(two_layers),
@@ -761,6 +773,7 @@ ON_TOWERS = REFUSED | {
     "model_saturated_sigmoid",
     "model_saturated_softmax",
     "model_saturated_softmax_of_channels",
+    "model_told_no_phase",
 }
 
 

@@ -4,7 +4,8 @@ Keras has no public word for its internals that this file touches:
 `_compile_loss`, `_compile_metrics` and `_loss_tracker` (what was made), their
 `_user_*` (of what), `_flat_losses` and `_metrics` (one for each output), `_fn`
 and `_fn_kwargs` (what a metric is the mean of, and how a loss is computed),
-and `_compute_loss_has_training_arg` (what Keras read from a signature).
+and `_compute_loss_has_training_arg` and `_call_has_training_arg` (what Keras read
+from signatures).
 `keras_compile_test.py` and `own_class_test.py` fail when one of them changes.
 """
 
@@ -30,6 +31,22 @@ def use_compute_loss(model: keras.Model, function: Callable[..., Any]) -> None:
     """
     takes = "training" in inspect.signature(function).parameters
     model._compute_loss_has_training_arg = takes
+
+
+def is_told_phase(model: keras.Model) -> bool:
+    """Whether Keras's steps call a model with a phase: if its `call` has one.
+
+    Else nothing in it trains: its dropout does nothing in `fit`.
+    """
+    return model._call_has_training_arg
+
+
+def tell_phase_as(wrapper: keras.Model, model: keras.Model) -> None:
+    """Has Keras's steps tell a wrapper the phase where they tell the model.
+
+    The wrapper's `call` has one always, as every call of a model may say it.
+    """
+    wrapper._call_has_training_arg = is_told_phase(model)
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any]:

@@ -193,6 +193,8 @@ class TowerModel(TowerSteps):
         # The template converts its inputs itself, on the tower.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
         keras_layers.take_context(self, model)
+        if type(self).call is TowerModel.call:
+            keras_compile.tell_phase_as(self, model)
         self.placement = where
         self.merge = merge
         self.loss_on_towers = loss_on_towers

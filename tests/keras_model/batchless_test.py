@@ -5,6 +5,7 @@ import tempfile
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from absl.testing import absltest, parameterized
 from models import close, placement
@@ -94,6 +95,7 @@ class RefusalTest(parameterized.TestCase):
                 with self.assertRaisesRegex(ValueError, NO_BATCH):
                     towers.build_towers(model, batch, THREE)
 
+    @pytest.mark.filterwarnings("ignore:.*makes its outputs of all rows")
     def test_a_sum_over_rows_that_keeps_the_axis_is_refused(self):
         inputs = keras.Input([3])
         total = keras.ops.sum(inputs, 0, keepdims=True)

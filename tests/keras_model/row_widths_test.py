@@ -152,6 +152,8 @@ def built(layer, x=X, spec=(None, None)):
     return outputs(x)
 
 
+# As `Averaged` does, for a width to make a difference.
+@pytest.mark.filterwarnings("ignore:.*makes its outputs of all rows")
 class RowWidthTest(parameterized.TestCase):
     @parameterized.named_parameters(*HIDDEN)
     @pytest.mark.rare(after=6)

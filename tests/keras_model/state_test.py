@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import parameterized
-from models import close
+from models import close, placement
 from two_machines import in_machines, machine_of
 
 import towers
+from towers.engine import dependence
 from towers.keras_model.moments import of_all_shards
 from towers.verbs.rows import Rows
 
@@ -31,6 +32,23 @@ class PooledTest(parameterized.TestCase):
         )
         np.testing.assert_allclose(mean, x.mean(0), rtol=1e-6)
         np.testing.assert_allclose(variance, x.var(0), rtol=1e-6)
+
+
+class SeedTest(parameterized.TestCase):
+    @parameterized.parameters(1, 2)
+    def test_a_step_that_finds_no_batch_moves_seeds_on_too(self, n):
+        noisy = keras.Sequential(
+            [keras.layers.Dropout(0.5), keras.layers.GaussianNoise(0.1)]
+        )
+
+        @tf.function(autograph=False)
+        def step(x):
+            graph = towers.build_towers(noisy, x, placement(n), training=True)
+            self.assertLen(graph.updates, 2)
+            for _, value in graph.updates:
+                self.assertFalse(dependence.depends(value, [x]))
+
+        step.get_concrete_function(tf.TensorSpec([None, 3]))
 
 
 class Said(keras.layers.Layer):

@@ -93,6 +93,7 @@ class CompareTest(parameterized.TestCase):
     )
     @pytest.mark.slow(after=1)
     @pytest.mark.rare(after=2)
+    @pytest.mark.filterwarnings("ignore:.*makes its outputs of all rows")
     def test_a_difference_is_found_and_the_layer_named(
         self, layer, kind, suspect, reason
     ):

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Container, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
-from towers.foreign.tf_ancestry import ancestors, identities, parents
+from towers.foreign.tf_ancestry import COPIES, ancestors, identities, parents
 
 
 def depends(
@@ -28,6 +29,28 @@ def depends(
     """
     names = {x.name for source in sources for x in identities(source)}
     return any(x.name in names for x in _made_of(value, stops, ends))
+
+
+def added(new: tf.Tensor, old: tf.Tensor) -> Any:
+    """The constant that one tensor is more than another; None if none is known.
+
+    Args:
+      new: of a graph.
+      old: of the same graph.
+    """
+    total: Any = 0
+    while new.name != old.name:
+        op = new.op
+        if op.type in (*COPIES, "StopGradient"):
+            new = op.inputs[new.value_index]
+            continue
+        values = [tf.get_static_value(x) for x in op.inputs]
+        if op.type != "AddV2" or [x is None for x in values].count(True) != 1:
+            return None
+        constant = 0 if values[1] is None else 1
+        total = total + values[constant]
+        new = op.inputs[1 - constant]
+    return total
 
 
 def segments(

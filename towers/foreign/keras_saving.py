@@ -3,7 +3,7 @@
 Keras's savers go by an object's class, `_obj_type`, attributes and config, and
 TensorFlow's checkpoints by `_trackable_children`. All of them see the template
 here, so that what they write is the plain model. Its trainer finds metrics that
-are attributes in `_metrics`. There is no public word for it; `keras_saving_test.py`
+are attributes in `_metrics`, and `clone_model` a model's inputs in `_layers`. There is no public word for it; `keras_saving_test.py`
 and `own_class_test.py` fail when one changes.
 """
 
@@ -103,6 +103,28 @@ class TemplateProxy(keras.Model):
     @_metrics.setter
     def _metrics(self, metrics: list[keras.metrics.Metric]) -> None:
         self.__dict__["_metrics"] = metrics
+
+    @property
+    def _layers(self) -> list[keras.Layer]:
+        """This one's own, behind the first of a sequential template.
+
+        Keras's `clone_model` asks that for the inputs, which are no layer of ours.
+        """
+        mine, template = (
+            vars(self).get("_layers", []),
+            vars(self).get("template"),
+        )
+        if not isinstance(template, keras.Sequential):
+            return mine
+        first = template._layers[:1]
+        return [
+            *(x for x in first if isinstance(x, keras.layers.InputLayer)),
+            *mine,
+        ]
+
+    @_layers.setter
+    def _layers(self, layers: list[keras.Layer]) -> None:
+        self.__dict__["_layers"] = layers
 
     def _obj_type(self) -> str:
         return self._lent()._obj_type()

@@ -7,6 +7,7 @@ Each looks for one thing that towers could get wrong:
   fixed_rows       masks and noise for a batch of so many rows
   widths           ragged rows, dense as wide as the longest of a tower's
   row_widths       widths that a tower's rows tell, where nothing shows it
+  mixed_rows       what is made of all rows together
   row_order        rows in another order
   batchless        outputs that have no rows
   held             variables that are no model's, and changes of them
@@ -34,6 +35,7 @@ from towers.keras_model import (
     batchless,
     draw_look,
     judged,
+    mixed_rows,
     row_order,
     row_widths,
     shared_state,
@@ -117,6 +119,7 @@ class Guards:
         self.divided = rehearsal.divided
         self._rehearsal, self._graph = rehearsal, graph
         self._request = request
+        self._may_mix = is_own and not self.is_plain
 
     @functools.cached_property
     def _judge(self) -> judged.OfTowers:
@@ -185,6 +188,12 @@ class Guards:
                 [x for x in ops if x.name.startswith(scope)],
                 sources,
             )
+        if (
+            are_several
+            and self._may_mix
+            and not mixed_rows.MIXES.isdisjoint(kinds)
+        ):
+            self._warn_of_mixed(replay, sources)
         if state:
             shared = shared_state.shared_state(self._graph, state, sources)
         if state or replay.losses:
@@ -196,6 +205,18 @@ class Guards:
             "metrics": dict.fromkeys(metrics.items()),
             "unordered": dict.fromkeys(unordered),
         }
+
+    def _warn_of_mixed(self, replay: Replay, sources: Sources) -> None:
+        """Looks once; other towers are made alike."""
+        self._may_mix = False
+        outputs = tf.nest.flatten(replay.outputs)
+        rules = tf.nest.flatten(spread(self._request.merge, replay.outputs))
+        mixed_rows.warn_of(
+            self._graph,
+            judged.judge_of(self._graph, replay, sources),
+            [y for y, rule in zip(outputs, rules) if rule == "concat"],
+            judged.taken_as_same(replay),
+        )
 
     def check_outputs(
         self, replays: Sequence[dict[str, Any]], inputs: Any

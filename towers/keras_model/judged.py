@@ -130,14 +130,17 @@ def _are_open(sources: Sources) -> bool:
     )
 
 
-def _judge(
+def judge_of(
     graph: layer_graph.LayerGraph,
     replay: Replay,
     sources: Sources,
 ) -> Judge:
     """Who knows what a tower was given, and what all towers share.
 
-    Moments of a batch norm are the shard's, as its outputs are.
+    Args:
+      graph: the model.
+      replay: what the tower computed.
+      sources: what it is given.
     """
     kept = [sources.copies[i] for i in graph.row_states]
     rows = kept + all_towers.dealt()
@@ -153,10 +156,19 @@ def _judge(
             others += boundary.leaves(leaf)
             if ragged and leaf.ragged_rank == 1:
                 splits.append(leaf.row_splits)
+    return Judge(
+        rows, values, taken_as_same(replay), others, sources.drawn, splits
+    )
+
+
+def taken_as_same(replay: Replay) -> list[tf.Tensor]:
+    """What counts as the same in all towers, whatever it is made of.
+
+    Moments of a batch norm are the shard's, as its outputs are.
+    """
     moments = [x for calls in replay.moments.values() for x in calls]
     seen = [x for m in moments for x in (m.mean, m.variance)]
-    same = [*all_towers.shared(), *seen]
-    return Judge(rows, values, same, others, sources.drawn, splits)
+    return [*all_towers.shared(), *seen]
 
 
 def _rules(
@@ -166,7 +178,7 @@ def _rules(
     sources: Sources,
     metrics: Sequence[int],
 ) -> tuple[list[str], dict[int, str]]:
-    judge, copies = _judge(graph, replay, sources), sources.copies
+    judge, copies = judge_of(graph, replay, sources), sources.copies
     losses = [
         rule or _of_loss(judge.kind(loss))
         for rule, loss in zip(replay.regularized, replay.losses)

@@ -16,7 +16,6 @@ from towers.engine import all_towers, boundary, dependence
 from towers.engine.fragments import needed_ops
 from towers.keras_model import pins, widths
 from towers.keras_model.sources import Sources
-from towers.placement.scopes import layer_of, tower_of
 
 # By the type of an op, which inputs tell the sizes of its result, and whether they
 # tell one for each axis, that of rows first.
@@ -203,18 +202,9 @@ def _origin(tensor: tf.Tensor) -> tf.Operation:
     return tensor.op
 
 
-def _layer(graph: Any, op: tf.Operation) -> str:
-    """The path of the layer that an op is of; "" outside of layers."""
-    tower = tower_of(op.name)
-    scope = layer_of(tower[1]) if tower else ""
-    paths = {path for path, _ in pins.layer_paths(graph.models)}
-    while scope and scope not in paths:
-        scope = scope.rpartition("/")[0]
-    return scope
-
-
 def _warn(graph: Any, op: tf.Operation) -> None:
-    layer = _layer(graph, op)
+    paths = {path for path, _ in pins.layer_paths(graph.models)}
+    layer = widths.layer_at(paths, op)
     widths.warn_once(
         graph,
         layer,

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from towers.engine.dependence import added
 from towers.engine.host import host_of, on_host
 from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, merge_rules
@@ -196,7 +197,8 @@ def merge_state(
         column = Column(
             before, i, [state.get(i, before.values[i]) for state in states]
         )
-        if rules.get(i) == "same" or column.by_one:
+        is_alike = rules.get(i) == "same" or column.by_one
+        if is_alike and graph.kinds[i] is not Kind.SEED:
             merged[i] = column.values[0]
             continue
         rule = _FROM_TOWERS[graph.kinds[i]](graph.variables[i], rules.get(i))
@@ -265,12 +267,24 @@ def _smallest(column: Column) -> tf.Tensor:
     )
 
 
+def _first(column: Column) -> tf.Tensor:
+    """What the first tower says; at home, if it just counts.
+
+    A tower awaits its batch. The step that finds none, as Keras takes one at the
+    end of what it does not know the length of, moves the plain model's seeds on.
+    """
+    more = added(column.values[0], column.before.copies[0][column.index])
+    if more is None:
+        return column.values[0]
+    return column.old + tf.constant(more, column.old.dtype)
+
+
 _BY_RULE: dict[str, Callable[[Column], tf.Tensor]] = {
     "sum": _added,
     "mean": _averaged,
     "max": _largest,
     "min": _smallest,
-    "first": lambda column: column.values[0],
+    "first": _first,
     "last": lambda column: column.last,
     "concat": lambda column: column.before.rows.concat(column.values),
 }

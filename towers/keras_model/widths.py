@@ -7,7 +7,7 @@ width, or reads it in turn: so the widest is asked of all towers.
 import contextlib
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import tensorflow as tf
@@ -16,6 +16,7 @@ from towers.engine import all_towers
 from towers.engine.host import device_here, on_host
 from towers.foreign.patches import Shared
 from towers.foreign.tf_custom_gradients import in_custom_gradient
+from towers.placement.scopes import layer_of, tower_of
 
 Function = Callable[..., Any]
 
@@ -52,6 +53,20 @@ def warn_once(graph: Any, path: str, text: str) -> None:
 def name_of(graph: Any, path: str) -> str:
     """A layer's path, or outside of layers the model's name."""
     return path or next((model.name for model in graph.models), "tower_fn")
+
+
+def layer_at(paths: Container[str], op: tf.Operation) -> str:
+    """The path of the layer that an op of a tower is of; "" outside of layers.
+
+    Args:
+      paths: those of all layers.
+      op: of a tower.
+    """
+    tower = tower_of(op.name)
+    scope = layer_of(tower[1]) if tower else ""
+    while scope and scope not in paths:
+        scope = scope.rpartition("/")[0]
+    return scope
 
 
 def _patches(notes: Callable[[], Any]) -> list[tuple[Any, str, Any]]:

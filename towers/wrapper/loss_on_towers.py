@@ -17,7 +17,7 @@ from towers.verbs.parcels import in_parcels, out_of_parcels
 from towers.wrapper import loss_parts
 
 
-def loss_on_towers(model: Any, data: Any, training: bool) -> tf.Tensor:
+def loss_on_towers(model: Any, data: Any, training: bool | None) -> tf.Tensor:
     """The loss of a batch, put together from what the towers say.
 
     Updates metrics, and the state of layers, as Keras's own step does.

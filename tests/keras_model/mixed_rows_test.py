@@ -1,0 +1,72 @@
+"""mixed_rows: a layer that makes its outputs of all rows is told of, by name."""
+
+import re
+import warnings
+
+import keras
+import numpy as np
+from absl.testing import absltest
+from models import placement
+
+import towers
+
+layers, ops = keras.layers, keras.ops
+
+MIXING = {
+    "along": lambda x: ops.cumsum(x, 0),
+    "by_a_product": lambda x: x * ops.einsum("nd,nd->d", x, x),
+    "centred": lambda x: x - ops.mean(x, 0),
+    "covariance": lambda x: x @ (ops.transpose(x) @ x),
+    "deviation": lambda x: x / (1.0 + ops.std(x, 0)),
+    "largest": lambda x: x / ops.max(ops.abs(x)),
+    "likeness": lambda x: ops.softmax(x @ ops.transpose(x)) @ x,
+    "product": lambda x: x * ops.tensordot(x, x, 2),
+}
+ROW_BY_ROW = {
+    "attention": lambda x: ops.matmul(x[..., None], x[:, None])[:, 0],
+    "axes": lambda x: ops.transpose(ops.transpose(x) - ops.mean(x, -1)),
+    "by_row": lambda x: ops.einsum("nd,nd->n", x, x)[:, None] * x,
+    "parts": lambda x: ops.reshape(
+        ops.cumsum(ops.reshape(x, [-1, 3]), 1), [-1, 6]
+    ),
+    "softmax": ops.softmax,
+}
+
+
+class Of(layers.Layer):
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+class Asks(layers.Layer):
+    needs_all_towers = True
+
+    def call(self, x):
+        self.add_loss(ops.mean(x))  # is judged by itself
+        return x - towers.all_towers(lambda x: ops.mean(x, 0), x)
+
+
+class MixedRowsTest(absltest.TestCase):
+    def test_what_mixes_rows_is_named_and_nothing_else(self):
+        x = keras.Input([6])
+        hidden = layers.BatchNormalization()(Asks()(layers.Dense(6)(x)))
+        several = [
+            Of(function, name=name)(hidden)
+            for name, function in {**MIXING, **ROW_BY_ROW}.items()
+        ]
+        bare = x - ops.mean(x, 0, keepdims=True)
+        model = keras.Model(x, [*several, bare], name="model")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = towers.TowerModel(model, placement(3))
+            model(np.ones([7, 6], "float32"), training=True)
+        told = [
+            re.match("'(.*)' makes its outputs", str(w.message)) for w in said
+        ]
+        self.assertCountEqual(
+            [match and match[1] for match in told], [*MIXING, "model"]
+        )

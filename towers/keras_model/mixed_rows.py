@@ -1,0 +1,104 @@
+"""mixed_rows: what a layer makes of all rows, of which a tower has its own.
+
+A mean over the batch, or a product that sums over it, is one of the tower's rows
+there. No shape shows it and nothing fails: the numbers are others than the plain
+model's.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from towers.engine.row_kinds import OfRows, Total
+from towers.engine.row_sums import Judge
+from towers.foreign.keras_layers import is_keras_own
+from towers.foreign.tf_ancestry import ancestors
+from towers.keras_model import pins, widths
+
+# What reduces the axes that its second input names.
+_REDUCES = frozenset({"Max", "Mean", "Min", "Prod", "Sum"})
+# What runs along an axis: its second input, or the last one.
+_ALONG = frozenset({"Cumprod", "Cumsum", "LogSoftmax", "Softmax"})
+_PRODUCTS = frozenset({"BatchMatMulV2", "Einsum", "MatMul"})
+MIXES = _REDUCES | _ALONG | _PRODUCTS
+
+
+def warn_of(
+    graph: Any,
+    judge: Judge,
+    outputs: Sequence[tf.Tensor],
+    known: Collection[tf.Tensor],
+) -> None:
+    """Warns once of each layer whose outputs a tower makes of its rows together.
+
+    Of Keras's own layers none does but batch norms, whose moments are `known`.
+
+    Args:
+      graph: the `LayerGraph` of the model.
+      judge: of the tower.
+      outputs: those of the tower that are joined by rows.
+      known: what is not to be looked behind.
+    """
+    layers = dict(pins.layer_paths(graph.models))
+    seen: set[str] = set()
+    for output in outputs:
+        for tensor in ancestors(output, known=known):
+            op = tensor.op
+            if op.type not in MIXES or op.name in seen:
+                continue
+            seen.add(op.name)
+            path = widths.layer_at(layers, op)
+            if _may_mix(layers.get(path)) and _mixes(op, judge):
+                _warn(graph, path, op)
+
+
+def _may_mix(layer: Any) -> bool:
+    """Of what is in no layer, and of what calls a user's function, too."""
+    around = (keras.Model, keras.layers.Lambda)
+    return not is_keras_own(layer) or isinstance(layer, around)
+
+
+def _mixes(op: tf.Operation, judge: Judge) -> bool:
+    """Whether what an op makes of a row is known to depend on others.
+
+    Of floats: what is counted in whole numbers are lengths and places.
+    """
+    result = op.outputs[0]
+    if not result.dtype.is_floating:
+        return False
+    if op.type in _PRODUCTS:
+        return (
+            _is_total(judge.kind(result))
+            or op.type == "MatMul"
+            and all(isinstance(judge.kind(x), OfRows) for x in op.inputs)
+        )
+    kind, rank = judge.kind(op.inputs[0]), op.inputs[0].shape.rank
+    if not isinstance(kind, OfRows) or kind.uniform or rank is None:
+        return False
+    return kind.axis % rank in _axes(op, rank)
+
+
+def _is_total(kind: Any) -> bool:
+    return isinstance(kind, Total) and kind.summed
+
+
+def _axes(op: tf.Operation, rank: int) -> list[int]:
+    """Those that an op reduces, or runs along; none if that is not known."""
+    if len(op.inputs) == 1:
+        return [rank - 1]
+    axes = tf.get_static_value(op.inputs[1])
+    return [] if axes is None else [axis % rank for axis in axes.ravel()]
+
+
+def _warn(graph: Any, path: str, op: tf.Operation) -> None:
+    widths.warn_once(
+        graph,
+        path,
+        f"{widths.name_of(graph, path)!r} makes its outputs of all rows that it is "
+        f"given, by {op.type} {op.name!r}. In a tower those are the tower's, so that "
+        "the numbers are others than the plain model's. Ask all towers, as in "
+        "towers.all_towers(f, x) in a layer with `needs_all_towers = True`; or, if "
+        "a tower's rows are what you mean, leave it.",
+    )

@@ -166,11 +166,11 @@ class CopyTest(absltest.TestCase):
             fit(other, x, y)
         close(towered.get_weights(), before)
         close(copied.get_weights(), pickled.get_weights())
-        for model, inputs in ((towered, x), fitted(nested)[:2]):
+        for model, given in ((towered, x), fitted(nested)[:2]):
             cloned = keras.models.clone_model(model)
             self.assertIs(type(cloned), type(model.template))
             cloned.set_weights(model.get_weights())
-            close(cloned(inputs), model(inputs))
+            close(cloned(given), model(given))
 
 
 class FaceTest(absltest.TestCase):

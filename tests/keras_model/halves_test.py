@@ -291,6 +291,7 @@ class HalvesTest(parameterized.TestCase):
             less = size - report.bytes_between[pair]
             self.assertEqual(less, saved.get(pair, 0), pair)
 
+    @pytest.mark.filterwarnings("ignore:.*makes its outputs of all rows")
     def test_reads_tell_it_as_well_as_what_is_made_of_them(self):
         """As they do of a tower that is built, of which it is not asked."""
         told = []

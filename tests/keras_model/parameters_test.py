@@ -161,6 +161,7 @@ class ParametersTest(absltest.TestCase):
         with self.assertRaisesRegex(RuntimeError, "eagerly"):
             move()
 
+    @pytest.mark.filterwarnings("ignore:.*makes its outputs of all rows")
     def test_nan_gradients_of_an_empty_tower_are_dropped(self):
         class Spread(keras.layers.Layer):
             """Divides by the rows' deviation: 0 / 0 in the gradient at one row."""

@@ -247,6 +247,8 @@ def generator():
     return keras.random.SeedGenerator(3)
 
 
+# What is drawn in a branch is, as all rows choose it.
+@pytest.mark.filterwarnings("ignore:.*makes its outputs of all rows")
 class DrawsTest(tf.test.TestCase, parameterized.TestCase):
     def same(self, functions, x, placement, seed=int, **how):
         plain = {"jit_compile": True} if how.get("jit_compile") else {}

@@ -167,6 +167,7 @@ class CallTest(parameterized.TestCase):
         data = tf.data.Dataset.from_tensor_slices((X, T)).batch(3)
         same_fit(pair(Own, WHERE), data, loss=None)
 
+    @pytest.mark.filterwarnings("ignore:.*makes its outputs of all rows")
     def test_rows_that_differ_are_refused_by_name(self):
         actual = towers.TowerModel(make(Conditioned), WHERE)
         with self.assertRaisesRegex(

@@ -425,6 +425,15 @@ def initial_state() -> keras.Model:
     )
 
 
+def of_texts() -> keras.Model:
+    """Keras says that its text layer makes [rows, 1, 4], and it makes [rows, 4]."""
+    words = keras.Input([1], dtype="string")
+    counted = layers.TextVectorization(
+        4, output_mode="count", vocabulary=["a", "b"]
+    )
+    return keras.Model(words, layers.Dense(1, "sigmoid")(counted(words)))
+
+
 def frozen(which: Callable[[keras.Model], Any]) -> Callable:
     def model() -> keras.Model:
         plain = two_layers()
@@ -474,6 +483,19 @@ MODELS = ADDED | {
         lambda: keras.Sequential([layers.Dense(3), layers.Dense(2)])
     ),
     "told_no_phase": Case(Phaseless),
+    "of_texts": dataclasses.replace(
+        data(
+            lambda: (
+                tf.data.Dataset.from_tensor_slices(
+                    (["a b", "b", "a c", "c", "b c", "a"], CLASSES[:6])
+                )
+                .batch(4)
+                .map(lambda x, y: (x[:, None], y))
+            )
+        ),
+        model=of_texts,
+        compile=lambda: {"loss": "binary_crossentropy", "metrics": ["acc"]},
+    ),
     "frozen": Case(frozen(lambda m: m)),
     "partly_frozen": Case(frozen(lambda m: m.layers[0])),
     "two_layers": Case(two_layers),

@@ -19,9 +19,9 @@ from towers.foreign.keras_self import TemplateSelf
 
 
 def overridden(
-    model: keras.Model, names: Sequence[str], base: type = keras.Model
+    model: keras.Layer, names: Sequence[str], base: type = keras.Model
 ) -> list[str]:
-    """Which methods of `base` the model's class replaces."""
+    """Which methods of `base` the class of a model, or a layer, replaces."""
     return [
         name
         for name in names

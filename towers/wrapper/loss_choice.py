@@ -12,6 +12,8 @@ import keras
 import tensorflow as tf
 
 from towers.foreign import keras_compile
+from towers.foreign.keras_layers import all_layers, is_keras_own
+from towers.foreign.keras_saving import overridden
 from towers.keras_model.row_losses import adds_up
 
 # What Keras makes one that adds up, by the shapes of the outputs.
@@ -56,6 +58,24 @@ def belongs_on_towers(model: Any) -> bool:
             or _adds_up(x, keras.metrics)
             for x in metrics
         )
+    )
+
+
+def tells_its_outputs(model: keras.Model) -> bool:
+    """Whether it is known that a model makes the shapes that it says.
+
+    Keras's own layers do, but that of text: a row of one text, made a vector, has
+    an axis less than it says. So does a layer which is not asked but called.
+    """
+    asked = ("compute_output_shape", "compute_output_spec")
+    return not any(
+        isinstance(x, keras.layers.TextVectorization)
+        or (
+            not is_keras_own(x)
+            and not isinstance(x, keras.Model)
+            and overridden(x, asked, keras.Layer)
+        )
+        for x in all_layers(model)
     )
 
 

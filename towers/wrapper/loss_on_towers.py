@@ -50,6 +50,7 @@ def loss_on_towers(model: Any, data: Any, training: bool | None) -> tf.Tensor:
     def on_tower(template: Any, shard: Any) -> Any:
         x, y, weights = shard
         y_pred = template(x, training=training)
+        loss_parts.check_as_told(y_pred, outputs)
         sums, divisors = [], None
         if losses:
             numerators, divisors = loss_parts.parts(

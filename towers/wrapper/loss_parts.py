@@ -72,6 +72,25 @@ def are_counted_by_targets(model: keras.Model, outputs: Any) -> bool:
     )
 
 
+def check_as_told(y_pred: Any, outputs: Any) -> None:
+    """Raises unless predictions are of the shapes that the model says they have.
+
+    By those its losses and metrics were made.
+
+    Args:
+      y_pred: a tower's predictions.
+      outputs: a nest of `KerasTensor`s or specs, of what is said.
+    """
+    for x, y in zip(tf.nest.flatten(outputs), tf.nest.flatten(y_pred)):
+        if not tf.TensorShape(x.shape).is_compatible_with(y.shape):
+            raise ValueError(
+                f"The model says that it makes {tuple(x.shape)}, by which losses "
+                f"and metrics are chosen, and it made {tuple(y.shape)}. Expected a "
+                "`compute_output_shape` that tells what `call` returns; or leave "
+                "out `loss_on_towers=True`."
+            )
+
+
 def parts(
     model: keras.Model, y: Any, y_pred: Any, weights: Any, counted: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor | None]:

@@ -118,6 +118,8 @@ class TowerSteps(TemplateProxy):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         own = self._own("compute_loss")
+        if own is None:
+            self._build_compiled(*args, **kwargs)
         return (own or super().compute_loss)(*args, **kwargs)
 
     def compute_metrics(self, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +140,6 @@ class TowerSteps(TemplateProxy):
         if own is None:
             if name == "predict_step":
                 return super().predict_step(data)
-            self._build_compiled(data)
             with self._counted_where_read(data):
                 return getattr(super(), name)(data)
         result = own(data)
@@ -188,22 +189,27 @@ class TowerSteps(TemplateProxy):
 
         return tf.compat.v1.device(beside)
 
-    def _build_compiled(self, data: Any) -> None:
-        """Makes what losses and metrics need before the step would.
+    def _build_compiled(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        **_: Any,
+    ) -> None:
+        """Makes what losses and metrics need, of outputs as they are.
 
-        Where that cannot be, the step does it, or says what is wrong.
+        Of what the model says it makes, Keras may choose other metrics. Where it
+        cannot be made, the step does it, or says what is wrong.
         """
-        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         own = ("compute_loss", "compute_metrics")
         if (
-            keras_layers.is_built(self.template)
-            and self.merge == "concat"
+            self.merge == "concat"
             and not overridden(self, own, TowerSteps)
             and not overridden(self.template, own)
         ):
             with contextlib.suppress(Exception):
-                outputs = checks.output_spec(self.template, x)
-                keras_compile.Compiled.of(self).build(y, outputs, weights)
+                keras_compile.Compiled.of(self).build(y, y_pred, sample_weight)
 
     def loses_on_towers(self, data: Any) -> bool:
         """Whether the loss of a batch is computed on the towers."""
@@ -215,6 +221,7 @@ class TowerSteps(TemplateProxy):
             or self.own_steps()
             or not keras_layers.is_built(self.template)
             or not self.loss_belongs_there
+            or not loss_choice.tells_its_outputs(self.template)
         ):
             return False
         outputs: Any = None

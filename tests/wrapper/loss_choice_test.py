@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 from absl.testing import parameterized
-from models import cnn, inputs, targets
+from models import chain, cnn, inputs, targets
 from same import pair, same_fit
 
 import towers
@@ -14,6 +14,16 @@ AWAY = towers.Placement(["/CPU:0", "/CPU:1"])
 
 class Mine(keras.losses.MeanSquaredError):
     """May do anything."""
+
+
+class First(keras.layers.Layer):
+    """Makes [rows, 4] of [rows, 1, 4], and says [rows, 4, 1]."""
+
+    def call(self, x):
+        return x[:, 0]
+
+    def compute_output_shape(self, shape):
+        return (shape[0], shape[2], shape[1])
 
 
 class Stepped(keras.Sequential):
@@ -52,6 +62,19 @@ class ChoiceTest(parameterized.TestCase):
         model = towers.TowerModel(model, where, merge, "auto")
         model.compile("sgd", **arguments)
         self.assertEqual(model.loss_belongs_there, expected)
+
+    def test_outputs_of_other_shapes_than_said_are_gathered_or_refused(self):
+        def first():
+            return chain([1, 4], keras.layers.Dense(4), First())
+
+        data = np.ones([5, 1, 4]), np.ones([5, 4])
+        same_fit(pair(first, away(), loss_on_towers="auto"), *data)
+        _, model = pair(first, away(), loss_on_towers=True)
+        model.compile("sgd", "mse")
+        with self.assertRaisesRegex(
+            ValueError, r"says .* \(None, 4, 1\).*made \(None, 4\).*leave out"
+        ):
+            model.train_on_batch(*data)
 
     def test_a_step_of_one_s_own_needs_the_outputs(self):
         model = Stepped([keras.Input([4]), keras.layers.Dense(2)])

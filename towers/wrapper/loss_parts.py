@@ -81,14 +81,20 @@ def check_as_told(y_pred: Any, outputs: Any) -> None:
       y_pred: a tower's predictions.
       outputs: a nest of `KerasTensor`s or specs, of what is said.
     """
-    for x, y in zip(tf.nest.flatten(outputs), tf.nest.flatten(y_pred)):
-        if not tf.TensorShape(x.shape).is_compatible_with(y.shape):
+    for said, made in zip(tf.nest.flatten(outputs), tf.nest.flatten(y_pred)):
+        one, other = (_of_any_rows(x.shape) for x in (said, made))
+        if not one.is_compatible_with(other):
             raise ValueError(
-                f"The model says that it makes {tuple(x.shape)}, by which losses "
-                f"and metrics are chosen, and it made {tuple(y.shape)}. Expected a "
+                f"The model says that it makes outputs of shape {one}, by which "
+                f"losses and metrics are chosen, and it made {other}. Expected a "
                 "`compute_output_shape` that tells what `call` returns; or leave "
                 "out `loss_on_towers=True`."
             )
+
+
+def _of_any_rows(shape: Any) -> tf.TensorShape:
+    shape = tf.TensorShape(shape)
+    return tf.TensorShape([None, *shape[1:]]) if shape.rank else shape
 
 
 def parts(

@@ -29,22 +29,22 @@ def warn_of(
     graph: Any,
     judge: Judge,
     outputs: Sequence[tf.Tensor],
-    known: Collection[tf.Tensor],
+    stops: Collection[tf.Tensor],
 ) -> None:
     """Warns once of each layer whose outputs a tower makes of its rows together.
 
-    Of Keras's own layers none does but batch norms, whose moments are `known`.
+    Of Keras's own layers none does but batch norms, whose moments are among the `stops`.
 
     Args:
       graph: the `LayerGraph` of the model.
       judge: of the tower.
       outputs: those of the tower that are joined by rows.
-      known: what is not to be looked behind.
+      stops: what is not to be looked behind.
     """
     layers = dict(pins.layer_paths(graph.models))
     seen: set[str] = set()
     for output in outputs:
-        for tensor in ancestors(output, known=known):
+        for tensor in ancestors(output, stops=stops):
             op = tensor.op
             if op.type not in MIXES or op.name in seen:
                 continue

@@ -33,7 +33,7 @@ def warn_of(
 ) -> None:
     """Warns once of each layer whose outputs a tower makes of its rows together.
 
-    Of Keras's own layers none does but batch norms, whose moments are among the `stops`.
+    Of Keras's own layers none does but batch norms, whose moments are among `stops`.
 
     Args:
       graph: the `LayerGraph` of the model.

@@ -4,7 +4,7 @@ import re
 import warnings
 
 import keras
-import numpy as np
+import tensorflow as tf
 from absl.testing import absltest
 from models import placement
 
@@ -21,6 +21,7 @@ MIXING = {
     "largest": lambda x: x / ops.max(ops.abs(x)),
     "likeness": lambda x: ops.softmax(x @ ops.transpose(x)) @ x,
     "product": lambda x: x * ops.tensordot(x, x, 2),
+    "shares": lambda x: ops.softmax(x, 0),
 }
 ROW_BY_ROW = {
     "attention": lambda x: ops.matmul(x[..., None], x[:, None])[:, 0],
@@ -63,7 +64,8 @@ class MixedRowsTest(absltest.TestCase):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             model = towers.TowerModel(model, placement(3))
-            model(np.ones([7, 6], "float32"), training=True)
+            call = tf.function(lambda x: model(x, training=True))
+            call.get_concrete_function(tf.TensorSpec([None, 6]))  # as in fit
         told = [
             re.match("'(.*)' makes its outputs", str(w.message)) for w in said
         ]

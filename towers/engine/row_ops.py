@@ -38,6 +38,8 @@ _CONSTANTS: dict[str, Callable[..., Any]] = {
     "ConcatV2": lambda *parts: np.concatenate(parts[:-1], parts[-1]),
     "Mul": np.multiply,
     "Pack": lambda *parts: np.stack(parts),
+    "Prod": lambda x, axes: np.prod(x, tuple(np.ravel(axes)), dtype=x.dtype),
+    "Range": np.arange,
     "Reshape": np.reshape,
     "Sub": np.subtract,
 }
@@ -46,6 +48,8 @@ _CONSTANTS: dict[str, Callable[..., Any]] = {
 def static(tensor: tf.Tensor) -> Any:
     """The value of a constant, or of what is computed of some; else None."""
     value, op = tf.get_static_value(tensor), tensor.op
+    if value is None and tensor.shape.num_elements() == 0:
+        return np.zeros(tensor.shape, tensor.dtype.as_numpy_dtype)
     if value is None and op.type == "Slice":
         return _part_of_shape(op)
     if value is None and op.type in _CONSTANTS and len(op.inputs) < 9:

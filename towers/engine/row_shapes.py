@@ -41,7 +41,7 @@ def _reshaped(tensor: tf.Tensor, kinds: Kinds) -> Kind:
             if isinstance(kind, Vector) and _rank(tensor) == 1
             else (rearranged(kind))
         )
-    before, after = tensor.op.inputs[0].shape, tensor.shape
+    before, after = tensor.op.inputs[0].shape, _reshaped_to(tensor)
     if before.rank is None or not after.rank:
         return None
     if before[: kind.axis] != after[: kind.axis] or not (
@@ -62,6 +62,15 @@ def _reshaped(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     if sizes is not None:
         after = tf.TensorShape([n if n >= 0 else None for n in sizes])
     return _regrouped(kind, before[first + 1 :], after[axis + 1 :])
+
+
+def _reshaped_to(tensor: tf.Tensor) -> tf.TensorShape:
+    """The shape of a reshape's result, with each size that is known by itself."""
+    shape, target = tensor.shape, tensor.op.inputs[1].op
+    if target.type != "Pack" or shape.rank != len(target.inputs):
+        return shape
+    sizes = [static(x) for x in target.inputs]
+    return shape.merge_with([None if n in (None, -1) else n for n in sizes])
 
 
 def _regrouped(

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from towers.engine.row_kinds import OfRows, Total
+from towers.engine.row_ops import static
 from towers.engine.row_sums import Judge
 from towers.foreign.keras_layers import is_keras_own
 from towers.foreign.tf_ancestry import ancestors
@@ -88,7 +89,7 @@ def _axes(op: tf.Operation, rank: int) -> list[int]:
     """Those that an op reduces, or runs along; none if that is not known."""
     if len(op.inputs) == 1:
         return [rank - 1]
-    axes = tf.get_static_value(op.inputs[1])
+    axes = static(op.inputs[1])
     return [] if axes is None else [axis % rank for axis in axes.ravel()]
 
 

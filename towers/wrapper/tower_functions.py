@@ -10,12 +10,14 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from towers.engine.unoptimized import unoptimized
 from towers.foreign import keras_layers
 from towers.foreign.keras_saving import TemplateProxy, overridden
+from towers.foreign.patches import patched
 from towers.keras_model.parameters import place_metrics, place_slots
 from towers.placement.device_names import HOST_HERE, absent, process_of
 from towers.placement.placement import Placement
@@ -28,6 +30,11 @@ _STEPS = {
     "predict_function": "predict_step",
 }
 _ALL = tuple(_STEPS)
+# Of an optimizer, (variable, value); of a variable, (value).
+_UNASSIGNED = tuple(
+    (kind, "assign", lambda *_: None)
+    for kind in (keras.Optimizer, keras.Variable)
+)
 
 
 class TowerFunctions:
@@ -71,17 +78,13 @@ class TowerFunctions:
                 self._make(name)
 
     def build_slots(self) -> None:
-        """Makes slots before the step is traced, as they would be in there.
+        """Makes slots eagerly, and not while the step is traced.
 
-        So what an optimizer assigns then is lost, as it is to plain Keras. Not of
-        one that Keras gave to a template which has others of its own.
+        What an optimizer assigns there is lost, as in plain Keras: that makes them
+        while it traces a step for the first time, which is never run. Not of one
+        that Keras gave to a template which has others of its own.
         """
         model = self._model
-
-        def build() -> None:
-            if not model.optimizer.built:  # this may be traced twice
-                model.optimizer.build(model.trainable_variables)
-
         if (
             model.optimizer
             and not model.optimizer.built
@@ -89,10 +92,9 @@ class TowerFunctions:
             and keras_layers.is_built(model.template)
             and model.trainable_variables
         ):
-            if model.run_eagerly:
-                build()
-            else:
-                tf.function(build, autograph=False).get_concrete_function()
+            is_run = model.run_eagerly or tf.config.functions_run_eagerly()
+            with patched(*(() if is_run else _UNASSIGNED)):
+                model.optimizer.build(model.trainable_variables)
             place_slots(model, model.placement)
 
     def _make(self, name: str) -> Callable[[Any], Any]:

@@ -21,7 +21,9 @@ MIXING = {
     "largest": lambda x: x / ops.max(ops.abs(x)),
     "likeness": lambda x: ops.softmax(x @ ops.transpose(x)) @ x,
     "product": lambda x: x * ops.tensordot(x, x, 2),
-    "shares": lambda x: ops.softmax(x, 0),
+    "shares": lambda x: ops.reshape(
+        ops.softmax(ops.reshape(x, [-1, 2, 3]), 0), [-1, 6]
+    ),
 }
 ROW_BY_ROW = {
     "attention": lambda x: ops.matmul(x[..., None], x[:, None])[:, 0],

@@ -3,8 +3,9 @@
 Keras's savers go by an object's class, `_obj_type`, attributes and config, and
 TensorFlow's checkpoints by `_trackable_children`. All of them see the template
 here, so that what they write is the plain model. Its trainer finds metrics that
-are attributes in `_metrics`, and `clone_model` a model's inputs in `_layers`. There is no public word for it; `keras_saving_test.py`
-and `own_class_test.py` fail when one changes.
+are attributes in `_metrics`, and `clone_model` a model's inputs in `_layers`. There is
+no public word for it; `keras_saving_test.py` and `own_class_test.py` fail when one
+changes.
 """
 
 import functools
@@ -110,10 +111,8 @@ class TemplateProxy(keras.Model):
 
         Keras's `clone_model` asks that for the inputs, which are no layer of ours.
         """
-        mine, template = (
-            vars(self).get("_layers", []),
-            vars(self).get("template"),
-        )
+        mine = vars(self).get("_layers", [])
+        template = vars(self).get("template")
         if not isinstance(template, keras.Sequential):
             return mine
         first = template._layers[:1]

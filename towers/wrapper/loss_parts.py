@@ -81,12 +81,12 @@ def check_as_told(y_pred: Any, outputs: Any) -> None:
       y_pred: a tower's predictions.
       outputs: a nest of `KerasTensor`s or specs, of what is said.
     """
-    for said, made in zip(tf.nest.flatten(outputs), tf.nest.flatten(y_pred)):
-        one, other = (_of_any_rows(x.shape) for x in (said, made))
-        if not one.is_compatible_with(other):
+    for spec, output in zip(tf.nest.flatten(outputs), tf.nest.flatten(y_pred)):
+        declared, actual = (_of_any_rows(x.shape) for x in (spec, output))
+        if not declared.is_compatible_with(actual):
             raise ValueError(
-                f"The model says that it makes outputs of shape {one}, by which "
-                f"losses and metrics are chosen, and it made {other}. Expected a "
+                f"The model says that it makes outputs of shape {declared}, by which "
+                f"losses and metrics are chosen, and it made {actual}. Expected a "
                 "`compute_output_shape` that tells what `call` returns; or leave "
                 "out `loss_on_towers=True`."
             )

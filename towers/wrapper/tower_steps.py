@@ -235,10 +235,11 @@ class TowerSteps(TemplateProxy):
         checks.ensure_built(self.template, x, self.whole)
         self.tower_calls.placed.place_new(self)
 
-        told = keras_compile.is_told_phase(self.template)
+        is_told = keras_compile.is_told_phase(self.template)
+        phase = training if is_told else None
 
         def loss(data: Any) -> tf.Tensor:
-            return loss_on_towers(self, data, training if told else None)
+            return loss_on_towers(self, data, phase)
 
         if tf.executing_eagerly() and keras_layers.scope_here() is None:
             # Towers at once hand out parameters, whose gradients, which are zeros,

@@ -53,11 +53,11 @@ def watching(method: Any) -> Any:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        known = vars(self)
-        if "placement" not in known:  # it is being made
-            known = signature.bind_partial(self, *args, **kwargs).arguments
-        placement = as_placement(known.get("placement"))
-        goes_on = known.get("on_lost") == "continue"
+        values = vars(self)
+        if "placement" not in values:  # it is being made
+            values = signature.bind_partial(self, *args, **kwargs).arguments
+        placement = as_placement(values.get("placement"))
+        goes_on = values.get("on_lost") == "continue"
         if goes_on or not isinstance(placement, Placement):
             return method(self, *args, **kwargs)
         with watched(placement):

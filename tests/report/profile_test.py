@@ -4,7 +4,7 @@ import tensorflow as tf
 from absl.testing import absltest
 from models import DEVICES
 
-from towers.foreign.tf_profiler import profiled
+from towers.foreign.tf_profiler import ARRIVED, NODE, PROCESS, profiled
 from towers.report.profile import profile, times_sent, union
 from towers.report.recording import record
 
@@ -66,6 +66,31 @@ class ProfileTest(absltest.TestCase):
             times = times_sent(*ran(lambda n=n: loop(tf.ones([3]), n)))
             # There and back, and the condition, which is asked once more.
             self.assertEqual(sorted(times.values()), [n, n, n + 1])
+
+    def test_what_the_profiler_stopped_too_early_for(self):
+        """An executor that has not left its thread, a receive not answered."""
+        x = tf.ones([64, 64])
+        for call in (lambda: product(DEVICES[1])(x), lambda: loop(x, 3)):
+            graphs, events = ran(call)
+            whole = profile(graphs, events)
+            self.assertNotEmpty(whole.crossings)
+            ended = {}
+            for e in sorted(events, key=lambda e: e.start + e.seconds):
+                if e.name == PROCESS:
+                    ended[e.thread] = e
+                elif e.name == ARRIVED:
+                    ended[e.stats[NODE]] = e
+            for one in [[e] for e in ended.values()] + [[*ended.values()]]:
+                heard = [e for e in events if e not in one]
+                cut = profile(graphs, heard)
+                self.assertCountEqual(cut.ops, whole.ops)
+                self.assertCountEqual(
+                    [(c.target, c.tensor, c.sent) for c in cut.crossings],
+                    [(c.target, c.tensor, c.sent) for c in whole.crossings],
+                )
+                self.assertEqual(
+                    times_sent(graphs, heard), times_sent(graphs, events)
+                )
 
     def test_union(self):
         self.assertEqual(

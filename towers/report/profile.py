@@ -166,6 +166,7 @@ class _Carried:
         After its last step a loop sends once more, nothing, so that the
         other side ends, too. So what counts is how often the op ran whose
         value is sent, or those that take it, if the profiler tells of them.
+        Where it does not tell the run of a send, the receive does.
         """
         heard: dict[Any, collections.Counter] = collections.defaultdict(
             collections.Counter
@@ -173,21 +174,22 @@ class _Carried:
         kinds = set()
         for event, executor in ran:
             name, _, kind = event.name.rpartition(":")
-            heard[name][executor[0] if executor else None] += 1
+            heard[name][executor[0]] += 1
             kinds.add(kind)
-        arrived: dict[Any, collections.Counter] = collections.defaultdict(
+        asked: dict[Any, collections.Counter] = collections.defaultdict(
             collections.Counter
         )
         for event in events:
-            if event.name == ARRIVED:
-                arrived[event.stats.get(NODE)][_run(event)] += 1
+            if event.name == ISSUED:
+                asked[event.stats.get(NODE)][_run(event)] += 1
         processes = {event.process for event in events}
         counts = {}
         for which in {**self.sends, **self.receives}:
             send, receive = self.sends.get(which), self.receives.get(which)
-            runs = heard[send.name] if send else collections.Counter()
-            if not runs and receive:
-                runs = arrived[receive.name]
+            runs = collections.Counter(heard[send.name] if send else ())
+            cut_off = runs.pop(None, 0)
+            if receive and (cut_off or not runs):
+                runs |= asked[receive.name]
             maker = self.sources.get(which)
             sender, receiver = (process_of(end.decode()) for end in which[:2])
             makers = []
@@ -198,7 +200,10 @@ class _Carried:
                     n for n in self.takers[which] if op_of_kernel(n.op) in kinds
                 ]
             for run, times in runs.items():
-                alive = [heard[node.name][run] for node in makers]
+                alive = [
+                    heard[node.name][run] + heard[node.name][None]
+                    for node in makers
+                ]
                 counts[which, run] = min(times, max(alive, default=times))
         return counts
 
@@ -227,7 +232,12 @@ def _nodes(graphs: Sequence[Any]) -> dict[str, dict[str, Any]]:
 def _by_executor(
     events: Sequence[Event],
 ) -> Iterator[tuple[Event, Any]]:
-    """Events on the host, each with the executor whose work it is part of."""
+    """Events on the host, each with the run and executor that it is part of.
+
+    An executor may still be leaving its thread when the last step is done and
+    the profiler stops, which then tells of the ops and not of the executor.
+    Those of one thread are one executor's, of a run that is None.
+    """
     events = sorted(events, key=lambda e: (e.start, -e.seconds))
     open_: dict[Any, list[tuple[float, Any]]] = collections.defaultdict(list)
     for event in events:
@@ -239,7 +249,8 @@ def _by_executor(
             executor = _run(event), own
             stack.append((event.start + event.seconds, executor))
         elif not event.device and ":" in event.name:
-            yield event, stack[-1][1] if stack else None
+            cut_off = None, (event.process, event.thread)
+            yield event, stack[-1][1] if stack else cut_off
 
 
 def _executors(
@@ -256,7 +267,6 @@ def _executors(
     return {
         executor: counts.most_common(1)[0][0]
         for executor, counts in votes.items()
-        if executor is not None
     }
 
 
@@ -282,39 +292,54 @@ def _crossings(
     sent: dict[Any, list[float]] = collections.defaultdict(list)
     for event, executor in ran:
         name, _, kind = event.name.rpartition(":")
-        if kind in tf_nodes.SENDS and executor:
+        if kind in tf_nodes.SENDS:
             sent[name, executor[0]].append(event.start)
     waits: dict[str, list[Any]] = collections.defaultdict(list)
     for which, node in carried.receives.items():
         waits[node.name].append(which)
-    asked: dict[Any, list[float]] = collections.defaultdict(list)
-    for event in sorted(events, key=lambda e: e.start):
-        if event.name not in (ISSUED, ARRIVED):
-            continue
-        name, run = str(event.stats.get(NODE)), _run(event)
-        if event.name == ISSUED:
-            asked[name, run].append(event.start)
-            continue
-        since = asked[name, run].pop(0) if asked[name, run] else event.start
+    for name, run, asked, arrived in _receives(events):
         which = next((w for w in waits[name] if left.get((w, run))), None)
         if which is None:
             continue
         left[which, run] -= 1
         start, end = ends(carried.receives[which])
         send = carried.sends.get(which)
-        times = sent[send.name, run] if send else []
+        times = []
+        if send:
+            times = sent[send.name, run] or sent[send.name, None]
         transfer = carried_by.get(which)
         if start != end:
             yield Crossing(
                 source=start,
                 target=end,
                 tensor=send.input[0] if send else name,
-                asked=since,
+                asked=asked,
                 sent=times.pop(0) if times else None,
-                arrived=event.start,
+                arrived=arrived,
                 bytes=transfer.bytes_once if transfer else None,
                 holds=transfer.holds if transfer else "",
             )
+
+
+def _receives(
+    events: Sequence[Event],
+) -> Iterator[tuple[str, Any, float, float]]:
+    """Name, run, and times of issue and arrival, in the order of arrival.
+
+    What the profiler had not heard arrive when it stopped came at the end.
+    """
+    asked: dict[Any, list[float]] = collections.defaultdict(list)
+    for event in sorted(events, key=lambda e: e.start):
+        which = str(event.stats.get(NODE)), _run(event)
+        if event.name == ISSUED:
+            asked[which].append(event.start)
+        elif event.name == ARRIVED:
+            since = asked[which].pop(0) if asked[which] else event.start
+            yield *which, since, event.start
+    end = max((e.start + e.seconds for e in events), default=0.0)
+    for which, times in asked.items():
+        for since in times:
+            yield *which, since, end
 
 
 def partition_devices(graphs: Sequence[Any]) -> list[str]:

@@ -92,6 +92,11 @@ class Reading:
             for i, data in zip(which, self._read.datasets)
         }
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is not known how many batches there are."""
+        return None in self._read.lengths
+
     def __iter__(self) -> Iterator[Drawn]:
         return self
 

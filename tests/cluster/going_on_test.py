@@ -41,6 +41,8 @@ class GoingOnTest(absltest.TestCase):
         self.assertLess(told["weights"], 1e-6, told)
         self.assertLess(told["history"], 1e-6, told)
         self.assertLess(told["by batch"], 1e-4, told)
+        self.assertLess(max(told["open ends"]), 1e-6, told)
+        self.assertEqual(told["mistaken"], ["InvalidArgumentError"] * 2)
         self.assertEqual(told["steps"], 120)
         self.assertEqual(told["kills"], int(kills))
         self.assertEqual(told["returned"], int(returns))

@@ -16,9 +16,13 @@ class LostTest(absltest.TestCase):
         )
         self.assertTrue(lost.is_sign(gone))
         self.assertEqual(lost.tasks_named(gone), [3])
-        self.assertFalse(
-            lost.is_sign(tf.errors.InvalidArgumentError(None, None, "shapes"))
-        )
+        mistake = tf.errors.InvalidArgumentError
+        self.assertFalse(lost.is_sign(mistake(None, None, "shapes")))
+        # Of an op on a worker, which says where it was told.
+        for kind in (mistake, tf.errors.OutOfRangeError):
+            self.assertFalse(lost.is_sign(kind(None, None, gone.message)))
+        anew = mistake(None, None, "Unable to find a context_id matching")
+        self.assertTrue(lost.is_sign(anew))
         self.assertFalse(lost.is_sign(KeyError("Socket closed")))
 
     def test_it_names_the_workers_and_what_to_do(self):

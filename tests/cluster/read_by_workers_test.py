@@ -12,7 +12,8 @@ from chiefs import said
 class FedWorkersTest(absltest.TestCase):
     def test_workers_read_for_fit_and_no_input_crosses(self):
         told = said("read_by_workers.py")
-        for name in ("plain", "auto", "prefetch", "executions", "balanced"):
+        same = ("plain", "auto", "prefetch", "executions", "balanced", "open")
+        for name in same:
             self.assertLess(told[name], 1e-6, name)
         for name in ("crossing", "crossing auto"):
             narrow, wide, sent_over_inputs = told[name]

@@ -155,6 +155,56 @@ def refused(placement):
     return told
 
 
+def mistaken(placement):
+    """What is raised of a batch with which an op on a worker can do nothing."""
+    x = np.zeros([6, 2])
+    x[5] = 7
+    kinds = []
+    for on_lost in ("raise", "continue"):
+        made = keras.Sequential(
+            [keras.Input([2]), keras.layers.Embedding(3, 1)]
+        )
+        made = towers.TowerModel(made, placement, on_lost=on_lost)
+        made.compile("sgd", "mse")
+        try:
+            made.fit(x, np.ones([6, 2, 1]), verbose=0)
+        except Exception as error:
+            kinds.append(type(error).__name__)
+    return kinds
+
+
+def at_an_open_end(placement):
+    """How far weights end from plain `fit`, which begins a step there."""
+    x = np.random.default_rng(2).normal(size=[11, 12, 12, 3]).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, 0, :, 0])).batch(4)
+    data = data.filter(lambda x, y: True)
+    there = dataclasses.replace(placement, output_device=placement.devices[0])
+    weights = []
+    for where, on_lost in (
+        (None, ""),
+        (placement, "continue"),
+        (there, "raise"),
+    ):
+        keras.utils.set_random_seed(1)
+        made = keras.Sequential(
+            [
+                keras.Input([12, 12, 3]),
+                keras.layers.Flatten(),
+                keras.layers.Dropout(0.3),
+                keras.layers.Dense(12),
+            ]
+        )
+        if where is not None:
+            made = towers.TowerModel(made, where, on_lost=on_lost)
+        made.compile("adam", "mse")
+        made.fit(data, epochs=2, verbose=0)
+        weights.append(made.get_weights())
+    return [
+        float(max(np.abs(a - b).max() for a, b in zip(weights[0], other)))
+        for other in weights[1:]
+    ]
+
+
 def main():
     plain = model()
     expected = fit(plain)
@@ -179,6 +229,8 @@ def main():
         "kills": KILLS - len([k for k in kills.at if k > kills.steps]),
         "by batch": float(np.abs(np.subtract(*by_batch)).max()),
         "refused": refused(towered.placement),
+        "mistaken": mistaken(towered.placement),
+        "open ends": at_an_open_end(towered.placement),
         "dead": [WORKERS.addresses[i] for i in kills.dead],
         "warned": [str(w.message) for w in warned],
         "returned": kills.returned,

@@ -24,6 +24,11 @@ def dense():
     )
 
 
+def dropped():
+    softmax = layers.Dense(3, activation="softmax")
+    return chain([5], layers.Dense(6), layers.Dropout(0.5), softmax)
+
+
 GIVEN = {"a": np.tile(X, [1, 8]), "b": X}
 HALVED = 4 * (40 * 2 + 5 * 4)  # of these, four rows
 
@@ -172,6 +177,21 @@ class PrefetchTest(parameterized.TestCase):
         model = compiled(ahead(plain, placement(2)))
         model.fit(data, steps_per_epoch=4, verbose=0)
         self.assertEqual(seen, [["CPU:0", "CPU:1"]] * 6)
+
+    @pytest.mark.filterwarnings("ignore:Your input ran out of data")
+    def test_at_an_open_end_a_step_is_begun_as_in_plain_fit(self):
+        """There seeds move on, steps are counted, and weights decay."""
+        data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(5)
+        data = data.filter(lambda x, y: True)  # of unknown length
+        found = []
+        for wrapped in (lambda model: model, ahead):
+            model = wrapped(make(dropped))
+            optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.5)
+            model.compile(optimizer, "sparse_categorical_crossentropy")
+            history = model.fit(data, epochs=2, verbose=0).history
+            found.append((history, model.get_weights()))
+            self.assertEqual(int(model.optimizer.iterations), 2 * (3 + 1))
+        close(*found)
 
     def test_a_quick_start_sends_no_more(self):
         data = tf.data.Dataset.from_tensors((X, Y))

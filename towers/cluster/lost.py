@@ -5,12 +5,17 @@ from collections.abc import Iterable
 
 import tensorflow as tf
 
-# What TensorFlow 2.16 to 2.21 say, each with its kinds of errors: the worker hung
-# up, cannot be called, or was started again and knows nothing.
-_SIGNS = (
-    "remote target /job:",
+# What TensorFlow 2.16 to 2.21 say of a worker that was started again, and knows
+# nothing.
+_STARTED_ANEW = (
     "Unable to find a context_id",
     "contains an invalid device",
+    "unknown device.",
+)
+# And of one that hung up, or cannot be called. Some of it they say of any error of
+# an op there.
+_NOT_REACHED = (
+    "remote target /job:",
     "Socket closed",
     "failed to connect to all addresses",
     "Connection reset by peer",
@@ -18,7 +23,16 @@ _SIGNS = (
     "RecvFromRemoteAsync is cancelled",
     "Remote RPC failed",
     "GrpcRemoteWorker",
-    "unknown device.",
+)
+# What ops raise of values, memory and data, which no connection does.
+_OF_OPS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.OutOfRangeError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnimplementedError,
+    tf.errors.NotFoundError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.DataLossError,
 )
 _TASK = re.compile(r"/job:worker(?:/replica:\d+)?/task:(\d+)")
 
@@ -77,9 +91,10 @@ class WorkerLost(RuntimeError):
 
 def is_sign(error: BaseException) -> bool:
     """Whether an error of TensorFlow's is one of a connection to a worker."""
-    return isinstance(
-        error, (tf.errors.OpError, ValueError, RuntimeError)
-    ) and any(sign in str(error) for sign in _SIGNS)
+    if not isinstance(error, (tf.errors.OpError, ValueError, RuntimeError)):
+        return False
+    not_reached = () if isinstance(error, _OF_OPS) else _NOT_REACHED
+    return any(sign in str(error) for sign in (*_STARTED_ANEW, *not_reached))
 
 
 def tasks_named(error: BaseException) -> list[int]:

@@ -15,7 +15,7 @@ from towers.verbs.arrivals import Arrivals, arriving
 from towers.verbs.batch import Batch
 from towers.verbs.rows import Ranges, ranges_of
 from towers.wrapper.joined_batch import joined_batch
-from towers.wrapper.repeated_step import RepeatedStep
+from towers.wrapper.repeated_step import RepeatedStep, run_out
 
 
 class FedSteps:
@@ -33,6 +33,7 @@ class FedSteps:
         self._step = getattr(model, name)
         self._otherwise = otherwise
         self._steps: dict[int | None, RepeatedStep] = {}
+        self._last: Any = None  # which of these was taken, and of what spec
 
     def __call__(self, data: Any) -> Any:
         """Steps with the next batches that towers read, of one execution."""
@@ -44,6 +45,7 @@ class FedSteps:
                 logs = self._next(data)
             except StopIteration:
                 if logs is None:
+                    self._run_out(data)
                     raise
                 break
         return logs
@@ -81,15 +83,28 @@ class FedSteps:
                 recovery.go_on()
                 _tell_lost(reading, "The batch that it was in is left out. ")
 
+    def _run_out(self, reading: Reading) -> None:
+        """As Keras's own function at an open end, which takes single steps."""
+        is_single = self._model.steps_per_execution == 1
+        if self._last is None or not is_single or not reading.is_open:
+            return
+        sure, spec = self._last
+        try:
+            run_out(self._steps[sure].take_once, spec)
+        except WorkerLost:
+            if self._model.on_lost == "raise":
+                raise
+
     def _take(self, drawn: Drawn) -> Any:
         if drawn.sure not in self._steps:
             stepped = functools.partial(self._stepped, drawn.sure)
             self._steps[drawn.sure] = self._model.tower_recovery.repeated(
                 stepped
             )
-        rows = tf.TensorSpec([len(drawn.rows)], tf.int32)
+        spec = tf.TensorSpec([len(drawn.rows)], tf.int32), drawn.spec
+        self._last = drawn.sure, spec
         return self._steps[drawn.sure].take_once(
-            (tf.constant(drawn.rows), drawn.towers), (rows, drawn.spec)
+            (tf.constant(drawn.rows), drawn.towers), spec
         )
 
     def _stepped(self, sure: int | None, fed: Any) -> Any:

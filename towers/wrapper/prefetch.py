@@ -105,7 +105,11 @@ class Prefetch:
             # turns, and each step has one batch brought.
             alone = tf_calls.is_heard()
             goes_on = data in self._ahead or not alone
-            batch, shards = self._next(data, traced)
+            try:
+                batch, shards = self._next(data, traced)
+            except tf.errors.OutOfRangeError:
+                traced.run_out(data)
+                raise
             if goes_on:
                 bring = functools.partial(traced.bring, data)
                 self._ahead[data] = _Fetch(bring, alone, traced)
@@ -228,6 +232,9 @@ class _Traced:
         self._bring_again = tf.function(
             self._sent, autograph=False, reduce_retracing=True
         )
+        self._begun = tf.function(
+            lambda iterator: self._step(*self._bring(iterator)), autograph=False
+        )
 
     def _bringing(self) -> Any:
         def brought(iterator: Any) -> Any:
@@ -251,6 +258,11 @@ class _Traced:
         """What the step says of a batch that was brought."""
         with tf.device(self._device):
             return self._step(batch, shards)
+
+    def run_out(self, iterator: Any) -> None:
+        """The step that Keras begins at the end of data, see `repeated_step`."""
+        with tf.device(self._device):
+            self._begun(iterator)
 
     def trace(self, step: Callable[[Any], Any]) -> bool:
         """Traces the step; whether it takes what is brought, and all of it."""

@@ -5,6 +5,7 @@ variables that its function knows, is kept before it is taken, on this process,
 and put back before the same batch is taken again by the towers that are left.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,13 @@ class RepeatedStep:
         self._traced: dict[Any, _TracedStep] = {}
 
     def __call__(self, iterator: Any) -> Any:
-        batch = next(iterator)
         spec = getattr(iterator, "element_spec", None)
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            if spec is not None:
+                run_out(self.take, spec)
+            raise
         if spec is None:  # of train_on_batch
             batch = tf.nest.map_structure(_tensor, batch)
             spec = tf.nest.map_structure(_open, batch)
@@ -116,8 +122,11 @@ class _TracedStep:
                 return tf.nest.map_structure(_here, result)
 
         function = tf.function(run, autograph=False)
-        self.step = function.get_concrete_function(spec)
-        variables = list(self.step.variables)
+        self._step = function.get_concrete_function(spec)
+        self._begun = tf.function(
+            lambda batches: self._step(_next(batches, spec)), autograph=False
+        )
+        variables = list(self._step.variables)
 
         def keep() -> list[tf.Tensor]:
             return [tf.identity(v.read_value()) for v in variables]
@@ -128,6 +137,36 @@ class _TracedStep:
 
         self.keep = tf.function(keep, autograph=False)
         self.put_back = tf.function(put_back, autograph=False)
+
+    def step(self, batch: Any) -> Any:
+        """What the step says of a batch, or of an iterator's next.
+
+        It begins before there is one.
+        """
+        if isinstance(batch, tf.data.Iterator):
+            return self._begun(batch)
+        return self._step(batch)
+
+
+def run_out(take: Callable[[Any, Any], Any], spec: Any) -> None:
+    """Takes the step that Keras begins at the end of data whose length is open.
+
+    It has no batch, and does what takes none: seeds move on, an optimizer counts
+    a step.
+
+    Args:
+      take: of a `RepeatedStep`.
+      spec: of the batches that there were.
+    """
+    leaves = tuple(tf.nest.flatten(spec))
+    none = tf.data.Dataset.from_generator(list, output_signature=leaves)
+    with contextlib.suppress(tf.errors.OutOfRangeError):
+        take(iter(none), spec)
+
+
+def _next(batches: Any, spec: Any) -> Any:
+    """An iterator's next leaves, as a batch."""
+    return tf.nest.pack_sequence_as(spec, batches.get_next())
 
 
 def _here(leaf: Any) -> Any:

@@ -21,6 +21,7 @@ MIXING = {
     "largest": lambda x: x / ops.max(ops.abs(x)),
     "likeness": lambda x: ops.softmax(x @ ops.transpose(x)) @ x,
     "product": lambda x: x * ops.tensordot(x, x, 2),
+    "scaled": lambda x: ops.tanh(x / ops.cast(ops.shape(x)[0], x.dtype)),
     "shares": lambda x: ops.reshape(
         ops.softmax(ops.reshape(x, [-1, 2, 3]), 0), [-1, 6]
     ),
@@ -31,6 +32,9 @@ ROW_BY_ROW = {
     "by_row": lambda x: ops.einsum("nd,nd->n", x, x)[:, None] * x,
     "parts": lambda x: ops.reshape(
         ops.cumsum(ops.reshape(x, [-1, 3]), 1), [-1, 6]
+    ),
+    "scaled_twice": lambda x: (
+        ops.tanh(x) * (n := ops.cast(ops.shape(x)[0], x.dtype)) / n
     ),
     "softmax": ops.softmax,
 }

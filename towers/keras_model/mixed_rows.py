@@ -1,7 +1,7 @@
 """mixed_rows: what a layer makes of all rows, of which a tower has its own.
 
-A mean over the batch, or a product that sums over it, is one of the tower's rows
-there. No shape shows it and nothing fails: the numbers are others than the plain
+A mean over the batch, a product that sums over it, or its number of rows, is one of
+the tower's rows there. No shape shows it and nothing fails: the numbers are others than the plain
 model's.
 """
 
@@ -23,7 +23,9 @@ _REDUCES = frozenset({"Max", "Mean", "Min", "Prod", "Sum"})
 # What runs along an axis: its second input, or the last one.
 _ALONG = frozenset({"Cumprod", "Cumsum", "LogSoftmax", "Softmax"})
 _PRODUCTS = frozenset({"BatchMatMulV2", "Einsum", "MatMul"})
-MIXES = _REDUCES | _ALONG | _PRODUCTS
+# What may multiply or divide by the number of rows.
+_SCALES = frozenset({"Div", "DivNoNan", "Mul", "MulNoNan", "RealDiv"})
+MIXES = _REDUCES | _ALONG | _PRODUCTS | _SCALES
 
 
 def warn_of(
@@ -51,7 +53,9 @@ def warn_of(
                 continue
             seen.add(op.name)
             path = widths.layer_at(layers, op)
-            if _may_mix(layers.get(path)) and _mixes(op, judge):
+            if not _may_mix(layers.get(path)) or not _mixes(op, judge):
+                continue
+            if op.type not in _SCALES or not _is_by_row(judge.kind(output)):
                 _warn(graph, path, op)
 
 
@@ -69,6 +73,10 @@ def _mixes(op: tf.Operation, judge: Judge) -> bool:
     result = op.outputs[0]
     if not result.dtype.is_floating:
         return False
+    if op.type in _SCALES:
+        return _power(judge.kind(result)) != 0 and not any(
+            _power(judge.kind(x)) for x in op.inputs
+        )
     if op.type in _PRODUCTS:
         return (
             _is_total(judge.kind(result))
@@ -79,6 +87,15 @@ def _mixes(op: tf.Operation, judge: Judge) -> bool:
     if not isinstance(kind, OfRows) or kind.uniform or rank is None:
         return False
     return kind.axis % rank in _axes(op, rank)
+
+
+def _power(kind: Any) -> int:
+    """That of the number of rows by which rows are multiplied, if it is known."""
+    return kind.power if isinstance(kind, OfRows) else 0
+
+
+def _is_by_row(kind: Any) -> bool:
+    return isinstance(kind, OfRows) and kind.power == 0
 
 
 def _is_total(kind: Any) -> bool:

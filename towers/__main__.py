@@ -264,7 +264,7 @@ def _plan(given: argparse.Namespace) -> None:
     paths = _paths(given, "html", "json")
     parameters = given.parameter_device
     named = [*given.devices, *[parameters] * (":" in parameters)]
-    machine = _commands().machine_of(named, given.gpus)
+    machine = _commands().machine_for(named, given.gpus)
     function, *args = _step(given, available="any")
     plan = towers.placement_plan(
         function.__self__,
@@ -295,7 +295,7 @@ def _paths(given: argparse.Namespace, *outputs: str) -> dict[str, str]:
     paths = {flag: path for flag, path in named.items() if path is not None}
     for flag, path in paths.items():
         _writable(given.command, path)
-        _commands().check_ending(flag, path)
+        _commands().check_flag_ending(flag, path)
     return paths
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from towers.keras_model import checks
 from towers.placement.device_names import absent
 from towers.placement.placement import Placement, check_placement
-from towers.readers import Read, key, watched
+from towers.readers import Read, key, watched_devices
 from towers.tower_graph import Tower
 from towers.verbs.batch import BatchPerTower
 
@@ -194,7 +194,7 @@ class Batches:
         )
 
     def __iter__(self) -> Iterator[BatchPerTower]:
-        with watched(self._read.devices):
+        with watched_devices(self._read.devices):
             iterators = self._read.begun()
         while True:
             try:

@@ -44,7 +44,7 @@ class Read:
     ) -> "Read":
         devices = [host_of(tower.device) for tower in whose]
         datasets = []
-        with watched(devices):
+        with watched_devices(devices):
             for tower, device in zip(whose, devices):
                 with tf.init_scope(), tf.device(device):
                     datasets.append(_dataset(dataset_fn, tower))
@@ -55,7 +55,7 @@ class Read:
     def lengths(self) -> list[int | None]:
         """How many elements each has; None if it has no end or cannot tell."""
         counts = []
-        with watched(self.devices):
+        with watched_devices(self.devices):
             for dataset, device in zip(self.datasets, self.devices):
                 with tf.device(device):
                     counts.append(int(dataset.cardinality()))
@@ -63,12 +63,12 @@ class Read:
 
     @functools.cached_property
     def iterators(self) -> list[Any]:
-        with watched(self.devices):
+        with watched_devices(self.devices):
             return self.begun()
 
     def restart(self) -> None:
         """Begins anew with the same iterators, and waits until all have."""
-        with watched(self.devices), tf.device(HOST_HERE):
+        with watched_devices(self.devices), tf.device(HOST_HERE):
             self._restarted().numpy()
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class Read:
                 return self._functions[i][0](iterators[i])
 
         which = list(iterators)
-        with watched(self.devices), self._named():
+        with watched_devices(self.devices), self._named():
             with futures.ThreadPoolExecutor(len(which)) as pool:
                 elements, there = zip(*pool.map(look, which))
             with tf.device(HOST_HERE):
@@ -152,7 +152,11 @@ class Read:
 
     def take(self, i: int, element: Any) -> Any:
         """A tower's element, of what `look` has found."""
-        with watched(self.devices), self._named(), tf.device(self.devices[i]):
+        with (
+            watched_devices(self.devices),
+            self._named(),
+            tf.device(self.devices[i]),
+        ):
             return self._functions[i][1](element)
 
     @functools.cached_property
@@ -217,7 +221,7 @@ def key(whose: Sequence[Tower]) -> tuple[Any, ...]:
     return towers, cluster and cluster.starts([x.device for x in whose])
 
 
-def watched(
+def watched_devices(
     devices: Sequence[str],
 ) -> contextlib.AbstractContextManager[None]:
     """While open, what a lost worker raises is told as such, if these need one."""

@@ -5,7 +5,7 @@ import socket
 from absl.testing import absltest
 
 from towers.cluster.address import Address
-from towers.cluster.connections import cut, trouble_with
+from towers.cluster.connections import cut_connections, trouble_with
 
 
 class ConnectionsTest(absltest.TestCase):
@@ -24,14 +24,16 @@ class ConnectionsTest(absltest.TestCase):
                 )
                 with to_one, to_other:
                     port = one.getsockname()[1]
-                    self.assertEqual(cut(Address(host, port, 1, "")), 1)
+                    self.assertEqual(
+                        cut_connections(Address(host, port, 1, "")), 1
+                    )
                     self.assertEqual(to_one.recv(1), b"")
                     to_other.settimeout(0.1)
                     with self.assertRaises(TimeoutError):
                         to_other.recv(1)
 
     def test_nothing_else_is_touched(self):
-        self.assertEqual(cut(Address("127.0.0.1", 1, 1, "")), 0)
+        self.assertEqual(cut_connections(Address("127.0.0.1", 1, 1, "")), 0)
 
     def test_a_server_that_says_nothing_is_in_trouble(self):
         with socket.create_server(("127.0.0.1", 0)) as s:

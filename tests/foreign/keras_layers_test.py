@@ -137,8 +137,8 @@ class KerasLayersTest(absltest.TestCase):
         with keras.StatelessScope(collect_losses=True):
             loss = tf.constant(1.0)
             one.add_loss(loss)
-        self.assertTrue(keras_layers.added(one, loss))
-        self.assertFalse(keras_layers.added(other, loss))
+        self.assertTrue(keras_layers.has_added(one, loss))
+        self.assertFalse(keras_layers.has_added(other, loss))
 
     def test_losses_take_the_logits_that_are_attached(self):
         logits = tf.constant([[200.0, -200.0]])

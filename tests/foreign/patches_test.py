@@ -6,7 +6,7 @@ import math
 
 from absl.testing import absltest
 
-from towers.foreign.patches import Shared, bound, patched
+from towers.foreign.patches import CountedPatches, bound, patched
 
 
 class Tracked:
@@ -61,7 +61,7 @@ class PatchedTest(absltest.TestCase):
             made.append(own)
             return [(one, "own", own)]
 
-        shared = Shared(patches)
+        shared = CountedPatches(patches)
         first, last = shared.opened(2), shared.opened(3)
         with contextlib.ExitStack() as stack:
             stack.enter_context(first)

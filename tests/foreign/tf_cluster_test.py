@@ -15,7 +15,7 @@ from towers.foreign import tf_cluster
 class TfClusterTest(absltest.TestCase):
     def test_the_names(self):
         self.assertIsNone(context.get_server_def())
-        self.assertIsNone(tf_cluster.own_address())
+        self.assertIsNone(tf_cluster.connected_address())
         parameters = inspect.signature(context.update_server_def).parameters
         self.assertEqual(next(iter(parameters)), "server_def")
 

@@ -93,10 +93,10 @@ class CommandsTest(absltest.TestCase):
 
     def test_endings(self):
         for flag, good in (("html", "a.HTML"), ("save", "a.json")):
-            commands.check_ending(flag, good)
+            commands.check_flag_ending(flag, good)
             with self.assertRaisesRegex(ValueError, f"--{flag}.*a.xyz.*end in"):
-                commands.check_ending(flag, "a.xyz")
-        commands.check_ending("picture", "a.dot")
+                commands.check_flag_ending(flag, "a.xyz")
+        commands.check_flag_ending("picture", "a.dot")
 
     def test_devices(self):
         for device in DEVICES:
@@ -105,14 +105,14 @@ class CommandsTest(absltest.TestCase):
     @pytest.mark.rare
     def test_machines_that_are_named(self):
         self.assertEqual(
-            commands.machine_of(["/GPU:1", "/cpu:0"]), {"CPU": 1, "GPU": 2}
+            commands.machine_for(["/GPU:1", "/cpu:0"]), {"CPU": 1, "GPU": 2}
         )
         self.assertEqual(
-            commands.machine_of(["/CPU:0", "/job:worker/task:1/GPU:3"]),
+            commands.machine_for(["/CPU:0", "/job:worker/task:1/GPU:3"]),
             [{"CPU": 1, "GPU": 0}, {"CPU": 1, "GPU": 4}],
         )
         with self.assertRaisesRegex(ValueError, "no device of a machine"):
-            commands.machine_of(["/job:worker"])
+            commands.machine_for(["/job:worker"])
 
     def test_mistakes_are_told_in_a_line(self):
         model, where = saved(), f"--devices={','.join(DEVICES[:2])}"

@@ -10,7 +10,7 @@ from models import DEVICES
 
 import towers
 from towers.foreign.patches import patched
-from towers.report.figure import check_ending
+from towers.report.figure import check_figure_ending
 
 
 def report():
@@ -44,10 +44,10 @@ class FigureTest(absltest.TestCase):
         )
         figure.canvas.draw()
         self.assertEqual(figure._repr_png_()[:4], b"\x89PNG")
-        check_ending("a.PNG", "--figure")
+        check_figure_ending("a.PNG", "--figure")
         for path in ("a.xyz", "a"):
             with self.assertRaisesRegex(ValueError, "--figure.*png"):
-                check_ending(path, "--figure")
+                check_figure_ending(path, "--figure")
 
     def test_without_matplotlib(self):
         def import_module(name):

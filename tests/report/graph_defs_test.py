@@ -4,7 +4,7 @@ import tensorflow as tf
 from absl.testing import absltest
 
 from towers.foreign.tf_nodes import all_nodes, full, library, port, source
-from towers.report.graph_defs import COPIES, copied, pruned, walked
+from towers.report.graph_defs import COPY_NODES, copied, pruned, walked
 
 
 @tf.function(autograph=False)
@@ -65,5 +65,5 @@ class GraphDefsTest(absltest.TestCase):
 
     def test_a_copy_tells_what_it_is_of(self):
         (node,) = (n for n in graph().node if n.name == "passed")
-        self.assertIn(node.op, COPIES)
+        self.assertIn(node.op, COPY_NODES)
         self.assertEqual(copied(node, "passed:1"), node.input[1])

@@ -30,7 +30,7 @@ class RecordTest(absltest.TestCase):
         double = tf.function(lambda x: x * 2.0)
         (ran,) = record(lambda: double(tf.ones([3]))).functions
         self.assertIn("__inference", ran.name)
-        body = tf_calls.body(tf_calls.definition(ran.name))
+        body = tf_calls.graph_def_of(tf_calls.definition(ran.name))
         self.assertEqual([n.op for n in body.node][:1], ["Placeholder"])
         self.assertIn("Mul", [n.op for n in body.node])
 

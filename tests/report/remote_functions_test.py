@@ -6,7 +6,7 @@ from absl.testing import absltest
 from towers.foreign import tf_calls, tf_kernels
 from towers.report.partitions import Partitions
 from towers.report.recording import Ran
-from towers.report.remote_functions import parts_of, remote
+from towers.report.remote_functions import remote, remote_partitions
 
 JOB = "/job:worker/replica:0/task:"
 ONE, OTHER = f"{JOB}0/device:CPU:0", f"{JOB}1/device:CPU:0"
@@ -17,7 +17,7 @@ def parts(function, *args, device=OTHER, sources):
     traced = tf.function(function).get_concrete_function(*args)
     definition = tf_calls.definition(traced.name)
     given = [*args, *traced.captured_inputs]
-    return Ran("", *parts_of(definition, device, sources), [given])
+    return Ran("", *remote_partitions(definition, device, sources), [given])
 
 
 class PartsTest(absltest.TestCase):

@@ -21,7 +21,7 @@ from models import (
 )
 
 import towers
-from towers.report.parts import Part, in_words
+from towers.report.parts import Part, parts_in_words
 from towers.report.write_graph import joined
 
 layers = keras.layers
@@ -181,8 +181,10 @@ class KindsTest(parameterized.TestCase):
 
     def test_words(self):
         parts = [Part("parameters", "a", f"a/{n}", 4) for n in "bcdef"]
-        self.assertEqual(in_words(parts), "weights of a/b, a/c, a/d and 2 more")
         self.assertEqual(
-            in_words([Part("batch"), *parts[:2], Part("rest")]),
+            parts_in_words(parts), "weights of a/b, a/c, a/d and 2 more"
+        )
+        self.assertEqual(
+            parts_in_words([Part("batch"), *parts[:2], Part("rest")]),
             "batch; weights of a/b, a/c",
         )

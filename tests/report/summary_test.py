@@ -8,7 +8,7 @@ from absl.testing import parameterized
 
 from towers.report.partitions import Transfer
 from towers.report.report import ExecutionReport
-from towers.report.summary import least, machine_of, size
+from towers.report.summary import least_bytes, machine_of, size
 
 HERE = "/job:localhost/replica:0/task:0"
 ONE, TWO = (f"/job:worker/replica:0/task:{i}" for i in (0, 1))
@@ -83,8 +83,8 @@ class SummaryTest(parameterized.TestCase):
             ("x", f"{ONE}/device:GPU:0", f"{ONE}/device:GPU:1"): 8,
             ("y", "/CPU:0", "/CPU:0"): 16,
         }
-        self.assertEqual(least(sent), 16)
-        self.assertEqual(least(sent, machine_of), 4)
+        self.assertEqual(least_bytes(sent), 16)
+        self.assertEqual(least_bytes(sent, machine_of), 4)
 
     @parameterized.parameters(
         (0, "0 B"),

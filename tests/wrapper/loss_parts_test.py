@@ -40,9 +40,10 @@ class PartsTest(parameterized.TestCase):
             for column in zip(*[loss_parts.parts(model, *x) for x in shards])
         ]
         self.assertEqual([x.shape for x in said], [[1], [1]])
-        close(loss_parts.merged(model, said, y, y_pred), whole)
+        close(loss_parts.merged_loss(model, said, y, y_pred), whole)
         close(  # targets and weights tell what is divided by
-            loss_parts.merged(model, (said[0], None), y, y_pred, weights), whole
+            loss_parts.merged_loss(model, (said[0], None), y, y_pred, weights),
+            whole,
         )
 
 

@@ -66,7 +66,7 @@ class Cluster(Scheduled):
             _TASKS[w.target] if w.target in _TASKS else next(new): w
             for w in workers
         }
-        own = tf_cluster.own_address()
+        own = tf_cluster.connected_address()
         if address is not None:
             asked = Address.parse(address, "address").target
             if own not in (None, asked):
@@ -258,7 +258,7 @@ class Cluster(Scheduled):
         # They may be lost from now on.
         members.joined = {**members.joined, **incarnations}
         members.lost -= set(incarnations)
-        if tf_cluster.own_address() is None:
+        if tf_cluster.connected_address() is None:
             tf.config.experimental_connect_to_cluster(
                 tf.train.ClusterSpec(
                     {"localhost": [self.address], "worker": tasks}

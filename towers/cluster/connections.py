@@ -18,7 +18,7 @@ _SETTINGS = 4
 NO_SUCH_NAME = "the name does not resolve"
 
 
-def cut(worker: Address) -> int:
+def cut_connections(worker: Address) -> int:
     """Cuts this process's connections to a worker's TensorFlow; how many."""
     ips, count = worker.ip_addresses(), 0
     for name in os.listdir("/dev/fd"):

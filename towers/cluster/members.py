@@ -4,7 +4,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from towers.cluster.address import Address
-from towers.cluster.connections import NO_SUCH_NAME, cut, trouble_with
+from towers.cluster.connections import (
+    NO_SUCH_NAME,
+    cut_connections,
+    trouble_with,
+)
 from towers.cluster.lost import is_sign, tasks_named
 from towers.cluster.pulse import Pulse
 
@@ -161,7 +165,7 @@ class Members:
         while not self._ended.is_set():
             self._to_cut.wait()
             for task in list(self.lost):
-                cut(self.workers[task])
+                cut_connections(self.workers[task])
             if not self.lost:
                 self._to_cut.clear()
             self._ended.wait(0.1)

@@ -106,7 +106,7 @@ def asked(
     """
     tower = current.get()
     if tower is None:
-        return errand.called(function, values, shared)
+        return errand.users_result(function, values, shared)
     if tower is _BY_ITSELF:
         raise RuntimeError(
             "all_towers was called in a tower that runs by itself. Expected "
@@ -171,7 +171,7 @@ class _Only:
         pure: bool,
         asker: str,
     ) -> Any:
-        result = errand.called(function, values, shared)
+        result = errand.users_result(function, values, shared)
         answer = tf.nest.map_structure(tf.convert_to_tensor, result)
         whose = self.dealt if split else self.shared
         whose += tf.nest.flatten(answer)

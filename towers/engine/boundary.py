@@ -53,7 +53,7 @@ class Held:
     frozen: bool
 
 
-def leaves(nest: Any) -> list[tf.Tensor]:
+def tensors_of(nest: Any) -> list[tf.Tensor]:
     """The tensors of a nest, those inside ragged and sparse ones too."""
     flat = tf.nest.flatten(nest, expand_composites=True)
     return [x for x in flat if x is not None]
@@ -70,7 +70,7 @@ def distinct(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return distinct
 
 
-def brought(task: Task, tensors: Sequence[tf.Tensor]) -> Any:
+def argument_here(task: Task, tensors: Sequence[tf.Tensor]) -> Any:
     """The task's argument, with identities there for tensors from elsewhere.
 
     A loop places what it hands from step to step beside where that came from:
@@ -233,7 +233,7 @@ def check_nothing_lost(
         )
 
 
-def pinned(
+def pinned_task(
     task: Task,
     make: Callable[..., Any] | None = None,
     held: Sequence[Held] = (),
@@ -241,17 +241,17 @@ def pinned(
     """A task, forward and backward on its device, in a graph."""
     nests: list[Any] = []
     heard = _Followed()
-    tensors = distinct(leaves(task.argument))
+    tensors = distinct(tensors_of(task.argument))
 
     def run(*tensors: tf.Tensor) -> Any:
         graph = tf.compat.v1.get_default_graph()
         before = len(graph.get_operations())
-        here = brought(task, tensors)
+        here = argument_here(task, tensors)
         result, differentiate = (make or built)(task.function, here)
         nests.append(result)
         unreached = lost(graph.get_operations()[before:], tensors, held)
         # What has no gradient need not be asked for one, with zeros.
-        results = [x for x in leaves(result) if has_gradient(x)]
+        results = [x for x in tensors_of(result) if has_gradient(x)]
 
         def backward(*upstream: Any, variables: Any = ()) -> list[Any]:
             check_nothing_lost(variables, unreached, held)

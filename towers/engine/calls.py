@@ -53,7 +53,7 @@ def made_called(
       function: builds the tower.
       argument: a nest of tensors on its device.
     """
-    tensors = boundary.leaves(argument)
+    tensors = boundary.tensors_of(argument)
     if how is How.COMPILED:
         _check_dtypes(tensors)
     nests: list[Any] = []
@@ -68,7 +68,7 @@ def made_called(
             )
         )
         nests.append(result)
-        return boundary.leaves(result)
+        return boundary.tensors_of(result)
 
     specs = [tf.TensorSpec(x.shape, x.dtype) for x in tensors]
     traced = tf.function(

@@ -211,7 +211,7 @@ def made_alike(
       function: builds the tower.
       argument: a nest of tensors on its device.
     """
-    leaves = boundary.leaves(argument)
+    leaves = boundary.tensors_of(argument)
     device, graph = device_here(), leaves[0].graph
     # A sparse tensor knows its rows, which no tensor that it is made of shows.
     types = tuple(
@@ -231,7 +231,7 @@ def made_alike(
         def gradients() -> Any:
             return boundary.differentiated(results, tensors, upstream)
 
-        above = boundary.leaves(upstream)
+        above = boundary.tensors_of(upstream)
         if tf.compat.v1.get_default_graph() is not graph:
             return gradients()  # of a function, which is differentiated by ops
         if recorded():
@@ -276,7 +276,7 @@ def _again(
       tensors: what they depend on.
     """
     nest = gradients()
-    flat = boundary.leaves(nest)
+    flat = boundary.tensors_of(nest)
     results = [x for x in flat if x.dtype.is_floating]
 
     @own_gradient
@@ -284,7 +284,7 @@ def _again(
         def backward(*upstream: Any) -> list[Any]:
             return _again(
                 lambda: boundary.differentiated(results, tensors, upstream),
-                [*tensors, *boundary.leaves(upstream)],
+                [*tensors, *boundary.tensors_of(upstream)],
             )
 
         return [tf.identity(x) for x in results], backward

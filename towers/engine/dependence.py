@@ -31,7 +31,7 @@ def depends(
     return any(x.name in names for x in _made_of(value, stops, ends))
 
 
-def added(new: tf.Tensor, old: tf.Tensor) -> Any:
+def constant_difference(new: tf.Tensor, old: tf.Tensor) -> Any:
     """The constant that one tensor is more than another; None if none is known.
 
     Args:

@@ -56,7 +56,7 @@ class Errand:
             tf.name_scope(self.scope),
         ):
             result = closure.applied(
-                lambda: called(self.function, self.values, self.shared),
+                lambda: users_result(self.function, self.values, self.shared),
                 self.values,
                 self.shared,
                 ownership,
@@ -69,7 +69,7 @@ class Errand:
             return result
 
 
-def called(function: Callable[..., Any], values: Any, shared: Any) -> Any:
+def users_result(function: Callable[..., Any], values: Any, shared: Any) -> Any:
     """The user's function of values, and of what is shared if that is given."""
     call = tf_autograph.converted(function)
     if shared is None:

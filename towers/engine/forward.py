@@ -37,13 +37,13 @@ def run_towers(
     if how is not How.BUILT:
         with all_towers.by_themselves():
             return [
-                boundary.pinned(
+                boundary.pinned_task(
                     task, functools.partial(made_called, how, task.scope), held
                 )
                 for task in tasks
             ]
     if len(tasks) == 1:
-        return [boundary.pinned(tasks[0], held=held)]
+        return [boundary.pinned_task(tasks[0], held=held)]
     if join is not None:
         return lockstep.run_in_step(tasks, join, held)
     makers, towers = (Maker(), Maker()), []
@@ -54,5 +54,5 @@ def run_towers(
                 make = functools.partial(
                     made_alike, makers, task.scope, determined
                 )
-            towers.append(boundary.pinned(task, make, held))
+            towers.append(boundary.pinned_task(task, make, held))
     return towers

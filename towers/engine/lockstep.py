@@ -27,7 +27,7 @@ def run_in_step(
     out what it found.
     """
     n = len(tasks)
-    leaves = [boundary.leaves(task.argument) for task in tasks]
+    leaves = [boundary.tensors_of(task.argument) for task in tasks]
     everything = boundary.distinct([x for flat in leaves for x in flat])
     copies = iter(everything)
     tensors = [[next(copies) for _ in flat] for flat in leaves]
@@ -54,8 +54,8 @@ def run_in_step(
             return own_gradient(token, tasks[i].elsewhere)(*tensors[i])
 
     entered = [enter(i) for i in range(n)]
-    brought = [boundary.brought(*each) for each in zip(tasks, tensors)]
-    own = closure.differing(tensors, [boundary.leaves(x) for x in brought])
+    brought = [boundary.argument_here(*each) for each in zip(tasks, tensors)]
+    own = closure.differing(tensors, [boundary.tensors_of(x) for x in brought])
     nests = meeting.in_step(
         [functools.partial(built, i, brought[i]) for i in range(n)],
         [token.device for token in entered],  # in full
@@ -64,7 +64,7 @@ def run_in_step(
     )
     lost = boundary.lost(graph.get_operations()[before:], everything, held)
     results = [
-        [x for x in boundary.leaves(m) if boundary.has_gradient(x)]
+        [x for x in boundary.tensors_of(m) if boundary.has_gradient(x)]
         for m in nests
     ]
 

@@ -61,14 +61,14 @@ class Vector:
     of: tuple[Total, ...]
 
 
-Kind = Total | OfRows | Vector | None
+RowKind = Total | OfRows | Vector | None
 SAME, COUNT = Total(), Total(power=1, exact=True)
 # For each value of a ragged tensor which row it is of.
 SEGMENTS = OfRows(0, None, counted=False, order="segments")
 SUM, MEAN = Total(True, 0), Total(True, -1)
 
 
-def vector(kinds: Iterable[Kind]) -> Kind:
+def vector(kinds: Iterable[RowKind]) -> RowKind:
     """That of totals, one for each entry."""
     each = tuple(kinds)
     if all(kind == SAME for kind in each):
@@ -77,7 +77,7 @@ def vector(kinds: Iterable[Kind]) -> Kind:
     return Vector(totals) if len(totals) == len(each) else None
 
 
-def agreed(kinds: Sequence[Kind]) -> Kind:
+def agreed(kinds: Sequence[RowKind]) -> RowKind:
     """The one kind that all are of, as their sum is.
 
     What is the same in all towers is its mean over rows, too.
@@ -95,24 +95,24 @@ def agreed(kinds: Sequence[Kind]) -> Kind:
     return each[0] if len(set(each)) == 1 else None
 
 
-def rearranged(kind: Kind) -> Kind:
+def rearranged(kind: RowKind) -> RowKind:
     """The kind of what has no rows, with the same entries in other places."""
     return None if isinstance(kind, OfRows) else agreed([kind])
 
 
-def product(one: Total, other: Total) -> Kind:
+def product(one: Total, other: Total) -> RowKind:
     if one.summed and other.summed:
         return None
     return Total(one.summed or other.summed, one.power + other.power)
 
 
-def quotient(one: Total, other: Total) -> Kind:
+def quotient(one: Total, other: Total) -> RowKind:
     if other.summed:
         return None
     return Total(one.summed, one.power - other.power)
 
 
-def together(kinds: Sequence[Kind]) -> OfRows | None:
+def together(kinds: Sequence[RowKind]) -> OfRows | None:
     """The kind of tensors of rows that are joined along another axis."""
     rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     alike = {
@@ -124,7 +124,7 @@ def together(kinds: Sequence[Kind]) -> OfRows | None:
     return dataclasses.replace(alike.pop(), per=per)
 
 
-def either(kinds: Sequence[Kind]) -> Kind:
+def either(kinds: Sequence[RowKind]) -> RowKind:
     """The kind of what is one of several, whichever that is."""
     one = kinds[0]
     if all(kind == one for kind in kinds):

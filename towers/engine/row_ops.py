@@ -13,8 +13,8 @@ import tensorflow as tf
 from towers.engine.row_kinds import (
     COUNT,
     SAME,
-    Kind,
     OfRows,
+    RowKind,
     Total,
     Vector,
     agreed,
@@ -24,7 +24,7 @@ from towers.engine.row_kinds import (
     vector,
 )
 
-Rule = Callable[[tf.Tensor, Sequence[Kind]], Kind]
+RowRule = Callable[[tf.Tensor, Sequence[RowKind]], RowKind]
 # What hands its first input on.
 PASS = (
     *("CheckNumerics", "EnsureShape", "Identity", "PreventGradient"),
@@ -77,11 +77,11 @@ def is_zero(tensor: tf.Tensor) -> bool:
 
 
 # ------------------------------------------------------------- element by element
-def _passed(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+def _passed(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return kinds[0]
 
 
-def _cast(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+def _cast(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     before, after = tensor.op.inputs[0].dtype, tensor.dtype
     if isinstance(kinds[0], OfRows):
         linear = kinds[0].power == 0 or after.is_floating
@@ -89,12 +89,12 @@ def _cast(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     return kinds[0] if after.is_floating or before.is_integer else None
 
 
-def _recast(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+def _recast(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     same = tensor.shape.rank == tensor.op.inputs[0].shape.rank
     return _elementwise(tensor, kinds) if same else None
 
 
-def _added(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+def _added(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     """Of a sum; a term that is zero is of any kind."""
     terms = [
         (x, kind)
@@ -116,24 +116,24 @@ def _added(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     return agreed([kind for _, kind in terms]) if terms else SAME
 
 
-def _goes_with_rows(kind: Kind) -> bool:
+def _goes_with_rows(kind: RowKind) -> bool:
     return isinstance(kind, OfRows) or kind == SAME
 
 
-def _multiplied(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+def _multiplied(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return _scaled(tensor, kinds, product, 1)
 
 
-def _divided(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+def _divided(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return _scaled(tensor, kinds, quotient, -1)
 
 
 def _scaled(
     tensor: tf.Tensor,
-    kinds: Sequence[Kind],
-    function: Callable[[Total, Total], Kind],
+    kinds: Sequence[RowKind],
+    function: Callable[[Total, Total], RowKind],
     sign: int,
-) -> Kind:
+) -> RowKind:
     one, other = kinds
     if isinstance(one, OfRows) or isinstance(other, OfRows):
         if not all(isinstance(k, OfRows) or _is_count(k) for k in kinds):
@@ -142,7 +142,9 @@ def _scaled(
     return _by_entry(function, kinds)
 
 
-def _by_entry(function: Callable[..., Kind], kinds: Sequence[Kind]) -> Kind:
+def _by_entry(
+    function: Callable[..., RowKind], kinds: Sequence[RowKind]
+) -> RowKind:
     """Of vectors, entry by entry, and of totals."""
     sizes = {len(kind.of) for kind in kinds if isinstance(kind, Vector)}
     if not sizes:
@@ -156,12 +158,12 @@ def _by_entry(function: Callable[..., Kind], kinds: Sequence[Kind]) -> Kind:
     return vector(function(*entry) for entry in zip(*each))
 
 
-def _is_count(kind: Kind) -> bool:
+def _is_count(kind: RowKind) -> bool:
     """Whether this is a power of the number of rows, times the same."""
     return isinstance(kind, Total) and not kind.summed
 
 
-def _elementwise(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+def _elementwise(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     """Of any function that is applied to each row by itself."""
     for kind in kinds:
         if kind != SAME and not (isinstance(kind, OfRows) and kind.power == 0):
@@ -169,7 +171,7 @@ def _elementwise(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     return _aligned(tensor, kinds, 0)
 
 
-def _selected(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+def _selected(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     """Of a condition, and of what is there where it holds or does not."""
     if kinds[0] == SAME and not any(isinstance(k, OfRows) for k in kinds):
         return either(kinds[1:])
@@ -182,7 +184,7 @@ def _ranks(tensor: tf.Tensor) -> set[int | None]:
     return {x.shape.rank for x in tensor.op.inputs}
 
 
-def _larger(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
+def _larger(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     """Of a maximum: a count of rows, with 1 for 0, is a count of rows."""
     for kind, x in zip(kinds, tensor.op.inputs[::-1]):
         floor = tf.get_static_value(x)
@@ -191,7 +193,9 @@ def _larger(tensor: tf.Tensor, kinds: Sequence[Kind]) -> Kind:
     return _elementwise(tensor, kinds)
 
 
-def _aligned(tensor: tf.Tensor, kinds: Sequence[Kind], power: int) -> Kind:
+def _aligned(
+    tensor: tf.Tensor, kinds: Sequence[RowKind], power: int
+) -> RowKind:
     """Of rows, broadcast with their own rows or with what is equal for all."""
     if tensor.shape.rank is None:
         return None
@@ -231,7 +235,7 @@ def _is_spread(x: tf.Tensor, axis: int) -> bool:
     return rank is not None and (rank < -axis or x.shape[axis] == 1)
 
 
-def table(*entries: Any) -> dict[str, Rule]:
+def rules_by_op(*entries: Any) -> dict[str, RowRule]:
     """Rules by the type of op, of (rule, types in a line, ...)."""
     return {
         name: rule
@@ -241,7 +245,7 @@ def table(*entries: Any) -> dict[str, Rule]:
     }
 
 
-RULES = table(
+RULES = rules_by_op(
     (_passed, *PASS),
     (_cast, "Cast"),
     (_recast, "Bitcast"),

@@ -10,19 +10,19 @@ import tensorflow as tf
 
 from towers.engine.row_kinds import (
     SAME,
-    Kind,
     OfRows,
+    RowKind,
     Total,
     agreed,
     either,
     product,
 )
-from towers.engine.row_ops import table
+from towers.engine.row_ops import rules_by_op
 
-Kinds = Sequence[Kind]
+Kinds = Sequence[RowKind]
 
 
-def _matrices(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _matrices(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     op = tensor.op
     names = ("transpose_a", "transpose_b")
     if op.type != "MatMul":
@@ -46,7 +46,7 @@ def _labels(rank: int, transposed: bool) -> list[Any]:
     return [*range(-rank, -2), *last]
 
 
-def _einsum(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _einsum(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     equation = tensor.op.get_attr("equation").decode()
     if "." in equation:
         return None
@@ -60,7 +60,7 @@ def _contracted(
     kinds: Kinds,
     labels: Sequence[list[Any]],
     result: list[Any],
-) -> Kind:
+) -> RowKind:
     """Of products of entries, summed over axes that the result has not."""
     rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     totals = [kind for kind in kinds if not isinstance(kind, OfRows)]
@@ -94,12 +94,12 @@ def _contracted(
     return Total(True, power)
 
 
-def _counts(kind: Kind) -> bool:
+def _counts(kind: RowKind) -> bool:
     return isinstance(kind, Total) and not kind.summed
 
 
 # -------------------------------------------------------------- lists in loops
-def _listed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _listed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     """Of a TensorList of the first axis: the kind of each element."""
     kind = kinds[0]
     if not isinstance(kind, OfRows):
@@ -107,16 +107,16 @@ def _listed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return kind.at(kind.axis - 1) if kind.axis else None
 
 
-def _reserved(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _reserved(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     """Of an empty TensorList, reserved for elements of a shape."""
     return SAME if kinds[1] == SAME else None
 
 
-def _read(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _read(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return kinds[0] if kinds[1] == SAME else None
 
 
-def _written(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _written(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     before, place, item = kinds
     if place != SAME:
         return None
@@ -125,12 +125,12 @@ def _written(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return either([before, item])
 
 
-def _stacked(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _stacked(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind = kinds[0]
     return kind.at(kind.axis + 1) if isinstance(kind, OfRows) else kind
 
 
-RULES = table(
+RULES = rules_by_op(
     (_matrices, "MatMul BatchMatMulV2 BatchMatMulV3"),
     (_einsum, "Einsum"),
     (_listed, "TensorListFromTensor"),

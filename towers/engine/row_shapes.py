@@ -12,15 +12,15 @@ import tensorflow as tf
 from towers.engine.row_kinds import (
     COUNT,
     SAME,
-    Kind,
     OfRows,
+    RowKind,
     Total,
     Vector,
     rearranged,
 )
-from towers.engine.row_ops import static, table
+from towers.engine.row_ops import rules_by_op, static
 
-Kinds = Sequence[Kind]
+Kinds = Sequence[RowKind]
 
 
 def _rank(tensor: tf.Tensor) -> int | None:
@@ -31,7 +31,7 @@ def _axis(value: Any, rank: int | None) -> int | None:
     return None if value is None or not rank else int(value) % rank
 
 
-def _reshaped(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _reshaped(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind, shape = kinds
     if not isinstance(kind, OfRows):
         if isinstance(shape, Vector):
@@ -75,7 +75,7 @@ def _reshaped_to(tensor: tf.Tensor) -> tf.TensorShape:
 
 def _regrouped(
     kind: OfRows, before: tf.TensorShape, after: tf.TensorShape
-) -> Kind:
+) -> RowKind:
     """Rows with other axes after theirs: of one row, each entry, or None."""
     if before.as_list() == after.as_list() and before.is_fully_defined():
         return kind
@@ -89,14 +89,14 @@ def _regrouped(
     return dataclasses.replace(kind, per=kind.per * size // target)
 
 
-def _expanded(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _expanded(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind, axis = kinds[0], _axis(static(tensor.op.inputs[1]), _rank(tensor))
     if not isinstance(kind, OfRows):
         return rearranged(kind)
     return None if axis is None else kind.at(kind.axis + (axis <= kind.axis))
 
 
-def _squeezed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _squeezed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind, shape = kinds[0], tensor.op.inputs[0].shape
     if not isinstance(kind, OfRows):
         return rearranged(kind)
@@ -114,14 +114,14 @@ def _squeezed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return kind.at(kind.axis - sum(axis < kind.axis for axis in axes))
 
 
-def _transposed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _transposed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind, order = kinds[0], static(tensor.op.inputs[1])
     if not isinstance(kind, OfRows):
         return rearranged(kind)
     return None if order is None else kind.at(order.tolist().index(kind.axis))
 
 
-def _tiled(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _tiled(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind, times = kinds
     data = tensor.op.inputs[0]
     if kind == SAME and isinstance(times, Vector):
@@ -138,7 +138,7 @@ def _tiled(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     )
 
 
-def _broadcast(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _broadcast(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind, shape = kinds
     data, rank = tensor.op.inputs[0], _rank(tensor)
     if isinstance(kind, OfRows):
@@ -150,7 +150,7 @@ def _broadcast(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return rearranged(kind) if shape == SAME else None
 
 
-def _spread(data: tf.Tensor, shape: Vector, rank: int | None) -> Kind:
+def _spread(data: tf.Tensor, shape: Vector, rank: int | None) -> RowKind:
     """Of a broadcast to a shape with the number of rows: equal rows."""
     axes = [i for i, kind in enumerate(shape.of) if kind != SAME]
     before = _rank(data)
@@ -164,7 +164,7 @@ def _spread(data: tf.Tensor, shape: Vector, rank: int | None) -> Kind:
     return OfRows(axes[0], 1 if count.exact else None, uniform=True)
 
 
-RULES = table(
+RULES = rules_by_op(
     (_reshaped, "Reshape"),
     (_expanded, "ExpandDims"),
     (_squeezed, "Squeeze"),

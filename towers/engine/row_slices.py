@@ -13,8 +13,8 @@ import tensorflow as tf
 from towers.engine.row_kinds import (
     COUNT,
     SAME,
-    Kind,
     OfRows,
+    RowKind,
     Total,
     Vector,
     agreed,
@@ -22,16 +22,16 @@ from towers.engine.row_kinds import (
     together,
     vector,
 )
-from towers.engine.row_ops import static, table
+from towers.engine.row_ops import rules_by_op, static
 
-Kinds = Sequence[Kind]
+Kinds = Sequence[RowKind]
 
 
 def _rank(tensor: tf.Tensor) -> int | None:
     return tensor.shape.rank
 
 
-def _sliced(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _sliced(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     """Of a StridedSlice, which takes an axis whole or in part."""
     op, kind = tensor.op, kinds[0]
     if any(other != SAME for other in kinds[1:]):
@@ -80,7 +80,7 @@ def _item(k: int, begin: Any, end: Any, stride: Any, masks: list[int]) -> Any:
     )
 
 
-def _at(kind: OfRows, items: list[Any], rank: int) -> Kind:
+def _at(kind: OfRows, items: list[Any], rank: int) -> RowKind:
     """The rows after a slice by `items`; None if some are cut off."""
     taken = sum(item is not None and item is not Ellipsis for item in items)
     if Ellipsis not in items:
@@ -101,7 +101,7 @@ def _at(kind: OfRows, items: list[Any], rank: int) -> Kind:
     return None
 
 
-def _cut(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _cut(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     """Of `tf.slice`."""
     kind = kinds[0]
     begin, size = static(tensor.op.inputs[1]), kinds[2]
@@ -119,7 +119,7 @@ def _cut(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return kind if sizes is not None and sizes[kind.axis] == -1 else None
 
 
-def _padded(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _padded(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind, sides = kinds[0], static(tensor.op.inputs[1])
     if not isinstance(kind, OfRows):
         return None
@@ -132,7 +132,7 @@ def _axis(value: Any, rank: int | None) -> int | None:
     return None if value is None or not rank else int(value) % rank
 
 
-def _split(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _split(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     """Of a split, along another axis than that of rows."""
     op = tensor.op
     place, axis = (0, 1) if op.type == "SplitV" else (1, 0)
@@ -143,7 +143,7 @@ def _split(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return None if along in (None, kind.axis) else kind
 
 
-def _unpacked(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _unpacked(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind, op = kinds[0], tensor.op
     if isinstance(kind, Vector):
         return kind.of[tensor.value_index]
@@ -155,7 +155,7 @@ def _unpacked(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return kind.at(kind.axis - (axis < kind.axis))
 
 
-def _packed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _packed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     if not rows:
         return vector(kinds) if _rank(tensor) == 1 else agreed(kinds)
@@ -166,7 +166,7 @@ def _packed(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return one.at(one.axis + (axis <= one.axis))
 
 
-def _joined(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _joined(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     """Of a concatenation."""
     kinds, rank = kinds[:-1], _rank(tensor)
     axis = _axis(static(tensor.op.inputs[-1]), rank)
@@ -182,8 +182,8 @@ def _joined(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return dataclasses.replace(one, per=None, order=f"{one.order}{len(kinds)},")
 
 
-def _chained(tensor: tf.Tensor, kinds: Kinds) -> Kind:
-    each: list[Kind] = []
+def _chained(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+    each: list[RowKind] = []
     for x, kind in zip(tensor.op.inputs, kinds):
         size = x.shape[0]
         if size is None:
@@ -192,7 +192,7 @@ def _chained(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return vector(each)
 
 
-def _one_hot(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _one_hot(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     kind = kinds[0]
     axis: Any = tensor.op.get_attr("axis")
     if not isinstance(kind, OfRows) or set(kinds[1:]) != {SAME} or kind.power:
@@ -200,7 +200,7 @@ def _one_hot(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return kind.at(kind.axis + (0 <= int(axis) <= kind.axis))
 
 
-def _gathered(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _gathered(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     op = tensor.op
     data, index = kinds[:2]
     rank, count = _rank(op.inputs[0]), _rank(op.inputs[1])
@@ -233,7 +233,7 @@ def _gathered(tensor: tf.Tensor, kinds: Kinds) -> Kind:
 _PICKED = "picked by "
 
 
-def _picked(data: Kind, index: OfRows, axis: int) -> Kind:
+def _picked(data: RowKind, index: OfRows, axis: int) -> RowKind:
     """Of a gather of the rows whose numbers are a result of `_where`."""
     if not isinstance(data, OfRows) or (data.axis, data.order) != (axis, ""):
         return None
@@ -242,7 +242,7 @@ def _picked(data: Kind, index: OfRows, axis: int) -> Kind:
     return dataclasses.replace(index, axis=axis, power=data.power)
 
 
-def _where(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _where(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     """Of `tf.where`: the numbers of the rows for which a condition holds."""
     kind = kinds[0]
     if not isinstance(kind, OfRows) or _rank(tensor.op.inputs[0]) != 1:
@@ -253,7 +253,7 @@ def _where(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return OfRows(0, None, counted=False, order=order)
 
 
-def _gathered_by_path(tensor: tf.Tensor, kinds: Kinds) -> Kind:
+def _gathered_by_path(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     data, index = kinds
     rank = _rank(tensor.op.inputs[1])
     if data != SAME or not isinstance(index, OfRows) or rank is None:
@@ -261,7 +261,7 @@ def _gathered_by_path(tensor: tf.Tensor, kinds: Kinds) -> Kind:
     return index if index.axis < rank - 1 and not index.power else None
 
 
-RULES = table(
+RULES = rules_by_op(
     (_sliced, "StridedSlice"),
     (_cut, "Slice"),
     (_padded, "MirrorPad Pad PadV2"),

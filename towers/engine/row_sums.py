@@ -22,8 +22,8 @@ from towers.engine.row_kinds import (
     COUNT,
     SAME,
     SEGMENTS,
-    Kind,
     OfRows,
+    RowKind,
     agreed,
     either,
 )
@@ -66,7 +66,7 @@ class Judge:
         splits: Sequence[tf.Tensor] = (),
     ):
         segments = dependence.segments(splits)
-        self._kinds: dict[str, Kind] = {
+        self._kinds: dict[str, RowKind] = {
             **{x.name: None for x in others},
             **{y.name: OfRows(0) for x in rows for y in identities(x)},
             **{x.name: OfRows(0, None, counted=False) for x in values},
@@ -76,18 +76,18 @@ class Judge:
             **{x.name: OfRows(axis, per) for x, axis, per in drawn},
         }
 
-    def kind(self, tensor: tf.Tensor) -> Kind:
+    def kind(self, tensor: tf.Tensor) -> RowKind:
         """How a tensor of the graph is made of rows."""
         if hasattr(tensor, "numpy"):  # made outside of any graph
             return SAME
         return _walked(tensor, self._kinds)
 
-    def change(self, new: tf.Tensor, old: tf.Tensor) -> Kind:
+    def change(self, new: tf.Tensor, old: tf.Tensor) -> RowKind:
         """How what was added to `old` is made of rows."""
         return _added(new, old.name, self._kinds)
 
 
-def _added(new: tf.Tensor, old: str, kinds: dict[str, Kind]) -> Kind:
+def _added(new: tf.Tensor, old: str, kinds: dict[str, RowKind]) -> RowKind:
     """The kind of `new - old`, where `new` may be a sum that has `old` in it."""
     terms: list[tf.Tensor] = []
     tensor = new
@@ -116,7 +116,7 @@ def _sides(tensor: tf.Tensor) -> list[tf.Tensor]:
     return inputs if kind in (*_SUMS, *COPIES) else []
 
 
-def _walked(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
+def _walked(tensor: tf.Tensor, kinds: dict[str, RowKind]) -> RowKind:
     """The kind of a tensor, and, in `kinds`, of all that it is made of."""
     todo = [tensor]
     while todo:
@@ -135,7 +135,7 @@ def _walked(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
     return kinds[tensor.name]
 
 
-def _ones_like(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
+def _ones_like(tensor: tf.Tensor, kinds: dict[str, RowKind]) -> RowKind:
     """Of ones, as many as there are values, by whose shape they are made."""
     op = tensor.op
     if op.type != "Fill" or op.inputs[0].op.type != "Shape":
@@ -145,7 +145,7 @@ def _ones_like(tensor: tf.Tensor, kinds: dict[str, Kind]) -> Kind:
     return kind if values and kinds[op.inputs[1].name] == SAME else None
 
 
-def _kind_of(tensor: tf.Tensor, kinds: list[Kind]) -> Kind:
+def _kind_of(tensor: tf.Tensor, kinds: list[RowKind]) -> RowKind:
     """The kind of an op's result, from those of what it takes."""
     op = tensor.op
     if op.type in COPIES:
@@ -165,8 +165,8 @@ def _kind_of(tensor: tf.Tensor, kinds: list[Kind]) -> Kind:
 
 
 def _called(
-    op: tf.Operation, attribute: str, kinds: Sequence[Kind]
-) -> list[Kind]:
+    op: tf.Operation, attribute: str, kinds: Sequence[RowKind]
+) -> list[RowKind]:
     """The kinds of a function's results."""
     body = tf_functions.body(op, attribute)
     if body is None or len(body.inputs) != len(kinds):
@@ -175,7 +175,7 @@ def _called(
     return [_walked(x, own_kinds) for x in body.outputs]
 
 
-def _branched(op: tf.Operation, kinds: Sequence[Kind]) -> list[Kind]:
+def _branched(op: tf.Operation, kinds: Sequence[RowKind]) -> list[RowKind]:
     if kinds[0] != SAME:
         return [None] * len(op.outputs)
     results = [
@@ -185,7 +185,7 @@ def _branched(op: tf.Operation, kinds: Sequence[Kind]) -> list[Kind]:
     return [either(pair) for pair in zip(*results)]
 
 
-def _looped(op: tf.Operation, kinds: Sequence[Kind]) -> list[Kind]:
+def _looped(op: tf.Operation, kinds: Sequence[RowKind]) -> list[RowKind]:
     """What comes out of a loop that runs as often for any rows."""
     now = list(kinds)
     for _ in range(len(now) + 1):

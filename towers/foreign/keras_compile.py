@@ -170,7 +170,7 @@ def metric_variables(model: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def checked(
+def checked_metric(
     metric: keras.metrics.MeanMetricWrapper, check: Callable[..., None]
 ) -> Iterator[None]:
     """While open, `check(name, metric, values, y, y_pred)` hears of each call."""

@@ -28,7 +28,7 @@ def kernel_of(layer: keras.Layer) -> str:
     return "_kernel" if "_kernel" in vars(layer) else "kernel"
 
 
-def name_of(attribute: str) -> str:
+def weight_name(attribute: str) -> str:
     """What Keras calls the weight that an attribute holds."""
     return attribute.lstrip("_")
 

@@ -328,7 +328,7 @@ def is_as_written(layer: Any, kinds: tuple[type, ...]) -> bool:
     )
 
 
-def added(layer: keras.Layer, loss: tf.Tensor) -> bool:
+def has_added(layer: keras.Layer, loss: tf.Tensor) -> bool:
     """Whether it is this layer that added a loss, in a `StatelessScope`."""
     return id(loss) in layer._loss_ids
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 from keras.src.backend.tensorflow import nn, random
 from tensorflow.python.ops import control_flow_assert
 
-from towers.foreign.patches import Shared, patched
+from towers.foreign.patches import CountedPatches, patched
 
 # Keras gives the name of this module to a function of it.
 rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
@@ -122,7 +122,7 @@ def _patches(
     ]
 
 
-_ASKING = Shared(_patches)
+_ASKING = CountedPatches(_patches)
 
 
 def _first(x: Any, summarize: int | None) -> Any:

@@ -37,13 +37,13 @@ def like(variable: Any, value: Any, device: str, path: str) -> keras.Variable:
             autocast=getattr(variable, "_autocast", True),
             name=variable.name,
         )
-    named(new, path)
+    set_path(new, path)
     new.regularizer = variable.regularizer
     new.constraint = variable.constraint
     return new
 
 
-def named(variable: Any, path: str) -> None:
+def set_path(variable: Any, path: str) -> None:
     """Gives a variable another path."""
     variable._path = path
 

@@ -63,7 +63,7 @@ def optimizing(**options: Any) -> Iterator[None]:
         config.set_experimental_options(before)
 
 
-class Shared:
+class CountedPatches:
     """Patches that may be open several times, in several threads.
 
     They are there once for all, from the first that opens them to the last.

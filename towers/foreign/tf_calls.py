@@ -25,7 +25,7 @@ def definition(name: str) -> Any:
     return running.get_function_def(name)
 
 
-def body(function: Any) -> Any:
+def graph_def_of(function: Any) -> Any:
     """A function's ops as a `GraphDef`, with the functions that those call.
 
     The first ones are its arguments, as placeholders.

@@ -38,7 +38,7 @@ def update_tasks(job: str, tasks: Mapping[int, str]) -> None:
     context.update_server_def(server)
 
 
-def own_address() -> str | None:
+def connected_address() -> str | None:
     """Where this process is, if it has connected to a cluster."""
     server = context.get_server_def()
     if server is None:

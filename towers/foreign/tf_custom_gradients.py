@@ -20,7 +20,7 @@ import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.ops import custom_gradient
 
-from towers.foreign.patches import Shared, bound
+from towers.foreign.patches import CountedPatches, bound
 
 Function = Callable[..., Any]
 Opens = Callable[[], contextlib.AbstractContextManager[None]]
@@ -169,4 +169,4 @@ def _patches() -> list[tuple[Any, str, Any]]:
     ]
 
 
-_FOLLOWED = Shared(_patches)
+_FOLLOWED = CountedPatches(_patches)

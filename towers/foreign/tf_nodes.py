@@ -97,7 +97,7 @@ def rendezvous(node: Any) -> tuple[bytes, ...]:
     return tuple(node.attr[name].s for name in ends)
 
 
-def ancestors(
+def ancestor_nodes(
     nodes: Mapping[str, Any], tensors: Iterable[str]
 ) -> dict[tuple[str, int], Any]:
     """What tensors are made of and wait for: nodes by (name, port).

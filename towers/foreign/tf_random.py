@@ -22,7 +22,7 @@ import tensorflow as tf
 from tensorflow.python.framework import random_seed, tensor_util
 from tensorflow.python.ops import stateless_random_ops
 
-from towers.foreign.patches import Shared
+from towers.foreign.patches import CountedPatches
 
 Function = Callable[..., Any]
 
@@ -120,7 +120,7 @@ def _patches(seeds: Function, drawn: Function) -> list[tuple[Any, str, Any]]:
     ]
 
 
-_ASKING = Shared(_patches)
+_ASKING = CountedPatches(_patches)
 
 
 def is_by_row(name: str) -> bool:

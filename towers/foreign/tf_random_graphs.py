@@ -226,5 +226,5 @@ def _is_constant_draw(node: Any, nodes: dict[str, Any]) -> bool:
     if not any(word in node.op for word in _RANDOM):
         return False
     seed = node.input[2 if "Multinomial" in node.op else 1]
-    origins = tf_nodes.ancestors(nodes, [seed]).values()
+    origins = tf_nodes.ancestor_nodes(nodes, [seed]).values()
     return None not in origins  # of no argument of the function

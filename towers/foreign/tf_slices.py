@@ -39,11 +39,11 @@ class Sliced(tf.__internal__.tracking.Trackable):
         return {"VARIABLE_VALUE": lambda name: _Slices(self, name)}
 
 
-# A method of all that TensorFlow saves, see `children`.
+# A method of all that TensorFlow saves, see `saved_children`.
 CHILDREN = "_trackable_children"
 
 
-def children(
+def saved_children(
     holder: Any, save_type: str = "checkpoint", **kwargs: Any
 ) -> dict[str, Any]:
     """What TensorFlow saves of who holds what is sliced.

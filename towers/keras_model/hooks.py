@@ -28,7 +28,7 @@ from towers.foreign.patches import patched
 from towers.keras_model import widths
 from towers.keras_model.brought import brought
 from towers.keras_model.fixed_rows import noise_of_rows
-from towers.keras_model.moments import is_pooled, met, moments_of
+from towers.keras_model.moments import is_pooled, moments_of, moments_of_all
 from towers.keras_model.notes import Notes, notes_here
 from towers.keras_model.pieces import computed
 
@@ -139,7 +139,7 @@ def _portable() -> bool:
 def _placed(graph: Any, layer: Any, original: Function) -> Function:
     """A layer's call, under its name and on its own device."""
     if graph.cuts.pins:
-        original = computed.called(graph, layer, original)
+        original = computed.call_in_pieces(graph, layer, original)
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -238,8 +238,8 @@ def _noted(graph: Any, layer: Any, original: Function) -> Function:
             mean, variance = original(inputs, mask)
         own = [moments_of(layer, inputs, mask, (mean, variance))]
         if graph.meets(layer):
-            name = widths.name_of(graph, notes.path)
-            mean, variance, own = met(own[0], tf.size(inputs), name)
+            name = widths.layer_name(graph, notes.path)
+            mean, variance, own = moments_of_all(own[0], tf.size(inputs), name)
         if is_pooled(layer):
             key = graph.index_of(layer.moving_mean)
             notes.moments.setdefault(key, []).extend(own)

@@ -153,7 +153,7 @@ def judge_of(
         else:
             ragged = isinstance(leaf, tf.RaggedTensor)
             values.append(leaf.flat_values if ragged else leaf.values)
-            others += boundary.leaves(leaf)
+            others += boundary.tensors_of(leaf)
             if ragged and leaf.ragged_rank == 1:
                 splits.append(leaf.row_splits)
     return Judge(
@@ -204,7 +204,7 @@ def _of_rows(graph: layer_graph.LayerGraph) -> list[int]:
     ]
 
 
-def _of_loss(kind: row_kinds.Kind) -> str:
+def _of_loss(kind: row_kinds.RowKind) -> str:
     if not isinstance(kind, OfRows):
         return _of_total(kind)
     if kind.axis == 0 and kind.power in (0, -1):
@@ -213,7 +213,7 @@ def _of_loss(kind: row_kinds.Kind) -> str:
     return {"sum": SUMMED, "mean": AVERAGED}.get(rule, UNKNOWN)
 
 
-def _of_total(kind: row_kinds.Kind) -> str:
+def _of_total(kind: row_kinds.RowKind) -> str:
     one = agreed([kind])
     if one == SAME:
         return "same"

@@ -10,8 +10,8 @@ import tensorflow as tf
 from towers.keras_model.merge_rules import (
     AVERAGED,
     FINITE,
-    RULES,
     SHARES,
+    STATE_RULES,
     SUMMED,
     UNKNOWN,
     first_warning,
@@ -157,7 +157,7 @@ def _warn(layers: Sequence[Any]) -> None:
             "towers.all_towers in a layer with `needs_all_towers = True`; or say "
             "what is meant by "
             "towers.merge_losses_by(layer, rule), where the layer is made, with "
-            f"one of {', '.join(map(repr, RULES))}. Sums and means "
+            f"one of {', '.join(map(repr, STATE_RULES))}. Sums and means "
             "that are added up are known apart: add each by itself.",
             UserWarning,
             stacklevel=2,

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from towers.foreign.keras_layers import is_seed
 
-RULES = ("sum", "max", "min", "mean", "last")
+STATE_RULES = ("sum", "max", "min", "mean", "last")
 # Rules of losses, beside those that a layer may declare. What is there once for
 # each row and divided by their number; the sum, or the mean, of what has rows
 # in another axis than the first; and what nobody can tell.
@@ -131,10 +131,10 @@ def merge_losses_by(layer: keras.Layer, rule: str) -> None:
 
 
 def _check_rule(rule: Any, what: str) -> None:
-    if not isinstance(rule, str) or rule not in RULES:
+    if not isinstance(rule, str) or rule not in STATE_RULES:
         raise ValueError(
             f"`rule` for {what} is {rule!r}. Expected one of "
-            f"{', '.join(map(repr, RULES))}."
+            f"{', '.join(map(repr, STATE_RULES))}."
         )
 
 
@@ -157,7 +157,7 @@ def first_warning(variable: Any) -> bool:
 
 def _rules_of(dtype: tf.DType) -> tuple[str, ...]:
     if dtype.is_floating:
-        return RULES
+        return STATE_RULES
     if dtype.is_integer:
         return "sum", "max", "min", "last"
     if dtype.is_bool:

@@ -74,7 +74,7 @@ def statistics(layer: Any) -> list[Any]:
     return [getattr(layer, name, None) for name in names]
 
 
-def pooled(
+def pooled_moments(
     means: tf.Tensor, variances: tf.Tensor, counts: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and variance, [channels], of all shards, from those of each.
@@ -94,7 +94,7 @@ def pooled(
     return mean, tf.reduce_sum(shares * (variances + between), 0)
 
 
-def met(
+def moments_of_all(
     seen: Moments, size: tf.Tensor, name: str
 ) -> tuple[Any, Any, list[Moments]]:
     """Moments of the whole batch, and for one tower what it says of them.
@@ -120,7 +120,7 @@ def met(
 
     def pool(parts: tf.Tensor) -> tf.Tensor:  # [n, sum of sizes]
         seen = tf.split(parts, sizes, 1)
-        results.append(Moments(*pooled(*seen), None, of_all=True))
+        results.append(Moments(*pooled_moments(*seen), None, of_all=True))
         return tf.stack([results[0].mean, results[0].variance])
 
     part = tf.concat([seen.mean, seen.variance, counts], 0)
@@ -239,7 +239,7 @@ def of_all_shards(
         counts = tf.cast(rows.counts, each.dtype)[:, tf.newaxis]
         if each.shape[1] == 3:
             counts = each[:, 2]
-        return pooled(each[:, 0], each[:, 1], counts)
+        return pooled_moments(each[:, 0], each[:, 1], counts)
     counted = []
     for first, *others in units:
         if not others:
@@ -249,10 +249,10 @@ def of_all_shards(
             each = tf.stack(
                 [_counted(parts[i], rows, i) for i in (first, *others)]
             )
-            seen = pooled(each[:, 0], each[:, 1], each[:, 2])
+            seen = pooled_moments(each[:, 0], each[:, 1], each[:, 2])
             counted.append(tf.stack([*seen, tf.reduce_sum(each[:, 2], 0)]))
     each = tf.stack(counted)
-    return pooled(each[:, 0], each[:, 1], each[:, 2])
+    return pooled_moments(each[:, 0], each[:, 1], each[:, 2])
 
 
 def _counted(part: tf.Tensor, rows: Rows, tower: int) -> tf.Tensor:

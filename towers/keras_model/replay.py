@@ -88,7 +88,7 @@ def replayed(
     stateless.notes = None if draws is None else notes
     reads = Reads(graph.variables, values) if graph.is_mixed else None
     stateless.reads = reads
-    with tf.name_scope(scope), opened(notes):
+    with tf.name_scope(scope), replaying(notes):
         if tower_fn is not None:
             outputs = tower_fn(graph.model, inputs)
         elif training is None:
@@ -270,7 +270,7 @@ class Values(keras.StatelessScope):
 
 
 @contextlib.contextmanager
-def opened(notes: Notes) -> Iterator[None]:
+def replaying(notes: Notes) -> Iterator[None]:
     """While open, layers are one tower's, and their variables are values."""
     followed = contextlib.nullcontext if notes.graph.is_plain else _followed
     with (
@@ -299,7 +299,7 @@ def _followed(notes: Notes) -> Iterator[None]:
             # What a backward pass computes again is noted already.
             draws = notes.draws and notes.draws.again(counts)
             again = notes.again(scope.as_it_is(), scopes, draws)
-            with context(), hooks.hooked(notes.graph), opened(again):
+            with context(), hooks.hooked(notes.graph), replaying(again):
                 yield
 
         return resumed
@@ -334,7 +334,7 @@ def own_losses(model: keras.Model) -> list[tf.Tensor]:
 
 def _adder(layers: Sequence[keras.Layer], loss: tf.Tensor) -> int:
     """The place of the layer that added a loss."""
-    added = [keras_layers.added(layer, loss) for layer in layers]
+    added = [keras_layers.has_added(layer, loss) for layer in layers]
     return added.index(True) if any(added) else 0
 
 

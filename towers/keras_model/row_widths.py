@@ -70,7 +70,9 @@ def warn_of_hidden(
     shared = all_towers.shared()
     needed = {op.name for op in needed_ops(ops, results)}
     closed = [
-        x for x in boundary.leaves(results) if x.shape[1:].is_fully_defined()
+        x
+        for x in boundary.tensors_of(results)
+        if x.shape[1:].is_fully_defined()
     ]
     for op in suspects:
         if (
@@ -88,7 +90,7 @@ def _contents(sources: Sources) -> list[tf.Tensor]:
         if isinstance(leaf, tf.SparseTensor):
             tensors += [leaf.indices, leaf.values]
         else:
-            tensors += boundary.leaves(leaf)
+            tensors += boundary.tensors_of(leaf)
     return tensors
 
 
@@ -208,7 +210,7 @@ def _warn(graph: Any, op: tf.Operation) -> None:
     widths.warn_once(
         graph,
         layer,
-        f"{widths.name_of(graph, layer)!r} takes a width from the rows that it "
+        f"{widths.layer_name(graph, layer)!r} takes a width from the rows that it "
         f"is given, by {op.type} {op.name!r}, which in a tower is that of the tower's rows "
         "and not of the batch's. What averages over it, or reads it in turn "
         "without a mask, gives other numbers than the plain model. Ask all "

@@ -31,7 +31,7 @@ def shared_state(
       sources: what the tower is given.
     """
     kept = [sources.copies[i] for i in graph.row_states]
-    rows = [*sources.rows, *boundary.leaves(sources.located), *kept]
+    rows = [*sources.rows, *boundary.tensors_of(sources.located), *kept]
     shared = all_towers.shared()
     return {
         (i, dependence.constants(value, [*sources.copies, *shared]))

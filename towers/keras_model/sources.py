@@ -37,4 +37,4 @@ class Sources:
     @property
     def rows(self) -> list[tf.Tensor]:
         """Their tensors."""
-        return boundary.leaves(self.own)
+        return boundary.tensors_of(self.own)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from towers.engine.dependence import added
+from towers.engine.dependence import constant_difference
 from towers.engine.host import host_of, on_host
 from towers.foreign import keras_layers
 from towers.keras_model import layer_graph, merge_rules
@@ -273,7 +273,9 @@ def _first(column: Column) -> tf.Tensor:
     A tower awaits its batch. The step that finds none, as Keras takes one at the
     end of what it does not know the length of, moves the plain model's seeds on.
     """
-    more = added(column.values[0], column.before.copies[0][column.index])
+    more = constant_difference(
+        column.values[0], column.before.copies[0][column.index]
+    )
     if more is None:
         return column.values[0]
     return column.old + tf.constant(more, column.old.dtype)
@@ -300,7 +302,7 @@ def _warn(variables: Sequence[Any]) -> None:
             "values become together. Floats are now averaged by rows; of "
             "others, the last tower's is kept. Say what is meant by "
             "towers.merge_state_by(variable, rule), where the layer makes the "
-            f"variable, with one of {', '.join(map(repr, merge_rules.RULES))}; "
+            f"variable, with one of {', '.join(map(repr, merge_rules.STATE_RULES))}; "
             "or compute it of the whole batch, by towers.all_towers in a layer "
             "with `needs_all_towers = True`.",
             UserWarning,

@@ -47,7 +47,7 @@ def of_tower(
         if rule in _SCALAR:
             loss = tf.reduce_sum(loss)  # likewise
         if rule in (UNKNOWN, FINITE):
-            given = boundary.leaves([sources.copies, sources.shard])
+            given = boundary.tensors_of([sources.copies, sources.shard])
             loss = _guarded(loss, given)
         losses.append({(rule, i): loss})
     return losses

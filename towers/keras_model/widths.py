@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from towers.engine import all_towers
 from towers.engine.host import device_here, on_host
-from towers.foreign.patches import Shared
+from towers.foreign.patches import CountedPatches
 from towers.foreign.tf_custom_gradients import in_custom_gradient
 from towers.placement.scopes import layer_of, tower_of
 
@@ -50,7 +50,7 @@ def warn_once(graph: Any, path: str, text: str) -> None:
         warnings.warn(text, UserWarning, stacklevel=2)
 
 
-def name_of(graph: Any, path: str) -> str:
+def layer_name(graph: Any, path: str) -> str:
     """A layer's path, or outside of layers the model's name."""
     return path or next((model.name for model in graph.models), "tower_fn")
 
@@ -103,7 +103,7 @@ def _patches(notes: Callable[[], Any]) -> list[tuple[Any, str, Any]]:
     ]
 
 
-_WIDENED = Shared(_patches)
+_WIDENED = CountedPatches(_patches)
 
 
 def _widened(ragged: tf.RaggedTensor, shape: Any, notes: Any) -> list[Any]:
@@ -133,7 +133,11 @@ def _widened(ragged: tf.RaggedTensor, shape: Any, notes: Any) -> list[Any]:
     with on_host(device_here()):
         own = tf.gather(ragged.bounding_shape(out_type=tf.int32), wide)
         widest = all_towers.met(
-            *(_longest, (own[tf.newaxis],), name_of(notes.graph, notes.path)),
+            *(
+                _longest,
+                (own[tf.newaxis],),
+                layer_name(notes.graph, notes.path),
+            ),
             "makes ragged rows dense, as wide as the longest of all towers",
             "a `shape` for `to_tensor`",
         )
@@ -170,7 +174,7 @@ def _warn(notes: Any) -> None:
     warn_once(
         graph,
         path,
-        f"{name_of(graph, path)!r} makes ragged rows dense in a loop, a "
+        f"{layer_name(graph, path)!r} makes ragged rows dense in a loop, a "
         "tf.cond, a tf.function or a custom gradient, where other towers "
         "cannot be asked: as wide as the longest of its tower's rows, not of "
         "the batch. What averages over that width, or reads it in turn without "

@@ -17,7 +17,7 @@ from towers.placement.placement import Placement
 from towers.placement.policies import POLICIES
 from towers.planning import machines, pictures
 from towers.report import figure
-from towers.report.text import table
+from towers.report.text import text_table
 from towers.wrapper.tower_model import TowerModel
 
 _ENDINGS = {"html": ".html", "json": ".json", "save": ".json"}
@@ -44,7 +44,7 @@ def device_table() -> str:
             used = ["?", "?"]
         kind = details.get("device_name", device.device_type)
         rows.append((f"/{name}", kind, *used))
-    return table(rows)
+    return text_table(rows)
 
 
 def placement_of(
@@ -89,7 +89,7 @@ def _share(text: str) -> float:
         ) from None
 
 
-def machine_of(devices: Sequence[str], gpus: int | None = None) -> Any:
+def machine_for(devices: Sequence[str], gpus: int | None = None) -> Any:
     """The least machine that has the devices, or a list of them if workers have.
 
     Args:
@@ -107,7 +107,7 @@ def machine_of(devices: Sequence[str], gpus: int | None = None) -> Any:
             )
     last = max([t for t in map(task_of, devices) if t is not None], default=-1)
     of_each = [
-        machines.least(d for d in devices if task_of(d) == task)
+        machines.least_machine(d for d in devices if task_of(d) == task)
         for task in ([None] if last < 0 else range(last + 1))
     ]
     for machine in of_each:
@@ -210,7 +210,7 @@ def batch_of(model: keras.Model, rows: int, length: int = 16) -> Any:
     return tf.nest.map_structure(lambda spec: _random(spec, length), specs)
 
 
-def check_ending(flag: str, path: str) -> None:
+def check_flag_ending(flag: str, path: str) -> None:
     """Raises unless what a flag asks for can be written to a file so named.
 
     Raises:
@@ -218,9 +218,9 @@ def check_ending(flag: str, path: str) -> None:
       ImportError: what draws such pictures is missing.
     """
     if flag == "figure":
-        figure.check_ending(path, "--figure")
+        figure.check_figure_ending(path, "--figure")
     elif flag == "picture":
-        pictures.check_ending(path, "--picture")
+        pictures.check_picture_ending(path, "--picture")
     elif not path.lower().endswith(_ENDINGS[flag]):
         raise ValueError(
             f"`--{flag}` is {path!r}, but must end in {_ENDINGS[flag]}."

@@ -19,7 +19,7 @@ from towers.placement.placement import (
     check_placement,
 )
 from towers.planning.compared_steps import ComparedSteps
-from towers.planning.figures import Figure, figure
+from towers.planning.figures import Figure, figure_of
 from towers.planning.suspects import first_suspect
 from towers.report.execution import execution_report
 from towers.report.report import ExecutionReport
@@ -174,7 +174,7 @@ def compare(
     compute = steps.plain()
     plain, again = compute(steps.x), compute(steps.x)
     repeated = all(
-        figure(kind, plain[kind], again[kind], [], steps.rounding).distance
+        figure_of(kind, plain[kind], again[kind], [], steps.rounding).distance
         < _REPEATED * steps.rounding
         for kind in plain
     )
@@ -185,7 +185,7 @@ def compare(
             moved.append(compute(near))
     towered = steps.towers()(steps.x, reported)
     figures = {
-        kind: figure(
+        kind: figure_of(
             *(kind, plain[kind], towered[kind]),
             [values[kind] for values in moved],
             steps.rounding,
@@ -198,7 +198,7 @@ def compare(
     weights = None
     if len(weight_sets) == len(after):
         one, other, *near = weight_sets
-        weights = figure(
+        weights = figure_of(
             "weights", one, other, near, steps.rounding, apart=True
         )
     ops: collections.Counter[str] = collections.Counter()

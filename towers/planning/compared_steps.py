@@ -28,7 +28,7 @@ from towers.report.recording import eager_variables
 _STATE_OF_GENERATOR = 4  # numbers, at most
 _ROUNDING = {"float16": 2**-10, "bfloat16": 2**-7, "float64": 2**-52}
 # By kind, arrays by the name of an output or a variable.
-Values = dict[str, dict[str, Any]]
+Arrays = dict[str, dict[str, Any]]
 
 
 class CompiledAnew(keras.Model):
@@ -172,7 +172,7 @@ class ComparedSteps:
 
         return StepResults(self, predict, step, updated)
 
-    def weights(self, values: Values) -> dict[str, Any] | None:
+    def weights(self, values: Arrays) -> dict[str, Any] | None:
         """What the optimizer makes of gradients; None if that cannot be asked."""
         compiled = self.compiled
         trained = self.model.trainable_variables
@@ -289,7 +289,7 @@ class StepResults:
 
     def __call__(
         self, x: Any, run: Callable[..., Any] = lambda f, *args: f(*args)
-    ) -> Values:
+    ) -> Arrays:
         """The values, by kind and name; what changes is put back.
 
         Args:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from towers.foreign import tf_nodes
 from towers.foreign.tf_nodes import full, op_of_kernel, source
 from towers.placement.device_names import short
-from towers.report.graph_defs import COPIES, copied, in_loops, walked
+from towers.report.graph_defs import COPY_NODES, copied, in_loops, walked
 from towers.report.partitions import Transfer
 from towers.report.sent_kinds import Kinds
 from towers.report.tensor_shapes import known_shapes
@@ -142,7 +142,7 @@ class PlacedGraph:
         """Where a value was made, past copies of it."""
         while not tensor.startswith("^"):
             node = self._nodes[source(tensor)]
-            if node.op in COPIES:
+            if node.op in COPY_NODES:
                 tensor = full(copied(node, tensor))
             elif node.op == "ReadVariableOp":
                 return full(node.input[0])

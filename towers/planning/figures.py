@@ -38,7 +38,7 @@ class Figure:
         return self.distance <= self.allowed
 
 
-def figure(
+def figure_of(
     kind: str,
     plain: Results,
     other: Results,

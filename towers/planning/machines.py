@@ -13,7 +13,7 @@ from towers.report.summary import HERE
 Machine = Mapping[str, int]  # how many devices there are of each type
 
 
-def checked(
+def checked_machine(
     machine: Machine | Sequence[Machine] | None,
 ) -> dict[str, int] | tuple[dict[str, int], ...]:
     """A machine, or one per worker, each with a CPU.
@@ -69,7 +69,7 @@ def by_task(
     """The machine of each task; of this process what a graph names, beside workers.
 
     Args:
-      machine: as `checked` gives it.
+      machine: as `checked_machine` gives it.
       graph: a `GraphDef`.
 
     Raises:
@@ -85,7 +85,7 @@ def by_task(
             'worker, as in machine=[{"CPU": 1, "GPU": 8}] * 4'
         )
     else:
-        here = least(d for d in named if d and not process_of(d))
+        here = least_machine(d for d in named if d and not process_of(d))
         workers = (
             f"/job:worker/replica:0/task:{i}" for i in range(len(machine))
         )
@@ -102,7 +102,7 @@ def by_task(
     return tasks
 
 
-def least(devices: Iterable[str]) -> dict[str, int]:
+def least_machine(devices: Iterable[str]) -> dict[str, int]:
     """The least machine that has these devices, and a CPU."""
     counts: collections.Counter = collections.Counter(CPU=1, GPU=0)
     for name in devices:

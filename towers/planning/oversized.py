@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from towers.keras_model.pieces.rules import KINDS, objections, sizes_of
+from towers.keras_model.pieces.rules import CUTTABLE, objections, sizes_of
 from towers.placement.pieces import Pieces, column_wise, row_wise
 from towers.planning.steps import Step
 
@@ -28,7 +28,7 @@ def cut_up(
     """
     by_place = {}
     for i, (step, load) in enumerate(zip(steps, loads)):
-        if sum(load) > max(bounds) and isinstance(step.layer, KINDS):
+        if sum(load) > max(bounds) and isinstance(step.layer, CUTTABLE):
             is_table = isinstance(step.layer, keras.layers.Embedding)
             pieces = (row_wise if is_table else column_wise)(devices)
             if not any(objections(step.layer, pieces)):

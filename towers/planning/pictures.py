@@ -79,7 +79,7 @@ def plot_placement(
             "`model` is not built, so there are no layers to draw. Call it on "
             "some data first."
         )
-    program = check_ending(to_file, "to_file") if to_file else None
+    program = check_picture_ending(to_file, "to_file") if to_file else None
     text = Drawing(_source(model, placement, fold))
     if not to_file:
         return text
@@ -101,7 +101,7 @@ def plot_placement(
     return text
 
 
-def check_ending(path: str, argument: str) -> str | None:
+def check_picture_ending(path: str, argument: str) -> str | None:
     """The program that draws a picture of such an ending; None writes its source.
 
     Raises:

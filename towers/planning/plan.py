@@ -20,8 +20,8 @@ from towers.report.html_tables import Bytes, table
 from towers.report.moved import moved
 from towers.report.plain import subject_of
 from towers.report.report import ExecutionReport
-from towers.report.summary import least, machine_of, size
-from towers.report.text import table as columns
+from towers.report.summary import least_bytes, machine_of, size
+from towers.report.text import text_table as columns
 from towers.report.variables import uses
 
 # More ops that are refused than this are not asked for one by one.
@@ -203,7 +203,7 @@ def placement_plan(
       RuntimeError: called inside a graph, or this TensorFlow was built without
         kernels for GPUs, so that it cannot know.
     """
-    devices = machines.checked(machine)
+    devices = machines.checked_machine(machine)
     if not tf.executing_eagerly():
         raise RuntimeError(
             "placement_plan makes a graph of its own: expected an eager call, "
@@ -228,8 +228,8 @@ def placement_plan(
         tuple(node for node in placed.nodes if node[2] not in _STAND_INS),
         tuple(transfers),
         variables,
-        least(placed.sent),
-        least(placed.sent, machine_of),
+        least_bytes(placed.sent),
+        least_bytes(placed.sent, machine_of),
         subject=subject_of(fn_or_model, args),
         machine=devices,
         moved=tuple(moved(placed.nodes, _asked(planned.graph))),

@@ -12,7 +12,7 @@ from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.keras_model.pins import layer_paths
 from towers.planning.compared_steps import ComparedSteps, as_function
-from towers.planning.figures import Results, figure
+from towers.planning.figures import Results, figure_of
 from towers.verbs.split import split_batch
 
 
@@ -45,7 +45,7 @@ def first_suspect(steps: ComparedSteps, training: bool) -> tuple[str, str]:
     own = [plain, towered, moved]
     for path in order:
         one, other, noisy = ({path: each.get(path)} for each in own)
-        result = figure("", one, other, [noisy], steps.rounding)
+        result = figure_of("", one, other, [noisy], steps.rounding)
         if not result.equal:
             shards = split_batch(
                 steps.x, steps.placement, steps.options.get("whole", ())
@@ -54,7 +54,7 @@ def first_suspect(steps: ComparedSteps, training: bool) -> tuple[str, str]:
                 parts, _ = _outputs(steps, whole, [path], training, shards)
             except (ValueError, tf.errors.OpError):  # not of so few rows
                 parts = {}
-            alone = figure("", one, parts, [noisy], steps.rounding)
+            alone = figure_of("", one, parts, [noisy], steps.rounding)
             layer = layers[path]
             return path, _reason(steps, path, layer, training, alone.equal)
     return "", ""

@@ -17,7 +17,7 @@ from towers.foreign.patches import patched
 from towers.foreign.tf_profiler import Event
 from towers.placement.device_names import few, process_of
 from towers.placement.scopes import tower_of
-from towers.planning.timeline_page import page, short_form
+from towers.planning.timeline_page import timeline_html, timeline_short_form
 from towers.planning.trace_events import trace_events
 from towers.planning.waits import Wait, longest_waits
 from towers.report.executed import executed, outside_of_call
@@ -111,7 +111,7 @@ class Timeline:
         """
         if os.path.splitext(os.fspath(path))[1].lower() in (".html", ".htm"):
             with open(os.fspath(path), "w", encoding="utf-8") as file:
-                file.write(page(self))
+                file.write(timeline_html(self))
             return
         events = trace_events(
             self.devices,
@@ -125,7 +125,7 @@ class Timeline:
 
     def _repr_html_(self) -> str:
         """Answers and drawing, which notebooks show."""
-        return short_form(self)
+        return timeline_short_form(self)
 
     def __repr__(self) -> str:
         return (

@@ -15,7 +15,7 @@ _LANES = 6  # of a device: what ran at once beyond that is drawn in the last
 _OPS = 1000  # in the table
 
 
-def page(timeline: Any) -> str:
+def timeline_html(timeline: Any) -> str:
     """The whole page of a `Timeline`: HTML, with its style and its script."""
     sections = [
         ("Devices", _devices(timeline)),
@@ -28,25 +28,25 @@ def page(timeline: Any) -> str:
     return framed(
         "What ran when",
         f'<p class="subject">{escape(timeline.subject)}</p>'
-        + short_form(timeline),
+        + timeline_short_form(timeline),
         [(title, body) for title, body in sections if body],
     )
 
 
-def short_form(timeline: Any) -> str:
+def timeline_short_form(timeline: Any) -> str:
     """Answers and drawing, for notebooks."""
     entries = "".join(
         f"<dt>{escape(asked)}</dt><dd>{escape(answer)}</dd>"
-        for asked, answer in answers(timeline)
+        for asked, answer in timeline_answers(timeline)
     )
     return (
         f'<div class="towers-timeline"><dl class="answers">{entries}</dl>'
         '<div class="wide" tabindex="0" role="group" '
-        f'aria-label="Drawing of the time">{drawing(timeline)}</div></div>'
+        f'aria-label="Drawing of the time">{timeline_drawing(timeline)}</div></div>'
     )
 
 
-def answers(timeline: Any) -> list[tuple[str, str]]:
+def timeline_answers(timeline: Any) -> list[tuple[str, str]]:
     """What is asked, and the answer; what does not arise is left out."""
     pairs = [("Took", f"{_ms(timeline.seconds)}, {len(timeline.ops):,} ops")]
     if timeline.busy:
@@ -91,7 +91,7 @@ def answers(timeline: Any) -> list[tuple[str, str]]:
     return pairs
 
 
-def drawing(timeline: Any) -> str:
+def timeline_drawing(timeline: Any) -> str:
     """An SVG: a band per device, layers as bars, those of a backward pass full."""
     devices, drawn, top = timeline.devices, [], 0
     for device in devices:

@@ -17,7 +17,7 @@ from towers.report.plain import subject_of
 from towers.report.profile import times_sent
 from towers.report.recording import record
 from towers.report.report import ExecutionReport
-from towers.report.summary import least, machine_of
+from towers.report.summary import least_bytes, machine_of
 from towers.report.variables import uses
 
 _COLLECTIVES = ("Collective", "Nccl")
@@ -101,8 +101,8 @@ def execution_report(
         ran.nodes,
         ran.transfers,
         variables,
-        least(ran.sent),
-        least(ran.sent, machine_of),
+        least_bytes(ran.sent),
+        least_bytes(ran.sent, machine_of),
         collections.Counter(recording.eager),
         recording.peak_bytes,
         tuple(graphs),

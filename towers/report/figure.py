@@ -39,7 +39,7 @@ def _kind() -> Any:
     return Figure
 
 
-def check_ending(path: str, argument: str) -> None:
+def check_figure_ending(path: str, argument: str) -> None:
     """Raises unless a figure can be written to a file of such an ending.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.foreign.tf_nodes import (
-    ancestors,
+    ancestor_nodes,
     library,
     port,
     rendezvous,
@@ -14,7 +14,7 @@ from towers.foreign.tf_nodes import (
 )
 from towers.placement.device_names import short
 
-COPIES = ("Identity", "IdentityN", "Snapshot", "StopGradient", "Enter")
+COPY_NODES = ("Identity", "IdentityN", "Snapshot", "StopGradient", "Enter")
 
 
 def walked(graph: Any) -> Iterator[tuple[str, str, Any]]:
@@ -43,7 +43,7 @@ def ends(send: Any) -> tuple[str, str]:
 
 
 def copied(node: Any, tensor: str) -> str:
-    """What a tensor is a copy of, by its node, one of `COPIES` or the like."""
+    """What a tensor is a copy of, by its node, one of `COPY_NODES` or the like."""
     return str(node.input[port(tensor) if node.op == "IdentityN" else 0])
 
 
@@ -70,7 +70,7 @@ def pruned(graph: Any, tensors: Iterable[str]) -> Any:
     Of what an `IdentityN` passes on, also in functions, that is what somebody
     takes: TensorFlow's optimizer leaves out the rest. Here placeholders are there.
     """
-    needs = ancestors({node.name: node for node in graph.node}, tensors)
+    needs = ancestor_nodes({node.name: node for node in graph.node}, tensors)
     names = {name for name, _ in needs}
     kept = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     for node in graph.node:
@@ -81,7 +81,7 @@ def pruned(graph: Any, tensors: Iterable[str]) -> Any:
     for function in kept.library.function:
         body = {node.name: node for node in function.node_def}
         results = [*function.ret.values(), *function.control_ret.values()]
-        taken = ancestors(body, results)
+        taken = ancestor_nodes(body, results)
         for node in body.values():
             function.node_def.extend(_left_out(node, taken, ":output:0"))
     return kept

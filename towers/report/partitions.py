@@ -16,8 +16,8 @@ from towers.foreign.tf_nodes import (
     source,
 )
 from towers.placement.device_names import short
-from towers.report.graph_defs import COPIES, copied, ends, in_loops, walked
-from towers.report.parts import Part, in_words
+from towers.report.graph_defs import COPY_NODES, copied, ends, in_loops, walked
+from towers.report.parts import Part, parts_in_words
 from towers.report.recording import Elements, Ran
 from towers.report.sent_kinds import Kinds
 from towers.report.tensor_shapes import shapes_of
@@ -51,7 +51,7 @@ class Transfer:
     @property
     def holds(self) -> str:
         """What it holds in words: "weights of dense/kernel"."""
-        return in_words(self.parts)
+        return parts_in_words(self.parts)
 
     @property
     def bytes(self) -> int | None:
@@ -211,7 +211,7 @@ class Partitions:
             node = self._parts[i].get(source(tensor))
             if node is None:
                 return i, tensor
-            if node.op in COPIES:
+            if node.op in COPY_NODES:
                 tensor = copied(node, tensor)
             elif (
                 node.op in tf_nodes.RECEIVES

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 # What crosses, and how people call one of that kind.
-KINDS = {
+PART_KINDS = {
     "parameters": "weights of",
     "gradients": "gradient of",
     "batch": "batch",
@@ -24,7 +24,7 @@ class Part:
     """What a transfer holds of one variable or layer.
 
     Attributes:
-      kind: one of `KINDS`.
+      kind: one of `PART_KINDS`.
       layer: the path of the layer that it is of; "" if of none.
       name: the variable's, from the layer on; "" if it is of none.
       bytes: what it came to; None where that is not known.
@@ -37,7 +37,7 @@ class Part:
 
     def __str__(self) -> str:
         of = self.name or self.layer
-        words = KINDS[self.kind]
+        words = PART_KINDS[self.kind]
         if not words:
             return of
         if words.endswith((" of", " from")):
@@ -45,19 +45,21 @@ class Part:
         return f"{words} {of}" if self.kind == "state" and of else words
 
 
-def in_words(parts: Sequence[Part], most: int = 3) -> str:
+def parts_in_words(parts: Sequence[Part], most: int = 3) -> str:
     """Parts of a transfer in words: "weights of dense/kernel, dense/bias"."""
     lines = []
     for kind in dict.fromkeys(part.kind for part in parts):
         own = list(dict.fromkeys(str(p) for p in parts if p.kind == kind))
-        words = f"{KINDS[kind]} "
+        words = f"{PART_KINDS[kind]} "
         names = [own[0], *(text.removeprefix(words) for text in own[1:])]
         more = f" and {len(names) - most} more" * (len(names) > most)
         lines.append(", ".join(names[:most]) + more)
     return "; ".join(filter(None, lines))
 
 
-def summed(parts: Sequence[Part], sizes: Sequence[int]) -> tuple[Part, ...]:
+def summed_parts(
+    parts: Sequence[Part], sizes: Sequence[int]
+) -> tuple[Part, ...]:
     """Each part once, with its bytes."""
     sums: dict[Part, int] = {}
     for part, size in zip(parts, sizes):
@@ -67,7 +69,7 @@ def summed(parts: Sequence[Part], sizes: Sequence[int]) -> tuple[Part, ...]:
     )
 
 
-def merged(parts: Sequence[Part], size: int | None) -> Part:
+def merged_parts(parts: Sequence[Part], size: int | None) -> Part:
     """Parts whose own bytes are not known, as one."""
     kinds, layers = {p.kind for p in parts}, {p.layer for p in parts}
     return Part(

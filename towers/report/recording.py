@@ -20,7 +20,7 @@ import tensorflow as tf
 from towers.foreign import tf_calls, tf_iterators, tf_nodes, tf_traces
 from towers.foreign.patches import optimizing, patched
 from towers.placement.device_names import short
-from towers.report.remote_functions import parts_of, remote
+from towers.report.remote_functions import remote, remote_partitions
 
 _FRESH = itertools.count(2)
 # A function's name; the device of another process that it ran on whole, or "", and
@@ -185,7 +185,7 @@ def _ran_there(
     definition: Any, calls: Any, device: str, sources: Sequence[str]
 ) -> Ran:
     """The graphs of a function that another process ran."""
-    graphs = parts_of(definition, device, sources)
+    graphs = remote_partitions(definition, device, sources)
     return Ran(definition.signature.name, *graphs, calls)
 
 

@@ -19,7 +19,7 @@ def remote(device: str) -> str:
     return short(device) if process_of(device) else ""
 
 
-def parts_of(
+def remote_partitions(
     definition: Any, device: str, sources: Sequence[str]
 ) -> tuple[Any, list[Any]]:
     """A function's graph, and a part of it per device.
@@ -32,7 +32,7 @@ def parts_of(
     Raises:
       RuntimeError: it may not be on this device alone.
     """
-    body = tf_calls.body(definition)
+    body = tf_calls.graph_def_of(definition)
     _check_alone(definition, body, device, sources)
     graph = tf.compat.v1.GraphDef(versions=body.versions, library=body.library)
     parts = {device: tf.compat.v1.GraphDef(library=body.library)}
@@ -74,7 +74,7 @@ def _check_alone(
         if node.attr["dtype"].type == tf.resource and place != device:
             _refuse(name, device, f"the variable {node.name!r} is on {place}")
     kind = tf.DeviceSpec.from_string(device).device_type
-    for graph in [body, *map(tf_calls.body, body.library.function)]:
+    for graph in [body, *map(tf_calls.graph_def_of, body.library.function)]:
         for node in graph.node:
             wish = node.device and short(node.device)
             if wish and wish != device:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from towers.foreign import tf_nodes
 from towers.placement.device_names import short
 from towers.placement.scopes import is_backward, layer_of, tower_of
-from towers.report.parts import Part, merged, summed
+from towers.report.parts import Part, merged_parts, summed_parts
 from towers.report.values import GraphValues, Places, SizedVariable
 
 _PICKS = ("StridedSlice", "Slice", "GatherV2", "Split", "SplitV")
@@ -97,8 +97,8 @@ class Kinds:
             return (dataclasses.replace(own[0], bytes=transfer.bytes),)
         counts = [size for size in sizes if size is not None]
         if len(counts) == len(own) and sum(counts) == transfer.bytes:
-            return summed(own, counts)
-        return (merged(own, transfer.bytes),)
+            return summed_parts(own, counts)
+        return (merged_parts(own, transfer.bytes),)
 
     def _part(
         self,

@@ -144,7 +144,7 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def least(
+def least_bytes(
     sent: Mapping[tuple[Any, str, str], int],
     place: Callable[[str], str] = lambda device: device,
 ) -> int:

@@ -10,7 +10,7 @@ from towers.foreign.tf_nodes import source
 from towers.report.graph_defs import in_loops, pruned
 from towers.report.recording import Elements, Ran
 
-Values = Sequence[tf.Tensor]
+Tensors = Sequence[tf.Tensor]
 _WRITES = (
     "AssignVariable",
     "AssignAddVariable",
@@ -53,7 +53,7 @@ def shapes_of(
 
 
 def _shapes(
-    original: Any, call: Values, element: Values | None, names: set[str]
+    original: Any, call: Tensors, element: Tensors | None, names: set[str]
 ) -> dict[str, tuple[int, ...]]:
     """Shapes in one call, of tensors outside loops."""
     looping = in_loops(original.node)
@@ -119,7 +119,7 @@ def known_shapes(
 
 
 def _with_arguments(
-    original: Any, call: Values, element: Values | None, static: bool
+    original: Any, call: Tensors, element: Tensors | None, static: bool
 ) -> tuple[Any, dict[str, tf.Tensor]]:
     """The function's graph, and its arguments by placeholder.
 
@@ -194,12 +194,12 @@ def _with_arguments(
     return graph, feeds
 
 
-def _unlike(calls: Sequence[Values]) -> list[Values]:
+def _unlike(calls: Sequence[Tensors]) -> list[Tensors]:
     """One of all calls whose arguments have the same shapes."""
     return list({tuple(tuple(x.shape) for x in c): c for c in calls}.values())
 
 
-def _elements(graph: Any, batches: Sequence[Elements]) -> list[Values | None]:
+def _elements(graph: Any, batches: Sequence[Elements]) -> list[Tensors | None]:
     """What the graph took from an iterator, one element per list of shapes.
 
     None if it took nothing, or something of which nothing is known.

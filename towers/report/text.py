@@ -26,9 +26,9 @@ def printed(report: Any) -> str:
             for pair, count in sorted(summary.crossed.items())
         ),
     ]
-    parts = [answered(report), table(rows)]
+    parts = [answered(report), text_table(rows)]
     if report.transfers:
-        parts += [table(pairs), listed(report.transfers, spelled=size)]
+        parts += [text_table(pairs), listed(report.transfers, spelled=size)]
     return "\n\n".join(parts)
 
 
@@ -63,7 +63,7 @@ def listed(
     return "\n".join(lines)
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> str:
+def text_table(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns side by side: names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from towers.foreign.tf_nodes import IN_A_ROW, full, op_of_kernel, port, source
-from towers.report.graph_defs import COPIES, copied
+from towers.report.graph_defs import COPY_NODES, copied
 from towers.report.variables import VariableUse
 
 READS = ("ReadVariableOp", "ResourceGather")
 # What is still the same value, elsewhere, in other words or another shape.
 _SAME = (
-    *COPIES,
+    *COPY_NODES,
     *("Cast", "Reshape", "EnsureShape", "ExpandDims", "Squeeze"),
     *("Switch", "PreventGradient", "CheckNumerics"),
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from towers.engine.boundary import leaves
+from towers.engine.boundary import tensors_of
 from towers.engine.host import is_host
 from towers.foreign.tf_gradients import own_gradient_of_each
 from towers.placement.device_names import process_of, same_device
@@ -50,7 +50,7 @@ def departing_first(shards: Sequence[Any], placement: Placement) -> list[Any]:
 def _here(shards: Any, device: str) -> list[tf.Tensor]:
     """The shards' tensors that are on the machine of a device."""
     machine = process_of(device)
-    return [x for x in leaves(shards) if process_of(x.device) == machine]
+    return [x for x in tensors_of(shards) if process_of(x.device) == machine]
 
 
 def _same(shard: Any, device: str) -> Any:

@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import tensorflow as tf
 
-from towers.engine.boundary import Task, pinned
+from towers.engine.boundary import Task, pinned_task
 from towers.engine.host import host_of
 from towers.placement.placement import Placement, check_placement
 from towers.verbs.relays import units_of
 from towers.verbs.rows import Rows
 from towers.verbs.split import in_graph
 
-RULES = ("concat", "mean", "sum", "stack", "none")
+MERGES = ("concat", "mean", "sum", "stack", "none")
 _IN_ANY_ORDER = ("mean", "sum")
 
 
@@ -200,7 +200,7 @@ def gathered(
 
     argument = {"columns": columns, "rows": rows and rows.counts}
     with tf.name_scope("gather"):
-        return pinned(Task(merge_there, device, argument))
+        return pinned_task(Task(merge_there, device, argument))
 
 
 def check_structures(tower_outputs: Sequence[Any]) -> None:
@@ -249,11 +249,11 @@ def spread(merge: Any, structure: Any) -> list[str]:
 
 
 def check_rule(rule: Any) -> None:
-    """Raises a `ValueError` unless `rule` is one of `RULES`."""
-    if rule not in RULES:
+    """Raises a `ValueError` unless `rule` is one of `MERGES`."""
+    if rule not in MERGES:
         raise ValueError(
             f"`merge` has the unknown rule {rule!r}. Expected one of "
-            f"{', '.join(RULES)}, or a nest of them like the outputs."
+            f"{', '.join(MERGES)}, or a nest of them like the outputs."
         )
 
 

@@ -27,7 +27,7 @@ def scatter(leaf: Any, ranges: Ranges, device: str) -> list[Any]:
     return _dense(leaf, ranges, device)
 
 
-def copies(
+def whole_copies(
     leaf: Any, device: str, places: Sequence[str], relays: Relays, kept: Kept
 ) -> list[Any]:
     """The whole leaf for each tower; gradients are summed on `device`.
@@ -57,7 +57,7 @@ def narrow_copies(
     kept: Kept,
     half: tf.DType,
 ) -> list[tf.Tensor]:
-    """As `copies` of a float32 tensor, which cross in a half dtype."""
+    """As `whole_copies` of a float32 tensor, which cross in a half dtype."""
     sent = replicate_between(leaf, device, places, relays, kept, half)
     return [widened(x, leaf.dtype, place) for x, place in zip(sent, places)]
 

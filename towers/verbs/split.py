@@ -25,10 +25,10 @@ from towers.verbs.relays import Relays, units_of
 from towers.verbs.replicate import FULL
 from towers.verbs.rows import Ranges, Rows, ranges_of, row_count, row_ranges
 from towers.verbs.scatter import (
-    copies,
     first_rows,
     narrow_copies,
     scatter,
+    whole_copies,
 )
 
 
@@ -189,7 +189,9 @@ def split_shards(
             if leaf is None:
                 return [None] * n, [None] * n
             if undivided:
-                whole = there or copies(leaf, device, places, relays, kept)
+                whole = there or whole_copies(
+                    leaf, device, places, relays, kept
+                )
                 return whole, whole
             fed = there or scatter(leaf, ranges, device)
             if not handed_out:

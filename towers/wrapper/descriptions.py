@@ -18,7 +18,7 @@ _FIT = list(inspect.signature(keras.Model.fit).parameters)[1:]
 _SUMMARY = list(inspect.signature(keras.Model.summary).parameters)[1:]
 
 
-def named(name: str, placement: Placement | None) -> str:
+def short_repr(name: str, placement: Placement | None) -> str:
     """What `repr` says: "<TowerModel of net: 2 towers on /CPU:0, /CPU:1>"."""
     where = "not placed yet" if placement is None else towers_on(placement)
     return f"<TowerModel of {name}: {where}>"
@@ -82,7 +82,7 @@ def shown(name: str, placement: Placement, variables: Sequence[Any]) -> str:
         for layer, pin in placement.layer_devices.items()
     )
     return (
-        f"<b>{escape(named(name, placement)[1:-1])}</b>"
+        f"<b>{escape(short_repr(name, placement)[1:-1])}</b>"
         f"<table>{table}</table>{pins.removeprefix('<br>')}"
     )
 
@@ -91,15 +91,15 @@ def say_first(name: str, placement: Placement, args: Any, kwargs: Any) -> None:
     """Prints the first line, unless `fit` is called with verbose=0."""
     arguments = {**dict(zip(_FIT, args)), **kwargs}
     if arguments.get("verbose", "auto") != 0:
-        say(first_line(name, placement))
+        print_line(first_line(name, placement))
 
 
 def printer(args: Any, kwargs: Any) -> Any:
     """What prints the lines of a `summary` that has these arguments."""
-    return {**dict(zip(_SUMMARY, args)), **kwargs}.get("print_fn") or say
+    return {**dict(zip(_SUMMARY, args)), **kwargs}.get("print_fn") or print_line
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints where Keras prints its progress bar: in a log if it is told so."""
     if keras.config.is_interactive_logging_enabled():
         print(line, flush=True)

@@ -83,7 +83,7 @@ def loss_on_towers(model: Any, data: Any, training: bool | None) -> tf.Tensor:
             outputs,
         )
         parts = sums[0], divisors
-        terms.append(loss_parts.merged(model, parts, y, like, weights))
+        terms.append(loss_parts.merged_loss(model, parts, y, like, weights))
     if not terms:
         raise ValueError(
             "There is no loss to compute. Expected a `loss` in compile(), "

@@ -131,7 +131,7 @@ def parts(
     return tf.stack(numerators), tf.stack(divisors)
 
 
-def merged(
+def merged_loss(
     model: keras.Model,
     parts: tuple[tf.Tensor, tf.Tensor | None],
     y: Any,
@@ -183,7 +183,9 @@ def metric_sums(
     with scope, contextlib.ExitStack() as stack:
         for metric in metrics.metrics:
             if isinstance(metric, keras.metrics.MeanMetricWrapper):
-                stack.enter_context(keras_compile.checked(metric, _check_rows))
+                stack.enter_context(
+                    keras_compile.checked_metric(metric, _check_rows)
+                )
         metrics.update_state(y, y_pred, weights)
     return [tf.stop_gradient(scope.get_current_value(v)) for v, _ in zeros]
 

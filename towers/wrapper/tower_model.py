@@ -317,7 +317,7 @@ class TowerModel(TowerSteps):
         descriptions.printer(args, kwargs)(str(self.placement))
 
     def __repr__(self) -> str:
-        return descriptions.named(self.name, vars(self).get("placement"))
+        return descriptions.short_repr(self.name, vars(self).get("placement"))
 
     def _repr_html_(self) -> str:
         """What is on which device, for notebooks."""

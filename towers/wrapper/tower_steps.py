@@ -28,7 +28,7 @@ from towers.wrapper.own_steps import layers_in_towers
 from towers.wrapper.tower_calls import TowerCalls
 
 # What a template, or a subclass of TowerSteps, may do in its own way.
-STEPS = (
+OWN_STEPS = (
     "train_step",
     "test_step",
     "predict_step",
@@ -112,8 +112,8 @@ class TowerSteps(TemplateProxy):
     def own_steps(self) -> list[str]:
         """What the template, or a subclass of this one, does in its own way."""
         return [
-            *overridden(self.template, STEPS),
-            *overridden(self, STEPS, TowerSteps),
+            *overridden(self.template, OWN_STEPS),
+            *overridden(self, OWN_STEPS, TowerSteps),
         ]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:

@@ -44,16 +44,16 @@ def side_by_side(
     return joined
 
 
-def parts_of(tensor: Any) -> Parts | None:
+def known_parts(tensor: Any) -> Parts | None:
     """What a tensor was put together from, if that is known."""
     return getattr(tensor, "_towers_parts", None)
 
 
-def cut(
+def pieces_of(
     tensor: tf.Tensor, axis: int, sizes: tuple[int, ...]
 ) -> Sequence[tf.Tensor]:
     """A tensor in pieces: its parts, if it was made of such."""
-    parts = parts_of(tensor)
+    parts = known_parts(tensor)
     axis %= tensor.shape.rank
     if parts is not None and (parts.axis, parts.sizes) == (axis, sizes):
         return parts.tensors

@@ -30,7 +30,7 @@ from towers.keras_model.pieces.rules import (
 from towers.placement.pieces import COLUMN_WISE, Pieces
 
 
-def called(
+def call_in_pieces(
     graph: Any, layer: Any, original: Callable[..., Any]
 ) -> Callable[..., Any]:
     """A layer's call, in pieces if it is cut, or if what it is given is in parts.
@@ -49,7 +49,7 @@ def called(
         pin = graph.cuts.of(layer, notes.tower)
         if pin is not None:
             return _cut(layer, pin, notes, args, kwargs)
-        parts = assembled.parts_of(args[0]) if args else None
+        parts = assembled.known_parts(args[0]) if args else None
         if parts is None:
             return original(*args, **kwargs)
         if dropout.drops(layer, kwargs.get("training", notes.training)):
@@ -120,7 +120,7 @@ def _rows(
     activation = getattr(layer, "activation", None)
     bare = {"activation": None, BIAS: None, "use_bias": False}
     bare = {name: value for name, value in bare.items() if name in vars(layer)}
-    each = assembled.cut(x, rule.axis, kernel.sizes)
+    each = assembled.pieces_of(x, rule.axis, kernel.sizes)
     results = []
     for j, part in enumerate(each):
         with on_piece(pin, j, notes):

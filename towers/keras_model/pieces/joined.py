@@ -68,7 +68,7 @@ class Joined(Sliced):
                 f"{self.path!r} has the shape {self.shape}; got a value of "
                 f"shape {tuple(value.shape)}."
             )
-        for piece, part in zip(self.pieces, parts_of(value, self)):
+        for piece, part in zip(self.pieces, slices_of(value, self)):
             piece.assign(part)
 
     def numpy(self) -> np.ndarray:
@@ -103,7 +103,7 @@ for _name in ("add", "sub", "mul", "truediv", "matmul", "pow"):
         setattr(Joined, _operator, _by_value(_operator))
 
 
-def parts_of(value: Any, joined: Joined) -> Iterable[Any]:
+def slices_of(value: Any, joined: Joined) -> Iterable[Any]:
     """What of a whole value is each piece's."""
     before = (slice(None),) * joined.axis
     ends = itertools.accumulate(joined.sizes)

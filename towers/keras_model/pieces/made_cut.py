@@ -7,14 +7,14 @@ import keras
 import tensorflow as tf
 
 from towers.foreign import keras_cut
-from towers.foreign.keras_tracking import named
+from towers.foreign.keras_tracking import set_path
 from towers.foreign.patches import patched
 from towers.keras_model.pieces import whole
 from towers.keras_model.pieces.cuts import is_cut
 from towers.keras_model.pieces.joined import Joined
 from towers.keras_model.pieces.recut import replace
 from towers.keras_model.pieces.rules import (
-    KINDS,
+    CUTTABLE,
     objections,
     refusal,
     rule_of,
@@ -78,7 +78,7 @@ def split_layer(layer: keras.Layer, where: Pieces) -> keras.Layer:
     where = where.resolved(
         "where", lambda argument, d: resolve(d, argument, seen)
     )
-    if not isinstance(layer, KINDS):
+    if not isinstance(layer, CUTTABLE):
         raise _refused(layer, where, f"is a {type(layer).__name__}")
     _check(layer, where)
     if layer.built:
@@ -128,7 +128,7 @@ def _added(
     rule = rule_of(layer, where.by)
     if rule is None:
         raise _refused(layer, where, "has no axis that is cut so")
-    axes = {keras_cut.name_of(rule.kernel): rule.kernel_axis}
+    axes = {keras_cut.weight_name(rule.kernel): rule.kernel_axis}
     if rule.bias_axis is not None:
         axes[keras_cut.BIAS] = rule.bias_axis
     shape = kwargs.get("shape")
@@ -147,5 +147,5 @@ def _added(
             pieces.append(add(**{**rest, "shape": own, "initializer": start}))
     path = pieces[0].path
     for j, piece in enumerate(pieces):
-        named(piece, f"{path}_{j}")
+        set_path(piece, f"{path}_{j}")
     return Joined(pieces, axis, name, path)

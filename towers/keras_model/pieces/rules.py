@@ -19,7 +19,7 @@ from towers.placement.pieces import COLUMN_WISE, Pieces
 L = keras.layers
 CONVOLUTIONS = (L.Conv1D, L.Conv2D, L.Conv3D)
 TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
-KINDS = (
+CUTTABLE = (
     *(L.Dense, L.EinsumDense, L.Embedding, L.MultiHeadAttention),
     *CONVOLUTIONS,
     *TRANSPOSED,
@@ -132,7 +132,7 @@ def sizes_of(n: int, k: int) -> tuple[int, ...]:
 
 
 def check(layer: Any, path: str, pin: Pieces) -> None:
-    """Raises unless a layer of one of `KINDS` can be cut so.
+    """Raises unless a layer of one of `CUTTABLE` can be cut so.
 
     Args:
       layer: it, built.
@@ -147,8 +147,8 @@ def check(layer: Any, path: str, pin: Pieces) -> None:
 
 
 def objections(layer: Any, pin: Pieces) -> Iterator[str]:
-    """Why a layer of one of `KINDS` cannot be cut so, built or not."""
-    kind = next(kind for kind in KINDS if isinstance(layer, kind))
+    """Why a layer of one of `CUTTABLE` cannot be cut so, built or not."""
+    kind = next(kind for kind in CUTTABLE if isinstance(layer, kind))
     own = [
         name
         for parent in type(layer).__mro__[: type(layer).__mro__.index(kind)]
@@ -253,7 +253,7 @@ def cut_layers(
             continue
         if not isinstance(first, Pieces):
             continue
-        if isinstance(layer, KINDS):
+        if isinstance(layer, CUTTABLE):
             check(layer, path, first)
             cut[id(layer)] = pin
             if isinstance(layer, L.MultiHeadAttention):

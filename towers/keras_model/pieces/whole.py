@@ -100,5 +100,5 @@ _OF_ALL = {"get_weights": get_weights, "set_weights": set_weights}
 _OF_OWN = {
     "save_own_variables": save_own_variables,
     "load_own_variables": load_own_variables,
-    tf_slices.CHILDREN: tf_slices.children,
+    tf_slices.CHILDREN: tf_slices.saved_children,
 }

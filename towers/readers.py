@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from towers.cluster import cluster as clusters
+from towers.engine.graphs import as_function
 from towers.engine.host import host_of
 from towers.foreign import tf_iterators
 from towers.foreign.tf_errors import in_words
@@ -182,11 +183,11 @@ class Read:
 
         return [
             (
-                _function(
+                as_function(
                     functools.partial(looked, device),
                     f"{_INPUTS}{tower.index}",
                 ),
-                _function(taken, "taken"),
+                as_function(taken, "taken"),
             )
             for tower, device in zip(self.towers, self.devices)
         ]
@@ -194,7 +195,7 @@ class Read:
     @functools.cached_property
     def _waited(self) -> Callable[[Any], tf.Tensor]:
         """[towers, leaves], what other processes say, which call back at once."""
-        return _function(lambda there: tf.stack(there), "waited")
+        return as_function(lambda there: tf.stack(there), "waited")
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -229,13 +230,6 @@ def watched_devices(
     if cluster is None or all(clusters.task_of(d) is None for d in devices):
         return contextlib.nullcontext()
     return cluster.watch()
-
-
-def _function(call: Callable[..., Any], name: str) -> Any:
-    """A `tf.function` of its own: TensorFlow warns of many traces of one."""
-    own = functools.partial(call)
-    own.__name__ = name  # type: ignore[attr-defined]
-    return tf.function(own, autograph=False)
 
 
 def _dataset(dataset_fn: Callable[..., Any], tower: Tower) -> tf.data.Dataset:

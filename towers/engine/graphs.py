@@ -1,7 +1,9 @@
-"""graphs: towers are graphs, also where functions are told to run eagerly."""
+"""graphs: functions of a graph of their own, and towers as such, in eager code too."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import tensorflow as tf
 
@@ -21,3 +23,13 @@ def as_graphs() -> Iterator[None]:
         yield
     finally:
         tf.config.run_functions_eagerly(True)
+
+
+def as_function(call: Callable[..., Any], name: str) -> Any:
+    """A `tf.function` that is traced once, and not counted with others like it.
+
+    TensorFlow counts traces by code, and warns of many.
+    """
+    own = functools.partial(call)
+    own.__name__ = name  # type: ignore[attr-defined]
+    return tf.function(own, autograph=False)

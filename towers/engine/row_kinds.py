@@ -62,10 +62,16 @@ class Vector:
 
 
 RowKind = Total | OfRows | Vector | None
+RowKinds = Sequence[RowKind]
 SAME, COUNT = Total(), Total(power=1, exact=True)
 # For each value of a ragged tensor which row it is of.
 SEGMENTS = OfRows(0, None, counted=False, order="segments")
 SUM, MEAN = Total(True, 0), Total(True, -1)
+
+
+def is_count(kind: RowKind) -> bool:
+    """Whether this is a power of the number of rows, times the same."""
+    return isinstance(kind, Total) and not kind.summed
 
 
 def vector(kinds: Iterable[RowKind]) -> RowKind:
@@ -77,7 +83,7 @@ def vector(kinds: Iterable[RowKind]) -> RowKind:
     return Vector(totals) if len(totals) == len(each) else None
 
 
-def agreed(kinds: Sequence[RowKind]) -> RowKind:
+def agreed(kinds: RowKinds) -> RowKind:
     """The one kind that all are of, as their sum is.
 
     What is the same in all towers is its mean over rows, too.
@@ -112,7 +118,7 @@ def quotient(one: Total, other: Total) -> RowKind:
     return Total(one.summed, one.power - other.power)
 
 
-def together(kinds: Sequence[RowKind]) -> OfRows | None:
+def together(kinds: RowKinds) -> OfRows | None:
     """The kind of tensors of rows that are joined along another axis."""
     rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     alike = {
@@ -124,7 +130,7 @@ def together(kinds: Sequence[RowKind]) -> OfRows | None:
     return dataclasses.replace(alike.pop(), per=per)
 
 
-def either(kinds: Sequence[RowKind]) -> RowKind:
+def either(kinds: RowKinds) -> RowKind:
     """The kind of what is one of several, whichever that is."""
     one = kinds[0]
     if all(kind == one for kind in kinds):

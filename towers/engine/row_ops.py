@@ -4,7 +4,7 @@ Each rule takes (result, kinds of what the op takes) to the kind of the result.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,18 @@ from towers.engine.row_kinds import (
     SAME,
     OfRows,
     RowKind,
+    RowKinds,
     Total,
     Vector,
     agreed,
     either,
+    is_count,
     product,
     quotient,
     vector,
 )
 
-RowRule = Callable[[tf.Tensor, Sequence[RowKind]], RowKind]
+RowRule = Callable[[tf.Tensor, RowKinds], RowKind]
 # What hands its first input on.
 PASS = (
     *("CheckNumerics", "EnsureShape", "Identity", "PreventGradient"),
@@ -43,6 +45,16 @@ _CONSTANTS: dict[str, Callable[..., Any]] = {
     "Reshape": np.reshape,
     "Sub": np.subtract,
 }
+
+
+def rank_of(tensor: tf.Tensor) -> int | None:
+    """How many axes a tensor has, where that is known."""
+    return tensor.shape.rank
+
+
+def axis_at(value: Any, rank: int | None) -> int | None:
+    """An axis counted from the first, where that and the rank are known."""
+    return None if value is None or not rank else int(value) % rank
 
 
 def static(tensor: tf.Tensor) -> Any:
@@ -77,11 +89,11 @@ def is_zero(tensor: tf.Tensor) -> bool:
 
 
 # ------------------------------------------------------------- element by element
-def _passed(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _passed(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     return kinds[0]
 
 
-def _cast(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _cast(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     before, after = tensor.op.inputs[0].dtype, tensor.dtype
     if isinstance(kinds[0], OfRows):
         linear = kinds[0].power == 0 or after.is_floating
@@ -89,12 +101,12 @@ def _cast(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return kinds[0] if after.is_floating or before.is_integer else None
 
 
-def _recast(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _recast(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     same = tensor.shape.rank == tensor.op.inputs[0].shape.rank
     return _elementwise(tensor, kinds) if same else None
 
 
-def _added(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _added(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a sum; a term that is zero is of any kind."""
     terms = [
         (x, kind)
@@ -120,31 +132,29 @@ def _goes_with_rows(kind: RowKind) -> bool:
     return isinstance(kind, OfRows) or kind == SAME
 
 
-def _multiplied(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _multiplied(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     return _scaled(tensor, kinds, product, 1)
 
 
-def _divided(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _divided(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     return _scaled(tensor, kinds, quotient, -1)
 
 
 def _scaled(
     tensor: tf.Tensor,
-    kinds: Sequence[RowKind],
+    kinds: RowKinds,
     function: Callable[[Total, Total], RowKind],
     sign: int,
 ) -> RowKind:
     one, other = kinds
     if isinstance(one, OfRows) or isinstance(other, OfRows):
-        if not all(isinstance(k, OfRows) or _is_count(k) for k in kinds):
+        if not all(isinstance(k, OfRows) or is_count(k) for k in kinds):
             return None
         return _aligned(tensor, kinds, one.power + sign * other.power)  # type: ignore[union-attr]
     return _by_entry(function, kinds)
 
 
-def _by_entry(
-    function: Callable[..., RowKind], kinds: Sequence[RowKind]
-) -> RowKind:
+def _by_entry(function: Callable[..., RowKind], kinds: RowKinds) -> RowKind:
     """Of vectors, entry by entry, and of totals."""
     sizes = {len(kind.of) for kind in kinds if isinstance(kind, Vector)}
     if not sizes:
@@ -158,12 +168,7 @@ def _by_entry(
     return vector(function(*entry) for entry in zip(*each))
 
 
-def _is_count(kind: RowKind) -> bool:
-    """Whether this is a power of the number of rows, times the same."""
-    return isinstance(kind, Total) and not kind.summed
-
-
-def _elementwise(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _elementwise(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of any function that is applied to each row by itself."""
     for kind in kinds:
         if kind != SAME and not (isinstance(kind, OfRows) and kind.power == 0):
@@ -171,7 +176,7 @@ def _elementwise(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return _aligned(tensor, kinds, 0)
 
 
-def _selected(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _selected(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a condition, and of what is there where it holds or does not."""
     if kinds[0] == SAME and not any(isinstance(k, OfRows) for k in kinds):
         return either(kinds[1:])
@@ -184,7 +189,7 @@ def _ranks(tensor: tf.Tensor) -> set[int | None]:
     return {x.shape.rank for x in tensor.op.inputs}
 
 
-def _larger(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _larger(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a maximum: a count of rows, with 1 for 0, is a count of rows."""
     for kind, x in zip(kinds, tensor.op.inputs[::-1]):
         floor = tf.get_static_value(x)
@@ -193,9 +198,7 @@ def _larger(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return _elementwise(tensor, kinds)
 
 
-def _aligned(
-    tensor: tf.Tensor, kinds: Sequence[RowKind], power: int
-) -> RowKind:
+def _aligned(tensor: tf.Tensor, kinds: RowKinds, power: int) -> RowKind:
     """Of rows, broadcast with their own rows or with what is equal for all."""
     if tensor.shape.rank is None:
         return None

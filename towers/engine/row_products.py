@@ -12,17 +12,17 @@ from towers.engine.row_kinds import (
     SAME,
     OfRows,
     RowKind,
+    RowKinds,
     Total,
     agreed,
     either,
+    is_count,
     product,
 )
 from towers.engine.row_ops import rules_by_op
 
-Kinds = Sequence[RowKind]
 
-
-def _matrices(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _matrices(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     op = tensor.op
     names = ("transpose_a", "transpose_b")
     if op.type != "MatMul":
@@ -46,7 +46,7 @@ def _labels(rank: int, transposed: bool) -> list[Any]:
     return [*range(-rank, -2), *last]
 
 
-def _einsum(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _einsum(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     equation = tensor.op.get_attr("equation").decode()
     if "." in equation:
         return None
@@ -57,7 +57,7 @@ def _einsum(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
 
 def _contracted(
     inputs: Sequence[tf.Tensor],
-    kinds: Kinds,
+    kinds: RowKinds,
     labels: Sequence[list[Any]],
     result: list[Any],
 ) -> RowKind:
@@ -74,7 +74,7 @@ def _contracted(
         for kind, names in zip(kinds, labels)
         if isinstance(kind, OfRows)
     }
-    if len(mine) > 1 or not all(_counts(kind) for kind in totals):
+    if len(mine) > 1 or not all(is_count(kind) for kind in totals):
         return None
     if len({kind.order for kind in rows}) > 1:
         return None
@@ -94,12 +94,8 @@ def _contracted(
     return Total(True, power)
 
 
-def _counts(kind: RowKind) -> bool:
-    return isinstance(kind, Total) and not kind.summed
-
-
 # -------------------------------------------------------------- lists in loops
-def _listed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _listed(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a TensorList of the first axis: the kind of each element."""
     kind = kinds[0]
     if not isinstance(kind, OfRows):
@@ -107,16 +103,16 @@ def _listed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return kind.at(kind.axis - 1) if kind.axis else None
 
 
-def _reserved(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _reserved(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of an empty TensorList, reserved for elements of a shape."""
     return SAME if kinds[1] == SAME else None
 
 
-def _read(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _read(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     return kinds[0] if kinds[1] == SAME else None
 
 
-def _written(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _written(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     before, place, item = kinds
     if place != SAME:
         return None
@@ -125,7 +121,7 @@ def _written(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return either([before, item])
 
 
-def _stacked(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _stacked(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind = kinds[0]
     return kind.at(kind.axis + 1) if isinstance(kind, OfRows) else kind
 

@@ -4,7 +4,6 @@ Another part of the table of `row_ops`.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +14,7 @@ from towers.engine.row_kinds import (
     SEGMENTS,
     OfRows,
     RowKind,
+    RowKinds,
     Total,
     Vector,
     agreed,
@@ -45,7 +45,7 @@ def _keeps(tensor: tf.Tensor) -> bool:
         return False
 
 
-def _summed(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _summed(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind, axes = kinds[0], _axes(tensor)
     if not isinstance(kind, OfRows):
         return agreed([kind])
@@ -58,7 +58,7 @@ def _summed(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return Total(True, kind.power)
 
 
-def _averaged(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _averaged(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """As a sum, which over rows is divided by how many there are."""
     kind, total = kinds[0], _summed(tensor, kinds)
     if not isinstance(kind, OfRows) or not isinstance(total, Total):
@@ -68,7 +68,7 @@ def _averaged(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return dataclasses.replace(total, power=total.power - 1)
 
 
-def _reduced(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _reduced(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a reduction that is no sum, as a maximum: within each row only."""
     kind, axes = kinds[0], _axes(tensor)
     if not isinstance(kind, OfRows) or axes is None or kind.power:
@@ -76,7 +76,7 @@ def _reduced(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return None if kind.axis in axes else _without(kind, axes, _keeps(tensor))
 
 
-def _multiplied_up(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _multiplied_up(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     if not isinstance(kinds[0], Vector):
         return _reduced(tensor, kinds)
     powers = [kind.power for kind in kinds[0].of]
@@ -85,7 +85,7 @@ def _multiplied_up(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return Total(False, sum(powers))
 
 
-def _along(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _along(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of each row by itself, along other axes."""
     kind, axes = kinds[0], _axes(tensor)
     if not isinstance(kind, OfRows):
@@ -96,7 +96,7 @@ def _along(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return kind if kind.power == 0 and set(kinds[1:]) <= {SAME} else None
 
 
-def _along_last(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _along_last(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of each row by itself, along the last axis."""
     kind, rank = kinds[0], tensor.op.inputs[0].shape.rank
     if not isinstance(kind, OfRows) or not rank or kind.axis == rank - 1:
@@ -104,13 +104,13 @@ def _along_last(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return kind if kind.power == 0 and set(kinds[1:]) <= {SAME} else None
 
 
-def _biased(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _biased(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     if isinstance(kinds[0], OfRows):
         return _along_last(tensor, kinds)
     return agreed(kinds)
 
 
-def _first_axis(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _first_axis(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of an op that takes each entry of the first axis alone, as Conv2D."""
     rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     others = [kind for kind in kinds if not isinstance(kind, OfRows)]
@@ -122,7 +122,7 @@ def _first_axis(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return dataclasses.replace(one, uniform=False) if fits else None
 
 
-def _blocked(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _blocked(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of SpaceToBatchND and back, as Keras dilates: blocks of a row as rows."""
     kind = kinds[0]
     if not isinstance(kind, OfRows) or kind.axis or set(kinds[1:]) != {SAME}:
@@ -144,18 +144,18 @@ def _is_shape(kind: RowKind) -> bool:
     return kind == SAME or (isinstance(kind, Vector) and kind.of[0] == COUNT)
 
 
-def _normalized(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _normalized(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     trains = tensor.op.get_attr("is_training")
     return None if trains else _first_axis(tensor, kinds)
 
 
-def _half_squared(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _half_squared(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind = kinds[0]
     rows = isinstance(kind, OfRows) and kind.power == 0
     return Total(True, 0) if rows else None
 
 
-def _scattered(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _scattered(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a scatter of rows, each added at an index of its own: a sum."""
     if SEGMENTS in kinds:
         return _by_segments(tensor, kinds)
@@ -171,7 +171,7 @@ def _scattered(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return Total(True, 0) if power == 0 and axis < inside else None
 
 
-def _by_segments(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _by_segments(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a sum over segments: a ragged row's values become one of a row."""
     kind, places, rows = kinds
     if (
@@ -186,7 +186,7 @@ def _by_segments(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return OfRows(0) if values == (0, None, False, "") else None
 
 
-def _binned(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _binned(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind, rank = kinds[0], tensor.op.inputs[0].shape.rank
     binary = tensor.op.type == "DenseBincount" and tensor.op.get_attr(
         "binary_output"
@@ -199,14 +199,14 @@ def _binned(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return Total(True, 0) if weighs and not binary else None
 
 
-def _drawn(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _drawn(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind = _filled(tensor, kinds)
     if not isinstance(kind, OfRows):
         return None
     return dataclasses.replace(kind, uniform=False)
 
 
-def _filled(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _filled(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a fill of a shape: the axis of rows is where their number stands."""
     if not isinstance(kinds[0], Vector) or set(kinds[1:]) - {SAME}:
         return None
@@ -223,14 +223,14 @@ def _axis_of(shape: Vector) -> RowKind:
     return OfRows(axes[0], per, uniform=True)
 
 
-def _like(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _like(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind = kinds[0]
     if isinstance(kind, OfRows):
         return dataclasses.replace(kind, power=0, uniform=True)
     return SAME
 
 
-def _shape(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _shape(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind = kinds[tensor.value_index]
     rank = tensor.op.inputs[tensor.value_index].shape.rank
     if not isinstance(kind, OfRows):
@@ -241,7 +241,7 @@ def _shape(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
     return vector(count if i == kind.axis else SAME for i in range(rank))
 
 
-def _size(tensor: tf.Tensor, kinds: Sequence[RowKind]) -> RowKind:
+def _size(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind = kinds[0]
     if not isinstance(kind, OfRows):
         return SAME

@@ -4,8 +4,6 @@ Another part of the table of `row_ops`.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -14,31 +12,22 @@ from towers.engine.row_kinds import (
     SAME,
     OfRows,
     RowKind,
+    RowKinds,
     Total,
     Vector,
     rearranged,
 )
-from towers.engine.row_ops import rules_by_op, static
-
-Kinds = Sequence[RowKind]
+from towers.engine.row_ops import axis_at, rank_of, rules_by_op, static
 
 
-def _rank(tensor: tf.Tensor) -> int | None:
-    return tensor.shape.rank
-
-
-def _axis(value: Any, rank: int | None) -> int | None:
-    return None if value is None or not rank else int(value) % rank
-
-
-def _reshaped(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _reshaped(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind, shape = kinds
     if not isinstance(kind, OfRows):
         if isinstance(shape, Vector):
             return None
         return (
             kind
-            if isinstance(kind, Vector) and _rank(tensor) == 1
+            if isinstance(kind, Vector) and rank_of(tensor) == 1
             else (rearranged(kind))
         )
     before, after = tensor.op.inputs[0].shape, _reshaped_to(tensor)
@@ -89,14 +78,14 @@ def _regrouped(
     return dataclasses.replace(kind, per=kind.per * size // target)
 
 
-def _expanded(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
-    kind, axis = kinds[0], _axis(static(tensor.op.inputs[1]), _rank(tensor))
+def _expanded(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
+    kind, axis = kinds[0], axis_at(static(tensor.op.inputs[1]), rank_of(tensor))
     if not isinstance(kind, OfRows):
         return rearranged(kind)
     return None if axis is None else kind.at(kind.axis + (axis <= kind.axis))
 
 
-def _squeezed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _squeezed(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind, shape = kinds[0], tensor.op.inputs[0].shape
     if not isinstance(kind, OfRows):
         return rearranged(kind)
@@ -114,18 +103,18 @@ def _squeezed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return kind.at(kind.axis - sum(axis < kind.axis for axis in axes))
 
 
-def _transposed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _transposed(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind, order = kinds[0], static(tensor.op.inputs[1])
     if not isinstance(kind, OfRows):
         return rearranged(kind)
     return None if order is None else kind.at(order.tolist().index(kind.axis))
 
 
-def _tiled(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _tiled(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind, times = kinds
     data = tensor.op.inputs[0]
     if kind == SAME and isinstance(times, Vector):
-        return _spread(data, times, _rank(tensor))
+        return _spread(data, times, rank_of(tensor))
     if not isinstance(kind, OfRows):
         return rearranged(kind) if times == SAME else None
     many = tf.get_static_value(tensor.op.inputs[1], partial=True)
@@ -138,11 +127,11 @@ def _tiled(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     )
 
 
-def _broadcast(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _broadcast(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind, shape = kinds
-    data, rank = tensor.op.inputs[0], _rank(tensor)
+    data, rank = tensor.op.inputs[0], rank_of(tensor)
     if isinstance(kind, OfRows):
-        if rank is None or _rank(data) is None:
+        if rank is None or rank_of(data) is None:
             return None
         return kind.at(kind.axis + rank - data.shape.rank)
     if kind == SAME and isinstance(shape, Vector):
@@ -153,7 +142,7 @@ def _broadcast(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
 def _spread(data: tf.Tensor, shape: Vector, rank: int | None) -> RowKind:
     """Of a broadcast to a shape with the number of rows: equal rows."""
     axes = [i for i, kind in enumerate(shape.of) if kind != SAME]
-    before = _rank(data)
+    before = rank_of(data)
     if rank is None or before is None or len(axes) != 1:
         return None
     count, place = shape.of[axes[0]], axes[0] - rank

@@ -4,7 +4,6 @@ Another part of the table of `row_ops`.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from towers.engine.row_kinds import (
     SAME,
     OfRows,
     RowKind,
+    RowKinds,
     Total,
     Vector,
     agreed,
@@ -22,16 +22,10 @@ from towers.engine.row_kinds import (
     together,
     vector,
 )
-from towers.engine.row_ops import rules_by_op, static
-
-Kinds = Sequence[RowKind]
+from towers.engine.row_ops import axis_at, rank_of, rules_by_op, static
 
 
-def _rank(tensor: tf.Tensor) -> int | None:
-    return tensor.shape.rank
-
-
-def _sliced(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _sliced(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a StridedSlice, which takes an axis whole or in part."""
     op, kind = tensor.op, kinds[0]
     if any(other != SAME for other in kinds[1:]):
@@ -51,7 +45,7 @@ def _sliced(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
         if isinstance(taken, Total):
             return taken
         return vector(taken)
-    rank = _rank(op.inputs[0])
+    rank = rank_of(op.inputs[0])
     return _at(kind, items, rank) if rank and isinstance(kind, OfRows) else None
 
 
@@ -101,7 +95,7 @@ def _at(kind: OfRows, items: list[Any], rank: int) -> RowKind:
     return None
 
 
-def _cut(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _cut(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of `tf.slice`."""
     kind = kinds[0]
     begin, size = static(tensor.op.inputs[1]), kinds[2]
@@ -119,7 +113,7 @@ def _cut(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return kind if sizes is not None and sizes[kind.axis] == -1 else None
 
 
-def _padded(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _padded(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind, sides = kinds[0], static(tensor.op.inputs[1])
     if not isinstance(kind, OfRows):
         return None
@@ -128,48 +122,44 @@ def _padded(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return dataclasses.replace(kind, uniform=False)
 
 
-def _axis(value: Any, rank: int | None) -> int | None:
-    return None if value is None or not rank else int(value) % rank
-
-
-def _split(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _split(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a split, along another axis than that of rows."""
     op = tensor.op
     place, axis = (0, 1) if op.type == "SplitV" else (1, 0)
     kind, data = kinds[place], op.inputs[place]
     if not isinstance(kind, OfRows):
         return rearranged(kind)
-    along = _axis(static(op.inputs[-1 if axis else 0]), _rank(data))
+    along = axis_at(static(op.inputs[-1 if axis else 0]), rank_of(data))
     return None if along in (None, kind.axis) else kind
 
 
-def _unpacked(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _unpacked(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind, op = kinds[0], tensor.op
     if isinstance(kind, Vector):
         return kind.of[tensor.value_index]
     if not isinstance(kind, OfRows):
         return kind
-    axis = _axis(op.get_attr("axis"), _rank(op.inputs[0]))
+    axis = axis_at(op.get_attr("axis"), rank_of(op.inputs[0]))
     if axis is None or axis == kind.axis:
         return None
     return kind.at(kind.axis - (axis < kind.axis))
 
 
-def _packed(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _packed(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     rows = [kind for kind in kinds if isinstance(kind, OfRows)]
     if not rows:
-        return vector(kinds) if _rank(tensor) == 1 else agreed(kinds)
-    axis = _axis(tensor.op.get_attr("axis"), _rank(tensor))
+        return vector(kinds) if rank_of(tensor) == 1 else agreed(kinds)
+    axis = axis_at(tensor.op.get_attr("axis"), rank_of(tensor))
     one = together(kinds)
     if one is None or axis is None:
         return None
     return one.at(one.axis + (axis <= one.axis))
 
 
-def _joined(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _joined(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of a concatenation."""
-    kinds, rank = kinds[:-1], _rank(tensor)
-    axis = _axis(static(tensor.op.inputs[-1]), rank)
+    kinds, rank = kinds[:-1], rank_of(tensor)
+    axis = axis_at(static(tensor.op.inputs[-1]), rank)
     if not any(isinstance(kind, OfRows) for kind in kinds):
         if rank != 1 or not any(isinstance(kind, Vector) for kind in kinds):
             return agreed(kinds)
@@ -182,7 +172,7 @@ def _joined(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return dataclasses.replace(one, per=None, order=f"{one.order}{len(kinds)},")
 
 
-def _chained(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _chained(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     each: list[RowKind] = []
     for x, kind in zip(tensor.op.inputs, kinds):
         size = x.shape[0]
@@ -192,7 +182,7 @@ def _chained(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return vector(each)
 
 
-def _one_hot(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _one_hot(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     kind = kinds[0]
     axis: Any = tensor.op.get_attr("axis")
     if not isinstance(kind, OfRows) or set(kinds[1:]) != {SAME} or kind.power:
@@ -200,11 +190,11 @@ def _one_hot(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return kind.at(kind.axis + (0 <= int(axis) <= kind.axis))
 
 
-def _gathered(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _gathered(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     op = tensor.op
     data, index = kinds[:2]
-    rank, count = _rank(op.inputs[0]), _rank(op.inputs[1])
-    axis = _axis(static(op.inputs[2]), rank)
+    rank, count = rank_of(op.inputs[0]), rank_of(op.inputs[1])
+    axis = axis_at(static(op.inputs[2]), rank)
     if rank is None or count is None or axis is None or kinds[2] != SAME:
         return None
     batch = op.get_attr("batch_dims")
@@ -242,10 +232,10 @@ def _picked(data: RowKind, index: OfRows, axis: int) -> RowKind:
     return dataclasses.replace(index, axis=axis, power=data.power)
 
 
-def _where(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _where(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     """Of `tf.where`: the numbers of the rows for which a condition holds."""
     kind = kinds[0]
-    if not isinstance(kind, OfRows) or _rank(tensor.op.inputs[0]) != 1:
+    if not isinstance(kind, OfRows) or rank_of(tensor.op.inputs[0]) != 1:
         return None
     if kind.power or kind.order or not kind.counted:
         return None
@@ -253,9 +243,9 @@ def _where(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
     return OfRows(0, None, counted=False, order=order)
 
 
-def _gathered_by_path(tensor: tf.Tensor, kinds: Kinds) -> RowKind:
+def _gathered_by_path(tensor: tf.Tensor, kinds: RowKinds) -> RowKind:
     data, index = kinds
-    rank = _rank(tensor.op.inputs[1])
+    rank = rank_of(tensor.op.inputs[1])
     if data != SAME or not isinstance(index, OfRows) or rank is None:
         return None
     return index if index.axis < rank - 1 and not index.power else None

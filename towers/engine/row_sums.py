@@ -24,6 +24,7 @@ from towers.engine.row_kinds import (
     SEGMENTS,
     OfRows,
     RowKind,
+    RowKinds,
     agreed,
     either,
 )
@@ -164,9 +165,7 @@ def _kind_of(tensor: tf.Tensor, kinds: list[RowKind]) -> RowKind:
     return rule(tensor, kinds)
 
 
-def _called(
-    op: tf.Operation, attribute: str, kinds: Sequence[RowKind]
-) -> list[RowKind]:
+def _called(op: tf.Operation, attribute: str, kinds: RowKinds) -> list[RowKind]:
     """The kinds of a function's results."""
     body = tf_functions.body(op, attribute)
     if body is None or len(body.inputs) != len(kinds):
@@ -175,7 +174,7 @@ def _called(
     return [_walked(x, own_kinds) for x in body.outputs]
 
 
-def _branched(op: tf.Operation, kinds: Sequence[RowKind]) -> list[RowKind]:
+def _branched(op: tf.Operation, kinds: RowKinds) -> list[RowKind]:
     if kinds[0] != SAME:
         return [None] * len(op.outputs)
     results = [
@@ -185,7 +184,7 @@ def _branched(op: tf.Operation, kinds: Sequence[RowKind]) -> list[RowKind]:
     return [either(pair) for pair in zip(*results)]
 
 
-def _looped(op: tf.Operation, kinds: Sequence[RowKind]) -> list[RowKind]:
+def _looped(op: tf.Operation, kinds: RowKinds) -> list[RowKind]:
     """What comes out of a loop that runs as often for any rows."""
     now = list(kinds)
     for _ in range(len(now) + 1):

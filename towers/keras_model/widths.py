@@ -18,8 +18,6 @@ from towers.foreign.patches import CountedPatches
 from towers.foreign.tf_custom_gradients import in_custom_gradient
 from towers.placement.scopes import layer_of, tower_of
 
-Function = Callable[..., Any]
-
 _warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 

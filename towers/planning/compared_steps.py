@@ -5,7 +5,6 @@ and NumPy are put back, and the optimizer only says what it would do.
 """
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from towers.builder import build_towers
-from towers.engine.graphs import as_graphs
+from towers.engine.graphs import as_function, as_graphs
 from towers.foreign import keras_compile, keras_layers, tf_random
 from towers.foreign.keras_compile import Compiled
 from towers.foreign.keras_saving import overridden
@@ -332,16 +331,6 @@ def _copied(optimizer: Any, variables: Any) -> Any:
         ):
             mine.assign(its)
     return copied
-
-
-def as_function(call: Callable[..., Any], name: str) -> Any:
-    """A `tf.function` that is traced once, and not counted with others like it.
-
-    TensorFlow counts traces by code, and warns of many.
-    """
-    own = functools.partial(call)
-    own.__name__ = name  # type: ignore[attr-defined]
-    return tf.function(own, autograph=False)
 
 
 def _regularized(model: keras.Model) -> list[Any]:

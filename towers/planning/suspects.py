@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from towers.builder import build_towers
-from towers.engine.graphs import as_graphs
+from towers.engine.graphs import as_function, as_graphs
 from towers.foreign import keras_layers
 from towers.keras_model.pins import layer_paths
-from towers.planning.compared_steps import ComparedSteps, as_function
+from towers.planning.compared_steps import ComparedSteps
 from towers.planning.figures import Results, figure_of
 from towers.verbs.split import split_batch
 

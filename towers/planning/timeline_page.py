@@ -42,7 +42,8 @@ def timeline_short_form(timeline: Any) -> str:
     return (
         f'<div class="towers-timeline"><dl class="answers">{entries}</dl>'
         '<div class="wide" tabindex="0" role="group" '
-        f'aria-label="Drawing of the time">{timeline_drawing(timeline)}</div></div>'
+        'aria-label="Drawing of the time">'
+        f"{timeline_drawing(timeline)}</div></div>"
     )
 
 

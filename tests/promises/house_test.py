@@ -303,12 +303,19 @@ class HouseTest(parameterized.TestCase):
         names = collections.Counter(path.name for path in tests)
         self.assertEqual([n for n, count in names.items() if count > 1], [])
 
-    def test_no_two_classes_have_one_name(self):
+    def test_no_two_files_of_the_house_have_one_name(self):
+        names = collections.Counter(file.split("/")[-1] for file in files())
+        del names["__init__"]
+        self.assertEqual([n for n, count in names.items() if count > 1], [])
+
+    def test_no_two_classes_or_functions_for_others_have_one_name(self):
         names = collections.Counter(
             node.name
             for path in files().values()
             for node in ast.parse(path.read_text()).body
             if isinstance(node, ast.ClassDef)
+            or isinstance(node, ast.FunctionDef)
+            and not node.name.startswith("_")
         )
         self.assertEqual([n for n, count in names.items() if count > 1], [])
 

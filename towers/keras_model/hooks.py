@@ -238,7 +238,7 @@ def _noted(graph: Any, layer: Any, original: Function) -> Function:
             mean, variance = original(inputs, mask)
         own = [moments_of(layer, inputs, mask, (mean, variance))]
         if graph.meets(layer):
-            name = widths.layer_name(graph, notes.path)
+            name = widths.path_or_model(graph, notes.path)
             mean, variance, own = moments_of_all(own[0], tf.size(inputs), name)
         if is_pooled(layer):
             key = graph.index_of(layer.moving_mean)

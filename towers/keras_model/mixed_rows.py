@@ -114,7 +114,7 @@ def _warn(graph: Any, path: str, op: tf.Operation) -> None:
     widths.warn_once(
         graph,
         path,
-        f"{widths.layer_name(graph, path)!r} makes its outputs of all rows that it is "
+        f"{widths.path_or_model(graph, path)!r} makes its outputs of all rows that it is "
         f"given, by {op.type} {op.name!r}. In a tower those are the tower's, so that "
         "the numbers are others than the plain model's. Ask all towers, as in "
         "towers.all_towers(f, x) in a layer with `needs_all_towers = True`; or, if "

@@ -210,7 +210,7 @@ def _warn(graph: Any, op: tf.Operation) -> None:
     widths.warn_once(
         graph,
         layer,
-        f"{widths.layer_name(graph, layer)!r} takes a width from the rows that it "
+        f"{widths.path_or_model(graph, layer)!r} takes a width from the rows that it "
         f"is given, by {op.type} {op.name!r}, which in a tower is that of the tower's rows "
         "and not of the batch's. What averages over it, or reads it in turn "
         "without a mask, gives other numbers than the plain model. Ask all "

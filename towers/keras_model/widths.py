@@ -48,7 +48,7 @@ def warn_once(graph: Any, path: str, text: str) -> None:
         warnings.warn(text, UserWarning, stacklevel=2)
 
 
-def layer_name(graph: Any, path: str) -> str:
+def path_or_model(graph: Any, path: str) -> str:
     """A layer's path, or outside of layers the model's name."""
     return path or next((model.name for model in graph.models), "tower_fn")
 
@@ -134,7 +134,7 @@ def _widened(ragged: tf.RaggedTensor, shape: Any, notes: Any) -> list[Any]:
             *(
                 _longest,
                 (own[tf.newaxis],),
-                layer_name(notes.graph, notes.path),
+                path_or_model(notes.graph, notes.path),
             ),
             "makes ragged rows dense, as wide as the longest of all towers",
             "a `shape` for `to_tensor`",
@@ -172,7 +172,7 @@ def _warn(notes: Any) -> None:
     warn_once(
         graph,
         path,
-        f"{layer_name(graph, path)!r} makes ragged rows dense in a loop, a "
+        f"{path_or_model(graph, path)!r} makes ragged rows dense in a loop, a "
         "tf.cond, a tf.function or a custom gradient, where other towers "
         "cannot be asked: as wide as the longest of its tower's rows, not of "
         "the batch. What averages over that width, or reads it in turn without "

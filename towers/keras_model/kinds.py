@@ -11,9 +11,7 @@ class Kind(enum.Enum):
     """What one variable of a `LayerGraph` is."""
 
     TRAINED = enum.auto()  # it has a gradient
-    OVERWRITTEN = (
-        enum.auto()
-    )  # a scale of float8: its gradient is its new value
+    OVERWRITTEN = enum.auto()  # float8's: its gradient is its new value
     SEED = enum.auto()  # the state of a `SeedGenerator`
     ROWS = enum.auto()  # what a stateful RNN keeps for each row
     STATISTIC = enum.auto()  # of a batch norm, moved by moments of all rows

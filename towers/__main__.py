@@ -193,62 +193,75 @@ def _commands() -> Any:
     return commands
 
 
-def _worker(given: argparse.Namespace) -> None:
-    towers.serve(given.port, given.host, given.threads, given.heartbeat_port)
+def _worker(arguments: argparse.Namespace) -> None:
+    towers.serve(
+        arguments.port,
+        arguments.host,
+        arguments.threads,
+        arguments.heartbeat_port,
+    )
 
 
-def _devices(given: argparse.Namespace) -> None:
+def _devices(arguments: argparse.Namespace) -> None:
     print(_commands().device_table())
 
 
 def _step(
-    given: argparse.Namespace,
+    arguments: argparse.Namespace,
     picture: str | None = None,
     available: str | None = None,
 ) -> tuple[Any, ...]:
     """The step that the flags speak of; its towers are drawn to `picture`."""
-    model, placement = _placed(given, available)
+    model, placement = _placed(arguments, available)
     if picture is not None:
         towers.plot_placement(model, placement, picture)
     return _commands().step_of(
         model,
         placement,
-        *(given.batch, given.step, given.length, given.optimizer),
+        *(
+            arguments.batch,
+            arguments.step,
+            arguments.length,
+            arguments.optimizer,
+        ),
     )
 
 
 def _placed(
-    given: argparse.Namespace, available: str | None = None
+    arguments: argparse.Namespace, available: str | None = None
 ) -> tuple[Any, towers.Placement]:
     """The model and the placement that are asked for."""
     placement = _commands().placement_of(
-        given.devices, given.weights, given.parameter_device, available
+        arguments.devices,
+        arguments.weights,
+        arguments.parameter_device,
+        available,
     )
-    return _commands().loaded(given.model), placement
+    return _commands().loaded(arguments.model), placement
 
 
-def _compare(given: argparse.Namespace) -> None:
+def _compare(arguments: argparse.Namespace) -> None:
     """Ends with 1 if the towers' numbers are others."""
-    model, placement = _placed(given)
-    inputs = _commands().batch_of(model, given.batch, given.length)
-    options = {"synchronized": given.synchronized}
+    model, placement = _placed(arguments)
+    inputs = _commands().batch_of(model, arguments.batch, arguments.length)
+    options = {"synchronized": arguments.synchronized}
     comparison = towers.compare(model, placement, inputs, **options)
     print(comparison)
     sys.exit(0 if comparison.equal else 1)
 
 
-def _report(given: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> None:
     """Ends with 1 if a tower is to be checked, and ran elsewhere than asked."""
-    paths = _paths(given, "html", "json", "figure", "picture")
-    step = _step(given, given.picture)
-    report = towers.execution_report(*step, loops=given.loops)
+    paths = _paths(arguments, "html", "json", "figure", "picture")
+    step = _step(arguments, arguments.picture)
+    report = towers.execution_report(*step, loops=arguments.loops)
     for flag in {"html", "json"} & set(paths):
         report.save(paths[flag])
     if "figure" in paths:
         report.plot().savefig(paths["figure"])
     print(report)
     _say_written(paths)
-    if given.check:
+    if arguments.check:
         placement = step[0].__self__.placement
         try:
             for i, device in enumerate(placement.devices):
@@ -259,19 +272,19 @@ def _report(given: argparse.Namespace) -> None:
         print(f"All ops of {len(placement.devices)} towers ran where asked.")
 
 
-def _plan(given: argparse.Namespace) -> None:
+def _plan(arguments: argparse.Namespace) -> None:
     """Ends with 1 if something is refused."""
-    paths = _paths(given, "html", "json")
-    parameters = given.parameter_device
-    named = [*given.devices, *[parameters] * (":" in parameters)]
-    machine = _commands().machine_for(named, given.gpus)
-    function, *args = _step(given, available="any")
+    paths = _paths(arguments, "html", "json")
+    parameters = arguments.parameter_device
+    named = [*arguments.devices, *[parameters] * (":" in parameters)]
+    machine = _commands().machine_for(named, arguments.gpus)
+    function, *args = _step(arguments, available="any")
     plan = towers.placement_plan(
         function.__self__,
         *args,
         machine=machine,
-        strict=given.strict,
-        step=given.step,
+        strict=arguments.strict,
+        step=arguments.step,
     )
     for path in paths.values():
         plan.save(path)
@@ -280,21 +293,21 @@ def _plan(given: argparse.Namespace) -> None:
     sys.exit(1 if plan.refused else 0)
 
 
-def _timeline(given: argparse.Namespace) -> None:
-    paths = _paths(given, "html", "save")
-    timeline = towers.timeline(*_step(given))
+def _timeline(arguments: argparse.Namespace) -> None:
+    paths = _paths(arguments, "html", "save")
+    timeline = towers.timeline(*_step(arguments))
     for path in paths.values():
         timeline.save(path)
     print(timeline)
     _say_written(paths)
 
 
-def _paths(given: argparse.Namespace, *outputs: str) -> dict[str, str]:
+def _paths(arguments: argparse.Namespace, *outputs: str) -> dict[str, str]:
     """The files that are to be written, by flag: checked before anything runs."""
-    named = {flag: getattr(given, flag) for flag in outputs}
+    named = {flag: getattr(arguments, flag) for flag in outputs}
     paths = {flag: path for flag, path in named.items() if path is not None}
     for flag, path in paths.items():
-        _writable(given.command, path)
+        _writable(arguments.command, path)
         _commands().check_flag_ending(flag, path)
     return paths
 
@@ -333,13 +346,13 @@ def main(argv: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         _refuse(name, f"there is no such command.{hint}")
-    given = whole.parse_args(argv[1:])
+    arguments = whole.parse_args(argv[1:])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
-            given.run(given)
+            arguments.run(arguments)
     except _TROUBLES as error:
-        _refuse(given.command, error)
+        _refuse(arguments.command, error)
 
 
 def console() -> None:

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
-from towers.keras_model.given import Given
 from towers.keras_model.refusals import tower_errors
+from towers.keras_model.scope_values import ScopeValues
 from towers.placement.placement import Placement
 from towers.tower_graph import Pending, TowerGraph
 from towers.verbs.batch import Batch
@@ -26,11 +26,11 @@ def run_eagerly(
       placement: of the towers, for what errors say.
     """
     built: list[TowerGraph] = []
-    given = Given()
+    scope = ScopeValues()
 
     def run(nest: Any, each: Any, values: Any) -> Any:
         nest = nest if each is None else each[0]
-        with given.again(values):
+        with scope.again(values):
             graph = build(Batch(nest, batch.whole, each))
         built.append(graph)
         results = _tensors(graph)
@@ -42,7 +42,7 @@ def run_eagerly(
     split = batch.nest if batch.each is None else None
     with tower_errors(placement), as_graphs():
         values = tf.function(run, autograph=False)(
-            split, batch.each, given.values
+            split, batch.each, scope.values
         )
     graph = built[-1]
     if batch.each is not None:

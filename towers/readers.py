@@ -81,16 +81,16 @@ class Read:
         """
 
         def restarted() -> tf.Tensor:
-            done = []
+            restarts = []
             for iterator, dataset, device in zip(
                 self.iterators, self.datasets, self.devices
             ):
                 with tf.device(device):
                     begun = tf_iterators.restart(iterator, dataset)
                     with tf.control_dependencies([begun]):
-                        done.append(tf.ones([]))
+                        restarts.append(tf.ones([]))
             with tf.device(HOST_HERE):
-                return tf.stack(done)
+                return tf.stack(restarts)
 
         return tf.function(restarted, autograph=False)
 
@@ -169,7 +169,7 @@ class Read:
         those of other processes come when they like.
         """
 
-        def looked(device: str, iterator: Any) -> tuple[Any, tf.Tensor]:
+        def look(device: str, iterator: Any) -> tuple[Any, tf.Tensor]:
             element = iterator.get_next_as_optional()
             n = len(tf.nest.flatten(iterator.element_spec))
             return element, tf.cond(
@@ -178,13 +178,13 @@ class Read:
                 lambda: tf.fill([n], -1),
             )
 
-        def taken(found: Any) -> Any:
-            return found.get_value()
+        def taken(element: Any) -> Any:
+            return element.get_value()
 
         return [
             (
                 as_function(
-                    functools.partial(looked, device),
+                    functools.partial(look, device),
                     f"{_INPUTS}{tower.index}",
                 ),
                 as_function(taken, "taken"),

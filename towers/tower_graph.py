@@ -69,7 +69,7 @@ class Pending:
 
     Attributes:
       pairs: (variable, merged value).
-      seen: whether somebody has read them.
+      is_read: whether somebody has read them.
 
     Args:
       pairs: those.
@@ -79,14 +79,14 @@ class Pending:
 
     def __init__(self, pairs: list[tuple[Any, tf.Tensor]], is_value: bool):
         self.pairs = pairs
-        self.seen = not pairs
+        self.is_read = not pairs
         self._is_value = is_value
-        if not is_value and not self.seen:
+        if not is_value and not self.is_read:
             tf_functions.when_made(self._warn)
 
     def _warn(self) -> None:
-        if not self.seen:
-            self.seen = True
+        if not self.is_read:
+            self.is_read = True
             names = [getattr(v, "path", v.name) for v, _ in self.pairs]
             warnings.warn(f"{UNAPPLIED}: {few(names)}. {_CURE}", stacklevel=2)
 
@@ -135,7 +135,7 @@ class TowerGraph:
 
         In a `tf.compat.v1` graph the variables are the graph's own.
         """
-        self.pending.seen = True
+        self.pending.is_read = True
         return self.pending.pairs
 
     @property

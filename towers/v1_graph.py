@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from towers.foreign import keras_layers
 from towers.keras_model import checks, layer_graph
-from towers.keras_model.homes import Home, homes_given
+from towers.keras_model.homes import Home, homes_in_scope
 from towers.keras_model.parameters import parameter_devices
 from towers.placement.placement import Placement
 
@@ -70,7 +70,7 @@ def enter(
             twins.append(twin)
     homes = [by_id[id(v)].home for v in graph.variables]
     if keras_layers.scope_here() is not None:
-        return homes_given(graph, homes)
+        return homes_in_scope(graph, homes)
     penalties = [by_id[id(graph.variables[i])].penalty for i in graph.trainable]
     return homes, [penalty for penalty in penalties if penalty is not None]
 

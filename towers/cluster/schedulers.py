@@ -47,7 +47,7 @@ class Scheduled:
           TimeoutError: as for `Cluster`.
         """
         workers, own = named_workers()
-        return _made(cls, workers, own, timeout, heartbeat)
+        return _cluster_of(cls, workers, own, timeout, heartbeat)
 
     @classmethod
     def from_resolver(
@@ -81,10 +81,10 @@ class Scheduled:
           TimeoutError: as for `Cluster`.
         """
         workers, own = resolved_workers(resolver)
-        return _made(cls, workers, own, timeout, heartbeat)
+        return _cluster_of(cls, workers, own, timeout, heartbeat)
 
 
-def _made(
+def _cluster_of(
     cls: Any, workers: list[str], own: str | None, *seconds: float
 ) -> Any:
     return cls(workers, own, *seconds)

@@ -61,11 +61,11 @@ def tensors_of(nest: Any) -> list[tf.Tensor]:
 
 def distinct(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """With copies of what is there twice, as each gets a gradient."""
-    seen: set[int] = set()
+    ids: set[int] = set()
     distinct = []
     for tensor in tensors:
-        again = id(tensor) in seen and tensor.dtype.is_floating
-        seen.add(id(tensor))
+        again = id(tensor) in ids and tensor.dtype.is_floating
+        ids.add(id(tensor))
         distinct.append(tf.identity(tensor) if again else tensor)
     return distinct
 

@@ -216,14 +216,14 @@ def _made_of(tensor: tf.Tensor) -> str | None:
     return ", ".join(constants)
 
 
-def _held(function: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _held(function: Any, ids: set[int]) -> Iterator[tuple[str, Any]]:
     """Names and values that a function keeps, those of inner ones too."""
-    if id(function) in seen:
+    if id(function) in ids:
         return
-    seen.add(id(function))
+    ids.add(id(function))
     held: dict[str, Any] = {}
     if isinstance(function, functools.partial):
-        yield from _held(function.func, seen)
+        yield from _held(function.func, ids)
         held.update({f"argument {i}": x for i, x in enumerate(function.args)})
         held.update(function.keywords)
     function = getattr(function, "__func__", function)
@@ -242,6 +242,6 @@ def _held(function: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
         if callable(value) and (
             hasattr(value, "__code__") or isinstance(value, functools.partial)
         ):
-            yield from _held(value, seen)
+            yield from _held(value, ids)
         else:
             yield name, value

@@ -11,7 +11,7 @@ from towers.foreign.patches import patched
 @contextlib.contextmanager
 def once() -> Iterator[None]:
     """While open, a warning that was shown before is not shown again."""
-    show, seen = warnings.showwarning, set[tuple[Any, ...]]()
+    show, keys = warnings.showwarning, set[tuple[Any, ...]]()
 
     def shown(
         message: Any,
@@ -22,8 +22,8 @@ def once() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         key = (str(message), category, filename, lineno)
-        if key not in seen:
-            seen.add(key)
+        if key not in keys:
+            keys.add(key)
             show(message, category, filename, lineno, file, line)
 
     with patched((warnings, "showwarning", shown)):

@@ -33,7 +33,7 @@ def named_leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _inside(
-    value: Any, keys: tuple[Any, ...], seen: set[int]
+    value: Any, keys: tuple[Any, ...], ids: set[int]
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
     children: Any
     if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def _inside(
     else:
         yield keys, value
         return
-    if id(value) not in seen:
-        seen.add(id(value))
+    if id(value) not in ids:
+        ids.add(id(value))
         for key, child in children:
-            yield from _inside(child, (*keys, key), seen)
+            yield from _inside(child, (*keys, key), ids)

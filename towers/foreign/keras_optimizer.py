@@ -176,7 +176,9 @@ def optimizer_variables(optimizer: Any) -> list[tuple[Any, Any]]:
         and len(slots) == len(own)
         for slot, variable in zip(slots, own)
     }
-    done = {id(v) for v, _ in pairs}
+    owned = {id(v) for v, _ in pairs}
     return pairs + [
-        (v, owners.get(id(v))) for v in optimizer.variables if id(v) not in done
+        (v, owners.get(id(v)))
+        for v in optimizer.variables
+        if id(v) not in owned
     ]

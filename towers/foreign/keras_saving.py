@@ -54,7 +54,7 @@ class TemplateProxy(keras.Model):
             return getattr(template, name)
         return self.bound(own)
 
-    def _done(self, name: str) -> Any:
+    def _method(self, name: str) -> Any:
         """Keras's method or property, or that of the template's class."""
         template = vars(self).get("template")
         own = of_keras = inspect.getattr_static(keras.Model, name)
@@ -230,12 +230,12 @@ def _done_as_its_class_does(name: str) -> Any:
     of_keras = inspect.getattr_static(keras.Model, name)
     if isinstance(of_keras, property):
         return property(
-            lambda self: self._done(name), of_keras.fset, doc=of_keras.__doc__
+            lambda self: self._method(name), of_keras.fset, doc=of_keras.__doc__
         )
 
     @functools.wraps(of_keras)
     def do(self: TemplateProxy, *args: Any, **kwargs: Any) -> Any:
-        return self._done(name)(*args, **kwargs)
+        return self._method(name)(*args, **kwargs)
 
     return do
 

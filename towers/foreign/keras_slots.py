@@ -158,7 +158,8 @@ class _Whole:
 
     def __init__(self, optimizer: Any, cut: Any, joined: Any):
         self._optimizer, self._cut, self._joined = optimizer, cut, joined
-        self._made: dict[Any, Any] = {}  # TensorFlow asks again for the same
+        # TensorFlow asks again for the same.
+        self._stand_ins: dict[Any, Any] = {}
 
     def save(self, store: Any) -> None:
         for i, variable in enumerate(self._whole(self._optimizer.variables)):
@@ -190,9 +191,9 @@ class _Whole:
 
     def _kept(self, of: Sequence[Any], make: Callable[[], Any]) -> Any:
         key = tuple(map(id, of))
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self._stand_ins:
+            self._stand_ins[key] = make()
+        return self._stand_ins[key]
 
     def _whole(self, variables: Sequence[Any]) -> list[Any]:
         """Variables, with what stands for them in the place of cut ones."""

@@ -56,12 +56,12 @@ def ancestors(
       parents: gives what a tensor is made of; nothing ends the way.
       stops: those that are left out, and what only they are made of.
     """
-    seen = {identity(x) for x in stops}
+    names = {identity(x) for x in stops}
     ahead = [tensor]
     while ahead:
         one = ahead.pop()
         name = identity(one)
-        if name not in seen:
-            seen.add(name)
+        if name not in names:
+            names.add(name)
             yield one
             ahead += parents(one)

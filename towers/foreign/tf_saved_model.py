@@ -24,13 +24,13 @@ def noted_devices(path: str, loaded: Any) -> dict[int, str]:
     """
     nodes = _read(path).meta_graphs[0].object_graph_def.nodes
     devices: dict[int, str] = {}
-    seen: set[int] = set()
+    ids: set[int] = set()
     ahead = [(0, loaded)]
     while ahead:
         number, value = ahead.pop()
-        if number in seen:
+        if number in ids:
             continue
-        seen.add(number)
+        ids.add(number)
         if nodes[number].HasField("variable"):
             devices[id(value)] = nodes[number].variable.device
         children = tf.train.TrackableView.children(value)

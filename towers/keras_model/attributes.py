@@ -32,9 +32,9 @@ class OneTowers:
         self.before = before  # in the attribute, when no tower was there
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise ValueError(self._said())
+        raise ValueError(self._words())
 
-    def _said(self) -> str:
+    def _words(self) -> str:
         return (
             f"What the layer {self._what} keeps of its call was computed in a "
             "tower, from that tower's rows, and is not there outside of it. "
@@ -44,7 +44,7 @@ class OneTowers:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise AttributeError(self._said())
+        raise AttributeError(self._words())
 
     def __repr__(self) -> str:
         return f"<of one tower: {self._what}>"
@@ -66,7 +66,7 @@ class _Kept:
         for layer in layers:
             for name, value in list(vars(layer).items()):
                 if isinstance(value, OneTowers):
-                    _put(layer, name, value.before)
+                    _set_attribute(layer, name, value.before)
         self._before = [dict(vars(layer)) for layer in layers]
 
     def tensors(self) -> Iterator[tuple[keras.Layer, str, Any, Any]]:
@@ -82,12 +82,12 @@ class _Kept:
         """While open, layers are as they were without this tower."""
         mine = list(self.tensors())
         for layer, name, _, before in mine:
-            _put(layer, name, before)
+            _set_attribute(layer, name, before)
         # Keras forgets what was added when a call begins, be it another tower's.
         with patched(*[(layer, ADDED, set()) for layer in self._layers]):
             yield
         for layer, name, value, _ in mine:
-            _put(layer, name, value)
+            _set_attribute(layer, name, value)
 
 
 def _has_tensors(value: Any) -> bool:
@@ -98,7 +98,7 @@ def _has_tensors(value: Any) -> bool:
     )
 
 
-def _put(layer: keras.Layer, name: str, value: Any) -> None:
+def _set_attribute(layer: keras.Layer, name: str, value: Any) -> None:
     """Sets what Keras need not know of."""
     if value is _MISSING:
         del vars(layer)[name]
@@ -115,7 +115,7 @@ def kept_by(layers: Sequence[keras.Layer]) -> Iterator[None]:
             yield
     finally:
         for layer, name, _, before in list(kept.tensors()):
-            _put(layer, name, OneTowers(layer, name, before))
+            _set_attribute(layer, name, OneTowers(layer, name, before))
 
 
 @contextlib.contextmanager

@@ -71,8 +71,8 @@ class Question:
         if len(axes) != len(columns):
             return
         for i in suspects:
-            seen = {y.shape[0] for y in columns[i]} - {None}
-            if axes[i] is not None and seen <= {axes[i]}:
+            sizes = {y.shape[0] for y in columns[i]} - {None}
+            if axes[i] is not None and sizes <= {axes[i]}:
                 raise _refusal(i, columns[i][0])
 
     def _has_fixed_batch(self) -> bool:

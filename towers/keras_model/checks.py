@@ -167,26 +167,26 @@ def row_alone(model: Any, inputs: Any) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        taken = [x.shape for x in getattr(model, "inputs", None) or ()]
-        given = [x.shape for x in tf.nest.flatten(inputs) if x is not None]
-        if len(given) == len(taken) and all(map(_is_row, given, taken)):
-            shapes = ", ".join(str(tuple(shape)) for shape in given)
-            batches = ", ".join(str(tuple(shape)) for shape in taken)
+        batches = [x.shape for x in getattr(model, "inputs", None) or ()]
+        shapes = [x.shape for x in tf.nest.flatten(inputs) if x is not None]
+        if len(shapes) == len(batches) and all(map(_is_row, shapes, batches)):
+            own = ", ".join(str(tuple(shape)) for shape in shapes)
+            expected = ", ".join(str(tuple(shape)) for shape in batches)
             error.args = (
-                f"{error}\n\nWhat was given, {shapes}, is a row alone. Expected "
-                f"batches, {batches}: write dataset.batch(rows), or x[None] for an "
+                f"{error}\n\nWhat was given, {own}, is a row alone. Expected "
+                f"batches, {expected}: write dataset.batch(rows), or x[None] for an "
                 "array of one row.",
             )
         raise
 
 
-def _is_row(given: tf.TensorShape, taken: Sequence[int | None]) -> bool:
+def _is_row(shape: tf.TensorShape, batch: Sequence[int | None]) -> bool:
     """Whether a shape is that of a row of what a model takes."""
     return (
-        given.rank == len(taken) - 1
-        and taken[0] is None
-        and taken[-1] != 1
-        and given.is_compatible_with(taken[1:])
+        shape.rank == len(batch) - 1
+        and batch[0] is None
+        and batch[-1] != 1
+        and shape.is_compatible_with(batch[1:])
     )
 
 
@@ -240,8 +240,8 @@ def symbol(value: Any, batched: bool = True) -> Any:
 
 def check_given(model: Any, inputs: Any) -> None:
     """Has Keras say which input is needed, where none is given to split."""
-    given = [x for x in tf.nest.flatten(inputs) if x is not None]
-    if not given and is_built(model):
+    tensors = [x for x in tf.nest.flatten(inputs) if x is not None]
+    if not tensors and is_built(model):
         output_spec(model, inputs)
 
 
@@ -253,8 +253,8 @@ def output_spec(model: Any, inputs: Any) -> Any:
     """
     exactly = functools.partial(symbol, batched=False)
     symbols = tf.nest.map_structure(exactly, inputs)
-    given = [x is not None for x in tf.nest.flatten(inputs)]
-    if any(given) and not all(given):
+    are_there = [x is not None for x in tf.nest.flatten(inputs)]
+    if any(are_there) and not all(are_there):
         # A functional model looks for the shape of an input that is left out.
         return keras.Operation.compute_output_spec(model, symbols)
     with row_alone(model, inputs):

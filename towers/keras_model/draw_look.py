@@ -64,9 +64,9 @@ class Open:
         return MANY, len(self._stateful)
 
     def drawn(
-        self, path: str, name: str, by: str, original: Any, given: Any
+        self, path: str, name: str, by: str, original: Any, arguments: Any
     ) -> tf.Tensor:
-        result = original(**given)
+        result = original(**arguments)
         tf_random_graphs.mark_seen(result)
         self._stateless[key_of(self.counts, path, name)] = result
         return result
@@ -155,7 +155,7 @@ class Look:
 
     Attributes:
       first: the seeds that ops have in the first tower.
-      given: all those that ops were given.
+      seeds: all those that ops were given.
     """
 
     def __init__(
@@ -166,10 +166,10 @@ class Look:
     ):
         self._look, self.is_compiled = look, is_compiled
         self.is_only = is_only
-        self._seen: list[Model | None] = []
+        self._models: list[Model | None] = []
         self._is_new = False
         self.first: dict[Key, tuple[int, int]] = {}
-        self.given: set[tuple[int, int]] = set()
+        self.seeds: set[tuple[int, int]] = set()
 
     def at(
         self,
@@ -192,7 +192,7 @@ class Look:
         if drawn and (sizes is None or drawn.fits(sizes, rows, is_filled)):
             return drawn
         if model and not self._is_new:  # it has changed since
-            self._seen, self._is_new = [self._look(tower_fn, True)], True
+            self._models, self._is_new = [self._look(tower_fn, True)], True
             return self.at(key, sizes, rows, is_filled, tower_fn)
         return DrawShape(None)
 
@@ -206,7 +206,7 @@ class Look:
 
     def check_counts(self, counts: Mapping[Any, int]) -> None:
         """Warns of layers that draw more or less often in towers of other rows."""
-        model = self._seen[0] if self._seen else None
+        model = self._models[0] if self._models else None
         expected = model.counts if model else counts
         for path, kind in sorted(counts):
             if expected.get((path, kind)) != counts[path, kind]:
@@ -240,9 +240,9 @@ class Look:
         return model
 
     def _model(self, tower_fn: Callable[..., Any] | None) -> Model | None:
-        if not self._seen:
-            self._seen.append(self._look(tower_fn, False))
-        return self._seen[0]
+        if not self._models:
+            self._models.append(self._look(tower_fn, False))
+        return self._models[0]
 
 
 def warn_of_own(path: str, how: str) -> None:

@@ -164,12 +164,12 @@ def _counts_rows(loop: tf.Operation, condition: Any) -> bool:
 
 def _numbers(count: tf.Tensor) -> Iterator[int]:
     """A whole number that is known, or those that it is made of."""
-    todo, seen = [count], set[int]()
+    todo, ids = [count], set[int]()
     while todo:
         x = todo.pop()
-        if id(x) in seen or not (x.dtype.is_integer and x.shape.rank == 0):
+        if id(x) in ids or not (x.dtype.is_integer and x.shape.rank == 0):
             continue
-        seen.add(id(x))
+        ids.add(id(x))
         value = tf.get_static_value(x)
         if value is None and x.op.type == "StridedSlice":  # of a shape
             shape, begin = map(tf.get_static_value, x.op.inputs[:2])

@@ -39,7 +39,7 @@ class Masks:
             lambda mask: self._cut(layer, mask, _outside(mask)), masks
         )
 
-    def given(
+    def in_arguments(
         self, layer: keras.Layer, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """A call's arguments, with masks of the tower's rows.

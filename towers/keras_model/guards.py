@@ -135,12 +135,12 @@ class Guards:
         if self.is_plain:
             return None
 
-        def looked(tower_fn: Callable[..., Any] | None, anew: bool) -> Any:
+        def look(tower_fn: Callable[..., Any] | None, anew: bool) -> Any:
             own = dataclasses.replace(self._rehearsal, tower_fn=tower_fn)
             return draw_look.of_many_rows(own, anew)
 
         is_only = len(self._request.placement.devices) == 1
-        return draw_look.Look(looked, is_compiled, is_only)
+        return draw_look.Look(look, is_compiled, is_only)
 
     def findings(
         self,

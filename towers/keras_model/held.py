@@ -40,14 +40,14 @@ def held_variables(layers: Sequence[keras.Layer]) -> list[Held]:
     return list(by_id.values())
 
 
-def _kept(value: Any, seen: set[int]) -> Iterator[tf.Variable]:
+def _kept(value: Any, ids: set[int]) -> Iterator[tf.Variable]:
     """The variables of a layer, or of what it keeps, without its layers'."""
-    seen.add(id(value))
+    ids.add(id(value))
     for child in _children(value):
         if isinstance(child, tf.Variable):
             yield child
-        elif not isinstance(child, _ENDED) and id(child) not in seen:
-            yield from _kept(child, seen)
+        elif not isinstance(child, _ENDED) and id(child) not in ids:
+            yield from _kept(child, ids)
 
 
 def _children(value: Any) -> list[Any]:
@@ -93,9 +93,9 @@ def _changes(op: tf.Operation) -> bool:
     )
 
 
-def _function_changes(name: str, seen: set[str]) -> bool:
-    definition = None if name in seen else tf_calls.definition(name)
-    seen.add(name)
+def _function_changes(name: str, names: set[str]) -> bool:
+    definition = None if name in names else tf_calls.definition(name)
+    names.add(name)
     if definition is None:
         return False
     called = []
@@ -104,4 +104,4 @@ def _function_changes(name: str, seen: set[str]) -> bool:
             return True
         for value in node.attr.values():
             called += [f.name for f in (value.func, *value.list.func) if f.name]
-    return any(_function_changes(other, seen) for other in called)
+    return any(_function_changes(other, names) for other in called)

@@ -122,12 +122,12 @@ def _seeds(get_seed: Function, op_seed: Any) -> Any:
     return notes.draws.seeds(notes.path, get_seed, op_seed)
 
 
-def _drawn(name: str, by: str, original: Function, given: Any) -> Any:
+def _drawn(name: str, by: str, original: Function, arguments: Any) -> Any:
     """What a stateless function draws; a tower may draw its rows of it."""
     notes = _drawing()
     if notes is None:
-        return original(**given)
-    return notes.draws.drawn(notes.path, name, by, original, given)
+        return original(**arguments)
+    return notes.draws.drawn(notes.path, name, by, original, arguments)
 
 
 def _portable() -> bool:
@@ -150,7 +150,7 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
             kwargs = _from_states(layer, kwargs)
         scopes, outer = notes.scopes, notes.device
         if notes.masks is not None:
-            kwargs = notes.masks.given(layer, kwargs)
+            kwargs = notes.masks.in_arguments(layer, kwargs)
         compute, tables = original, notes.stateless.tables
         if tables is not None:
             compute = tables.call(layer, original, notes)
@@ -164,12 +164,12 @@ def _placed(graph: Any, layer: Any, original: Function) -> Function:
                 else:
                     notes.device = device
                     with tf.device(device):
-                        given = args, kwargs
-                        args, kwargs = brought(given)
+                        before = args, kwargs
+                        args, kwargs = brought(before)
                         outputs = compute(*args, **kwargs)
-                        forget_masks(given, (args, kwargs))
-            if graph.wanted and notes.path in graph.wanted:
-                notes.seen.setdefault(notes.path, []).append(outputs)
+                        forget_masks(before, (args, kwargs))
+            if graph.layer_outputs and notes.path in graph.layer_outputs:
+                notes.layer_outputs.setdefault(notes.path, []).append(outputs)
         finally:
             notes.device = outer
             scopes.pop()

@@ -167,8 +167,8 @@ def taken_as_same(replay: Replay) -> list[tf.Tensor]:
     Moments of a batch norm are the shard's, as its outputs are.
     """
     moments = [x for calls in replay.moments.values() for x in calls]
-    seen = [x for m in moments for x in (m.mean, m.variance)]
-    return [*all_towers.shared(), *seen]
+    statistics = [x for m in moments for x in (m.mean, m.variance)]
+    return [*all_towers.shared(), *statistics]
 
 
 def _rules(

@@ -68,7 +68,7 @@ class LayerGraph:
         self.is_portable = False  # see `keras_machine.asks_device`
         leaves = tf.nest.flatten(model)
         self.models = [m for m in leaves if isinstance(m, keras.Layer)]
-        self.wanted = tuple(layer_outputs)
+        self.layer_outputs = tuple(layer_outputs)
         self.layers = all_layers(self.models)
         self.is_mixed = any(
             x.compute_dtype != x.variable_dtype for x in self.layers
@@ -105,7 +105,7 @@ class LayerGraph:
         ):
             paths = pins.layer_paths(self.models)
             self.cuts = cuts.cuts_of(paths, self.pinned_layers)
-            self.cuts.check_outputs(self.wanted)
+            self.cuts.check_outputs(self.layer_outputs)
         self.joined = [
             x
             for layer in self.layers
@@ -183,7 +183,7 @@ class LayerGraph:
         """The layers that have a device; raises if there is no such layer."""
         paths = pins.layer_paths(self.models)
         layers = dict(paths)
-        for name in self.wanted:
+        for name in self.layer_outputs:
             if name not in layers:
                 raise pins.no_layer("layer_outputs", name, [*layers])
         if part_of is None:

@@ -45,13 +45,13 @@ def warn_of(
       stops: what is not to be looked behind.
     """
     layers = dict(pins.layer_paths(graph.models))
-    seen: set[str] = set()
+    names: set[str] = set()
     for output in outputs:
         for tensor in ancestors(output, stops=stops):
             op = tensor.op
-            if op.type not in MIXES or op.name in seen:
+            if op.type not in MIXES or op.name in names:
                 continue
-            seen.add(op.name)
+            names.add(op.name)
             path = widths.layer_at(layers, op)
             if not _may_mix(layers.get(path)) or not _mixes(op, judge):
                 continue

@@ -257,12 +257,12 @@ def _phased(
     args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Sequence[Any], Mapping[str, Any], bool | None]:
     """Arguments without the phase that is among them, and the phase."""
-    given = dict(kwargs)
+    by_name = dict(kwargs)
     if "training" in names[: len(args)]:
         i = names.index("training")
         args, rest = args[:i], args[i:]
-        given.update(zip(names[i:], rest))
-    return args, given, given.pop("training", None)
+        by_name.update(zip(names[i:], rest))
+    return args, by_name, by_name.pop("training", None)
 
 
 def _names(signature: inspect.Signature | None) -> tuple[list[str], set[str]]:

@@ -34,7 +34,7 @@ class Moments:
 
 
 def moments_of(
-    layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None, seen: Any
+    layer: Any, inputs: tf.Tensor, mask: tf.Tensor | None, statistics: Any
 ) -> Moments:
     """What a batch norm saw, by what Keras says of it.
 
@@ -42,11 +42,11 @@ def moments_of(
       layer: the batch norm.
       inputs: [rows, ..., channels], or channels on the layer's axis.
       mask: as `inputs`, without the last axis; None for none.
-      seen: mean and variance, [channels]; Keras squeezes them if masked.
+      statistics: mean and variance, [channels]; Keras squeezes them if masked.
     """
     if mask is None:
-        return Moments(seen[0], seen[1], None)
-    mean, variance = (tf.reshape(x, [-1]) for x in seen)
+        return Moments(statistics[0], statistics[1], None)
+    mean, variance = (tf.reshape(x, [-1]) for x in statistics)
     counted = tf.cast(mask, mean.dtype)
     axis = layer.axis % inputs.shape.rank
     if axis == inputs.shape.rank - 1:
@@ -95,14 +95,14 @@ def pooled_moments(
 
 
 def moments_of_all(
-    seen: Moments, size: tf.Tensor, name: str
+    own: Moments, size: tf.Tensor, name: str
 ) -> tuple[Any, Any, list[Moments]]:
     """Moments of the whole batch, and for one tower what it says of them.
 
     One vector crosses to where towers meet, and one back; of gradients as much.
 
     Args:
-      seen: the tower's.
+      own: the tower's.
       size: how many numbers it has seen.
       name: the layer's, for errors.
 
@@ -110,20 +110,20 @@ def moments_of_all(
       NeedsOthers: the tower is built by itself.
       ValueError: it is in a loop or a custom gradient, where no other tower is.
     """
-    channels = seen.mean.shape[0]
-    count = seen.count
+    channels = own.mean.shape[0]
+    count = own.count
     if count is None:
-        count = tf.cast(size // channels, seen.mean.dtype)
+        count = tf.cast(size // channels, own.mean.dtype)
     counts = tf.reshape(count, [-1])
     sizes = [channels, channels, counts.shape[0]]
     results = []
 
     def pool(parts: tf.Tensor) -> tf.Tensor:  # [n, sum of sizes]
-        seen = tf.split(parts, sizes, 1)
-        results.append(Moments(*pooled_moments(*seen), None, of_all=True))
+        each = tf.split(parts, sizes, 1)
+        results.append(Moments(*pooled_moments(*each), None, of_all=True))
         return tf.stack([results[0].mean, results[0].variance])
 
-    part = tf.concat([seen.mean, seen.variance, counts], 0)
+    part = tf.concat([own.mean, own.variance, counts], 0)
     whole = all_towers.met(
         *(pool, (part[tf.newaxis],), name),
         "trains on the statistics of the whole batch (synchronized=True)",
@@ -249,8 +249,8 @@ def of_all_shards(
             each = tf.stack(
                 [_counted(parts[i], rows, i) for i in (first, *others)]
             )
-            seen = pooled_moments(each[:, 0], each[:, 1], each[:, 2])
-            counted.append(tf.stack([*seen, tf.reduce_sum(each[:, 2], 0)]))
+            pool = pooled_moments(each[:, 0], each[:, 1], each[:, 2])
+            counted.append(tf.stack([*pool, tf.reduce_sum(each[:, 2], 0)]))
     each = tf.stack(counted)
     return pooled_moments(each[:, 0], each[:, 1], each[:, 2])
 
@@ -266,8 +266,8 @@ def _counted(part: tf.Tensor, rows: Rows, tower: int) -> tf.Tensor:
 
 
 def moving_average(
-    old: tf.Tensor, seen: tf.Tensor, momentum: float
+    old: tf.Tensor, new: tf.Tensor, momentum: float
 ) -> tf.Tensor:
     """The moving average that Keras's `BatchNormalization` keeps."""
-    seen = tf.cast(seen, old.dtype)
-    return old * momentum + seen * (1.0 - momentum)
+    new = tf.cast(new, old.dtype)
+    return old * momentum + new * (1.0 - momentum)

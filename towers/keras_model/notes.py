@@ -36,7 +36,7 @@ class Notes:
       home: the tower's device.
       device: that of the pinned layer whose call it is in, if it is in one.
       scopes: the name scopes of the calls that it is in, outermost first.
-      moments, seen: as `moments` and `layer_outputs` of a `Replay`.
+      moments, layer_outputs: as those of a `Replay`.
       sums: the losses that are sums over rows.
       body: the TensorFlow graph that it is in, besides those of its loops.
     """
@@ -60,7 +60,7 @@ class Notes:
         self.stateless = stateless
         self.scopes = [scope]
         self.moments: dict[int, list[Moments]] = {}
-        self.seen: dict[str, list[Any]] = {}
+        self.layer_outputs: dict[str, list[Any]] = {}
         self.sums: list[tf.Tensor] = []
         self.graph = graph
         self.body = tf.compat.v1.get_default_graph()

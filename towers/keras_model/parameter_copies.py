@@ -152,25 +152,25 @@ def replicated(
             kind = [*graph.kinds, Kind.SEED][members[0]]
             if kind is Kind.OVERWRITTEN:
                 some = [values[k] for k in members]
-                given = replicate_overwritten(some, device, targets, kept)
+                handed = replicate_overwritten(some, device, targets, kept)
             elif dtype.is_floating:
                 some = [values[k] for k in members]
                 trained = kind is Kind.TRAINED
                 half = halves.get(members[0])
                 within = functools.partial(copies, trained=trained, half=half)
-                given = (
+                handed = (
                     by_relays(some, device, targets, ways[key], kept, within)
                     if key in ways
                     else within(some, device, targets, kept)
                 )
             elif len(members) > 1 or key in ways:
-                given = parcelled(
+                handed = parcelled(
                     [columns[k] for k in members],
                     *(device, targets, ways.get(key, targets)),
                 )
             else:
                 continue
-            for k, column in zip(members, given):
+            for k, column in zip(members, handed):
                 columns[k] = column
         n = len(placement.devices)
         located = [None] * n if where is None else where.taken(columns.pop())

@@ -157,7 +157,7 @@ class Placed:
     """Which variables of a `TowerModel` have been placed, and as what."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, tf.Variable]] = {}
+        self._by_id: dict[int, tuple[Any, tf.Variable]] = {}
 
     def place_new(self, model: Any) -> bool:
         """Places what has been made since; whether there was anything.
@@ -179,18 +179,18 @@ class Placed:
         return self._note(variables) or new
 
     def _place(self, model: Any, variables: Sequence[Any]) -> bool:
-        new = [v for v in variables if id(v) not in self._known]
+        new = [v for v in variables if id(v) not in self._by_id]
         if new:
             with tf.init_scope():
                 # The optimizer's too, if the model is compiled.
-                move_variables(model, model.placement, self._known)
+                move_variables(model, model.placement, self._by_id)
                 new = [v for v in new if is_initialized(v)]
-            self._known.update((id(v), (v, raw(v))) for v in new)
+            self._by_id.update((id(v), (v, raw(v))) for v in new)
         return bool(new)
 
     def _note(self, variables: Sequence[Any]) -> bool:
         now = {id(v): (v, raw(v)) for v in variables}
-        before, self._known = self._known, now
+        before, self._by_id = self._by_id, now
         return any(
             i not in now or now[i][1] is not old
             for i, (_, old) in before.items()

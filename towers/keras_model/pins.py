@@ -87,7 +87,7 @@ def _own_keys(
     """By path, the keys that are of this layer, and what they say."""
     ranked: dict[int, dict[str, int]] = {}
     for key in layer_devices:
-        rank, layers = _meant(key, paths)
+        rank, layers = _layers_of_key(key, paths)
         for layer in layers:
             ranked.setdefault(id(layer), {})[key] = rank
     return {
@@ -101,7 +101,7 @@ def _own_keys(
     }
 
 
-def _meant(
+def _layers_of_key(
     key: str, paths: Sequence[tuple[str, Any]]
 ) -> tuple[int, Sequence[Any]]:
     """Whether a key is a path, a name or a pattern, and of which layers."""

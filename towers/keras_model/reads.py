@@ -50,7 +50,7 @@ class Reads:
             if x.dtype != raw(v).dtype
         }
         self._graph = tf.compat.v1.get_default_graph()
-        self._seen: dict[int, list[tf.DType | None]] = {}
+        self._dtypes: dict[int, list[tf.DType | None]] = {}
         self._is_aside = False
         self._beside: set[str] = set()  # ops
 
@@ -76,10 +76,10 @@ class Reads:
 
     def note(self, variable: Any, dtype: tf.DType | None = None) -> None:
         """Notes a read; of no dtype if it is no plain one, through a cast."""
-        seen = self._seen.setdefault(id(variable), [])
-        seen.append(dtype)
+        dtypes = self._dtypes.setdefault(id(variable), [])
+        dtypes.append(dtype)
         half = self._halves.get(id(variable))
-        if half is not None and seen != [half]:
+        if half is not None and dtypes != [half]:
             raise Misread
 
     @contextlib.contextmanager
@@ -106,9 +106,13 @@ class Reads:
                 raise Misread
             return dtypes
         for k, variable in enumerate(variables):
-            seen = self._seen.get(id(variable), [])
-            if len(seen) == 1 and seen[0] and self.is_cast(variable, seen[0]):
-                dtypes[k] = seen[0]
+            reads = self._dtypes.get(id(variable), [])
+            if (
+                len(reads) == 1
+                and reads[0]
+                and self.is_cast(variable, reads[0])
+            ):
+                dtypes[k] = reads[0]
         return dtypes
 
     def input_halves(

@@ -45,8 +45,8 @@ class Rehearsal:
     ) -> Replay:
         """What the tower computes, as `replayed` has it."""
         phase = self.request.training
-        given = self.graph, values, shard, phase, scope, self.tower_fn
-        return replayed(*given, **more)
+        arguments = self.graph, values, shard, phase, scope, self.tower_fn
+        return replayed(*arguments, **more)
 
     def run(
         self,

@@ -112,7 +112,7 @@ def replayed(
     input_halves: dict[int, tf.DType] = {}
     if reads is not None:
         halves = reads.halves(graph.variables, stateless.follower)
-        results = outputs, losses, state, notes.seen
+        results = outputs, losses, state, notes.layer_outputs
         input_halves = reads.input_halves(
             tf.nest.flatten(inputs),
             tf.nest.flatten(results),
@@ -127,7 +127,7 @@ def replayed(
         [_regularized(loss, notes.sums) for loss in losses],
         state,
         notes.moments,
-        {k: v[0] if len(v) == 1 else v for k, v in notes.seen.items()},
+        {k: v[0] if len(v) == 1 else v for k, v in notes.layer_outputs.items()},
         halves,
         input_halves,
     )

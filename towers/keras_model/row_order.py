@@ -129,18 +129,18 @@ def is_for_joined(drawn: tf.Tensor, many: int) -> bool:
       many: so many rows there are, a prime.
     """
     times = _batches(drawn, many)
-    todo, seen = [drawn], {drawn.name}
+    todo, names = [drawn], {drawn.name}
     while todo:
         tensor = todo.pop()
         for op in tensor.consumers():
             if _divides(op, tensor, many):
                 return True
-            others = [x for x in op.inputs if x.name not in seen]
+            others = [x for x in op.inputs if x.name not in names]
             if any(joined_by(x, many) is not None for x in others):
                 return True
             same = [y for y in op.outputs if _batches(y, many) == times]
-            todo += [y for y in same if y.name not in seen]
-            seen.update(y.name for y in same)
+            todo += [y for y in same if y.name not in names]
+            names.update(y.name for y in same)
     return False
 
 

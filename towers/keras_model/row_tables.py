@@ -71,7 +71,7 @@ class Tables:
     ):
         self._tables, self._layers = tables, layers
         self._variables = variables
-        self._known = {id(table) for table in tables}
+        self._ids = {id(table) for table in tables}
         self._expected: keras.Variable | None = None
         self.whole: set[int] = set()
 
@@ -81,7 +81,7 @@ class Tables:
         Raises:
           Misread: it is a table that was to be read by rows only.
         """
-        if id(variable) in self._known and variable is not self._expected:
+        if id(variable) in self._ids and variable is not self._expected:
             self.whole.add(id(variable))
             if self._variables is not None:
                 raise Misread
@@ -122,7 +122,7 @@ class Tables:
           ids: whole numbers of any shape, none below 0.
           notes: those of the replay.
         """
-        if id(table) not in self._known or not notes.is_outright:
+        if id(table) not in self._ids or not notes.is_outright:
             return None
         with self._looking(table):
             stand_in = tf.convert_to_tensor(table)

@@ -316,7 +316,7 @@ def _statistics(
     """Moving statistics of batch norms, moved by moments of all rows."""
     graph = before.graph
     merged: dict[int, tf.Tensor] = {}
-    seen: dict[tuple[int, int], tuple[tf.Tensor, tf.Tensor]] = {}
+    by_call: dict[tuple[int, int], tuple[tf.Tensor, tf.Tensor]] = {}
     for group in sorted({group for tower in moments for group in tower}):
         sizes = [graph.variables[i].shape[0] for i, _ in group.calls]
         with tf.device(group.device), tf.name_scope("merge_moments"):
@@ -326,18 +326,18 @@ def _statistics(
                 group.device,
             )
             each = zip(*[tf.split(x, sizes) for x in pooled])
-            seen.update(zip(group.calls, each))
+            by_call.update(zip(group.calls, each))
     layers = graph.batch_norms
-    for i, k in sorted(seen):  # of one layer, in the order of its calls
+    for i, k in sorted(by_call):  # of one layer, in the order of its calls
         places = [graph.index_of(v) for v in statistics(layers[i])]
         now = [merged.get(m, before.values[m]) for m in places]
         with tf.device(before.devices[i]), tf.name_scope("merge_moments"):
             if len(places) > 2:
-                moved = _renormalized(layers[i], now, *seen[i, k])
+                moved = _renormalized(layers[i], now, *by_call[i, k])
             else:
                 moved = [
                     moving_average(old, x, layers[i].momentum)
-                    for old, x in zip(now, seen[i, k])
+                    for old, x in zip(now, by_call[i, k])
                 ]
         merged.update(zip(places, moved))
     return merged

@@ -121,7 +121,7 @@ def _is_by_rows(
 ) -> bool:
     """Whether a table, at place k, can be read by rows where it lives."""
     return (
-        home.given is None
+        home.stand_in is None
         and graph.variables[k].regularizer is None
         and not keras_layers.made_by_strategy(home.variable)
         and all(

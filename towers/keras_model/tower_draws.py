@@ -141,7 +141,7 @@ class Own:
                 "function of `tf.random.stateless_*` or `keras.random`.",
                 stacklevel=2,
             )
-        self._look.given.add(seeds)
+        self._look.seeds.add(seeds)
         return seeds
 
     def _unseeded(self, key: Key) -> Any:
@@ -151,11 +151,11 @@ class Own:
             return None, None
         anything = 1 + secrets.randbelow(tf_random.MOST - 1), 1
         seeds = look.first.setdefault(key, anything)
-        look.given.add(seeds)
+        look.seeds.add(seeds)
         return seeds
 
     def drawn(
-        self, path: str, name: str, by: str, original: Any, given: Any
+        self, path: str, name: str, by: str, original: Any, arguments: Any
     ) -> tf.Tensor:
         """What a stateless function draws.
 
@@ -164,32 +164,34 @@ class Own:
           name: the function's.
           by: the argument that seeds it.
           original: the function.
-          given: its arguments.
+          arguments: its arguments.
         """
         key = key_of(self.counts, path, name)
         if self._look.is_only:
-            return original(**given)
-        seed = tf.convert_to_tensor(given[by])
+            return original(**arguments)
+        seed = tf.convert_to_tensor(arguments[by])
         is_alike = True  # in each step of a loop
         for x in tf_random_graphs.sources(seed, self._states, False):
             if identity(x) in self._of_rows:  # which tell the numbers
-                tf_random_graphs.mark_seen(result := original(**given))
+                tf_random_graphs.mark_seen(result := original(**arguments))
                 return result
             is_alike &= (
                 identity(x) in self._states
                 or x.op.type == "Const"
                 or bool(tf_random_graphs.taken(x))
             )
-        sizes = tf_random.sizes(given)
+        sizes = tf_random.sizes(arguments)
         drawn = self._at(key, sizes)
         is_one = drawn.is_one or (drawn.axes == () and is_alike)
         if is_one or self._is_fixed(drawn, sizes):
-            tf_random_graphs.mark_seen(result := original(**given))
+            tf_random_graphs.mark_seen(result := original(**arguments))
             return result
-        result = self._rows(path, drawn, sizes, name, original, given)
+        result = self._rows(path, drawn, sizes, name, original, arguments)
         if result is None:
             warn_of_own(path, drawn.why_own)
-            result = original(**{**given, by: own_key(seed, self._numbers())})
+            result = original(
+                **{**arguments, by: own_key(seed, self._numbers())}
+            )
             tf_random_graphs.mark_seen(result)
         else:
             self.rows.append((result, drawn.axis, drawn.of_row))
@@ -212,15 +214,16 @@ class Own:
         sizes: list[int | None] | None,
         name: str,
         original: Any,
-        given: Any,
+        arguments: Any,
     ) -> tf.Tensor | None:
         """The tower's rows of a draw; None if they cannot be told."""
         if not (sizes and drawn.is_once and tf_random.is_by_row(name)):
             return None
-        parameters = tf_random.parameters(given)
+        parameters = tf_random.parameters(arguments)
         if any(x.shape.rank is None for x in parameters.values()):
             return None
-        if "logits" in given and drawn.axis > 0:  # of as many samples as rows
+        # Logits of as many samples as rows.
+        if "logits" in arguments and drawn.axis > 0:
             return None
         # So many for each row, as far as the model was asked of other sizes.
         if drawn.of_row > 1 and self._is_filled and sizes[drawn.axis] is None:
@@ -229,7 +232,7 @@ class Own:
         def draw(shape: Any, counter: Any, parameters: Any) -> tf.Tensor:
             changed = {"shape": shape, "counter": counter}
             result = original(
-                **{k: changed.get(k, x) for k, x in given.items()}
+                **{k: changed.get(k, x) for k, x in arguments.items()}
                 | dict(parameters)
             )
             tf_random_graphs.mark_seen(result)
@@ -237,13 +240,13 @@ class Own:
 
         asked = Draw(
             draw,
-            tf_random.shape_of(given),
+            tf_random.shape_of(arguments),
             sizes,
-            given.get("counter"),
+            arguments.get("counter"),
             *(drawn.axis, drawn.of_row, self._numbers()),
             parameters,
         )
-        counted = tf_random.counted(name, given, self._look.is_compiled)
+        counted = tf_random.counted(name, arguments, self._look.is_compiled)
         layout = counted and Layout(*counted)
         if layout and can_count(asked, layout):
             if has_split_pairs(asked, layout):
@@ -288,8 +291,8 @@ class Own:
         for name in tf_random_graphs.by_generators(ops):
             path = name.removeprefix(scope).rpartition("/")[0]
             warn_of_own(path, "by a `tf.random.Generator`")
-        given = None if self._look.is_compiled else self._look.given
-        for name in tf_random_graphs.missed(ops, given):
+        seeds = None if self._look.is_compiled else self._look.seeds
+        for name in tf_random_graphs.missed(ops, seeds):
             path = name.removeprefix(scope).rpartition("/")[0]
             warnings.warn(
                 f"{layer_named(path)} draws random numbers by a constant seed in a "

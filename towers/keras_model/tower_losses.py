@@ -47,8 +47,8 @@ def of_tower(
         if rule in _SCALAR:
             loss = tf.reduce_sum(loss)  # likewise
         if rule in (UNKNOWN, FINITE):
-            given = boundary.tensors_of([sources.copies, sources.shard])
-            loss = _guarded(loss, given)
+            tensors = boundary.tensors_of([sources.copies, sources.shard])
+            loss = _guarded(loss, tensors)
         losses.append({(rule, i): loss})
     return losses
 

@@ -57,17 +57,17 @@ class WholeCall:
     training: bool | None
     call: Callable[..., Any] | None = None
 
-    def answers(self, given: Any, tell: Callable[[Any], Any]) -> list[Any]:
+    def answers(self, inputs: Any, tell: Callable[[Any], Any]) -> list[Any]:
         """What `tell` says of each flat output of the model, called once more.
 
         Unlike `compute_output_spec` this calls it as towers do: with the phase,
         and with the casts of mixed precision.
 
         Args:
-          given: a nest like `inputs`, of specs, and None for None.
+          inputs: a nest like the model's, of specs, and None for None.
           tell: of a tensor in the graph of the call.
         """
-        return checks.eagerly(lambda: self._traced(given, tell))
+        return checks.eagerly(lambda: self._traced(inputs, tell))
 
     @contextlib.contextmanager
     def refused_as_given(self) -> Iterator[None]:
@@ -86,23 +86,23 @@ class WholeCall:
 
     def _raise_again(self, error: Exception) -> None:
         """Raises an error as the plain model has it, if that has it too."""
-        given = tf.nest.map_structure(specs.of, self.inputs)
+        inputs = tf.nest.map_structure(specs.of, self.inputs)
         try:
-            with checks.row_alone(self.model, given):
-                self.answers(given, lambda _: None)
+            with checks.row_alone(self.model, inputs):
+                self.answers(inputs, lambda _: None)
         except type(error) as plain:
             raise plain from None
         except Exception:  # as it cannot be called so
             return
 
-    def _traced(self, given: Any, tell: Callable[[Any], Any]) -> list[Any]:
+    def _traced(self, inputs: Any, tell: Callable[[Any], Any]) -> list[Any]:
         answers: list[Any] = []
-        flat = tf.nest.flatten(given)
+        flat = tf.nest.flatten(inputs)
 
         def call(*leaves: Any) -> None:
             each = iter(leaves)
             nest = tf.nest.pack_sequence_as(
-                given, [None if s is None else next(each) for s in flat]
+                inputs, [None if s is None else next(each) for s in flat]
             )
             named = {} if self.training is None else {"training": self.training}
             with keras.StatelessScope():

@@ -137,9 +137,9 @@ def resolve(name: Any, argument: str, visible: list[str] | None) -> str:
     # With several processes in sight, "/CPU:0" means this one's, and only the
     # full name says so to TensorFlow's placer.
     several = len({(d.job, d.task) for d in devices}) > 1
-    meant = [other for other in devices if agrees(spec, other)]
-    if meant:
-        ours = [device for device in meant if device.job == here.job] or meant
+    matches = [other for other in devices if agrees(spec, other)]
+    if matches:
+        ours = [d for d in matches if d.job == here.job] or matches
         if len({(d.job, d.task) for d in ours}) > 1:
             raise ValueError(
                 f"`{argument}` is {name!r}, which may be "

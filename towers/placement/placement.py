@@ -82,12 +82,12 @@ class Placement(WorkedOut):
     reasons: Sequence[str] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        seen = available(self.available)
+        visible = available(self.available)
 
         def resolve(argument: str, name: Any) -> str:
-            return device_names.resolve(name, argument, seen)
+            return device_names.resolve(name, argument, visible)
 
-        def put(field: str, value: Any) -> None:
+        def set_field(field: str, value: Any) -> None:
             object.__setattr__(self, field, value)
 
         devices = self.devices
@@ -102,31 +102,33 @@ class Placement(WorkedOut):
                 "`devices` is empty, but there must be at least one tower. "
                 'For one tower on the host, write ["/CPU:0"].'
             )
-        put(
+        set_field(
             "devices",
             tuple(
                 resolve(f"devices[{i}]", name) for i, name in enumerate(devices)
             ),
         )
-        put("weights", checked_weights(self.weights, len(devices)))
-        put("input_device", resolve("input_device", self.input_device))
+        set_field("weights", checked_weights(self.weights, len(devices)))
+        set_field("input_device", resolve("input_device", self.input_device))
         parameters = self.parameter_device
         if isinstance(parameters, str) and parameters in POLICIES:
             each = [*dict.fromkeys(self.devices)]
-            put("parameter_device", POLICIES[parameters](each))
+            set_field("parameter_device", POLICIES[parameters](each))
         elif not callable(parameters):
-            put("parameter_device", resolve("parameter_device", parameters))
+            set_field(
+                "parameter_device", resolve("parameter_device", parameters)
+            )
         default = (
             self.devices[0]
             if callable(self.parameter_device)
             else self.parameter_device
         )
         output = default if self.output_device is None else self.output_device
-        put("output_device", resolve("output_device", output))
+        set_field("output_device", resolve("output_device", output))
         pins = checked_layer_devices(
             self.layer_devices, len(self.devices), resolve
         )
-        put("layer_devices", pins)
+        set_field("layer_devices", pins)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -142,8 +144,10 @@ class Placement(WorkedOut):
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)
         short = {f.name: _SHORT.repr(getattr(self, f.name)) for f in fields}
-        given = ", ".join(f"{name}={value}" for name, value in short.items())
-        return f"Placement({given})"
+        arguments = ", ".join(
+            f"{name}={value}" for name, value in short.items()
+        )
+        return f"Placement({arguments})"
 
     def _repr_html_(self) -> str:
         """The sentences of `print`, which notebooks show."""
@@ -190,7 +194,8 @@ def resolve_devices(
     argument: str, names: Iterable[Any], placement: Placement
 ) -> list[str]:
     """Checks names that a policy gave, as `Placement` checks its own."""
-    seen = available(placement.available)
+    visible = available(placement.available)
     return [
-        resolve(name, f"{argument}[{i}]", seen) for i, name in enumerate(names)
+        resolve(name, f"{argument}[{i}]", visible)
+        for i, name in enumerate(names)
     ]

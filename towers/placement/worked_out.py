@@ -62,7 +62,7 @@ class WorkedOut:
                 f"{len(names)}. Ask for fewer, or run the same towers on "
                 f"logical CPU devices with Placement.cpus({n or 2})."
             )
-        return _made(
+        return _placement_of(
             cls,
             names[:n],
             parameter_device=parameter_device,
@@ -107,8 +107,8 @@ class WorkedOut:
         """
         device_names.check_count("n", n)
         host = tf.config.list_physical_devices("CPU")[0]
-        made = tf.config.get_logical_device_configuration(host) or ()
-        if len(made) < n:
+        devices = tf.config.get_logical_device_configuration(host) or ()
+        if len(devices) < n:
             one = tf.config.LogicalDeviceConfiguration()
             try:
                 tf.config.set_logical_device_configuration(host, [one] * n)
@@ -122,7 +122,7 @@ class WorkedOut:
                 "cannot be added later. Call it before anything that uses a "
                 f"tensor or a model, or ask for at most {len(names)}."
             )
-        return _made(
+        return _placement_of(
             cls,
             names[:n],
             parameter_device=parameter_device,
@@ -175,7 +175,7 @@ class WorkedOut:
             devices = devices or ["/CPU:0"]
         kwargs.setdefault("parameter_device", devices[0])
         kwargs.update(layer_devices=where)
-        return _made(cls, devices, **kwargs)
+        return _placement_of(cls, devices, **kwargs)
 
     @classmethod
     def from_layout_map(
@@ -227,7 +227,7 @@ class WorkedOut:
         reasons += kwargs.pop("reasons", ())
         devices = [row[0] for row in mesh.rows]
         kwargs.update(layer_devices=where, reasons=reasons)
-        return _made(cls, devices, **kwargs)
+        return _placement_of(cls, devices, **kwargs)
 
     @classmethod
     def workers(
@@ -275,7 +275,7 @@ class WorkedOut:
                 f"{', '.join(cluster.devices()) or 'no devices'}. Expected a "
                 "kind that they have, or None."
             )
-        return _made(
+        return _placement_of(
             cls,
             names,
             parameter_device=parameter_device,
@@ -288,7 +288,9 @@ class WorkedOut:
         )
 
 
-def _made(kind: type[Made], devices: Sequence[str], **kwargs: Any) -> Made:
+def _placement_of(
+    kind: type[Made], devices: Sequence[str], **kwargs: Any
+) -> Made:
     """A placement of a kind, on devices."""
     make: Any = kind
     return make(devices, **kwargs)

@@ -66,14 +66,14 @@ class PlacementReport(keras.callbacks.Callback):
         self.report: ExecutionReport | None = None
         self.timeline: Timeline | None = None
         self._timed = timeline
-        self._done = 0
+        self._batches = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._done = 0
+        self._batches = 0
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         # Keras begins another batch when a dataset of no known size has ended.
-        if self._done + 1 != self.batch:
+        if self._batches + 1 != self.batch:
             return
         if self.model.run_eagerly or tf.config.functions_run_eagerly():
             warnings.warn(
@@ -91,13 +91,13 @@ class PlacementReport(keras.callbacks.Callback):
         self.model.train_function = step
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._done += 1
+        self._batches += 1
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._done < self.batch:
+        if self._batches < self.batch:
             warnings.warn(
                 f"PlacementReport was to report step {self.batch}, but there "
-                f"were {self._done}: expected a smaller `batch`.",
+                f"were {self._batches}: expected a smaller `batch`.",
                 stacklevel=2,
             )
 

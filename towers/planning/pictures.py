@@ -29,10 +29,10 @@ class Drawing(str):
         program = shutil.which("dot")
         if program is None:
             return None
-        done = subprocess.run(
+        process = subprocess.run(
             [program, "-Tsvg"], input=self, capture_output=True, text=True
         )
-        return done.stdout or None
+        return process.stdout or None
 
 
 def plot_placement(
@@ -87,16 +87,16 @@ def plot_placement(
         with open(to_file, "w", encoding="utf-8") as file:
             file.write(text)
         return text
-    done = subprocess.run(
+    process = subprocess.run(
         [program, f"-T{_ending(to_file)}", "-o", to_file],
         input=text,
         capture_output=True,
         text=True,
     )
-    if done.returncode:
+    if process.returncode:
         raise ValueError(
             f"`to_file` is {to_file!r}, which Graphviz did not write: "
-            f"{done.stderr.strip()} Expected a path that can be written."
+            f"{process.stderr.strip()} Expected a path that can be written."
         )
     return text
 

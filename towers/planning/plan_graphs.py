@@ -229,10 +229,10 @@ def _handle(variable: tf.Variable, device: str) -> Callable[[Any], None]:
 def _argument(origin: Any) -> Callable[[Any], None]:
     """A function that puts an argument's node where the argument is."""
 
-    def put(node: Any) -> None:
+    def note(node: Any) -> None:
         node.device = getattr(origin, "device", None) or _HOST
 
-    return put
+    return note
 
 
 def saved_model_path(value: Any) -> str | None:

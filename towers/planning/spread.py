@@ -295,7 +295,7 @@ def _cut(
     worst: Any = math.inf if largest else (math.inf,) * 3
     nothing: Any = 0 if largest else (0, 0, 0)
     best: list[Any] = [nothing] + [worst] * n
-    came: list[list[int]] = []
+    starts: list[list[int]] = []
     for bound in bounds:
         now: list[Any] = [worst] * (n + 1)
         start = [0] * (n + 1)
@@ -312,9 +312,9 @@ def _cut(
                 if whole < now[end]:
                     now[end], start[end] = whole, first
         best = now
-        came.append(start)
+        starts.append(start)
     cuts = [n]
-    for start in reversed(came):
+    for start in reversed(starts):
         cuts.append(start[cuts[-1]])
     return best[n], cuts[::-1]
 

@@ -63,7 +63,7 @@ class Timeline:
     @functools.cached_property
     def busy(self) -> dict[str, float]:
         """By device that is seen, the time in which it ran at least one op."""
-        return {d: _length(self._running[d]) for d in self._seen}
+        return {d: _length(self._running[d]) for d in self._seen_devices}
 
     @functools.cached_property
     def towers(self) -> dict[str, float]:
@@ -88,7 +88,7 @@ class Timeline:
     @functools.cached_property
     def waits(self) -> dict[str, float]:
         """By device, the time in which it ran nothing until a tensor came."""
-        seconds = dict.fromkeys(self._seen, 0.0)
+        seconds = dict.fromkeys(self._seen_devices, 0.0)
         for wait in self.longest_waits:
             seconds[wait.device] += wait.seconds
         return seconds
@@ -144,7 +144,7 @@ class Timeline:
         lines += [
             f"{ms(self.busy[d])} {share(self.busy[d])}  {d} busy, "
             f"{1e3 * self.waits[d]:.3f} ms waiting"
-            for d in self._seen
+            for d in self._seen_devices
         ]
         lines += [
             f"     not seen  {d}, whose process tells nothing of what it ran"
@@ -163,7 +163,7 @@ class Timeline:
         return "\n".join(lines)
 
     @functools.cached_property
-    def _seen(self) -> list[str]:
+    def _seen_devices(self) -> list[str]:
         return [d for d in self.devices if d not in self.unseen]
 
     @functools.cached_property

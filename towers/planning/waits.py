@@ -53,9 +53,9 @@ def longest_waits(
         gap = start
         for begun, end in intervals:
             # What came last before the device went on is what it lacked.
-            came = [c for c in arrived[device] if gap < c.arrived <= begun]
-            if came:
-                last = came[-1]
+            arrivals = [c for c in arrived[device] if gap < c.arrived <= begun]
+            if arrivals:
+                last = arrivals[-1]
                 waits.append(
                     Wait(
                         *(device, last.tensor, last.source),

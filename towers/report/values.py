@@ -77,9 +77,9 @@ class GraphValues:
 
     def origin(self, tensor: str) -> str:
         """Where a value was made, past copies and what it was joined in."""
-        seen = set()
-        while tensor not in seen:
-            seen.add(tensor)
+        tensors = set()
+        while tensor not in tensors:
+            tensors.add(tensor)
             node = self.node(tensor)
             if node is None or not node.input:
                 return full(tensor)
@@ -120,7 +120,7 @@ class GraphValues:
           counts: which of those that take it at once are meant.
         """
         start = full(tensor)
-        ahead, seen = [start], set()
+        ahead, tensors = [start], set()
         while ahead:
             now = ahead.pop()
             for node, k in self.takers(now):
@@ -131,8 +131,8 @@ class GraphValues:
                 if node.op not in (*_SAME, "ConcatV2"):
                     continue
                 after = f"{node.name}:{k if node.op == 'IdentityN' else 0}"
-                if after not in seen:
-                    seen.add(after)
+                if after not in tensors:
+                    tensors.add(after)
                     ahead.append(after)
 
     def assigned(
@@ -153,15 +153,15 @@ class GraphValues:
         variables: dict[int, SizedVariable] = {}
         start = full(tensor)
         ahead: list[tuple[str, Places]] = [(start, places)]
-        seen = set(ahead)
+        tensors = set(ahead)
         while ahead:
             now, places = ahead.pop()
             for node, k in self.takers(now):
                 if now == start and not counts(node):
                     continue
                 for after in self._after(node, k, places, merging, variables):
-                    if after not in seen:
-                        seen.add(after)
+                    if after not in tensors:
+                        tensors.add(after)
                         ahead.append(after)
         return list(variables.values())
 

@@ -33,17 +33,17 @@ def joined(graphs: Sequence[Any]) -> Any:
     whole = tf.compat.v1.GraphDef()
     whole.library.function.extend(library(*graphs).values())
     sends: dict[Any, str] = {}
-    seen: dict[str, int] = {}
+    partitions: dict[str, int] = {}
     copies: list[Any] = []
     for i, graph in enumerate(graphs):
         names = [node.name for node in graph.node]
         named = outside_of_call(names)
         renamed = {
-            name: f"partition_{i}/{named(name)}" * (named(name) in seen)
+            name: f"partition_{i}/{named(name)}" * (named(name) in partitions)
             or named(name)
             for name in names
         }
-        seen.update(dict.fromkeys(map(named, names), i))
+        partitions.update(dict.fromkeys(map(named, names), i))
         for original in graph.node:
             node = whole.node.add()
             node.CopyFrom(original)

@@ -13,11 +13,11 @@ from towers.engine.graphs import as_graphs
 from towers.foreign import keras_layers
 from towers.foreign.keras_self import plain_values
 from towers.keras_model import checks
-from towers.keras_model.given import Given
 from towers.keras_model.model_calls import ModelCall, call_signature, model_call
 from towers.keras_model.parameters import Placed
 from towers.keras_model.refusals import tower_errors
 from towers.keras_model.request import Request
+from towers.keras_model.scope_values import ScopeValues
 from towers.tower_graph import TowerGraph
 
 
@@ -65,11 +65,11 @@ class TowerCalls:
             self._model.tower_functions.renew()
             if self._read != plain_values(self._model.template):
                 self._functions.clear()
-            given = Given()
-            function, effects = self._function(layer, call, given)
+            scope = ScopeValues()
+            function, effects = self._function(layer, call, scope)
             with tower_errors(self._model.placement), as_graphs():
                 outputs, notes, losses, updates = function(
-                    call.batch, given.values
+                    call.batch, scope.values
                 )
             self._read = plain_values(self._model.template)
             for variable, value in zip(effects.updated, updates):
@@ -110,18 +110,18 @@ class TowerCalls:
         self._functions.clear()
 
     def _function(
-        self, layer: keras.Layer, call: ModelCall, given: Given
+        self, layer: keras.Layer, call: ModelCall, scope: ScopeValues
     ) -> tuple[Any, "_Effects"]:
         """Steps of this kind as a `tf.function`, and what else they do."""
         effects = _Effects()
 
         def step(batch: Any, values: Any) -> Any:
             again = dataclasses.replace(call, batch=batch)
-            with given.again(values):
+            with scope.again(values):
                 graph = self._graph(layer, again, effects)
             notes = keras_layers.get_notes(graph.outputs)
             losses = graph.losses[: graph.n_input_losses]
-            if given.is_open:  # it is to have values of its own graph
+            if scope.is_open:  # it is to have values of its own graph
                 effects.updated[:] = [variable for variable, _ in graph.updates]
                 updates = [value for _, value in graph.updates]
             else:
@@ -134,7 +134,7 @@ class TowerCalls:
             context = tuple(keras_layers.context_values(layer).items())
             model = self._model
             frozen = tuple(x.trainable for x in keras_layers.all_layers(layer))
-            how = (model.jit_towers, model.synchronized, given.key, context)
+            how = (model.jit_towers, model.synchronized, scope.key, context)
             key = (id(layer), call.kind, how, frozen)
             return self._functions.setdefault(key, (function, effects))
         except TypeError:  # an argument has no hash

@@ -37,13 +37,13 @@ class Cuts:
         pin = self.pins.get(id(layer))
         return pin[tower] if isinstance(pin, tuple) else pin
 
-    def check_outputs(self, wanted: Sequence[str]) -> None:
+    def check_outputs(self, layer_outputs: Sequence[str]) -> None:
         """Raises if outputs are wanted of what a layer in pieces holds.
 
         Raises:
           ValueError: those of attention's projections are, which nobody has whole.
         """
-        for name in wanted:
+        for name in layer_outputs:
             for path in self.paths:
                 if name.startswith(f"{path}/"):
                     raise ValueError(

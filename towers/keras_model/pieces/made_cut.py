@@ -74,9 +74,9 @@ def split_layer(layer: keras.Layer, where: Pieces) -> keras.Layer:
             "`where` must be towers.column_wise([...]) or "
             f"towers.row_wise([...]); got {where!r}."
         )
-    seen = available(None)
+    devices = available(None)
     where = where.resolved(
-        "where", lambda argument, d: resolve(d, argument, seen)
+        "where", lambda argument, d: resolve(d, argument, devices)
     )
     if not isinstance(layer, CUTTABLE):
         raise _refused(layer, where, f"is a {type(layer).__name__}")

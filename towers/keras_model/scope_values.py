@@ -1,4 +1,4 @@
-"""given: what a `keras.StatelessScope` of the caller's has for variables.
+"""scope_values: what a `keras.StatelessScope` of the caller's has for variables.
 
 Towers that are called in one read its values, and what they would assign goes
 there. In eager code, where a graph of towers has a life of its own, the values are
@@ -15,7 +15,7 @@ import tensorflow as tf
 from towers.foreign import keras_layers
 
 
-class Given:
+class ScopeValues:
     """The values that are given here and now in the place of variables.
 
     Attributes:

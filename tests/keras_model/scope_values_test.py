@@ -39,7 +39,7 @@ def numbers(model: keras.Model) -> list[np.ndarray]:
     return [np.array(v.value) for v in model.variables]
 
 
-class GivenTest(parameterized.TestCase):
+class ScopeValuesTest(parameterized.TestCase):
     def same(self, function, model, where) -> None:
         """What a function makes of a model, and of it in towers, changes nothing."""
         expected = function(make(model))

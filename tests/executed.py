@@ -36,12 +36,12 @@ class Executed:
 
     def heavy(self) -> dict[str, set[str]]:
         """Devices of heavy ops, by the tower their name says."""
-        found = collections.defaultdict(set)
+        results = collections.defaultdict(set)
         for device, name, node in self.nodes:
             if HEAVY.search(node.op):
                 tower = re.search(r"tower_\d+", name)
-                found[tower.group() if tower else name].add(device)
-        return dict(found)
+                results[tower.group() if tower else name].add(device)
+        return dict(results)
 
     def sends(self) -> list[tuple[str, str, str]]:
         """(source, target, tensor) of each transfer."""

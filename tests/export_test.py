@@ -76,7 +76,7 @@ class ServeTest(absltest.TestCase):
             towers.TowerModel(model, where).export(
                 os.path.join(folder, "model"), **kwargs.get(name, {})
             )
-        told = said("serve.py", root, "3")
+        answer = said("serve.py", root, "3")
         for name, model in plain.items():
             folder = pathlib.Path(root, name)
             with self.subTest(name=name):
@@ -84,20 +84,20 @@ class ServeTest(absltest.TestCase):
                 if name in ("for_gpus", "for_no_devices"):
                     continue
                 self.assertEqual(
-                    told[name]["executed"],
+                    answer[name]["executed"],
                     {str(i): [f"/CPU:{i}"] for i in range(3)},
                 )
-                for device in told[name]["variables"]:
+                for device in answer[name]["variables"]:
                     self.assertRegex(device, "CPU:2$")
-                self.assertTrue(told[name]["differentiable"])
+                self.assertTrue(answer[name]["differentiable"])
                 written = (folder / "model" / "saved_model.pb").read_bytes()
                 # What Keras calls its objects.
                 self.assertNotIn(b"_tf_keras", written)
         self.assertEqual(
-            told["for_gpus"]["asked"],
+            answer["for_gpus"]["asked"],
             ["", "/device:CPU:0"] + [f"/device:GPU:{i}" for i in range(4)],
         )
-        self.assertEqual(told["for_no_devices"]["asked"], [""])
+        self.assertEqual(answer["for_no_devices"]["asked"], [""])
 
     def check_answers(self, folder, model):
         for rows in (1, 7):

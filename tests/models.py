@@ -110,13 +110,13 @@ def make(model: Callable[[], keras.Model], seed: int = 7) -> keras.Model:
 
 def leaves(model: keras.Model, prefix: str = "") -> list[str]:
     """Paths of the layers that do something."""
-    found = []
+    paths = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            found += leaves(layer, f"{prefix}{layer.name}/")
+            paths += leaves(layer, f"{prefix}{layer.name}/")
         elif not isinstance(layer, layers.InputLayer):
-            found.append(prefix + layer.name)
-    return found
+            paths.append(prefix + layer.name)
+    return paths
 
 
 def inputs(model: keras.Model, rows: int) -> object:

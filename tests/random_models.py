@@ -286,12 +286,12 @@ class _Draw:
             if accumulated:
                 further["gradient_accumulation_steps"] = 2
             if optimizer == "momentum":
-                made = keras.optimizers.SGD(0.05, 0.9, **further)
+                chosen = keras.optimizers.SGD(0.05, 0.9, **further)
             else:
                 kind = {"sgd": "SGD", "adagrad": "Adagrad"}[optimizer]
-                made = getattr(keras.optimizers, kind)(0.05, **further)
+                chosen = getattr(keras.optimizers, kind)(0.05, **further)
             return {
-                "optimizer": made,
+                "optimizer": chosen,
                 "loss": losses,
                 "loss_weights": weights,
                 "metrics": metrics,

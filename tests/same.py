@@ -39,10 +39,10 @@ def step_of(
             outputs, losses = call(x)
             each = [of(tf.square(y)) for y in tf.nest.flatten(outputs)]
             loss = tf.add_n([*each, *losses])
-        wanted = [v.value for v in model.trainable_variables]
+        sources = [v.value for v in model.trainable_variables]
         gradients = tape.gradient(
             loss,
-            [*wanted, *floats],
+            [*sources, *floats],
             unconnected_gradients="zero",
         )
         return outputs, loss, [tf.convert_to_tensor(g) for g in gradients]
@@ -121,10 +121,10 @@ def same_step(
     plain = plain_step(model, training, **how)
     towered = towered_step(model, where, spec, training, options, **how)
 
-    def run(step: Callable[[Any], Any], x: Any, told: list[Any]) -> None:
+    def run(step: Callable[[Any], Any], x: Any, numbers: list[Any]) -> None:
         for variable, value in zip(others, before):
             variable.assign(value)
-        told += [*step(x), *(v.numpy() for v in others)]
+        numbers += [*step(x), *(v.numpy() for v in others)]
 
     seen: list[Any] = []
     for x in batches:

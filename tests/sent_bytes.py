@@ -32,14 +32,14 @@ def sent_bytes(pids: Iterable[int]) -> int:
     ours = {inode for pid in pids for inode in _inodes(pid)}
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
-        told = [
+        results = [
             counts
             for family in (socket.AF_INET, socket.AF_INET6)
             for inode, counts in _connections(family)
             if inode in ours
         ]
-        if not any(waiting for _, waiting in told):
-            return sum(received for received, _ in told)
+        if not any(waiting for _, waiting in results):
+            return sum(received for received, _ in results)
         time.sleep(0.01)
     raise TimeoutError(f"bytes were on their way for {_PATIENCE} seconds")
 

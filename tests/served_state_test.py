@@ -94,12 +94,12 @@ class StateTest(parameterized.TestCase):
         for variable in loaded.parameters:
             self.assertRegex(variable.device, where)
         signature = loaded.signatures["serving_default"]
-        said = [
+        results = [
             loaded.serve(x).numpy() - 2.0,
             signature(inputs=tf.constant(x))["output_0"].numpy() - 4.0,
         ]
         rest = np.tile(model.layers[0](x[:1]), [5, 1])
-        noise = np.concatenate(said) - np.concatenate([rest] * 2)
+        noise = np.concatenate(results) - np.concatenate([rest] * 2)
         self.assertLen(np.unique(noise.round(4)), 40)  # of rows, towers, calls
         self.assertLess(np.abs(noise).max(), 5)
         names = [v.path.split("/")[-1] for v in model.variables]
@@ -123,9 +123,9 @@ class StateTest(parameterized.TestCase):
         )
         loaded = exported(model, where)
         x = np.random.default_rng(0).normal(size=[4, 2, 3]).astype("float32")
-        said = [loaded.serve(x) for _ in range(3)]
-        close(said, [model(x) for _ in range(3)])
-        self.assertGreater(np.abs(said[0] - said[1]).max(), 1e-3)
+        results = [loaded.serve(x) for _ in range(3)]
+        close(results, [model(x) for _ in range(3)])
+        self.assertGreater(np.abs(results[0] - results[1]).max(), 1e-3)
         for rows in (1, 5):  # one row would be taken for four
             with self.assertRaisesRegex(TypeError, r"shape=\(4, 2, 3\)"):
                 loaded.serve(np.ones([rows, 2, 3], "float32"))
@@ -224,10 +224,10 @@ class LookupTest(parameterized.TestCase):
         if isinstance(vocabulary, str) and os.path.exists(vocabulary):
             os.remove(vocabulary)
         np.savez(os.path.join(folder, "inputs_3.npz"), inputs=WORDS)
-        told = said("serve.py", root, "3")
+        answer = said("serve.py", root, "3")
         outputs = np.load(os.path.join(folder, "outputs_3.npz"))
         close(outputs["output_0"], model(tf.constant(WORDS)))
-        self.assertTrue(told["words"]["differentiable"])
+        self.assertTrue(answer["words"]["differentiable"])
 
     def test_a_table_that_no_layer_keeps_is_refused(self):
         table = tf.lookup.StaticHashTable(

@@ -95,8 +95,8 @@ class PendingTest(parameterized.TestCase):
             warnings.simplefilter("always")
             call()
             gc.collect()
-        told = [str(w.message) for w in caught]
-        return [x for x in told if "nobody has applied" in x]
+        messages = [str(w.message) for w in caught]
+        return [x for x in messages if "nobody has applied" in x]
 
     @parameterized.named_parameters(SILENT.items())
     def test_no_word(self, call):
@@ -104,5 +104,5 @@ class PendingTest(parameterized.TestCase):
 
     @parameterized.named_parameters(WARNED.items())
     def test_a_word(self, call):
-        (told,) = self.warned(call)
-        self.assertRegex(told, r"norm/moving_mean, .*`apply_updates\(\)`")
+        (result,) = self.warned(call)
+        self.assertRegex(result, r"norm/moving_mean, .*`apply_updates\(\)`")

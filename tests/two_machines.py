@@ -28,9 +28,9 @@ def in_machines():
 
 def between_machines(report):
     """Bytes by (source, target) machine."""
-    found = {}
+    results = {}
     for pair, size in report.bytes_between.items():
         ways = tuple(map(machine_of, pair))
         if ways[0] != ways[1]:
-            found[ways] = found.get(ways, 0) + size
-    return found
+            results[ways] = results.get(ways, 0) + size
+    return results

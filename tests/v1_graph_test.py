@@ -117,13 +117,13 @@ class SessionTest(parameterized.TestCase):
             options=v1.RunOptions(output_partition_graphs=True),
             run_metadata=metadata,
         )
-        found = collections.defaultdict(set)
+        results = collections.defaultdict(set)
         for device, name, node in nodes_of(metadata.partition_graphs):
             if HEAVY.search(node.op):
                 tower = re.search(r"tower_\d", name)
-                found[tower.group() if tower else name].add(device)
+                results[tower.group() if tower else name].add(device)
         self.assertEqual(
-            dict(found), {f"tower_{i}": {f"/CPU:{i}"} for i in range(3)}
+            dict(results), {f"tower_{i}": {f"/CPU:{i}"} for i in range(3)}
         )
 
     def test_weights_after_steps_are_the_plain_model_s(self):

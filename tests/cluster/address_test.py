@@ -16,12 +16,13 @@ class AddressTest(parameterized.TestCase):
         ("[::1]:2222", "::1", 2222, 3222, "[::1]:2222"),
     )
     def test_a_text_is_an_address(self, text, host, port, heartbeat, target):
-        found = Address.parse(text)
+        result = Address.parse(text)
         self.assertEqual(
-            (found.host, found.port, found.heartbeat), (host, port, heartbeat)
+            (result.host, result.port, result.heartbeat),
+            (host, port, heartbeat),
         )
-        self.assertEqual(found.target, target or text)
-        self.assertEqual(found.text, text)
+        self.assertEqual(result.target, target or text)
+        self.assertEqual(result.text, text)
 
     @parameterized.parameters(
         "a", "a:", ":1", "a:b", "a:1:2:3", "::1:2", "a:0", "a:65536", "a:1:0"

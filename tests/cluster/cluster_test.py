@@ -80,11 +80,11 @@ class ClusterTest(parameterized.TestCase):
         config = {"cluster": {**chief, "worker": ["c:1"]}}
         for task, pattern in (("chief", None), ("worker", "is worker 0")):
             config["task"] = {"type": task, "index": 0}
-            told = mock.patch.dict(
+            result = mock.patch.dict(
                 os.environ, {"TF_CONFIG": json.dumps(config)}
             )
             asked = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-            with told:
+            with result:
                 if pattern is None:
                     cluster = Told.from_resolver(asked)
                     self.assertEqual(cluster.told[:2], (["c:1"], "a:1"))

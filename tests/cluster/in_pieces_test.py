@@ -11,10 +11,10 @@ from chiefs import said
 @pytest.mark.slow
 class InPiecesTest(absltest.TestCase):
     def test_numbers_bytes_and_files_of_pieces_on_workers(self):
-        told = said("in_pieces.py")
-        self.assertTrue(told["table"])
+        answer = said("in_pieces.py")
+        self.assertTrue(answer["table"])
         for name in ("trained", "read", "going on"):
-            self.assertLess(told[name], 1e-6, name)
+            self.assertLess(answer[name], 1e-6, name)
         numbers = 2 * 3 * 4  # of the optimizer
-        self.assertEqual(told["bytes"], told["least"] + numbers)
-        self.assertIn("Lost 127.0.0.1:", told["lost"])
+        self.assertEqual(answer["bytes"], answer["least"] + numbers)
+        self.assertIn("Lost 127.0.0.1:", answer["lost"])

@@ -21,9 +21,9 @@ class MachinesTest(parameterized.TestCase):
     def test_bytes_are_of_machines_and_weights_of_the_plain_model(
         self, devices, *models
     ):
-        told = said("once_per_machine.py", str(devices), *models, timeout=600)
-        self.assertNotEmpty(told)
-        for name, (difference, sent, least, *reported) in told.items():
+        answer = said("once_per_machine.py", str(devices), *models, timeout=600)
+        self.assertNotEmpty(answer)
+        for name, (difference, sent, least, *reported) in answer.items():
             with self.subTest(name):
                 total, once, *planned = reported
                 self.assertLen(planned, name.startswith(("cnn", "mixed")))
@@ -38,9 +38,9 @@ class MachinesTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_what_is_merged_crosses_once_from_each_of_them_on_workers(self):
-        told = said("once_per_machine.py", "2", "counted")
-        self.assertLen(told, 2)
-        for difference, sent in told:
+        answer = said("once_per_machine.py", "2", "counted")
+        self.assertLen(answer, 2)
+        for difference, sent in answer:
             self.assertLess(difference, 1e-6)
             # Parts of the compiled loss with the metric's, and an added loss; a
             # counter; a parcel of gradients, and one of the maxima of float8.

@@ -49,9 +49,9 @@ class WorkerTest(parameterized.TestCase):
         (port,) = free_ports(1)
         process = command("worker", f"--port={port}")
         self.addCleanup(end, process)
-        told = said(process, "CPU:0")
-        self.assertIn("no authentication", told)
-        self.assertIn("Trusted networks only", told)
+        answer = said(process, "CPU:0")
+        self.assertIn("no authentication", answer)
+        self.assertIn("Trusted networks only", answer)
         beat = port + 1000 if port <= 64535 else port - 1000
 
         def call():
@@ -95,10 +95,10 @@ class WorkerTest(parameterized.TestCase):
             towers.serve(port, heartbeat_port=port + 1000)
 
     def test_the_commands_are_listed(self):
-        said = io.StringIO()
+        stream = io.StringIO()
         with (
-            contextlib.redirect_stderr(said),
+            contextlib.redirect_stderr(stream),
             self.assertRaisesRegex(SystemExit, "^2$"),
         ):
             __main__.main(["towers"])
-        self.assertIn("  worker  ", said.getvalue())
+        self.assertIn("  worker  ", stream.getvalue())

@@ -13,7 +13,7 @@ class LostTest(parameterized.TestCase):
         ("given", True, False),
     )
     def test_what_a_tape_follows_from_outside_is_found(self, watch, outside):
-        found = []
+        results = []
 
         @tf.function
         def run(x, scale):
@@ -24,15 +24,15 @@ class LostTest(parameterized.TestCase):
                 graph = tf.compat.v1.get_default_graph()
                 before = len(graph.get_operations())
                 tf.sin(x) * double
-                made = graph.get_operations()[before:]
+                ops = graph.get_operations()[before:]
                 given = [x] if outside else [x, double]
-                found.append(boundary.lost(made, given) == [double])
+                results.append(boundary.lost(ops, given) == [double])
 
         run(tf.ones([]), tf.ones([]))
-        self.assertEqual(found, [watch and outside])
+        self.assertEqual(results, [watch and outside])
 
     def test_what_a_function_around_it_follows_is_found(self):
-        found = []
+        results = []
         scale = tf.constant(2.0)
         with tf.GradientTape() as tape:
             tape.watch(scale)
@@ -42,14 +42,14 @@ class LostTest(parameterized.TestCase):
                 @tf.function
                 def inner(x):
                     x * scale
-                    made = tf.compat.v1.get_default_graph().get_operations()
-                    found.extend(boundary.lost(made[-1:], [x]))
+                    ops = tf.compat.v1.get_default_graph().get_operations()
+                    results.extend(boundary.lost(ops[-1:], [x]))
                     return x
 
                 return inner(x)
 
             outer(tf.ones([]))
-        self.assertLen(found, 1)
+        self.assertLen(results, 1)
 
     def test_it_is_said_what_to_do(self):
         boundary.check_nothing_lost((), ())

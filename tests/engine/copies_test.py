@@ -312,16 +312,16 @@ class CopyTest(parameterized.TestCase):
             layers.Dense, "call", autospec=True, side_effect=layers.Dense.call
         ) as calls:
             call = tf.function(call, autograph=False)
-            made = call.get_concrete_function(tf.TensorSpec([None, 4]))
+            specs = call.get_concrete_function(tf.TensorSpec([None, 4]))
         self.assertEqual(calls.call_count, built)
         for i, device in enumerate(devices):
-            found = {
+            ops = {
                 op.device
-                for op in made.graph.get_operations()
+                for op in specs.graph.get_operations()
                 if op.name.startswith(f"tower_{i}/")
             }
-            self.assertLen(found, 1)
-            self.assertIn(device[1:], found.pop())
+            self.assertLen(ops, 1)
+            self.assertIn(device[1:], ops.pop())
 
     def test_what_differs_from_tower_to_tower_is_built(self):
         model = models.chain([2], Numbered())
@@ -438,8 +438,8 @@ class CopyTest(parameterized.TestCase):
         executed = Executed(lambda: step(tf.random.normal([ROWS, 4])))
         for i in range(N):
             for op in ("MatMul", "Softplus$", "TanhGrad", "RsqrtGrad"):
-                found = executed.devices(f"tower_{i}/", op)
-                self.assertEqual(found, {f"/CPU:{i}"}, op)
+                devices = executed.devices(f"tower_{i}/", op)
+                self.assertEqual(devices, {f"/CPU:{i}"}, op)
         names = [
             {
                 re.sub(r"gradients_\d+", "gradients", name).replace(

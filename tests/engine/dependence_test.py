@@ -26,10 +26,10 @@ class DependsTest(parameterized.TestCase):
     def test_it_is_found_or_not(self, way):
         @tf.function(autograph=False)
         def check(x, y):
-            made, other = way(x, y), way(y, x)
-            self.assertTrue(dependence.depends(made, [x]))
+            tensor, other = way(x, y), way(y, x)
+            self.assertTrue(dependence.depends(tensor, [x]))
             self.assertFalse(dependence.depends(other, [x]))
-            self.assertFalse(dependence.depends(made + other, [x], [made]))
+            self.assertFalse(dependence.depends(tensor + other, [x], [tensor]))
 
         spec = tf.TensorSpec([None], tf.float32)
         check.get_concrete_function(spec, spec)
@@ -37,10 +37,10 @@ class DependsTest(parameterized.TestCase):
     def test_what_ends_the_way_is_no_source(self):
         @tf.function(autograph=False)
         def check(x, y):
-            made = WAYS["shape"](x, y)
-            self.assertTrue(dependence.depends(made, [x], (), ["Size"]))
-            self.assertFalse(dependence.depends(made, [x], (), ["Shape"]))
-            self.assertTrue(dependence.depends(made * x, [x], (), ["Shape"]))
+            tensor = WAYS["shape"](x, y)
+            self.assertTrue(dependence.depends(tensor, [x], (), ["Size"]))
+            self.assertFalse(dependence.depends(tensor, [x], (), ["Shape"]))
+            self.assertTrue(dependence.depends(tensor * x, [x], (), ["Shape"]))
 
         spec = tf.TensorSpec([None], tf.float32)
         check.get_concrete_function(spec, spec)
@@ -52,8 +52,8 @@ class DependsTest(parameterized.TestCase):
             def both(x, y):
                 return [x * 2.0, y * 2.0], lambda a, b: (a, b)
 
-            made, other = both(x, y)
-            self.assertTrue(dependence.depends(made, [x]))
+            tensor, other = both(x, y)
+            self.assertTrue(dependence.depends(tensor, [x]))
             self.assertFalse(dependence.depends(other, [x]))
 
         spec = tf.TensorSpec([None], tf.float32)
@@ -75,10 +75,10 @@ class DependsTest(parameterized.TestCase):
             try:
                 x = tf.compat.v1.placeholder(tf.float32, [])
                 y = tf.compat.v1.placeholder(tf.float32, [])
-                made = tf.cond(x > 0, lambda: 1.0, lambda: 2.0)
+                tensor = tf.cond(x > 0, lambda: 1.0, lambda: 2.0)
             finally:
                 if on:
                     tf.compat.v1.enable_control_flow_v2()
-            self.assertEqual(made.op.type, "Merge")
-            self.assertTrue(dependence.depends(made, [x]))
-            self.assertFalse(dependence.depends(made, [y]))
+            self.assertEqual(tensor.op.type, "Merge")
+            self.assertTrue(dependence.depends(tensor, [x]))
+            self.assertFalse(dependence.depends(tensor, [y]))

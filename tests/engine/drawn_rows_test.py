@@ -78,23 +78,23 @@ def of_towers(kinds, shape, axis, is_open, is_compiled):
     """By name, of each tower of `parts` its rows, which stand in `axis`."""
     total, places = shape[axis], parts(shape[axis])
     specs = [tf.TensorSpec([None if is_open else n, 0]) for _, n in places]
-    told = [tf.TensorSpec([3], tf.int64)] * len(places)
+    numbers = [tf.TensorSpec([3], tf.int64)] * len(places)
 
     @tf.function(
-        input_signature=[specs, told],
+        input_signature=[specs, numbers],
         jit_compile=is_compiled,
         autograph=False,
     )
-    def call(xs, told):
-        made = {name: [] for name in kinds}
-        for (_, n), x, place in zip(places, xs, told):
+    def call(xs, numbers):
+        results = {name: [] for name in kinds}
+        for (_, n), x, place in zip(places, xs, numbers):
             rows = tf.shape(x)[0] if is_open else n
             here = [*shape[:axis], rows, *shape[axis + 1 :]]
             where = draws.place_of(place)
             with tf_random.asks(None, rows_of(where, axis, is_compiled)):
-                for name, each in made.items():
+                for name, each in results.items():
                     each.append(DRAWS[name](here))
-        return made
+        return results
 
     return call(
         [tf.zeros([n, 0]) for _, n in places],
@@ -114,16 +114,16 @@ class RowsTest(parameterized.TestCase):
             exact = not (is_compiled and plain[name].dtype.is_floating)
             for (start, n), here in zip(parts(shape[axis]), towers[name]):
                 there = plain[name].numpy().take(range(start, start + n), axis)
-                said = f"{name} {shape} {start} {n}"
+                words = f"{name} {shape} {start} {n}"
                 if exact:
-                    np.testing.assert_array_equal(here, there, said)
+                    np.testing.assert_array_equal(here, there, words)
                 else:  # XLA's loops may round otherwise, in the last place
                     dtype = tf.as_dtype(there.dtype)
                     bits = {2: 8, 4: 22, 8: 51}[dtype.size]
                     np.testing.assert_allclose(
                         *(tf.cast(x, tf.float64) for x in (here, there)),
                         rtol=2.0 ** (1 - bits),
-                        err_msg=said,
+                        err_msg=words,
                     )
 
     # A row has of_row % 4 of 0, 1, 2 and 3 numbers.

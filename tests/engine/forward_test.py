@@ -64,8 +64,8 @@ class ForwardTest(absltest.TestCase):
             tape.watch(x)
             a, b = inner(x)
         for y, expected in ((a, tf.exp(x)), (b, tf.cos(x))):
-            said = tape.gradient(y, x)
-            self.assertLess(abs(said - expected).numpy().max(), 1e-6)
+            gradients = tape.gradient(y, x)
+            self.assertLess(abs(gradients - expected).numpy().max(), 1e-6)
         with tf.autodiff.ForwardAccumulator(x, tf.ones_like(x)) as forwards:
             b = tf.function(inner)(x)[1]
         self.assertLess(abs(forwards.jvp(b) - tf.cos(x)).numpy().max(), 1e-6)

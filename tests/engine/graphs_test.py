@@ -32,15 +32,15 @@ class GraphsTest(parameterized.TestCase):
     def test_towers_that_are_built_eagerly_have_gradients(self):
         model = make(cnn)
         x = tf.constant(inputs(model, 5))
-        found = []
+        results = []
         for call in (
             lambda: model(x),
             lambda: towers.build_towers(model, x, placement(2)).outputs,
         ):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum(call() ** 2)
-            found.append(tape.gradient(loss, model.trainable_variables))
-        close(*found)
+            results.append(tape.gradient(loss, model.trainable_variables))
+        close(*results)
         self.assertLen(towers.split_batch(x, placement(2)), 2)
 
     def test_it_is_as_before_after_an_error_too(self):

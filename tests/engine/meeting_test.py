@@ -121,8 +121,8 @@ class EqualityTest(parameterized.TestCase):
     )
     @pytest.mark.rare
     def test_and_in_any_number_of_towers(self, model, case):
-        n, rows, weights, known = case
-        self.check(model, placement(n, weights), rows, known=known)
+        n, rows, weights, is_known = case
+        self.check(model, placement(n, weights), rows, known=is_known)
 
     def check(self, model, where, *rows, known=False):
         model = make(model)
@@ -240,24 +240,24 @@ class RefusalTest(absltest.TestCase):
             self.build(model)
 
     def test_different_calls(self):
-        made = []
+        results = []
 
         def uneven(model, x):
-            made.append(x)
-            if len(made) == 1:
+            results.append(x)
+            if len(results) == 1:
                 return towers.all_towers(tf.reduce_sum, x)
             return tf.reduce_sum(x)
 
         def swapped(model, x):
-            made.append(x)
-            function = tf.reduce_sum if len(made) == 1 else tf.reduce_max
+            results.append(x)
+            function = tf.reduce_sum if len(results) == 1 else tf.reduce_max
             return towers.all_towers(function, x)
 
         for function, message in (
             (uneven, "equally often, but tower 1 has finished"),
             (swapped, "tower 1 calls it in 'tower_1/?' where tower 0"),
         ):
-            made.clear()
+            results.clear()
             function.needs_all_towers = True
             with self.assertRaisesRegex(ValueError, message):
                 self.build(
@@ -376,5 +376,5 @@ class PhaseTest(absltest.TestCase):
         close(run(x, training=False), make(resnet)(x, training=False))
 
     def test_outside_of_towers_it_is_the_function(self):
-        found = towers.all_towers(lambda a, b: a - b, 3.0, 1.0)
-        self.assertEqual(found, 2.0)
+        result = towers.all_towers(lambda a, b: a - b, 3.0, 1.0)
+        self.assertEqual(result, 2.0)

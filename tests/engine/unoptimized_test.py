@@ -57,8 +57,8 @@ class QuickStartTest(parameterized.TestCase):
         called = executed.devices("", "PartitionedCall")  # not inlined
         self.assertEqual(called, {f"/CPU:{i}" for i in range(3)})
         for i in range(3):
-            found = executed.devices(f"tower_{i}/", "MatMul")
-            self.assertEqual(found, {f"/CPU:{i}"})
+            devices = executed.devices(f"tower_{i}/", "MatMul")
+            self.assertEqual(devices, {f"/CPU:{i}"})
 
     @parameterized.parameters(False, True)
     @pytest.mark.slow(after=1)
@@ -75,10 +75,10 @@ class QuickStartTest(parameterized.TestCase):
         )
         model = towers.TowerModel(model, where, quick_start=True)
         model.compile("sgd", "mse")
-        found = [towers.execution_report(model.train_on_batch, x, y)]
+        summary = [towers.execution_report(model.train_on_batch, x, y)]
         if synchronized:
-            found += [towers.placement_plan(model, x, y, machine={"CPU": 4})]
-        for report in found:
+            summary += [towers.placement_plan(model, x, y, machine={"CPU": 4})]
+        for report in summary:
             report.assert_runs_on("tower_1/far", "/CPU:2")
             shapes = {t.shape for t in report.transfers}
             self.assertIn((2, 40), shapes)

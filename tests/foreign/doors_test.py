@@ -36,11 +36,11 @@ print(towers.execution_report(model.predict_on_batch, np.ones([8, 3])))
 
 class DoorsTest(absltest.TestCase):
     def test_what_is_needed_and_what_was_tested_is_said(self):
-        said = (
+        words = (
             r"^towers.plan needs .*'nothing' from 'tensorflow.python.framework.ops'"
             r".* Expected TensorFlow 2\.\S+ to 2\.\S+ and Keras .*; got TensorFlow \d"
         )
-        with self.assertRaisesRegex(ImportError, said):
+        with self.assertRaisesRegex(ImportError, words):
             with doors.opened("towers.plan"):
                 from tensorflow.python.framework.ops import nothing  # noqa: F401
 

@@ -32,8 +32,8 @@ class AutocastTest(absltest.TestCase):
         ):
             layer = Told(dtype=policy)
             layer(tf.ones([1, 2]))
-            for said, is_so in layer.told:
-                self.assertEqual(said, is_so)
+            for words, is_so in layer.told:
+                self.assertEqual(words, is_so)
             self.assertEqual(layer.told[0][0], read)
 
     def test_a_layer_of_full_width_inside_casts_nothing(self):

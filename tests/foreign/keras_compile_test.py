@@ -24,10 +24,10 @@ class CompiledTest(absltest.TestCase):
         self.assertLen(patient._accumulated_gradients, 4)
         self.assertTrue(callable(patient._backend_reset_gradient_accumulators))
         self.assertTrue(keras_compile.is_told_phase(model))
-        made = keras_compile.Compiled.of(model)
-        self.assertTrue(made.built)
-        self.assertEqual(made.tracker.name, "loss")
-        (loss,), (metric,) = made.flat_losses, made.flat_metrics
+        compiled = keras_compile.Compiled.of(model)
+        self.assertTrue(compiled.built)
+        self.assertEqual(compiled.tracker.name, "loss")
+        (loss,), (metric,) = compiled.flat_losses, compiled.flat_metrics
         self.assertIsInstance(loss, keras.losses.Loss)
         self.assertTrue(callable(metric._fn))
 
@@ -39,12 +39,15 @@ class CompiledTest(absltest.TestCase):
         model.compile("sgd", ["mse", "mae"], loss_weights=[2.0, 1.0])
         y = [np.ones([3, 1]), np.ones([3, 1])]
         model.fit(np.ones([3, 2]), y, verbose=0)
-        made = keras_compile.Compiled.of(model)
-        before = made.loss(y, y), [float(m.result()) for m in made.loss.metrics]
-        with made.replaced([lambda *_: 10.0, lambda *_: 1.0]):
-            self.assertEqual(made.loss(y, y), 21.0)
-        results = [float(m.result()) for m in made.loss.metrics]
-        self.assertEqual((made.loss(y, y), results), before)
-        with made.replaced([lambda *_: 10.0, lambda *_: 1.0], tracked=True):
-            made.loss(y, y)
-        self.assertGreater(made.loss.metrics[0].result(), before[1][0])
+        compiled = keras_compile.Compiled.of(model)
+        before = (
+            compiled.loss(y, y),
+            [float(m.result()) for m in compiled.loss.metrics],
+        )
+        with compiled.replaced([lambda *_: 10.0, lambda *_: 1.0]):
+            self.assertEqual(compiled.loss(y, y), 21.0)
+        results = [float(m.result()) for m in compiled.loss.metrics]
+        self.assertEqual((compiled.loss(y, y), results), before)
+        with compiled.replaced([lambda *_: 10.0, lambda *_: 1.0], tracked=True):
+            compiled.loss(y, y)
+        self.assertGreater(compiled.loss.metrics[0].result(), before[1][0])

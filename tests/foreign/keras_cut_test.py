@@ -47,8 +47,8 @@ class KerasCutTest(parameterized.TestCase):
             keras_cut.kernel_of(layer): np.ones([3, 1]),
             keras_cut.BIAS: None,
         }
-        made = keras_cut.changed(layer, given)
+        result = keras_cut.changed(layer, given)
         np.testing.assert_array_equal(
-            layers.Dense.call(made, np.ones([1, 3])), [[3]]
+            layers.Dense.call(result, np.ones([1, 3])), [[3]]
         )
         self.assertEqual(layer.bias.shape, (2,))

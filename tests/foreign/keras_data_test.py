@@ -29,13 +29,13 @@ class Counting(keras.Model):
 class EpochsTest(absltest.TestCase):
     def test_keras_loops_over_them_and_says_when_an_epoch_begins(self):
         begun = []
-        told = keras_data.Epochs(
+        result = keras_data.Epochs(
             ["a", "b"], lambda: 2, lambda: begun.append(True)
         )
         model = Counting()
         model.compile(loss="mse")
         for _ in range(2):
-            model.evaluate(told, verbose=0)
+            model.evaluate(result, verbose=0)
         self.assertEqual(model.seen, ["a", "b"] * 2)
         self.assertLen(begun, 2)
 

@@ -79,8 +79,8 @@ class KerasLayersTest(absltest.TestCase):
         class Outer(keras.layers.Layer):
             def call(self, x):
                 with keras_layers.out_of(self):
-                    made.append(keras.Variable(0.0, name="inner"))
-                made.append(keras.Variable(0.0, name="own"))
+                    results.append(keras.Variable(0.0, name="inner"))
+                results.append(keras.Variable(0.0, name="own"))
                 return x
 
         class Around(keras.layers.Layer):
@@ -91,9 +91,9 @@ class KerasLayersTest(absltest.TestCase):
             def call(self, x):
                 return self.outer(x)
 
-        made: list[keras.Variable] = []
+        results: list[keras.Variable] = []
         Around()(np.ones([2]))
-        paths = [variable.path for variable in made]
+        paths = [variable.path for variable in results]
         self.assertEqual(paths, ["around/inner", "around/outer/own"])
 
     def test_another_backend_is_refused(self):
@@ -172,8 +172,8 @@ class KerasLayersTest(absltest.TestCase):
         self.assertEqual(seen, {"fast": True})
         attention = keras.layers.MultiHeadAttention(1, 1)
         names = ("query_mask", "attention_mask", "mask")
-        known = [keras_layers.is_mask_of_argument(attention, n) for n in names]
-        self.assertEqual(known, [True, False, False])
+        stack = [keras_layers.is_mask_of_argument(attention, n) for n in names]
+        self.assertEqual(stack, [True, False, False])
 
     def test_logits_are_found_in_a_graph(self):
         @tf.function

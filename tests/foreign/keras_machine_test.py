@@ -32,8 +32,8 @@ def ops_of(model, where, x):
             loss = tf.reduce_sum(graph.outputs)
         return tape.gradient(loss, model.trainable_variables)
 
-    made = tf.function(step, autograph=False).get_concrete_function(x)
-    return made.graph.get_operations()
+    traced = tf.function(step, autograph=False).get_concrete_function(x)
+    return traced.graph.get_operations()
 
 
 def cudnn(ops):
@@ -63,8 +63,8 @@ class MachineTest(parameterized.TestCase):
             for gpu in GPUS
             for op in ("CudnnRNNBackpropV3", "CudnnRNNV3")
         ]
-        found = cudnn(ops_of(model, on_gpus(), X))
-        self.assertEqual(sorted(found), sorted(both))
+        result = cudnn(ops_of(model, on_gpus(), X))
+        self.assertEqual(sorted(result), sorted(both))
         self.assertTrue(model.layers[0].supports_jit)
         # A machine that has GPUs; the towers are on its CPUs.
         has = (keras_machine.rnn, "_is_gpu_available", lambda: True)
@@ -86,8 +86,8 @@ class MachineTest(parameterized.TestCase):
         here = towers.Placement(
             ["/CPU:0", "/CPU:1"], layer_devices=pins, available="any"
         )
-        found = {device for device, _ in cudnn(ops_of(model, here, X))}
-        self.assertEqual(found, {"GPU:1"})
+        result = {device for device, _ in cudnn(ops_of(model, here, X))}
+        self.assertEqual(result, {"GPU:1"})
 
     def test_exports_go_by_the_device_named(self):
         path = os.path.join(tempfile.mkdtemp(), "model")
@@ -171,8 +171,8 @@ class MachineTest(parameterized.TestCase):
                 tf.errors.InvalidArgumentError, "Too much.*"
             ) as error:
                 run(tf.reshape(tf.range(1.0, 21.0), [4, 5]))
-            said = error.exception.message.split("assertion failed: ")[-1]
-            return re.findall(r"1 [ \d.]+", said)
+            answer = error.exception.message.split("assertion failed: ")[-1]
+            return re.findall(r"1 [ \d.]+", answer)
 
         self.assertEqual(failing("/GPU:0"), failing(None))
         self.assertEqual(failing(None), ["1 2 3..."])

@@ -42,14 +42,14 @@ class NumbersTest(absltest.TestCase):
         @tf.function
         def sent():
             numbers = [_Number(tf.identity(x), HOME) for x in values]
-            known = Numbers(numbers)
-            known.send([HOME, THERE])
-            with known.at(THERE):
+            constant = Numbers(numbers)
+            constant.send([HOME, THERE])
+            with constant.at(THERE):
                 return [number.now for number in numbers]
 
-        for said, value in zip(sent(), values, strict=True):
-            self.assertEqual(said.dtype, value.dtype)
-            np.testing.assert_array_equal(said.numpy(), value.numpy())
+        for words, value in zip(sent(), values, strict=True):
+            self.assertEqual(words.dtype, value.dtype)
+            np.testing.assert_array_equal(words.numpy(), value.numpy())
 
     def test_what_is_assigned_to_is_read_as_it_is(self):
         optimizer = keras.optimizers.SGD(0.5)

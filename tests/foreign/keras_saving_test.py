@@ -35,12 +35,12 @@ OTHERS = [named for named in NAMED if named not in SAVED]
 
 def fitted(model, seed=7, n=3, epochs=1):
     """A model after an epoch with Adam, towered or not, and its data."""
-    made = make(model, seed)
-    x, y = inputs(made, 6), targets(made, 6)
-    made = towers.TowerModel(made, placement(n)) if n else made
-    made.compile(ADAM(0.01), "mse", run_eagerly=not n)
-    fit(made, x, y, epochs)
-    return made, x, y
+    plain = make(model, seed)
+    x, y = inputs(plain, 6), targets(plain, 6)
+    plain = towers.TowerModel(plain, placement(n)) if n else plain
+    plain.compile(ADAM(0.01), "mse", run_eagerly=not n)
+    fit(plain, x, y, epochs)
+    return plain, x, y
 
 
 def fit(model, x, y, epochs=1):

@@ -48,7 +48,7 @@ MADE = {
 
 class UpdatesTest(parameterized.TestCase):
     def test_keras_still_has_the_private_names(self):
-        made = optimizers.LossScaleOptimizer(optimizers.SGD(0.1))
+        optimizer = optimizers.LossScaleOptimizer(optimizers.SGD(0.1))
         for name in (
             "_backend_apply_gradients",
             "_backend_update_step",
@@ -57,7 +57,7 @@ class UpdatesTest(parameterized.TestCase):
             "_clip_gradients",
             "_stateful_handle_finite_grads",
         ):
-            self.assertTrue(callable(getattr(made, name)), name)
+            self.assertTrue(callable(getattr(optimizer, name)), name)
         one = everything(gradient_accumulation_steps=2)
         one.build([keras.Variable(1.0)])
         for name in (

@@ -55,10 +55,10 @@ class PatchedTest(absltest.TestCase):
         self.assertEqual(variable.get(), 1)
 
     def test_shared_ones_are_made_once_and_undone_by_the_last(self):
-        one, made = Tracked(), []
+        one, results = Tracked(), []
 
         def patches(own):
-            made.append(own)
+            results.append(own)
             return [(one, "own", own)]
 
         shared = CountedPatches(patches)
@@ -67,7 +67,7 @@ class PatchedTest(absltest.TestCase):
             stack.enter_context(first)
             with last:
                 stack.close()  # in another order than they were opened
-                self.assertEqual((one.own, made), (2, [2]))
+                self.assertEqual((one.own, results), (2, [2]))
             self.assertEqual(one.own, 1)
         with shared.opened(4):
-            self.assertEqual((one.own, made), (4, [2, 4]))
+            self.assertEqual((one.own, results), (4, [2, 4]))

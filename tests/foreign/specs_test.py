@@ -34,10 +34,10 @@ class SpecsTest(absltest.TestCase):
 
     def test_a_nest_has_rows_where_it_is_divided(self):
         nest = {"a": tf.ones([3, 2]), "b": [None, RAGGED, tf.ones([3, 1])]}
-        made = specs.of_nest(nest, [True, True, True, False])
-        shapes = [x and x.shape.as_list() for x in tf.nest.flatten(made)]
+        result = specs.of_nest(nest, [True, True, True, False])
+        shapes = [x and x.shape.as_list() for x in tf.nest.flatten(result)]
         self.assertEqual(shapes, [[None, 2], None, [None, None], [3, 1]])
-        self.assertEqual(made["b"][1].ragged_rank, 1)
+        self.assertEqual(result["b"][1].ragged_rank, 1)
 
     def test_unknown_sizes_are_filled(self):
         spec = specs.filled(tf.SparseTensorSpec([None, 4]), 5)

@@ -24,9 +24,9 @@ class TfAncestryTest(absltest.TestCase):
             return [x * 2.0, y * 3.0], lambda a, b: (a, b)
 
         def check(x, y):
-            _, made = both(x, y)
-            self.assertEqual(made.op.type, "IdentityN")
-            names = [z.name for z in ancestors(made)]
+            _, tensor = both(x, y)
+            self.assertEqual(tensor.op.type, "IdentityN")
+            names = [z.name for z in ancestors(tensor)]
             self.assertIn(y.name, names)
             self.assertNotIn(x.name, names)
 
@@ -34,23 +34,23 @@ class TfAncestryTest(absltest.TestCase):
 
     def test_each_comes_once_and_nothing_behind_what_is_known(self):
         def check(x, y):
-            known = tf.sin(x)
-            made = known * known + y * y
-            found = [z.name for z in ancestors(made, stops=[known])]
-            self.assertCountEqual(found, {*found})
-            self.assertIn(y.name, found)
-            self.assertNoCommonElements(found, [x.name, known.name])
-            ends = [*ancestors(made, lambda z: parents(z) * (z is made))]
+            constant = tf.sin(x)
+            tensor = constant * constant + y * y
+            results = [z.name for z in ancestors(tensor, stops=[constant])]
+            self.assertCountEqual(results, {*results})
+            self.assertIn(y.name, results)
+            self.assertNoCommonElements(results, [x.name, constant.name])
+            ends = [*ancestors(tensor, lambda z: parents(z) * (z is tensor))]
             self.assertLen(ends, 3)
 
         traced(check)
 
     def test_identities_go_back_to_the_first(self):
         def check(x, y):
-            made = x + y
-            *_, first = identities(tf.identity(tf.identity(made)))
-            self.assertIs(first, made)
-            (passed,) = tf.identity_n([made])
+            tensor = x + y
+            *_, first = identities(tf.identity(tf.identity(tensor)))
+            self.assertIs(first, tensor)
+            (passed,) = tf.identity_n([tensor])
             self.assertEqual([*identities(passed)], [passed])
 
         traced(check)

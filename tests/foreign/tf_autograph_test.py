@@ -177,7 +177,7 @@ class UserTest(absltest.TestCase):
 
         x = tf.ones([4, 3])
         plain, towered = Own(), towers.TowerModel(Own(), placement(2))
-        found = []
+        results = []
         for m in (plain, towered):
             m.compile("sgd", "mse")
             m(x)
@@ -186,8 +186,8 @@ class UserTest(absltest.TestCase):
             def step(x, m=m):
                 return m.test_step(x)["total"]
 
-            found.append(step(x))
-        close(found[1], found[0])
+            results.append(step(x))
+        close(results[1], results[0])
 
     def test_without_autograph_nothing_is_converted(self):
         m = keras.Sequential([keras.Input([3]), layers.Dense(3)])
@@ -215,6 +215,6 @@ class UserTest(absltest.TestCase):
 
         with self.assertRaises(ValueError) as caught:
             mine(tf.ones([8, 3]))
-        said = "".join(traceback.format_exception(caught.exception))
-        self.assertIn("# the line", said)
-        self.assertNotIn("ag__.", said)
+        words = "".join(traceback.format_exception(caught.exception))
+        self.assertIn("# the line", words)
+        self.assertNotIn("ag__.", words)

@@ -57,8 +57,8 @@ def said_twice(layer, x):
                 tape.watch(x)
                 y = tf.tanh(x @ layer.k + layer.b)
             sources = [x, *variables]
-            found = tape.gradient(y, sources, output_gradients=upstream)
-            return found[0], [2.0 * gradient for gradient in found[1:]]
+            gradients = tape.gradient(y, sources, output_gradients=upstream)
+            return gradients[0], [2.0 * gradient for gradient in gradients[1:]]
 
         return tf.tanh(x @ layer.k + layer.b), backward
 
@@ -72,8 +72,8 @@ def read_backward(layer, x):
     def function(x):
         def backward(upstream, variables=()):
             del variables
-            found = tf.matmul(x, upstream, transpose_a=True)
-            return upstream @ keras.ops.transpose(layer.k), [found]
+            result = tf.matmul(x, upstream, transpose_a=True)
+            return upstream @ keras.ops.transpose(layer.k), [result]
 
         return x @ layer.k, backward
 
@@ -160,16 +160,16 @@ class CustomGradientsTest(parameterized.TestCase):
         with tf.Graph().as_default(), v1.Session() as session:
             x = tf.constant(X)
             graph = towers.build_towers(model, x, PLACEMENT, training=True)
-            found = tf.gradients(
+            slopes = tf.gradients(
                 tf.square(graph.outputs), [x, *v1.trainable_variables()]
             )
             session.run(v1.global_variables_initializer())
-            self.assert_same(session.run(found), expected)
+            self.assert_same(session.run(slopes), expected)
         with tf.GradientTape() as tape:
             graph = towers.build_towers(model, X, PLACEMENT, training=True)
             loss = tf.reduce_sum(tf.square(graph.outputs))
-        found = tape.gradient(loss, model.trainable_variables)
-        self.assert_same(found, expected[1:])
+        slopes = tape.gradient(loss, model.trainable_variables)
+        self.assert_same(slopes, expected[1:])
         pins = {"tied": "/CPU:3"}
         placement = models.placement(3, layer_devices=pins)
         self.assert_same(gradients(model, placement), expected)
@@ -277,10 +277,11 @@ class CustomGradientsTest(parameterized.TestCase):
                 first = tape.gradient(loss, weights[:1])
                 again = tf.reduce_sum(tf.square(tf.convert_to_tensor(first[0])))
                 loss = tf.reduce_sum(model(x)) + again / 1e3
-            found = outer.gradient(loss, weights)
+            gradients = outer.gradient(loss, weights)
             kinds.append([type(g).__name__ for g in first])
             return [
-                None if g is None else tf.convert_to_tensor(g) for g in found
+                None if g is None else tf.convert_to_tensor(g)
+                for g in gradients
             ]
 
         def build(x):

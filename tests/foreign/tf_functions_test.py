@@ -57,8 +57,8 @@ class MakingTest(absltest.TestCase):
                 with tf.device("/CPU:1"):
                     return x * 2
 
-            made = tf.function(both, autograph=False)
-            (result,) = made.get_concrete_function(tf.TensorSpec([])).outputs
+            traced = tf.function(both, autograph=False)
+            (result,) = traced.get_concrete_function(tf.TensorSpec([])).outputs
             return result.op.type, result.device[-5:]
 
         # What this is for: an identity that has no device.

@@ -21,8 +21,8 @@ class IteratorsTest(absltest.TestCase):
         variable = tf.Variable(1.0)
         numbers = tf.data.Dataset.range(3)
         held = numbers.map(lambda _: variable.assign_add(1.0)).batch(2)
-        (found,) = tf_iterators.captured(held.prefetch(1))
-        self.assertIs(found, variable.handle)
+        (handle,) = tf_iterators.captured(held.prefetch(1))
+        self.assertIs(handle, variable.handle)
         self.assertEqual(tf_iterators.captured(numbers), [])
 
     def test_datasets_that_call_python_are_known(self):

@@ -86,13 +86,13 @@ def ops_of(model, inputs, **kwargs):
 def needed(graph):
     """The ops of a function that what it returns, or assigns, depends on."""
     ahead = [x.op for x in graph.outputs] + list(graph.control_outputs)
-    found = {}
+    kernels = {}
     while ahead:
         op = ahead.pop()
-        if op.name not in found:
-            found[op.name] = op
+        if op.name not in kernels:
+            kernels[op.name] = op
             ahead += [*(x.op for x in op.inputs), *op.control_inputs]
-    return list(found.values())
+    return list(kernels.values())
 
 
 def on_gpu(op):
@@ -107,12 +107,12 @@ def in_gpu_memory(tensor):
 
 def waits(ops):
     """Ops for which a host waits until a GPU has a count, a flag or a seed."""
-    found = []
+    results = []
     for op in ops:
         host = [not on_gpu(op)] * len(op.inputs)
         if on_gpu(op):
             host, _ = tf_kernels.host_ends(op, "GPU")
-        found += [
+        results += [
             (op.name, op.type, x.name)
             for x, taken in zip(op.inputs, host)
             if taken
@@ -120,7 +120,7 @@ def waits(ops):
             and (on_gpu(op) or x.dtype in COUNTS)
             and x.op.type not in AWAITED
         ]
-    return found
+    return results
 
 
 ALL_ON_GPUS = dict(parameter_device="/GPU:0", input_device="/GPU:1")
@@ -169,12 +169,12 @@ class KernelTest(parameterized.TestCase):
         def split(*batch):
             return towers.split_batch(batch, where)
 
-        made = tf.function(split, autograph=False).get_concrete_function(
+        traced = tf.function(split, autograph=False).get_concrete_function(
             tf.SparseTensorSpec([None, 5]),
             tf.RaggedTensorSpec([None, None, 2], ragged_rank=1),
             tf.TensorSpec([None, 3]),
         )
-        ops = needed(made.graph)
+        ops = needed(traced.graph)
         for op in ops:
             if on_gpu(op):
                 self.assertIsNotNone(tf_kernels.kernel(op, "GPU"), op.name)

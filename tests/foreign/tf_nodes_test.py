@@ -39,10 +39,10 @@ class TfNodesTest(absltest.TestCase):
         graph = step.get_concrete_function(tf.ones([2, 2])).graph
         with graph.as_default(), tf.compat.v1.colocate_with(graph.inputs[0]):
             beside = tf.constant(1.0).op
-        made = [*graph.get_operations(), beside]
+        operations = [*graph.get_operations(), beside]
         self.assertContainsSubset(
             {tf_nodes.GRADIENT, tf_nodes.BESIDE},
-            {name for op in made for name in op.node_def.attr},
+            {name for op in operations for name in op.node_def.attr},
         )
 
     def test_ops_of_one_argument_in_a_row_become_one(self):

@@ -32,8 +32,8 @@ class PlacerTest(absltest.TestCase):
         self.assertEqual(self.place(graph, "y", strict=True)["y"], "GPU:2")
         with graph.as_default(), tf.device("/GPU:1"):
             tf.strings.as_string(graph.get_tensor_by_name("y:0"), name="text")
-        found = self.place(graph, "text", strict=False)
-        self.assertEqual((found["y"], found["text"]), ("GPU:2", "CPU:0"))
+        result = self.place(graph, "text", strict=False)
+        self.assertEqual((result["y"], result["text"]), ("GPU:2", "CPU:0"))
         with self.assertRaises(tf.errors.InvalidArgumentError) as error:
             self.place(graph, "text", strict=True)
         self.assertEqual(tf_placer.refused(error.exception), "text")

@@ -22,8 +22,8 @@ class TfRandomGraphsTest(absltest.TestCase):
             def step(i, y):
                 self.assertTrue(tf_random_graphs.is_made_in(graphs[0]))
                 graphs.append(tf.compat.v1.get_default_graph())
-                made = [z.name for z in tf_random_graphs.sources(y * x)]
-                self.assertIn(x.name, made)
+                results = [z.name for z in tf_random_graphs.sources(y * x)]
+                self.assertIn(x.name, results)
                 return i + 1, kept(y * x)
 
             return tf.while_loop(lambda i, _: i < 3, step, (0, x))
@@ -60,11 +60,11 @@ class TfRandomGraphsTest(absltest.TestCase):
         @tf.function(autograph=False)
         def call(seed):
             by = tf.constant([1, 2])
-            known = tf.random.stateless_normal([3], by)
+            constant = tf.random.stateless_normal([3], by)
             tf_random_graphs.mark_seen(
                 [
                     x
-                    for x in known.graph.get_operations()
+                    for x in constant.graph.get_operations()
                     if "NormalV2" in x.type
                 ][0].outputs[0]
             )

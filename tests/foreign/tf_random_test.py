@@ -77,13 +77,13 @@ class TfRandomTest(absltest.TestCase):
     def test_as_much_of_a_shape_is_known_as_there_is(self):
         @tf.function(input_signature=[tf.TensorSpec([None, 3])])
         def call(x):
-            said.append(tf_random.sizes({"shape": tf.shape(x)}))
-            said.append(tf_random.sizes({"shape": [tf.shape(x)[0], 2]}))
-            said.append(tf_random.sizes({"value": x}))
+            results.append(tf_random.sizes({"shape": tf.shape(x)}))
+            results.append(tf_random.sizes({"shape": [tf.shape(x)[0], 2]}))
+            results.append(tf_random.sizes({"value": x}))
 
-        said = []
+        results = []
         call.get_concrete_function()
-        self.assertEqual(said, [[None, 3], [None, 2], None])
+        self.assertEqual(results, [[None, 3], [None, 2], None])
 
     def test_what_generators_draw_is_taken_back(self):
         with tf_random.nothing_drawn():

@@ -36,8 +36,8 @@ class TfSlicesTest(absltest.TestCase):
         path = tf.train.Checkpoint(w=whole).write(folder + "/b")
         other = sliced(0 * VALUE, [2, 1], 1)
         tf.train.Checkpoint(w=other).read(path).assert_consumed()
-        found = np.concatenate([piece.value for piece in other.pieces], 1)
-        np.testing.assert_array_equal(found, VALUE)
+        result = np.concatenate([piece.value for piece in other.pieces], 1)
+        np.testing.assert_array_equal(result, VALUE)
 
     def test_of_another_shape_are_refused_whole(self):
         path = tf.train.Checkpoint(w=sliced(VALUE, [1, 3], 2)).write(

@@ -25,8 +25,8 @@ class TracesTest(absltest.TestCase):
             writer.flush()
         (path,) = glob.glob(os.path.join(folder, "*"))
         with open(path, "rb") as file:
-            told = file.read()
-        self.assertTrue(b"theirs" in told and b"tripled" in told)
+            text = file.read()
+        self.assertTrue(b"theirs" in text and b"tripled" in text)
 
     def test_none_is_begun(self):
         towers.execution_report(tf.function(lambda: tf.constant(1.0)))

@@ -111,9 +111,9 @@ class RefusalTest(parameterized.TestCase):
                 self.dense = layers.Dense(2)
 
             def call(self, inputs):
-                found = self.dense(inputs["whole"])
+                plain = self.dense(inputs["whole"])
                 rows = self.dense(inputs["rows"] + inputs["whole"][:1])
-                return {"found": found, "rows": rows}
+                return {"found": plain, "rows": rows}
 
         model = Compared()
         batch = {"rows": x(6), "whole": x(2)}

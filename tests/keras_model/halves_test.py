@@ -171,9 +171,9 @@ def recurrent():
 
 
 def frozen():
-    made = dense()
-    made[1].trainable = False
-    return made
+    model = dense()
+    model[1].trainable = False
+    return model
 
 
 def own(*functions):
@@ -294,13 +294,15 @@ class HalvesTest(parameterized.TestCase):
     @pytest.mark.filterwarnings("ignore:.*makes its outputs of all rows")
     def test_reads_tell_it_as_well_as_what_is_made_of_them(self):
         """As they do of a tower that is built, of which it is not asked."""
-        told = []
+        results = []
 
         def noted(rehearsal, *args):
-            found = halves.halves_of(rehearsal, *args)
+            result = halves.halves_of(rehearsal, *args)
             variables = rehearsal.graph.variables
-            told.extend(variables[k].path.split("/")[-2] for k in found.weights)
-            return found
+            results.extend(
+                variables[k].path.split("/")[-2] for k in result.weights
+            )
+            return result
 
         model = make(own(*ONCE, *OTHERWISE[:-1]))
         with (
@@ -310,8 +312,8 @@ class HalvesTest(parameterized.TestCase):
             x, _ = batch(model)
             towers.build_towers(model, x, placement()).apply_updates()
         once = [f.__name__ for f in ONCE]
-        self.assertContainsSubset(once, told)
-        self.assertNoCommonElements([f.__name__ for f in OTHERWISE], told)
+        self.assertContainsSubset(once, results)
+        self.assertNoCommonElements([f.__name__ for f in OTHERWISE], results)
 
     @pytest.mark.rare
     def test_another_machine_is_sent_half_and_says_the_sum(self):
@@ -325,8 +327,8 @@ class HalvesTest(parameterized.TestCase):
                 report = towers.execution_report(step, model, x)
                 return report, step(model, x)
 
-        (report, found), (before, expected) = both(stepped)
-        for g, e in zip(found, expected, strict=True):
+        (report, result), (before, expected) = both(stepped)
+        for g, e in zip(result, expected, strict=True):
             np.testing.assert_array_equal(g, e)
         half = sum(
             v.numpy().nbytes // 2
@@ -368,13 +370,13 @@ class HalvesTest(parameterized.TestCase):
                 shown = [t.inputs for t in graph.towers]
                 return outputs, tape.gradient(loss, x), shown
 
-            told = towers.execution_report(step, tf.constant(x))
-            parts = [t.dtype for t in told.transfers if t.holds == "batch"]
+            report = towers.execution_report(step, tf.constant(x))
+            parts = [t.dtype for t in report.transfers if t.holds == "batch"]
             sent.append({d for d in parts if d.is_floating})
             return tf.nest.flatten(step(tf.constant(x)))
 
-        found, expected = both(run)
-        for y, e in zip(found, expected, strict=True):
+        result, expected = both(run)
+        for y, e in zip(result, expected, strict=True):
             np.testing.assert_array_equal(y, e)
         self.assertIn(tf.bfloat16 if narrow else tf.float32, sent[1])
 
@@ -391,7 +393,7 @@ class HalvesTest(parameterized.TestCase):
                 gradients = tf.gradients(loss, v1.trainable_variables())
                 session.run(v1.global_variables_initializer())
                 metadata = v1.RunMetadata()
-                found = session.run(
+                result = session.run(
                     gradients,
                     options=v1.RunOptions(output_partition_graphs=True),
                     run_metadata=metadata,
@@ -404,10 +406,10 @@ class HalvesTest(parameterized.TestCase):
                     and "replicate" in node.name
                     and node.attr["T"].type == tf.bfloat16.as_datatype_enum
                 ]
-                return found, len(halves)
+                return result, len(halves)
 
-        (found, sent), (expected, _) = both(run)
-        for g, e in zip(found, expected, strict=True):
+        (result, sent), (expected, _) = both(run)
+        for g, e in zip(result, expected, strict=True):
             self.assertEqual(g.dtype, np.float32)
             np.testing.assert_array_equal(g, e)
         self.assertEqual(sent, 3)  # to each device, and what one says alone
@@ -448,8 +450,8 @@ class HalvesTest(parameterized.TestCase):
 
             return tf.nest.flatten(run(x))
 
-        found, expected = both(handed_out)
-        for x, e in zip(found, expected, strict=True):
+        result, expected = both(handed_out)
+        for x, e in zip(result, expected, strict=True):
             self.assertEqual(x.dtype, e.dtype)
             np.testing.assert_array_equal(x, e)
 

@@ -92,8 +92,8 @@ class MetricsTest(parameterized.TestCase):
     def check(self, actual, expected):
         for name in actual.layers[0].kept:
             ours, theirs = (
-                [v.numpy() for v in made.layers[0].kept[name].variables]
-                for made in (actual, expected)
+                [v.numpy() for v in copy.layers[0].kept[name].variables]
+                for copy in (actual, expected)
             )
             for a, e in zip(ours, theirs):
                 np.testing.assert_allclose(
@@ -105,8 +105,8 @@ class MetricsTest(parameterized.TestCase):
         """With a small last batch, which leaves a tower without rows."""
         plain, template = tracking(UPDATES), tracking(UPDATES)
         towered = towers.TowerModel(template, placement(3, [3, 2, 1]))
-        for made in (plain, towered):
-            made.compile(loss="mse")
+        for model in (plain, towered):
+            model.compile(loss="mse")
         plain.evaluate(X, X[:, :2], batch_size=5, verbose=0)
         self.assertEmpty(
             told(lambda: towered.evaluate(X, X[:, :2], batch_size=5, verbose=0))
@@ -143,26 +143,28 @@ class MetricsTest(parameterized.TestCase):
             np.testing.assert_allclose(seen[1][name], value, 1e-5)
 
     def test_what_does_not_add_up_is_named_once(self):
-        made = tracking({"peak": (metrics.Mean, lambda x: [ops.max(x)])})
+        model = tracking({"peak": (metrics.Mean, lambda x: [ops.max(x)])})
         names = told(
             lambda: [
-                towers.build_towers(made, X, placement(2)).apply_updates()
+                towers.build_towers(model, X, placement(2)).apply_updates()
                 for _ in range(2)
             ]
         )
         self.assertLen(names, 1)
         self.assertIn("mean/total'", names[0])
         self.assertNotIn("mean/count'", names[0])
-        total, count = (float(v) for v in made.layers[0].kept["peak"].variables)
+        total, count = (
+            float(v) for v in model.layers[0].kept["peak"].variables
+        )
         self.assertEqual(count, 2.0)  # of two updates
         each = [3 / 7 * X[:3].max(), 4 / 7 * X[3:].max()]
         self.assertAlmostEqual(total, 2 * float(sum(each)), places=5)
 
     def test_nor_does_what_looks_at_other_rows(self):
         along = lambda: metrics.CosineSimilarity(axis=0)  # noqa: E731
-        made = tracking({"along": (along, lambda x: [x, x**2])})
+        model = tracking({"along": (along, lambda x: [x, x**2])})
         names = told(
-            lambda: towers.build_towers(made, X, placement(2)).apply_updates()
+            lambda: towers.build_towers(model, X, placement(2)).apply_updates()
         )
         self.assertLen(names, 1)
         self.assertIn("cosine_similarity/total'", names[0])
@@ -183,9 +185,9 @@ class MetricsTest(parameterized.TestCase):
         calls = []
         for name in ("counts", "adds"):
             layer = Counts(name=name)
-            made = keras.Sequential([keras.Input([3]), layer])
+            model = keras.Sequential([keras.Input([3]), layer])
             Counts.calls = layer.seen = 0
-            towers.build_towers(made, X[:6], placement(3), tower_fn=called)
+            towers.build_towers(model, X[:6], placement(3), tower_fn=called)
             calls.append(Counts.calls)
             self.assertEqual(layer.seen, calls[0])  # of towers alone
         self.assertEqual(calls[1], calls[0] + 1)

@@ -45,10 +45,10 @@ class KindsTest(absltest.TestCase):
         )
         total = keras.metrics.Sum(name="sum")
         graph = LayerGraph([model(), scaled, total])
-        found = {}
+        results = {}
         for v, kind in zip(graph.variables, graph.kinds, strict=True):
             path = v.path.split("/")[-2:]
-            found.setdefault(kind, set()).add("/".join(path))
+            results.setdefault(kind, set()).add("/".join(path))
         for kind, *paths in [
             (Kind.STATISTIC, "norm/moving_mean", "norm/moving_variance"),
             (Kind.METRIC, "mean/total", "mean/count", "sum/total"),
@@ -56,21 +56,21 @@ class KindsTest(absltest.TestCase):
             (Kind.TRAINED, "norm/gamma", "scaled/kernel"),
             (Kind.OVERWRITTEN, "scaled/kernel_scale"),
         ]:
-            self.assertContainsSubset(paths, found[kind], kind)
-        self.assertCountEqual(found, Kind)
+            self.assertContainsSubset(paths, results[kind], kind)
+        self.assertCountEqual(results, Kind)
 
     def test_one_that_has_a_rule_declared_is_moved_by_no_moments(self):
-        made = model()
-        graph = LayerGraph(made)
-        declared = made.layers[-1].total.moving_mean
+        network = model()
+        graph = LayerGraph(network)
+        declared = network.layers[-1].total.moving_mean
         self.assertIs(graph.kinds[graph.index_of(declared)], Kind.OWN)
 
     def test_what_keras_trains_is_in_order(self):
-        made = model()
-        graph = LayerGraph(made)
-        wanted = [v.path for v in made.trainable_variables]
-        found = [graph.variables[i].path for i in graph.trainable]
-        self.assertEqual(found, wanted)
+        network = model()
+        graph = LayerGraph(network)
+        entries = [v.path for v in network.trainable_variables]
+        results = [graph.variables[i].path for i in graph.trainable]
+        self.assertEqual(results, entries)
 
     def test_each_kind_has_its_way(self):
         for kind in Kind:

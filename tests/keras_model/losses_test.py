@@ -69,11 +69,11 @@ def towered(made, x, where):
     """As `differentiated`, and what towers warned of by their own words."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = differentiated(
+        graph = differentiated(
             lambda: towers.build_towers(made, x, where).losses, made
         )
-    told = [str(w.message) for w in caught if "merge_losses_by" in str(w)]
-    return *found, told
+    messages = [str(w.message) for w in caught if "merge_losses_by" in str(w)]
+    return *graph, messages
 
 
 def plain(made, x):
@@ -100,16 +100,18 @@ class LossesTest(parameterized.TestCase):
     def test_they_are_the_plain_model_s_of_known_rows(self, rows, weights):
         where = placement(len(weights or [1, 1]), weights)
         expected = plain(model(*ADDING), X[:rows])
-        *actual, told = towered(model(*ADDING), tf.constant(X[:rows]), where)
-        self.assertEmpty(told)
+        *actual, result = towered(model(*ADDING), tf.constant(X[:rows]), where)
+        self.assertEmpty(result)
         for ours, theirs in zip(actual, expected):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
     def test_what_has_rows_is_joined(self):
-        made = model(lambda x, w: ops.sum(x**2, -1))
-        graph = towers.build_towers(made, X, placement(3, [3, 2, 1]))
-        made(X)
-        np.testing.assert_allclose(graph.losses[0], made.losses[0], rtol=1e-5)
+        network = model(lambda x, w: ops.sum(x**2, -1))
+        graph = towers.build_towers(network, X, placement(3, [3, 2, 1]))
+        network(X)
+        np.testing.assert_allclose(
+            graph.losses[0], network.losses[0], rtol=1e-5
+        )
 
     @pytest.mark.slow
     def test_in_own_steps_too(self):
@@ -127,56 +129,56 @@ class LossesTest(parameterized.TestCase):
                     self(x, training=True)
                     loss = sum(ops.sum(loss) for loss in self.losses)
                 variables = self.inner.layers[0].trainable_variables
-                found = tape.gradient(loss, variables)
-                self.optimizer.apply_gradients(zip(found, variables))
+                gradients = tape.gradient(loss, variables)
+                self.optimizer.apply_gradients(zip(gradients, variables))
                 return {"added": loss}
 
         def built():
-            made = Own()
-            made(X[:2])
-            return made
+            network = Own()
+            network(X[:2])
+            return network
 
         models = pair(built, placement(3, [3, 2, 1]))
         how = {"loss": None, "optimizer": lambda: keras.optimizers.SGD(0.01)}
         same_fit(models, X, X[:, :2], batch_size=4, **how)
 
     def test_what_does_not_add_up_is_named_once(self):
-        made = model(lambda x, w: ops.max(x), lambda x, w: ops.mean(x) ** 2)
+        network = model(lambda x, w: ops.max(x), lambda x, w: ops.mean(x) ** 2)
         x, where = tf.constant(X), placement(2, [2, 1])
-        loss, _, told = towered(made, x, where)
-        self.assertLen(told, 1)
-        self.assertIn("'adds'", told[0])
-        made(X)
+        loss, _, result = towered(network, x, where)
+        self.assertLen(result, 1)
+        self.assertIn("'adds'", result[0])
+        network(X)
         each = []
         for shard in (X[:4], X[4:]):
-            made(shard)
-            each.append(sum(float(loss) for loss in made.losses))
+            network(shard)
+            each.append(sum(float(loss) for loss in network.losses))
         self.assertAlmostEqual(
             float(loss), (4 * each[0] + 3 * each[1]) / 7, places=5
         )
-        self.assertEmpty(towered(made, x, where)[2])
+        self.assertEmpty(towered(network, x, where)[2])
 
     @parameterized.parameters(False, True)
     @pytest.mark.slow(after=1)
     def test_a_shard_that_says_no_number_is_left_out(self, known):
         x = np.abs(X)
         x[:4, 0] *= -1  # all rows of the first tower
-        made = model(layer=Masked)
+        network = model(layer=Masked)
         spec = tf.TensorSpec([7 if known else None, 3])
 
         @tf.function(input_signature=[spec], autograph=False)
         def step(x):
-            graph = towers.build_towers(made, x, placement(3, [4, 3, 0]))
-            kernel = made.layers[0].kernel
+            graph = towers.build_towers(network, x, placement(3, [4, 3, 0]))
+            kernel = network.layers[0].kernel
             # Another gradient beside is what it is.
             loss = graph.losses[0] + tf.reduce_sum(graph.outputs)
             return loss, tf.gradients(loss, kernel.value)[0]
 
         def alone():
-            outputs = made(x)
-            return [made.losses[0], outputs]
+            outputs = network(x)
+            return [network.losses[0], outputs]
 
-        expected = differentiated(alone, made)
+        expected = differentiated(alone, network)
         with self.assertWarnsRegex(UserWarning, "by 'adds' is not known"):
             actual = step(x)
         for ours, theirs in zip(actual, expected):
@@ -197,11 +199,11 @@ class MergeLossesByTest(parameterized.TestCase):
         """Rows are those of one tower, if it is the only one with some."""
         x = X[:rows]
         where = placement(3, [3, 2, 1] if rows is None else [1, 0, 0])
-        made = model(function)
-        towers.merge_losses_by(made.layers[0], rule)
-        expected = plain(made, x)
-        *actual, told = towered(made, tf.constant(x), where)
-        self.assertEmpty(told)
+        network = model(function)
+        towers.merge_losses_by(network.layers[0], rule)
+        expected = plain(network, x)
+        *actual, result = towered(network, tf.constant(x), where)
+        self.assertEmpty(result)
         for ours, theirs in zip(actual, expected):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 

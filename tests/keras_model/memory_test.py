@@ -73,15 +73,15 @@ class MemoryTest(parameterized.TestCase):
     )
     @pytest.mark.rare(after=1)
     def test_tower_device_and_layer(self, call):
-        told = said(lambda: call(model()))
+        plain = said(lambda: call(model()))
         self.assertIn(
             "Tower 1 ran out of memory on /CPU:1, in the layer 'inner/greedy', "
             "for 281,474,976,710,656 bytes (float32[2, 35184372088832]). ",
-            told,
+            plain,
         )
         for help in ("weights", "keras.remat", "layer_devices", "smaller"):
-            self.assertIn(help, told)
-        self.assertIn("OOM when allocating", told)  # TensorFlow's own words
+            self.assertIn(help, plain)
+        self.assertIn("OOM when allocating", plain)  # TensorFlow's own words
 
     @pytest.mark.rare
     def test_backward_and_pinned(self):
@@ -102,16 +102,16 @@ class MemoryTest(parameterized.TestCase):
             return towers.build_towers(m.template, x, m.placement).outputs
 
         self.assertStartsWith(said(lambda: step(X)), "Graph execution")
-        told = said(lambda: towers.memory_errors(m.placement)(step)(X))
-        self.assertStartsWith(told, "Tower 1 ran out of memory on /CPU:1, in")
+        result = said(lambda: towers.memory_errors(m.placement)(step)(X))
+        self.assertStartsWith(result, "Tower 1 ran out of memory on /CPU:1, in")
         with tf.Graph().as_default():
             x = tf.compat.v1.placeholder(tf.float32, [None, 3])
             outputs = towers.build_towers(m.template, x, m.placement).outputs
             with tf.compat.v1.Session() as session:
                 session.run(tf.compat.v1.global_variables_initializer())
                 run = towers.memory_errors()(session.run)
-                told = said(lambda: run(outputs, {x: X}))
-        self.assertStartsWith(told, "Tower 1 ran out of memory on /CPU:1, in")
+                result = said(lambda: run(outputs, {x: X}))
+        self.assertStartsWith(result, "Tower 1 ran out of memory on /CPU:1, in")
         with self.assertRaisesRegex(TypeError, "`placement`"):
             with towers.memory_errors(3):
                 pass

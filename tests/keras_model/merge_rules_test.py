@@ -156,10 +156,10 @@ class MergeStateByTest(parameterized.TestCase):
 
         # The third is fed the last row, whose mean would be 5.
         placement = towers.Placement(DEVICES, weights=[1, 1, 0])
-        made = keras.Sequential([keras.Input([1]), Peak()])
+        model = keras.Sequential([keras.Input([1]), Peak()])
         x = tf.constant([[1.0], [1.0], [1.0], [5.0]])
-        towers.TowerModel(made, placement)(x)
-        self.assertEqual(float(made.layers[0].peak), 3.0)
+        towers.TowerModel(model, placement)(x)
+        self.assertEqual(float(model.layers[0].peak), 3.0)
 
     def test_so_do_update_ops_of_a_session(self):
         plain, towered = model(Kept()), model(Kept())
@@ -177,21 +177,21 @@ class MergeStateByTest(parameterized.TestCase):
         self.check(towered, plain)
 
     def test_the_rule_stays_with_the_variable(self):
-        made = model(Kept())
+        network = model(Kept())
         path = os.path.join(tempfile.mkdtemp(), "model.keras")
-        made.save(path)
+        network.save(path)
         rules = [rule for _, rule, _, _ in STATE]
-        towered = towers.TowerModel(made, UNEQUAL)  # moves what can be moved
+        towered = towers.TowerModel(network, UNEQUAL)  # moves what can be moved
         for other in (
-            made,
-            copy.deepcopy(made),
-            keras.models.clone_model(made),
+            network,
+            copy.deepcopy(network),
+            keras.models.clone_model(network),
             keras.models.load_model(path),
             copy.deepcopy(towered).template,
         ):
-            found = [merge_rules.declared(v) for v in other.variables]
-            self.assertEqual(found[: len(rules)], rules)
-        one = copy.deepcopy(made.layers[0].top)
+            results = [merge_rules.declared(v) for v in other.variables]
+            self.assertEqual(results[: len(rules)], rules)
+        one = copy.deepcopy(network.layers[0].top)
         self.assertEqual(merge_rules.declared(one), "max")
 
     def test_state_of_rows_without_a_rule_warns_once_by_name(self):
@@ -234,34 +234,34 @@ class MergeStateByTest(parameterized.TestCase):
                 self.metric.update_state(x)
                 return x
 
-        x, made = batch(6)[0], model(Watched())
-        towers.TowerModel(made, UNEQUAL)(x)
+        x, outcome = batch(6)[0], model(Watched())
+        towers.TowerModel(outcome, UNEQUAL)(x)
         self.assertAlmostEqual(
-            float(made.layers[0].metric.result()), x.max(), places=6
+            float(outcome.layers[0].metric.result()), x.max(), places=6
         )
 
     def test_a_declared_rule_of_a_batch_norm_goes_first(self):
-        made = model(keras.layers.BatchNormalization(momentum=0.5))
-        towers.merge_state_by(made.layers[0].moving_mean, "max")
-        towers.merge_state_by(made.layers[0].moving_variance, "last")
+        network = model(keras.layers.BatchNormalization(momentum=0.5))
+        towers.merge_state_by(network.layers[0].moving_mean, "max")
+        towers.merge_state_by(network.layers[0].moving_variance, "last")
         x = batch(8)[0]
-        towers.TowerModel(made, UNEQUAL)(x, training=True)
+        towers.TowerModel(network, UNEQUAL)(x, training=True)
         shards = [x[:4], x[4:6], x[6:]]
         np.testing.assert_allclose(
-            made.layers[0].moving_mean.numpy(),
+            network.layers[0].moving_mean.numpy(),
             np.max([0.5 * s.mean(0) for s in shards], 0),
             rtol=1e-5,
         )
         np.testing.assert_allclose(
-            made.layers[0].moving_variance.numpy(),
+            network.layers[0].moving_variance.numpy(),
             0.5 + 0.5 * shards[-1].var(0),
             rtol=1e-5,
         )
 
     @parameterized.parameters(2, 7)
     def test_renormalised_statistics_are_of_the_whole_batch(self, rows):
-        known = inspect.signature(keras.layers.BatchNormalization).parameters
-        if "renorm" not in known:
+        constant = inspect.signature(keras.layers.BatchNormalization).parameters
+        if "renorm" not in constant:
             self.skipTest("this Keras has no batch renormalisation")
         layers = [
             keras.layers.BatchNormalization(renorm=True) for _ in range(2)
@@ -294,7 +294,7 @@ class MergeStateByTest(parameterized.TestCase):
     def test_the_state_of_a_stateful_rnn_has_its_own(self):
         inputs = keras.Input(batch_shape=[4, 2, 3])
         rnn = keras.layers.GRU(2, stateful=True)
-        made = keras.Model(inputs, rnn(inputs))
+        model = keras.Model(inputs, rnn(inputs))
         towers.merge_state_by(rnn.states[0], "last")
         with self.assertRaisesRegex(ValueError, "state of a stateful RNN"):
-            towers.build_towers(made, np.ones([4, 2, 3], "float32"), UNEQUAL)
+            towers.build_towers(model, np.ones([4, 2, 3], "float32"), UNEQUAL)

@@ -67,14 +67,14 @@ class MixedRowsTest(absltest.TestCase):
         ]
         bare = x - ops.mean(x, 0, keepdims=True)
         model = keras.Model(x, [*several, bare], name="model")
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model = towers.TowerModel(model, placement(3))
             call = tf.function(lambda x: model(x, training=True))
             call.get_concrete_function(tf.TensorSpec([None, 6]))  # as in fit
-        told = [
-            re.match("'(.*)' makes its outputs", str(w.message)) for w in said
+        messages = [
+            re.match("'(.*)' makes its outputs", str(w.message)) for w in caught
         ]
         self.assertCountEqual(
-            [match and match[1] for match in told], [*MIXING, "model"]
+            [match and match[1] for match in messages], [*MIXING, "model"]
         )

@@ -89,8 +89,8 @@ class MachinesTest(parameterized.TestCase):
 
             with in_machines():
                 same_step(model, where, x, training=False)
-                _, *found = tf.function(step_of(by_function, model))(x)
-                close(found, expected)
+                _, *result = tf.function(step_of(by_function, model))(x)
+                close(result, expected)
         config = v1.ConfigProto(device_count={"CPU": 4})
         with (
             in_machines(),
@@ -101,8 +101,8 @@ class MachinesTest(parameterized.TestCase):
             loss = tf.reduce_mean(graph.outputs**2)
             weights = v1.trainable_variables()
             session.run(v1.global_variables_initializer())
-            said = session.run([loss, tf.gradients(loss, weights)])
-        close(said, expected)
+            gradients = session.run([loss, tf.gradients(loss, weights)])
+        close(gradients, expected)
 
     def test_machines_without_rows_say_nothing(self):
         model = chain([2], layers.Dense(2))
@@ -163,9 +163,9 @@ class MachinesTest(parameterized.TestCase):
                 self.is_open = add((), dtype="bool")
 
             def call(self, x):
-                known = tf.cast(self.known, x.dtype)
+                constant = tf.cast(self.known, x.dtype)
                 is_open = tf.cast(self.is_open, x.dtype)
-                return x + known * is_open * tf.cast(self.seen, x.dtype)
+                return x + constant * is_open * tf.cast(self.seen, x.dtype)
 
         def made():
             drops = [layers.Dropout(0.5, seed=k) for k in range(2)]

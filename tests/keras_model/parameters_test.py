@@ -28,9 +28,9 @@ class PoliciesTest(parameterized.TestCase):
         variables = [tf.Variable(tf.zeros([n])) for n in sizes]
         variables.append(tf.Variable(tf.zeros([20]), trainable=False))
         policy = towers.balanced(["/CPU:0", "/CPU:1"])
-        found = [name[-1] for name in policy(variables)]
+        results = [name[-1] for name in policy(variables)]
         # 8 | 8, then 5 | 3 + 2, then 1 where as much is, then what is frozen.
-        self.assertEqual("".join(found), "0010111")
+        self.assertEqual("".join(results), "0010111")
         self.assertEqual(policy(variables), policy(variables))
 
     def test_devices_must_be_a_list(self):

@@ -45,12 +45,12 @@ def two_deep() -> keras.Model:
 def where(layer_devices: dict) -> dict:
     """By path what the keys say of it."""
     paths = pins.layer_paths([two_deep()])
-    found = pins.pinned(paths, layer_devices)
-    said = {id(layer): pin for layer, pin in found}
+    result = pins.pinned(paths, layer_devices)
+    results = {id(layer): pin for layer, pin in result}
     return {
-        path: said[id(layer)]
+        path: results[id(layer)]
         for path, layer in paths
-        if id(layer) in said and not isinstance(layer, layers.InputLayer)
+        if id(layer) in results and not isinstance(layer, layers.InputLayer)
     }
 
 
@@ -92,8 +92,8 @@ class KeysTest(parameterized.TestCase):
         paths = pins.layer_paths([keras.Model(x, both[1](both[0](x)))])
         with self.assertRaisesRegex(ValueError, "different things of 'a/deep'"):
             pins.pinned(paths, {"a": A, "b": B})
-        found = pins.pinned(paths, {"a": A, "b": B, "a/deep": C})
-        self.assertEqual([pin for x, pin in found if x is shared], [C])
+        result = pins.pinned(paths, {"a": A, "b": B, "a/deep": C})
+        self.assertEqual([pin for x, pin in result if x is shared], [C])
 
     def test_what_is_no_layer_can_be_put_somewhere_too(self):
         model = two_deep()

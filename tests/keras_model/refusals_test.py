@@ -15,14 +15,14 @@ layers = keras.layers
 class OnGpusOnly(layers.Layer):
     def call(self, x):
         state = tf.zeros([1, tf.shape(x)[0], 2])
-        made = tf.raw_ops.CudnnRNN(
+        result = tf.raw_ops.CudnnRNN(
             input=x[None],
             input_h=state,
             input_c=state,
             params=tf.zeros([99]),
             is_training=False,
         )
-        return tf.reshape(made.output, tf.shape(x))
+        return tf.reshape(result.output, tf.shape(x))
 
 
 class RefusalTest(absltest.TestCase):
@@ -45,7 +45,7 @@ class RefusalTest(absltest.TestCase):
             self.assertIn("CudnnRNN", error.exception.message)
 
     def test_as_a_strict_placement_says_it(self):
-        said = (
+        words = (
             "Cannot assign a device for operation tower_1/enc/text/AsString: "
             "Could not satisfy explicit device specification '/device:GPU:1'"
         )
@@ -53,12 +53,12 @@ class RefusalTest(absltest.TestCase):
             tf.errors.InvalidArgumentError, "tower 1 .*enc/text.*(?s:.*)AsStr"
         ):
             with tower_errors():
-                raise tf.errors.InvalidArgumentError(None, None, said)
+                raise tf.errors.InvalidArgumentError(None, None, words)
 
     def test_other_errors_are_as_they_were(self):
-        for said in ("Incompatible shapes", "operation split/x: Could not"):
+        for words in ("Incompatible shapes", "operation split/x: Could not"):
             with self.assertRaisesRegex(
-                tf.errors.InvalidArgumentError, f"^{said}"
+                tf.errors.InvalidArgumentError, f"^{words}"
             ):
                 with tower_errors():
-                    raise tf.errors.InvalidArgumentError(None, None, said)
+                    raise tf.errors.InvalidArgumentError(None, None, words)

@@ -63,8 +63,8 @@ def regularized():
 
 def sparse():
     ids = keras.Input([LENGTH], dtype="int32", sparse=True)
-    found = layers.GlobalAveragePooling1D()(embedding()(ids))
-    return keras.Model(ids, layers.Dense(3)(found))
+    result = layers.GlobalAveragePooling1D()(embedding()(ids))
+    return keras.Model(ids, layers.Dense(3)(result))
 
 
 def normed():
@@ -90,15 +90,15 @@ class Own(keras.Model):
         self.words, self.head = embedding(), layers.Dense(3)
 
     def call(self, x):
-        found = self.words(x + 1)
-        return self.head(ops.mean(found, 1))
+        result = self.words(x + 1)
+        return self.head(ops.mean(result, 1))
 
 
 class Tied(Own):
     def call(self, x):
-        found = ops.mean(self.words(x), 1)
-        logits = ops.matmul(found, ops.transpose(self.words.embeddings))
-        return self.head(found) + ops.mean(logits, 1, keepdims=True)
+        result = ops.mean(self.words(x), 1)
+        logits = ops.matmul(result, ops.transpose(self.words.embeddings))
+        return self.head(result) + ops.mean(logits, 1, keepdims=True)
 
 
 class InLoop(Own):
@@ -131,17 +131,17 @@ class Differentiates(Own):
 
 class Assigns(Own):
     def call(self, x):
-        found = self.head(ops.mean(self.words(x), 1))
+        result = self.head(ops.mean(self.words(x), 1))
         table = self.words.embeddings
         table.assign(tf.stop_gradient(table * 1.0))
-        return found
+        return result
 
 
 def built(kind):
     def model():
-        made = kind()
-        made(X[:1])
-        return made
+        result = kind()
+        result(X[:1])
+        return result
 
     model.__name__ = kind.__name__
     return model
@@ -149,8 +149,8 @@ def built(kind):
 
 def kinds(executed):
     """Ops on the table's device that read variables."""
-    found = {n.op for device, _, n in executed.nodes if device == TABLE}
-    return found & {"ReadVariableOp", "ResourceGather"}
+    results = {n.op for device, _, n in executed.nodes if device == TABLE}
+    return results & {"ReadVariableOp", "ResourceGather"}
 
 
 def compiled(model, optimizer=keras.optimizers.SGD):
@@ -252,19 +252,19 @@ class StepTest(parameterized.TestCase):
                 if asks:
                     table = built.towers[1].parameters[0]
                     loss += tf.reduce_sum(table**2)
-            found = tape.gradient(loss, self.weights)
+            gradients = tape.gradient(loss, self.weights)
             if asks:
                 each = [
                     tape.gradient(y, t.parameters)
                     for y, t in zip(own, built.towers)
                 ]
-                found = [tf.convert_to_tensor(g) for g in found]
-                return found, each, table
-            return [found[0].values, found[0].indices, *found[1:]]
+                gradients = [tf.convert_to_tensor(g) for g in gradients]
+                return gradients, each, table
+            return [gradients[0].values, gradients[0].indices, *gradients[1:]]
 
-        said = []
-        executed = Executed(lambda: said.extend(step(X)))
-        return said, kinds(executed)
+        results = []
+        executed = Executed(lambda: results.extend(step(X)))
+        return results, kinds(executed)
 
     def test_it_is_read_by_rows_and_its_gradient_sparse(self):
         (values, indices, *rest), read = self.step()
@@ -273,10 +273,10 @@ class StepTest(parameterized.TestCase):
         self.assertEqual(read, {"ResourceGather"})
 
     def test_who_asks_for_parameters_has_all_of_it(self):
-        (found, each, table), read = self.step(asks=True)
+        (result, each, table), read = self.step(asks=True)
         own = self.weights[0].numpy()
         close(table, own)
-        close(found, [self.expected[0] + 2 * own, *self.expected[1:]])
+        close(result, [self.expected[0] + 2 * own, *self.expected[1:]])
         both = [[tf.convert_to_tensor(g) for g in one] for one in each]
         close([a + b for a, b in zip(*both)], self.expected)
         self.assertEqual(read, {"ReadVariableOp", "ResourceGather"})
@@ -341,8 +341,8 @@ class StepTest(parameterized.TestCase):
             with tf.GradientTape() as tape:
                 (slope, *_) = gradients(call, self.weights)
                 loss = tf.reduce_sum(slope**2)
-            found = tape.gradient(loss, self.weights)
-            return [tf.convert_to_tensor(g) for g in found if g is not None]
+            slopes = tape.gradient(loss, self.weights)
+            return [tf.convert_to_tensor(g) for g in slopes if g is not None]
 
         @tf.function
         def outputs(x):

@@ -173,8 +173,8 @@ class RowWidthTest(parameterized.TestCase):
             warnings.simplefilter("always")
             for rows in (5, 4):
                 towers.build_towers(model, X[:rows], placement(3, [3, 2, 1]))
-        said = [w for w in caught if "takes a width" in str(w.message)]
-        self.assertLen(said, 1)
+        messages = [w for w in caught if "takes a width" in str(w.message)]
+        self.assertLen(messages, 1)
 
     @parameterized.parameters((2, None), (3, [3, 2, 1]))
     def test_outputs_that_do_not_join_are_refused_in_a_sentence(self, n, w):

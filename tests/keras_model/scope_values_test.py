@@ -157,8 +157,8 @@ class ScopeValuesTest(parameterized.TestCase):
             return outputs, losses, state, tape.gradient(loss, values[:2])
 
         before = numbers(model)
-        made = tf.function(scoped) if in_function else scoped
-        close(made(in_towers), scoped(plain))
+        step = tf.function(scoped) if in_function else scoped
+        close(step(in_towers), scoped(plain))
         close(numbers(model), before, 0)
 
     @parameterized.named_parameters(PLACEMENTS)
@@ -263,8 +263,8 @@ class ScopeValuesTest(parameterized.TestCase):
             self.assertEmpty(graph.get_collection("update_ops"))
             with tf.compat.v1.Session(graph=graph) as session:
                 session.run(initial)
-                told = [outputs, losses, state, gradients]
-                return session.run(told, {x: X.numpy()})
+                results = [outputs, losses, state, gradients]
+                return session.run(results, {x: X.numpy()})
 
         def in_towers(x):
             graph = towers.build_towers(model, x, placement(3, [3, 2, 1]), True)

@@ -107,8 +107,8 @@ class SharedStateTest(parameterized.TestCase):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             step(x)
-        told = [str(w.message) for w in caught if "merge_state" in str(w)]
-        self.assertEmpty(told)
+        messages = [str(w.message) for w in caught if "merge_state" in str(w)]
+        self.assertEmpty(messages)
         for ours, theirs in zip(towered.variables, plain.variables):
             np.testing.assert_allclose(
                 ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6

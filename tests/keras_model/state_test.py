@@ -131,7 +131,7 @@ class MachinesTest(parameterized.TestCase):
         model = towers.TowerModel(model, self.where(), loss_on_towers=here)
         rng = np.random.default_rng(0)
         x = rng.normal(size=[11, 3]).astype("float32")
-        told = []
+        results = []
         with in_machines():
             for m in (plain, model):
                 m.compile(
@@ -144,9 +144,9 @@ class MachinesTest(parameterized.TestCase):
                 fit = m.fit(
                     x, x, batch_size=5, shuffle=False, epochs=2, verbose=0
                 )
-                told.append((fit.history, m.get_weights()))
+                results.append((fit.history, m.get_weights()))
             report = towers.execution_report(model.train_on_batch, x, x)
-        close(*told)
+        close(*results)
         # Parts of the compiled loss and metrics, or each tower's outputs.
         others = 1 if here else 3
         self.assertEqual(

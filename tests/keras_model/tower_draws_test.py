@@ -233,14 +233,14 @@ def drawn(functions, x, placement, seed=3, **how):
         graph.apply_updates()
         return graph.outputs
 
-    made = [call(x) for _ in range(2)]
-    return tf.nest.map_structure(np.asarray, made), seed
+    results = [call(x) for _ in range(2)]
+    return tf.nest.map_structure(np.asarray, results), seed
 
 
 def plainly(functions, x, seed=3, **how):
     model = tf.function(Drawing(functions, seed), autograph=False, **how)
-    made = [model(tf.constant(x)) for _ in range(2)]
-    return tf.nest.map_structure(np.asarray, made), seed
+    results = [model(tf.constant(x)) for _ in range(2)]
+    return tf.nest.map_structure(np.asarray, results), seed
 
 
 def generator():
@@ -289,7 +289,7 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
     ):
         same = np.ones_like(X)
         for seed in (3, generator()):
-            with warnings.catch_warnings(record=True) as said:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 (here, _), _ = drawn(
                     OWN, same, placement, seed, is_open=is_open
@@ -299,9 +299,9 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
                 self.assertLen(np.unique(value, axis=0), len(value), name)
             for name in ("op", "kept"):  # the first tower's
                 np.testing.assert_array_equal(here[name][:3], plain[name][:3])
-            said = [str(w.message) for w in said]
+            caught = [str(w.message) for w in caught]
             for what in {*SAID.values()}:
-                self.assertLen([x for x in said if what in x], 1, what)
+                self.assertLen([x for x in caught if what in x], 1, what)
 
     def test_a_loop_of_python_over_rows_is_named(self):
         def of_each(x, seed):
@@ -323,8 +323,8 @@ class DrawsTest(tf.test.TestCase, parameterized.TestCase):
         with warnings.catch_warnings(action="error"):
             (first, second), _ = drawn(functions, X, THREE)
         self.assertLen(np.unique(first["rows"], axis=0), len(X))
-        for made in (first, second):
-            self.assertLen(np.unique(made["one"]), 1)
+        for copy in (first, second):
+            self.assertLen(np.unique(copy["one"]), 1)
         self.assertNotEqual(first["one"][0, 0], second["one"][0, 0])
 
     def test_seeds_of_raw_ops_are_named(self):

@@ -66,15 +66,15 @@ HEADS = {
 
 def mapped(layouts, shape=(2, 2), names=("batch", "model")):
     n = int(np.prod(shape))
-    made = D.LayoutMap(D.DeviceMesh(shape, list(names), FOUR[:n]))
+    layout_map = D.LayoutMap(D.DeviceMesh(shape, list(names), FOUR[:n]))
     for key, layout in layouts.items():
-        made[key] = layout
-    return made
+        layout_map[key] = layout
+    return layout_map
 
 
 def read(factory, layouts, shape=(2, 2), names=("batch", "model"), **kwargs):
-    made = mapped(layouts, shape, names)
-    return towers.Placement.from_layout_map(make(factory), made, **kwargs)
+    layout_map = mapped(layouts, shape, names)
+    return towers.Placement.from_layout_map(make(factory), layout_map, **kwargs)
 
 
 def each(by):
@@ -83,15 +83,15 @@ def each(by):
 
 class ReadTest(parameterized.TestCase):
     def test_towers_along_the_batch_and_pieces_along_the_other(self):
-        found = read(perceptron, MLP, weights=[3, 1], reasons=["mine"])
+        result = read(perceptron, MLP, weights=[3, 1], reasons=["mine"])
         expected = towers.Placement(
             ["/CPU:0", "/CPU:2"],
             layer_devices={"up": [*each(COLUMNS)], "down": [*each(ROWS)]},
         )
-        self.assertEqual(found.devices, expected.devices)
-        self.assertEqual(found.layer_devices, expected.layer_devices)
-        self.assertEqual(found.weights, (3, 1))
-        self.assertEqual(found.reasons, ["mine"])
+        self.assertEqual(result.devices, expected.devices)
+        self.assertEqual(result.layer_devices, expected.layer_devices)
+        self.assertEqual(result.weights, (3, 1))
+        self.assertEqual(result.reasons, ["mine"])
         turned = read(perceptron, MLP, (2, 2), ("model", "batch"))
         self.assertEqual(turned.devices, ("/CPU:0", "/CPU:1"))
         one = read(perceptron, MLP, (3,), ["model"])
@@ -122,12 +122,12 @@ class ReadTest(parameterized.TestCase):
         (perceptron, {"up/bias": ("model",)}, {}, 1),
     )
     def test_which_way_layers_are_cut(self, factory, layouts, cut, reasons):
-        found = read(factory, layouts, (1, 2))
+        result = read(factory, layouts, (1, 2))
         if cut is not None:
             expected = {path: by(FOUR[:2]) for path, by in cut.items()}
             expected = towers.Placement(FOUR[:1], layer_devices=expected)
-            self.assertEqual(found.layer_devices, expected.layer_devices)
-        self.assertLen(found.reasons, reasons)
+            self.assertEqual(result.layer_devices, expected.layer_devices)
+        self.assertLen(result.reasons, reasons)
 
     @parameterized.parameters(
         (perceptron, MLP), (gemma, GEMMA), (attention, HEADS)
@@ -136,8 +136,8 @@ class ReadTest(parameterized.TestCase):
     def test_the_numbers_are_plain(self, factory, layouts):
         plain = make(factory)
         model = make(factory)
-        made = mapped(layouts)
-        placement = towers.Placement.from_layout_map(model, made)
+        layout_map = mapped(layouts)
+        placement = towers.Placement.from_layout_map(model, layout_map)
         model = towers.TowerModel(model, placement)
         shape = plain.inputs[0].shape[1:]
         x = RNG.integers(0, 2, [6, *shape]).astype(plain.inputs[0].dtype)
@@ -191,10 +191,12 @@ class RefusedTest(parameterized.TestCase):
 
 class DistributionTest(absltest.TestCase):
     def test_a_towermodel_says_that_nothing_heeds_it(self):
-        made = D.ModelParallel(layout_map=mapped(MLP), batch_dim_name="batch")
+        distribution = D.ModelParallel(
+            layout_map=mapped(MLP), batch_dim_name="batch"
+        )
         model = make(perceptron)
         with (
-            made.scope(),
+            distribution.scope(),
             self.assertWarnsRegex(
                 UserWarning,
                 "a ModelParallel, which Keras does not heed on TensorFl",

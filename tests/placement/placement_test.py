@@ -55,8 +55,8 @@ class PlacementTest(parameterized.TestCase):
     def test_without_gpus_the_error_says_what_to_do(self):
         if tf.config.list_physical_devices("GPU"):
             self.skipTest("there is one")
-        for said in ("tensorflow.and-cuda", "CUDA_VISIBLE", r"cpus\(3\)"):
-            with self.assertRaisesRegex(ValueError, said):
+        for words in ("tensorflow.and-cuda", "CUDA_VISIBLE", r"cpus\(3\)"):
+            with self.assertRaisesRegex(ValueError, words):
                 towers.Placement.gpus(3)
 
     def test_many_layers_on_a_device_are_not_all_printed(self):
@@ -179,9 +179,9 @@ class PlacementTest(parameterized.TestCase):
             "layer_devices": {"a": "/CPU:1"},
             "reasons": ("why",),
         }
-        made = towers.Placement.cpus(2, **given, available="any")
-        self.assertEqual({k: getattr(made, k) for k in given}, given)
-        self.assertEqual(made.available, "any")
+        result = towers.Placement.cpus(2, **given, available="any")
+        self.assertEqual({k: getattr(result, k) for k in given}, given)
+        self.assertEqual(result.available, "any")
 
     def test_gpus_points_to_cpus(self):
         n = len(tf.config.list_physical_devices("GPU")) + 1

@@ -19,10 +19,10 @@ class ScopesTest(absltest.TestCase):
             ("gather/concat", None, None),
             ("ivory_tower_1/dense/MatMul", None, None),
         ):
-            found = tower_of(name)
-            self.assertEqual(found[0] if found else None, tower, name)
-            if found:
-                self.assertEqual(layer_of(found[1]), layer, name)
+            result = tower_of(name)
+            self.assertEqual(result[0] if result else None, tower, name)
+            if result:
+                self.assertEqual(layer_of(result[1]), layer, name)
 
     def test_backward(self):
         self.assertTrue(is_backward("x/gradients_1/tower_0/a/b"))

@@ -83,15 +83,15 @@ def without_tensorboard():
 
 def scalars(folder):
     """(tag, step, value) of the scalars in a folder, read without TensorBoard."""
-    found = []
+    results = []
     for path in glob.glob(f"{folder}/*tfevents*"):
         for record in tf.data.TFRecordDataset(path):
             event = tf.compat.v1.Event.FromString(record.numpy())
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "scalars":
                     number = float(tf.make_ndarray(value.tensor))
-                    found.append((value.tag, event.step, number))
-    return found
+                    results.append((value.tag, event.step, number))
+    return results
 
 
 def trained(given, **compiled):
@@ -139,9 +139,9 @@ class PlacementReportTest(parameterized.TestCase):
         self.assertEqual(history, expected)
         for value, other in zip(values, others, strict=True):
             np.testing.assert_array_equal(value, other)
-        found = {tag: told for tag, *told in scalars(folder)}
+        results = {tag: answer for tag, *answer in scalars(folder)}
         self.assertEqual(
-            found["placement/total_bytes"], [batch, seen.report.total_bytes]
+            results["placement/total_bytes"], [batch, seen.report.total_bytes]
         )
 
     @pytest.mark.rare
@@ -218,8 +218,10 @@ class PlacementReportTest(parameterized.TestCase):
             self.assertWarns(UserWarning) as caught,
         ):
             model.fit(X, Y, batch_size=6, verbose=0, callbacks=[seen, late])
-        told = [str(w.message) for w in caught.warnings]
-        self.assertRegex(told[0], "not tell where .* training goes on: .*prof")
-        self.assertRegex(told[-1], "to report step 9, but there were 4")
+        messages = [str(w.message) for w in caught.warnings]
+        self.assertRegex(
+            messages[0], "not tell where .* training goes on: .*prof"
+        )
+        self.assertRegex(messages[-1], "to report step 9, but there were 4")
         self.assertEqual(model.optimizer.iterations, 4)
         self.assertIsNone(seen.report)

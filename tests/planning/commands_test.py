@@ -57,14 +57,14 @@ class CommandsTest(absltest.TestCase):
         self.assertIsInstance(commands.loaded("made_here:good"), keras.Model)
         sys.modules["made_here"].made = model
         self.assertIs(commands.loaded("made_here:made"), model)
-        for source, said in (
+        for source, words in (
             ("nowhere.keras", "no file nowhere.keras"),
             ("made_here:other", "returned a int"),
             ("made_here:bad", "ZeroDivisionError"),
             ("not_there_at_all:f", "ModuleNotFoundError"),
             (__file__, "cannot be loaded"),
         ):
-            with self.assertRaisesRegex(ValueError, said):
+            with self.assertRaisesRegex(ValueError, words):
                 commands.loaded(source)
 
     def test_a_lambda_in_a_file_is_not_run(self):
@@ -116,7 +116,7 @@ class CommandsTest(absltest.TestCase):
 
     def test_mistakes_are_told_in_a_line(self):
         model, where = saved(), f"--devices={','.join(DEVICES[:2])}"
-        for arguments, said in (
+        for arguments, words in (
             (["plan", model, "--devices=/TPU:0"], "/TPU:0"),
             (["report", "nowhere.keras", where], "There is no file"),
             (["report", model, "--devices=/GPU:9"], "TensorFlow sees only"),
@@ -126,26 +126,26 @@ class CommandsTest(absltest.TestCase):
             (["report", "nowhere", where, "--figure=a.xyz"], "end in .*.png"),
         ):
             with (
-                contextlib.redirect_stderr(io.StringIO()) as told,
+                contextlib.redirect_stderr(io.StringIO()) as stream,
                 self.assertRaisesRegex(SystemExit, "^2$"),
             ):
                 __main__.main(["towers", *arguments])
-            (line,) = told.getvalue().splitlines()
-            self.assertRegex(line, said)
+            (line,) = stream.getvalue().splitlines()
+            self.assertRegex(line, words)
         with (
-            contextlib.redirect_stdout(io.StringIO()) as told,
+            contextlib.redirect_stdout(io.StringIO()) as stream,
             self.assertRaisesRegex(SystemExit, "^0$"),
         ):
             __main__.main(["towers", "--version"])
-        self.assertEqual(told.getvalue(), f"{towers.__version__}\n")
+        self.assertEqual(stream.getvalue(), f"{towers.__version__}\n")
 
     def test_a_step_that_is_checked(self):
         asked = ["report", saved(), f"--devices={','.join(DEVICES[:2])}"]
 
         def done():
-            with contextlib.redirect_stdout(io.StringIO()) as told:
+            with contextlib.redirect_stdout(io.StringIO()) as stream:
                 __main__.main(["towers", *asked, "--batch=6", "--check"])
-            return told.getvalue()
+            return stream.getvalue()
 
         self.assertIn("All ops of 2 towers ran where asked", done())
         elsewhere = mock.patch.object(

@@ -51,8 +51,8 @@ class Drawing(layers.Layer):
 
 def around(layer, optimizer="sgd"):
     """A compiled model with a layer in its midst."""
-    made = [keras.Input([3]), layers.Dense(4), layer(), layers.Dense(2)]
-    model = keras.Sequential(made)
+    stack = [keras.Input([3]), layers.Dense(4), layer(), layers.Dense(2)]
+    model = keras.Sequential(stack)
     if optimizer:
         model.compile(optimizer, "mse")
     return model
@@ -68,14 +68,16 @@ class CompareTest(parameterized.TestCase):
         before = [(raw(v), v.numpy()) for v in variables]
         state = random.getstate(), str(np.random.get_state())
         built = model.compiled and model.optimizer.built
-        found = towers.compare(model, placement(3, [2, 1, 1]), x, y, **options)
+        comparison = towers.compare(
+            model, placement(3, [2, 1, 1]), x, y, **options
+        )
         for variable, (own, value) in zip(variables, before, strict=True):
             self.assertIs(raw(variable), own)
             np.testing.assert_array_equal(variable.numpy(), value)
         self.assertEqual((random.getstate(), str(np.random.get_state())), state)
         self.assertEqual(model.compiled and model.optimizer.built, built)
-        self.assertEqual(found.equal, "Not equal" not in str(found))
-        return found
+        self.assertEqual(comparison.equal, "Not equal" not in str(comparison))
+        return comparison
 
     @parameterized.parameters(
         (Centered, "predictions", "centered", "rows are mixed"),
@@ -97,15 +99,15 @@ class CompareTest(parameterized.TestCase):
     def test_a_difference_is_found_and_the_layer_named(
         self, layer, kind, suspect, reason
     ):
-        found = self.check(around(layer), X, Y)
-        self.assertFalse(found.equal)
-        self.assertIn(kind, repr(found))
-        self.assertIn("DIFFERENT", found._repr_html_())
-        first = next(one for one in found.figures if not one.equal)
+        comparison = self.check(around(layer), X, Y)
+        self.assertFalse(comparison.equal)
+        self.assertIn(kind, repr(comparison))
+        self.assertIn("DIFFERENT", comparison._repr_html_())
+        first = next(one for one in comparison.figures if not one.equal)
         self.assertEqual(first.kind, kind)
-        self.assertIn(suspect, found.suspect)
-        self.assertRegex(found.reason, reason)
-        self.assertIn(found.reason, str(found))
+        self.assertIn(suspect, comparison.suspect)
+        self.assertRegex(comparison.reason, reason)
+        self.assertIn(comparison.reason, str(comparison))
 
     @parameterized.parameters(
         (lambda: layers.Dropout(0.5), {}),
@@ -114,10 +116,10 @@ class CompareTest(parameterized.TestCase):
     )
     @pytest.mark.rare
     def test_what_is_equal_is_said_to_be(self, layer, options):
-        found = self.check(around(layer, "adam"), X, Y, **options)
-        self.assertTrue(found.equal, str(found))
-        self.assertEqual([*found.ops], [f"/CPU:{i}" for i in range(3)])
-        self.assertEqual((found.suspect, found.reason), ("", ""))
+        comparison = self.check(around(layer, "adam"), X, Y, **options)
+        self.assertTrue(comparison.equal, str(comparison))
+        self.assertEqual([*comparison.ops], [f"/CPU:{i}" for i in range(3)])
+        self.assertEqual((comparison.suspect, comparison.reason), ("", ""))
 
     @parameterized.named_parameters(*NAMED)
     @pytest.mark.rare
@@ -125,22 +127,24 @@ class CompareTest(parameterized.TestCase):
         plain = make(model)
         plain.compile(keras.optimizers.SGD(0.1, 0.9), "mse")
         x = inputs(plain, 7)
-        found = self.check(plain, x, targets(plain, 7))
-        self.assertTrue(found.equal, str(found))
+        comparison = self.check(plain, x, targets(plain, 7))
+        self.assertTrue(comparison.equal, str(comparison))
 
     @pytest.mark.rare
     def test_without_a_loss_it_is_that_of_the_outputs(self):
         for optimizer in (None, "sgd"):
-            found = self.check(around(layers.ReLU, optimizer), X)
-            self.assertTrue(found.equal, str(found))
-            self.assertRegex(found.notes[0], "mean of the outputs' squares")
+            comparison = self.check(around(layers.ReLU, optimizer), X)
+            self.assertTrue(comparison.equal, str(comparison))
+            self.assertRegex(
+                comparison.notes[0], "mean of the outputs' squares"
+            )
 
     @pytest.mark.rare
     @pytest.mark.filterwarnings("ignore:.*draws random numbers")
     def test_what_is_not_even_equal_to_itself_is_not_called_equal(self):
-        found = self.check(around(Drawing), X, Y)
-        self.assertFalse(found.equal)
-        self.assertIn("not even equal to itself", found.reason)
+        comparison = self.check(around(Drawing), X, Y)
+        self.assertFalse(comparison.equal)
+        self.assertIn("not even equal to itself", comparison.reason)
 
     @pytest.mark.rare
     def test_a_wrapped_model_is_compared_as_it_is_wrapped(self):
@@ -148,8 +152,8 @@ class CompareTest(parameterized.TestCase):
         where = placement(2, parameter_device="/CPU:3")
         wrapped = towers.TowerModel(model, where, synchronized=True)
         wrapped.fit(X, Y, verbose=0)  # slots, and a step that is not the first
-        found = towers.compare(wrapped, where, X, Y)
-        self.assertTrue(found.equal, str(found))
+        comparison = towers.compare(wrapped, where, X, Y)
+        self.assertTrue(comparison.equal, str(comparison))
         for variable in (*wrapped.variables, *wrapped.optimizer.variables):
             self.assertEndsWith(raw(variable).device, "CPU:3")
 
@@ -158,10 +162,10 @@ class CompareTest(parameterized.TestCase):
         model = around(layers.ReLU, None)
         wrapped = towers.TowerModel(model, placement(2))
         wrapped.compile("adam", "mae")
-        found = towers.compare(wrapped, placement(2), X, Y)
-        self.assertTrue(found.equal, str(found))
-        self.assertEqual(found.notes, ())  # of no other loss
-        self.assertIsNotNone(found.weights)
+        comparison = towers.compare(wrapped, placement(2), X, Y)
+        self.assertTrue(comparison.equal, str(comparison))
+        self.assertEqual(comparison.notes, ())  # of no other loss
+        self.assertIsNotNone(comparison.weights)
 
     @parameterized.parameters(
         (lambda: cnn, {}, TypeError, "keras.Model"),

@@ -26,5 +26,5 @@ class FoldingTest(parameterized.TestCase):
         ("ababab" + "cdcdcd", set(), [Block(0, 2, 3), Block(6, 2, 3)]),
     )
     def test_of_a_chain(self, kinds, more, expected):
-        found = repeated(kinds, chain(len(kinds)) | more)
-        self.assertEqual(found, expected)
+        result = repeated(kinds, chain(len(kinds)) | more)
+        self.assertEqual(result, expected)

@@ -80,6 +80,6 @@ class PipelineTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_on_workers(self):
-        told = said("pipelines.py")
-        self.assertLess(told["difference of one pipeline"], 1e-5, told)
-        self.assertLess(told["difference of two pipelines"], 1e-5, told)
+        answer = said("pipelines.py")
+        self.assertLess(answer["difference of one pipeline"], 1e-5, answer)
+        self.assertLess(answer["difference of two pipelines"], 1e-5, answer)

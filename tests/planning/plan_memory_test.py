@@ -57,8 +57,8 @@ class MemoryTest(absltest.TestCase):
         self.assertEqual(home.activations, 0)
         self.assertEqual(there.total, 2 * parameters + kept + shard)
         self.assertIn("What a step would hold", str(plan))
-        told = json.loads(json.dumps(plan.to_dict()))["memory"]["/CPU:1"]
-        self.assertEqual(told["total"], there.total)
+        data = json.loads(json.dumps(plan.to_dict()))["memory"]["/CPU:1"]
+        self.assertEqual(data["total"], there.total)
 
     def test_a_pinned_layer_keeps_its_own(self):
         _, plan = planned(
@@ -77,7 +77,7 @@ class MemoryTest(absltest.TestCase):
         self.assertEqual(plan.memory["/CPU:2"].activations, 2 * both)
 
     def test_nothing_waits_where_nothing_is_trained(self):
-        made = [keras.Input([3]), layers.Dense(5, activation="relu")]
-        _, plan = planned(made, [3], "predict")
+        stack = [keras.Input([3]), layers.Dense(5, activation="relu")]
+        _, plan = planned(stack, [3], "predict")
         self.assertEqual(plan.memory["/CPU:1"].activations, 0)
         self.assertNotIn("would hold", str(plan))

@@ -231,9 +231,9 @@ class GpuTest(parameterized.TestCase):
         waits = [t for t in plan.transfers if t.tensor.startswith("^")]
         pairs = {(t.source, t.target) for t in waits}
         self.assertLen(waits, len(pairs))  # TensorFlow joins them
-        known = {v.device for v in plan.variables if v.kind != "state"}
+        devices = {v.device for v in plan.variables if v.kind != "state"}
         expected = set(GPUS) if callable(home) else homes[home]
-        self.assertEqual(known, expected)
+        self.assertEqual(devices, expected)
         after = state()
         self.assertEqual(before[:-1], after[:-1])
         np.testing.assert_equal(before[-1], after[-1])

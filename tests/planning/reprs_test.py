@@ -68,8 +68,8 @@ class ReprTest(absltest.TestCase):
 
     def test_it_says_what_it_is(self):
         place = placement(2, [3, 1], layer_devices={"a": "/CPU:1"})
-        for said in ("devices=('/CPU:0', '/CPU:1')", "weights=(3.0, 1.0)"):
-            self.assertIn(said, repr(place))
+        for words in ("devices=('/CPU:0', '/CPU:1')", "weights=(3.0, 1.0)"):
+            self.assertIn(words, repr(place))
         self.assertIn("{'a': '/CPU:1'}", repr(place))
         report = next(x for x in made() if type(x) is towers.ExecutionReport)
         self.assertRegex(

@@ -138,11 +138,11 @@ class SpreadTest(parameterized.TestCase):
 
         model = Backwards()
         model(np.zeros([1, 4], "float32"))
-        found = steps.steps_of(model, None)
+        result = steps.steps_of(model, None)
         self.assertEqual(
-            [step.layer for step in found.steps], [model.out, model.hidden]
+            [step.layer for step in result.steps], [model.out, model.hidden]
         )
-        self.assertEqual([value[:2] for value in found.values], [(0, {1})])
+        self.assertEqual([value[:2] for value in result.values], [(0, {1})])
 
     def test_results_of_a_custom_gradient_go_to_who_takes_them(self):
         @tf.custom_gradient
@@ -160,8 +160,8 @@ class SpreadTest(parameterized.TestCase):
 
         model = Model()
         model(np.ones([2, 3], "float32"))
-        found = steps.steps_of(model, 4).values
-        takers = {made: taken for made, taken, _ in found}
+        result = steps.steps_of(model, 4).values
+        takers = {copy: taken for copy, taken, _ in result}
         self.assertEqual(takers, {0: {2}, 1: {3}})
 
     def test_limits_are_kept_or_the_model_is_refused(self):
@@ -192,15 +192,15 @@ class SpreadTest(parameterized.TestCase):
         self.assertIn("large in pieces on /CPU:0, /CPU:1, ", str(spread))
         self.assertIn(spread["small"], DEVICES)
         total = sum(stage.bytes for stage in spread.stages)
-        self.assertEqual(total, held(made := model()))
+        self.assertEqual(total, held(network := model()))
         for stage in spread.stages:
             self.assertLess(stage.bytes, 30_000)
         where = towers.Placement(["/CPU:0"], layer_devices=spread)
-        towers.place_variables(made, where)
+        towers.place_variables(network, where)
         for stage in spread.stages:
             there = [
                 v
-                for v in made.weights
+                for v in network.weights
                 if v.value.device.endswith(stage.device[1:])
             ]
             self.assertEqual(

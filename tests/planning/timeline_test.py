@@ -85,8 +85,8 @@ class ByHandTest(absltest.TestCase):
         path = os.path.join(tempfile.mkdtemp(), "step.html")
         BY_HAND.save(path)
         with open(path, encoding="utf-8") as file:
-            told = file.read()
-        shown = html.unescape(re.sub("<[^>]+>", "|", told))
+            text = file.read()
+        shown = html.unescape(re.sub("<[^>]+>", "|", text))
         for answer in (
             f"|Longest wait||{B}, 2,500.000 ms for batch of {A}|",
             "|Crossed||64 B in 2 transfers, 1 of unknown size|",
@@ -94,8 +94,8 @@ class ByHandTest(absltest.TestCase):
             "|Longest layer||tower_0/block forward, 7,000.000 ms in all its ops|",
         ):
             self.assertIn(answer, shown)
-        self.assertIn('<p class="subject">', told)
-        self.assertNotIn("<script src", told)
+        self.assertIn('<p class="subject">', text)
+        self.assertNotIn("<script src", text)
 
     def test_busy_overlap_and_waits(self):
         self.assertEqual(BY_HAND.busy, {A: 6.0, B: 3.0})
@@ -114,15 +114,15 @@ class ByHandTest(absltest.TestCase):
 
     def test_the_format_of_traces(self):
         t = BY_HAND
-        told = trace_events(t.devices, t.ops, t.crossings, t.start)
-        lanes, arrows = checked(told)
+        events = trace_events(t.devices, t.ops, t.crossings, t.start)
+        lanes, arrows = checked(events)
         # Below tower, pass and layer of A two of its ops, which ran at once.
         own = sorted(tid - 10_000 for pid, tid in lanes if pid == 1)
         self.assertEqual(own, [0, 1000, 2000, 3000, 3001, 4000, 5000])
         self.assertLen(arrows, 2)
         boxes = {
             (e["name"], e.get("dur"), e["args"].get("ops"))
-            for e in told["traceEvents"]
+            for e in events["traceEvents"]
             if e["ph"] == "X"
         }
         self.assertContainsSubset(
@@ -135,11 +135,11 @@ class ByHandTest(absltest.TestCase):
         )
         sent = [
             e["args"]
-            for e in told["traceEvents"]
+            for e in events["traceEvents"]
             if e["ph"] == "X" and e["name"] == "shard"
         ]
-        known = {"from": A, "to": B, "bytes": 64, "holds": "batch"}
-        self.assertEqual(sent, [known, known])
+        arguments = {"from": A, "to": B, "bytes": 64, "holds": "batch"}
+        self.assertEqual(sent, [arguments, arguments])
 
 
 class TimelineTest(absltest.TestCase):
@@ -148,23 +148,23 @@ class TimelineTest(absltest.TestCase):
         model.compile("sgd", "mse")
         x, y = inputs(model, 6), targets(model, 6)
         before = [w.copy() for w in model.get_weights()]
-        found = towers.timeline(model.train_on_batch, x, y)
+        measured = towers.timeline(model.train_on_batch, x, y)
         for one, other in zip(before, model.get_weights()):
             np.testing.assert_array_equal(one, other)
-        self.assertEqual(found.devices, (A, B))
-        self.assertEqual(list(found.towers), ["tower_0", "tower_1"])
+        self.assertEqual(measured.devices, (A, B))
+        self.assertEqual(list(measured.towers), ["tower_0", "tower_1"])
         report = towers.execution_report(model.train_on_batch, x, y)
         convolutions = {
             (d, name) for d, name, kind in report.nodes if "Conv2D" in kind
         }
         self.assertLen(convolutions, 4)
         self.assertContainsSubset(
-            convolutions, {(op.device, op.name) for op in found.ops}
+            convolutions, {(op.device, op.name) for op in measured.ops}
         )
-        sizes = sorted(c.bytes for c in found.crossings)
+        sizes = sorted(c.bytes for c in measured.crossings)
         self.assertEqual(sizes, sorted(t.bytes for t in report.transfers))
         crossed = collections.Counter(
-            (c.source, c.target) for c in found.crossings
+            (c.source, c.target) for c in measured.crossings
         )
         self.assertEqual(
             crossed,
@@ -177,14 +177,20 @@ class TimelineTest(absltest.TestCase):
         calls = [c.tensor for c in in_fit.crossings if "Call/" in c.tensor]
         self.assertEmpty(calls)  # of Keras's function, in which a step is one
         for device in (A, B):
-            idle = found.seconds - found.busy[device] - found.waits[device]
+            idle = (
+                measured.seconds
+                - measured.busy[device]
+                - measured.waits[device]
+            )
             self.assertGreater(idle, -1e-6)
         path = os.path.join(tempfile.mkdtemp(), "step.json")
-        found.save(path)
+        measured.save(path)
         with open(path) as file:
             _, arrows = checked(json.load(file))
-        self.assertLen(arrows, len(found.crossings))
-        self.assertStartsWith(found.subject, f"{model.name}.train_on_batch of ")
+        self.assertLen(arrows, len(measured.crossings))
+        self.assertStartsWith(
+            measured.subject, f"{model.name}.train_on_batch of "
+        )
 
     def test_a_session(self):
         v1 = tf.compat.v1
@@ -195,12 +201,12 @@ class TimelineTest(absltest.TestCase):
             feeds = {x: np.ones([4, *model.input_shape[1:]])}
             with v1.Session() as session:
                 session.run(v1.global_variables_initializer())
-                found = towers.timeline(session.run, graph.outputs, feeds)
-            self.assertLen(found.towers, 2)
+                measured = towers.timeline(session.run, graph.outputs, feeds)
+            self.assertLen(measured.towers, 2)
             with v1.train.MonitoredTrainingSession() as session:
-                found = towers.timeline(session.run, graph.outputs, feeds)
-            self.assertLen(found.towers, 2)
-            self.assertIn(B, [w.device for w in found.longest_waits])
+                measured = towers.timeline(session.run, graph.outputs, feeds)
+            self.assertLen(measured.towers, 2)
+            self.assertIn(B, [w.device for w in measured.longest_waits])
 
     def test_nothing_to_tell_is_refused(self):
         with self.assertRaisesRegex(TypeError, "train_on_batch"):
@@ -255,16 +261,16 @@ def three_to_one():
 
     ratios, accounted = [], []
     for _ in range(4):
-        found = towers.timeline(timed)
-        ratios.append(found.busy[A] / found.busy[B])
+        measured = towers.timeline(timed)
+        ratios.append(measured.busy[A] / measured.busy[B])
         # On a machine that others use, too, a thread that computes does not
         # have the processor all the time.
         used, passed = cpu[-1]
         accounted.append(
-            sum(found.busy.values()) / used * min(1, used / passed)
+            sum(measured.busy.values()) / used * min(1, used / passed)
         )
     print(
-        json.dumps([*map(np.median, (ratios, accounted)), str(found)]),
+        json.dumps([*map(np.median, (ratios, accounted)), str(measured)]),
     )
 
 

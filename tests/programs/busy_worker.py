@@ -68,12 +68,12 @@ def main() -> None:
     finally:
         os.kill(other, 9)
         os.waitpid(other, 0)
-    told = {
+    results = {
         "shares": measured.weights,
         "expected": [speed / sum(speeds) for speed in speeds],
         "over equal": unequal / equal,
     }
-    print(json.dumps(told))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -49,23 +49,23 @@ def of_parameters(n: int, name: str, data, x, y) -> list:
     placement = towers.Placement(
         DEVICES[:n], parameter_device=where, output_device=HERE
     )
-    made = towers.TowerModel(model(), placement)
-    made.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
-    made.make_train_function()
+    towered = towers.TowerModel(model(), placement)
+    towered.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+    towered.make_train_function()
     batches = iter(data)
 
     def step():
-        return made.train_function(batches)
+        return towered.train_function(batches)
 
-    parameters = sum(w.nbytes for w in made.get_weights())
+    parameters = sum(w.nbytes for w in towered.get_weights())
     # Besides: x down; outputs up, and their gradients down.
     pairs = n if name == "chief" else n - 1
     least = 2 * pairs * parameters + x.nbytes + 2 * y.nbytes
     over_least = of_a_step(step, WORKERS.pids.values(), STEPS) / least
-    told = towers.execution_report(
-        lambda: made.fit(data, steps_per_epoch=1, verbose=0)
+    report = towers.execution_report(
+        lambda: towered.fit(data, steps_per_epoch=1, verbose=0)
     )
-    return [n, name, over_least, least / told.total_bytes]
+    return [n, name, over_least, least / report.total_bytes]
 
 
 def trained(data) -> float:
@@ -151,8 +151,8 @@ def of_own_inputs() -> list[float]:
             spec = tf.TensorSpec([1])
             return tf.data.Dataset.from_generator(list, output_signature=spec)
 
-        told = next(iter(towers.per_tower(pid).batches(where))).towers
-        readers = [int(text[0].numpy().split()[0]) for text in told]
+        result = next(iter(towers.per_tower(pid).batches(where))).towers
+        readers = [int(text[0].numpy().split()[0]) for text in result]
         assert readers == list(WORKERS.pids.values()), readers
         try:
             towers.per_tower(generated).batches(where)

@@ -56,35 +56,35 @@ def main():
     for m in (plain, cut):
         m.compile(keras.optimizers.SGD(0.1), "mse")
         m.fit(ids, y, epochs=3, verbose=0)
-    found = {"trained": difference()}
+    results = {"trained": difference()}
     table = cut.get_layer("words")
-    found["table"] = [v.value.device for v in table.weights] == list(both)
+    results["table"] = [v.value.device for v in table.weights] == list(both)
     report = towers.execution_report(cut.train_on_batch, ids, y)
     plain.set_weights(cut.get_weights())  # how many steps that was
-    found["bytes"] = report.total_bytes
+    results["bytes"] = report.total_bytes
     x, h = ROWS * WIDTH * 4, ROWS * 3 * 4
     rows, indices = 10 * x, 10 * ROWS * 4
     # Ids, rows and their gradients; inputs and outputs of the two layers, with
     # theirs, for each of two pieces.
-    found["least"] = 2 * rows + indices + 2 * (2 * x) + 2 * (2 * h)
+    results["least"] = 2 * rows + indices + 2 * (2 * x) + 2 * (2 * h)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "a")
         path = tf.train.Checkpoint(model=cut).write(path)
         cut.set_weights([0 * w for w in cut.get_weights()])
         tf.train.Checkpoint(model=cut).read(path)
-        found["read"] = difference()
+        results["read"] = difference()
         cut.save_weights(file := os.path.join(folder, "a.weights.h5"))
         WORKERS.kill(1)
         try:
             cut.fit(ids, y, epochs=2, verbose=0)
         except towers.WorkerLost as lost:
-            found["lost"] = str(lost)
+            results["lost"] = str(lost)
         where = towers.Placement(["/CPU:0"])
         again = towers.TowerModel(model(), where)
         again.load_weights(file)
         pairs = zip(plain.get_weights(), again.get_weights(), strict=True)
-        found["going on"] = max(float(np.abs(a - b).max()) for a, b in pairs)
-    print(json.dumps(found))
+        results["going on"] = max(float(np.abs(a - b).max()) for a, b in pairs)
+    print(json.dumps(results))
 
 
 main()

@@ -48,11 +48,11 @@ def main():
         both = [m.predict_on_batch(ids) for m in (plain, towered)]
         return float(np.abs(both[0] - both[1]).max())
 
-    found = {"first step": difference()}
+    results = {"first step": difference()}
     weights = [np.ones_like(x) for x in plain.get_weights()]
     for m in (plain, towered):
         m.set_weights(weights)
-    found["set"] = difference()
+    results["set"] = difference()
     x, y = tf.constant(ids), tf.constant(y)
 
     def step():
@@ -60,11 +60,11 @@ def main():
 
     report = towers.execution_report(step)
     sent = of_a_step(step, WORKERS.pids.values(), 10)
-    found["sent"] = sent / report.total_bytes
+    results["sent"] = sent / report.total_bytes
     # Of the one tower that is not where the table is.
     rows = ids[len(ids) // 2 :].size * WIDTH * 4
-    found["more"] = report.total_bytes - ids.nbytes - 2 * rows
-    print(json.dumps(found))
+    results["more"] = report.total_bytes - ids.nbytes - 2 * rows
+    print(json.dumps(results))
 
 
 main()

@@ -78,9 +78,9 @@ def embedding():
 
 
 def frozen():
-    made = small()
-    made[3].trainable = False
-    return made
+    model = small()
+    model[3].trainable = False
+    return model
 
 
 def mixed():
@@ -109,7 +109,7 @@ class Counted(layers.Layer):
 
 def counted():
     """Maxima of float8, a counter, and losses."""
-    made = keras.Sequential(
+    model = keras.Sequential(
         [
             keras.Input([6]),
             layers.Dense(5, use_bias=False),
@@ -117,8 +117,8 @@ def counted():
             layers.Dense(4),
         ]
     )
-    made.layers[0].quantize("float8")
-    return made
+    model.layers[0].quantize("float8")
+    return model
 
 
 def said(weights):
@@ -201,12 +201,12 @@ def trained(made, where, weights):
     )
     report = towers.execution_report(towered.train_on_batch, x, y)
     reported = sum(report.between_machines.values())
-    told: tuple[int, ...] = reported, report.least_between_machines
+    result: tuple[int, ...] = reported, report.least_between_machines
     if made in (cnn, mixed):
         machines = [{"CPU": DEVICES}] * 2
         plan = towers.placement_plan(towered, x, y, machine=machines)
-        told += (sum(plan.between_machines.values()),)
-    return [difference, bytes_sent, least, *told]
+        result += (sum(plan.between_machines.values()),)
+    return [difference, bytes_sent, least, *result]
 
 
 def main():
@@ -216,14 +216,14 @@ def main():
     if sys.argv[2:] == ["counted"]:
         return [said(None), said([2, *[1] * (n - 2), 0])]
     return {
-        f"{made.__name__} {where} {weights}": trained(made, where, weights)
-        for made in map(globals().get, sys.argv[2:])
+        f"{model.__name__} {where} {weights}": trained(model, where, weights)
+        for model in map(globals().get, sys.argv[2:])
         for where, weights in (
             ("chief", None),
             ("balanced", None),
             ("chief", [2, *[1] * (n - 2), 0]),
         )
-        if made is cnn or weights is None
+        if model is cnn or weights is None
     }
 
 

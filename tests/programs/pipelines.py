@@ -46,14 +46,14 @@ def main() -> None:
         placement = towers.pipeline(template, devices, micro_batches)
         return trained(towers.TowerModel(template, placement))
 
-    plain, told = trained(model()), {}
+    plain, network = trained(model()), {}
     one = piped(devices[:1], 1)
     two = piped(devices[:2], 8)
     both = piped([devices[:2], devices[2:]], 4)
     for m in (plain, two, both):
         m.fit(x, y, batch_size=200, verbose=0, shuffle=False)
     for name, m in (("one pipeline", two), ("two pipelines", both)):
-        told[f"difference of {name}"] = max(
+        network[f"difference of {name}"] = max(
             float(np.abs(a - b).max())
             for a, b in zip(m.get_weights(), plain.get_weights())
         )
@@ -62,8 +62,8 @@ def main() -> None:
     alone, together = interleaved(
         [lambda m=m: m.train_on_batch(x, y) for m in (one, two)]
     )
-    told["times as fast as one worker"] = alone / together
-    print(json.dumps(told))
+    network["times as fast as one worker"] = alone / together
+    print(json.dumps(network))
 
 
 if __name__ == "__main__":

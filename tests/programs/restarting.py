@@ -76,7 +76,7 @@ def kill():
 
 def touched(towered, placement, workers):
     """Whether what cannot be had says so at once, and names the workers."""
-    told = []
+    results = []
     for touch in (
         towered.get_weights,
         lambda: towered.template.weights[0].numpy(),
@@ -88,8 +88,8 @@ def touched(towered, placement, workers):
         try:
             touch()
         except towers.WorkerLost as error:
-            told.append(error.workers == workers)
-    return told
+            results.append(error.workers == workers)
+    return results
 
 
 def main():

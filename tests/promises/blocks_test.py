@@ -28,9 +28,9 @@ def blocks(path, *languages):
     """(line, what is above it, text) of each block in one of the languages."""
     text = path.read_text()
     start = rf"^```(?:{'|'.join(languages)})\n"
-    for found in re.finditer(rf"{start}(.*?)^```$", text, re.S | re.M):
-        above = text[: found.start()]
-        yield above.count("\n") + 2, above, found[1]
+    for match in re.finditer(rf"{start}(.*?)^```$", text, re.S | re.M):
+        above = text[: match.start()]
+        yield above.count("\n") + 2, above, match[1]
 
 
 class BlocksTest(parameterized.TestCase):
@@ -94,9 +94,9 @@ class BlocksTest(parameterized.TestCase):
             text=True,
         )
         self.assertEqual(done.returncode, 0, done.stderr)
-        told = json.loads(done.stdout.splitlines()[-1])
+        data = json.loads(done.stdout.splitlines()[-1])
         self.assertNotEmpty(files)
-        for file, (status, _, err) in zip(files, told, strict=True):
+        for file, (status, _, err) in zip(files, data, strict=True):
             with self.subTest(block=file.name):
                 self.assertEqual(status, 0, err)
                 self.assertNotIn("Warning: ", err)

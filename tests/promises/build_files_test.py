@@ -24,7 +24,7 @@ MACROS = ("files", "helpers", "tests")
 
 def targets(folder):
     """(rule, name, files, full labels of deps) of the targets with files."""
-    found = []
+    entries = []
     for statement in ast.parse((ROOT / folder / "BUILD").read_text()).body:
         call = getattr(statement, "value", None)
         if not isinstance(call, ast.Call):
@@ -41,11 +41,11 @@ def targets(folder):
                 deps = {label(folder, word) for word in words.split()}
                 door = wing(folder, f"{name}.py")
                 deps |= {door} - {None} if rule == "files" else set()
-                found.append((rule, name, [f"{name}.py"], deps))
+                entries.append((rule, name, [f"{name}.py"], deps))
         elif given.get("srcs"):
             deps = {full(folder, label) for label in given.get("deps", [])}
-            found.append((rule, given["name"], given["srcs"], deps))
-    return found
+            entries.append((rule, given["name"], given["srcs"], deps))
+    return entries
 
 
 def label(folder, word):

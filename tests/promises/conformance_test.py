@@ -71,17 +71,17 @@ def run(case: Case, wrap: bool, loss_on_towers: bool = False) -> Any:
     weighs by rows there, and not in a graph.
     """
     model = make(case.model)
-    made = {"optimizer": optimizers.SGD(0.1, 0.5), "loss": "mse"}
-    made = {**made, **case.compile()}
+    optimizer = {"optimizer": optimizers.SGD(0.1, 0.5), "loss": "mse"}
+    optimizer = {**optimizer, **case.compile()}
     if wrap:
         where = placement(3, [2, 1, 1], **case.placed())
         model = towers.TowerModel(model, where, loss_on_towers=loss_on_towers)
-        model.compile(**made)
+        model.compile(**optimizer)
     else:
         eagerly = (
             {} if isinstance(case.y, (dict, list)) else {"run_eagerly": True}
         )
-        model.compile(**{**made, **eagerly})
+        model.compile(**{**optimizer, **eagerly})
     if case.built:
         model.optimizer.build(model.trainable_variables)
     data = {"x": case.x, "y": case.y, "batch_size": 4, "shuffle": False}
@@ -900,14 +900,14 @@ class CompareTest(parameterized.TestCase):
         model.compile(**{"optimizer": "sgd", "loss": "mse", **case.compile()})
         model(tf.nest.map_structure(lambda x: x[:1], case.x))  # built
         fit = {"y": case.y, **case.fit()}
-        found = towers.compare(
+        comparison = towers.compare(
             model,
             placement(3, [2, 1, 1], **case.placed()),
             case.x,
             *(fit["y"], fit.get("sample_weight")),
         )
-        self.assertTrue(found.equal, str(found))
-        self.assertIsNotNone(found.weights, str(found))
+        self.assertTrue(comparison.equal, str(comparison))
+        self.assertIsNotNone(comparison.weights, str(comparison))
 
 
 def scopes(run_metadata: bytes) -> Any:

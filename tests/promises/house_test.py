@@ -68,7 +68,7 @@ def at_once(tree):
 
 def imports(path, walk=ast.walk):
     """What a file imports of ours, as "engine/forward"; a name by its file."""
-    known = files()
+    paths = files()
     for node in walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -81,15 +81,15 @@ def imports(path, walk=ast.walk):
             if first != "towers":
                 continue
             candidates = ["/".join(rest), "/".join(rest[:-1])]
-            yield next((c for c in candidates if c in known), "__init__")
+            yield next((c for c in candidates if c in paths), "__init__")
 
 
 def loaded_by(file):
     """A file, and all of ours that is loaded with it."""
-    known, loaded, new = files(), set(), {file}
+    paths, loaded, new = files(), set(), {file}
     while new:
         loaded |= new
-        new = {x for f in new for x in imports(known[f], at_once)} - loaded
+        new = {x for f in new for x in imports(paths[f], at_once)} - loaded
     return loaded
 
 
@@ -361,9 +361,9 @@ class HouseTest(parameterized.TestCase):
         others = re.search(
             r"^((?:`\w+`(?:, | and )?)+) take nothing", text, re.M
         )
-        told = {*rows, *re.findall(r"`(\w+)`", others[1])}
+        results = {*rows, *re.findall(r"`(\w+)`", others[1])}
         there = {path.stem for path in (HOUSE / "foreign").glob("*.py")}
-        self.assertEqual(told, there - {"__init__"})
+        self.assertEqual(results, there - {"__init__"})
         for file, taken in rows.items():
             source = (HOUSE / "foreign" / f"{file}.py").read_text()
             for name in re.findall(r"`([\w.]+)\*?`", taken):

@@ -34,11 +34,11 @@ def trained(case: Drawn, wrap: bool) -> Any:
         sample_weight=case.sample_weight,
         verbose=0,
     )
-    said = model.evaluate(
+    answer = model.evaluate(
         case.x, case.y, batch_size=5, verbose=0, return_dict=True
     )
     predictions = model.predict(case.x, batch_size=4, verbose=0)
-    return history.history, said, predictions, model.get_weights()
+    return history.history, answer, predictions, model.get_weights()
 
 
 def check(case: Drawn) -> bool:

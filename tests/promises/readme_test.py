@@ -197,9 +197,9 @@ class ReadTest(parameterized.TestCase):
         ]
         done = run("tests/programs/forked.py", json.dumps(commands))
         self.assertEqual(done.returncode, 0, done.stderr)
-        told = json.loads(done.stdout.splitlines()[-1])
+        data = json.loads(done.stdout.splitlines()[-1])
         for command, last, (status, out, err) in zip(
-            commands, last_lines.values(), told, strict=True
+            commands, last_lines.values(), data, strict=True
         ):
             with self.subTest(command=command):
                 self.assertEqual(status, 0, err)

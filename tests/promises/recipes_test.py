@@ -99,15 +99,15 @@ class RecipesTest(absltest.TestCase):
 
     def kubernetes(self):
         """The commands of a worker and of the chief, and the workers' names."""
-        told = (ROOT / "examples" / "kubernetes.yaml").read_text()
+        text = (ROOT / "examples" / "kubernetes.yaml").read_text()
         worker, chief = (
             [word.strip(' "') for word in command.split(",")]
-            for command in re.findall(r"command: \[(.*)\]", told)
+            for command in re.findall(r"command: \[(.*)\]", text)
         )
         kind = r"kind: StatefulSet\nmetadata: \{name: (\w+)\}"
-        (name,) = re.findall(kind, told)
-        (service,) = re.findall(r"serviceName: (\w+)", told)
-        (replicas,) = re.findall(r"replicas: (\d+)", told)
+        (name,) = re.findall(kind, text)
+        (service,) = re.findall(r"serviceName: (\w+)", text)
+        (replicas,) = re.findall(r"replicas: (\d+)", text)
         # As Kubernetes calls a StatefulSet's pods.
         pods = [f"{name}-{i}.{service}:2222" for i in range(int(replicas))]
         return worker, chief, pods
@@ -116,9 +116,9 @@ class RecipesTest(absltest.TestCase):
         worker, chief, pods = self.kubernetes()
         self.assertEqual(chief, ["python", "scheduled.py", *pods])
         self.assertContainsSubset(["--port=2222", "--host=0.0.0.0"], worker)
-        told = (ROOT / "examples" / "kubernetes.yaml").read_text()
-        self.assertRegex(told, r"kind: Service\nmetadata: \{name: workers\}")
-        self.assertIn("clusterIP: None", told)
+        text = (ROOT / "examples" / "kubernetes.yaml").read_text()
+        self.assertRegex(text, r"kind: Service\nmetadata: \{name: workers\}")
+        self.assertIn("clusterIP: None", text)
 
     @pytest.mark.rare
     def test_examples_of_kubernetes(self):

@@ -23,17 +23,17 @@ class AnswersTest(absltest.TestCase):
         cls.told = dict(answers(cls.report))
 
     def test_what_is_asked(self):
-        told = self.told
+        pairs = self.told
         self.assertEqual(
-            told["Crossed"], "3.10 kB in 5 transfers; nothing crossed twice"
+            pairs["Crossed"], "3.10 kB in 5 transfers; nothing crossed twice"
         )
         self.assertStartsWith(
-            told["By kind"], "batch 1.54 kB (49 %), parameters 748 B (24 %)"
+            pairs["By kind"], "batch 1.54 kB (49 %), parameters 748 B (24 %)"
         )
-        self.assertIn("924 B crossed: parameters 444 B", told["Most of it"])
-        self.assertStartsWith(told["Most ops"], "/CPU:0 has ")
-        self.assertEqual(told["Parameters"], "748 B on /CPU:0")
-        self.assertEqual(told["Elsewhere than asked"], "no op")
+        self.assertIn("924 B crossed: parameters 444 B", pairs["Most of it"])
+        self.assertStartsWith(pairs["Most ops"], "/CPU:0 has ")
+        self.assertEqual(pairs["Parameters"], "748 B on /CPU:0")
+        self.assertEqual(pairs["Elsewhere than asked"], "no op")
 
     def test_text_page_and_notebook_say_them_first(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -42,11 +42,11 @@ class AnswersTest(absltest.TestCase):
             text = page.read_text()
         lines = str(self.report).split("\n\n")[0].splitlines()
         self.assertEqual(
-            lines, [f"{asked}: {told}" for asked, told in self.told.items()]
+            lines, [f"{asked}: {answer}" for asked, answer in self.told.items()]
         )
-        for told in self.told.values():
-            self.assertIn(f"<dd>{told}</dd>", text.split("<details>")[0])
-            self.assertIn(f"<dd>{told}</dd>", self.report._repr_html_())
+        for answer in self.told.values():
+            self.assertIn(f"<dd>{answer}</dd>", text.split("<details>")[0])
+            self.assertIn(f"<dd>{answer}</dd>", self.report._repr_html_())
         self.assertIn(f"{self.report.subject}</p>", text)
         self.assertRegex(
             self.report.subject,
@@ -62,9 +62,9 @@ class AnswersTest(absltest.TestCase):
                 return tf.sin(y)
 
         report = towers.execution_report(apply, np.ones([3, 3], "float32"))
-        told = dict(answers(report))
+        pairs = dict(answers(report))
         self.assertEqual(
-            told["Elsewhere than asked"],
+            pairs["Elsewhere than asked"],
             "away (MatMul) is on /CPU:0, not /GPU:0",
         )
         self.assertIn("asked for /GPU:0 and got /CPU:0", report.hints[0])

@@ -32,8 +32,8 @@ class FigureTest(absltest.TestCase):
         not importlib.util.find_spec("matplotlib"), reason="no matplotlib"
     )
     def test_bars_and_squares(self):
-        told = report()
-        figure = told.plot()
+        summary = report()
+        figure = summary.plot()
         held, crossed = figure.axes
         self.assertEqual(
             [bar.get_width() for bar in held.patches], [0, 16000] + 4 * [0]
@@ -53,7 +53,7 @@ class FigureTest(absltest.TestCase):
         def import_module(name):
             raise ImportError(name)
 
-        told = report()
+        summary = report()
         with patched((importlib, "import_module", import_module)):
             with self.assertRaisesRegex(ImportError, r"towers\[pictures\]"):
-                told.plot()
+                summary.plot()

@@ -16,8 +16,8 @@ def both(x, y):
 @tf.function(autograph=False)
 def step(x, y):
     with tf.device("/CPU:1"):
-        made = both(x, y)
-    kept, gone = tf.identity_n([made * 2.0, tf.exp(y)], name="passed")
+        tensor = both(x, y)
+    kept, gone = tf.identity_n([tensor * 2.0, tf.exp(y)], name="passed")
     return kept, gone
 
 
@@ -28,10 +28,10 @@ def graph():
 
 class GraphDefsTest(absltest.TestCase):
     def test_walked_are_the_functions_that_are_called_on_their_devices(self):
-        found = {
+        results = {
             node.op: (device, name) for device, name, node in walked(graph())
         }
-        device, name = found["Sin"]
+        device, name = results["Sin"]
         self.assertEqual(device, "/CPU:1")
         self.assertStartsWith(name, "PartitionedCall/")
         self.assertCountEqual(

@@ -44,15 +44,15 @@ class HintsTest(absltest.TestCase):
         self.assertEqual(few.hints, ())
 
     def test_pins_that_make_most_of_it(self):
-        (told,) = report(
+        (hint,) = report(
             sent(*CPUS[:2], "activations", "a", 100),
             sent(CPUS[1], CPUS[0], "activation gradients", "b", 150),
             sent(*CPUS[1:3], "activations", "c", 20),
             sent(*CPUS[:2], "batch", "", 200),
         ).hints
-        self.assertStartsWith(told, "1.08 kB of 1.88 kB are activations")
-        self.assertIn("of 3 layers", told)
-        self.assertIn("1.00 kB of them between /CPU:0 and /CPU:1", told)
+        self.assertStartsWith(hint, "1.08 kB of 1.88 kB are activations")
+        self.assertIn("of 3 layers", hint)
+        self.assertIn("1.00 kB of them between /CPU:0 and /CPU:1", hint)
         less = report(
             sent(*CPUS[:2], "activations", "a", 100),
             sent(*CPUS[:2], "batch", "", 100),
@@ -61,23 +61,23 @@ class HintsTest(absltest.TestCase):
 
     def test_a_table_that_crosses_whole(self):
         looks = ((CPUS[1], "tower_1/words/GatherV2", "GatherV2"),)
-        (told,) = report(*parameters(1000, 5), nodes=looks).hints
-        self.assertStartsWith(told, "8.00 kB of 8.04 kB are the whole table")
-        self.assertIn('layer_devices={"words": "/CPU:0"}', told)
+        (hint,) = report(*parameters(1000, 5), nodes=looks).hints
+        self.assertStartsWith(hint, "8.00 kB of 8.04 kB are the whole table")
+        self.assertIn('layer_devices={"words": "/CPU:0"}', hint)
 
     def test_parameters_of_one_device(self):
-        (told,) = report(*parameters(1000, 1000)).hints
-        self.assertStartsWith(told, "16.0 kB of 16.0 kB are parameters and")
-        self.assertIn("between /CPU:0 and 2 others", told)
+        (hint,) = report(*parameters(1000, 1000)).hints
+        self.assertStartsWith(hint, "16.0 kB of 16.0 kB are parameters and")
+        self.assertIn("between /CPU:0 and 2 others", hint)
         self.assertEqual(report(*parameters(9, 9)[:2]).hints, ())
 
     def test_three_at_most_what_is_wrong_first(self):
-        told = report(
+        hints = report(
             *parameters(10, 10),
             sent(*CPUS[:2], "activations", "a", 1000),
             moved=(Moved("a", "Exp", "/GPU:0", CPUS[0]),) * 2,
             eager=collections.Counter({(CPUS[0], "Exp"): 7}),
         ).hints
-        self.assertLen(told, 3)
-        self.assertIn("2 ops are elsewhere than asked: a (Exp)", told[0])
-        self.assertIn("7 ops ran one by one", told[2])
+        self.assertLen(hints, 3)
+        self.assertIn("2 ops are elsewhere than asked: a (Exp)", hints[0])
+        self.assertIn("7 ops ran one by one", hints[2])

@@ -70,13 +70,13 @@ class PageTest(absltest.TestCase):
         cls.text = (cls.folder / "report.html").read_text()
 
     def says_all(self, text):
-        told = self.report.to_dict()
+        data = self.report.to_dict()
         pairs = {(a, b): n for a, b, _, n in rows(text, "What crossed")}
         self.assertEqual(
             pairs,
             {
                 (p["source"], p["target"]): f"{p['bytes']:,}"
-                for p in told["bytes_between"]
+                for p in data["bytes_between"]
             },
         )
         self.assertLen(pairs, 10)
@@ -133,8 +133,8 @@ class PageTest(absltest.TestCase):
 
     def test_other_endings(self):
         self.report.save(self.folder / "report.json")
-        told = json.loads((self.folder / "report.json").read_text())
-        self.assertEqual(told["total_bytes"], self.report.total_bytes)
+        data = json.loads((self.folder / "report.json").read_text())
+        self.assertEqual(data["total_bytes"], self.report.total_bytes)
         with self.assertRaisesRegex(ValueError, r"\.html or \.json"):
             self.report.save(self.folder / "report.pdf")
 

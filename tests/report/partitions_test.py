@@ -56,13 +56,13 @@ class PartitionsTest(absltest.TestCase):
                 return y + tf.reshape(other, [2, 3])
 
         _, transfers, values = partitions(there_and_back, tf.ones([2, 3]))
-        told = [
+        results = [
             ((t.source, t.target, t.bytes), v)
             for t, v in zip(transfers, values)
         ]
-        (parcel,) = [v for t, v in told if t == ("/CPU:0", "/CPU:1", 48)]
-        (alone,) = [v for t, v in told if t == ("/CPU:0", "/CPU:1", 24)]
-        passed_on = [v for t, v in told if t[:2] == ("/CPU:1", "/CPU:2")]
+        (parcel,) = [v for t, v in results if t == ("/CPU:0", "/CPU:1", 48)]
+        (alone,) = [v for t, v in results if t == ("/CPU:0", "/CPU:1", 24)]
+        passed_on = [v for t, v in results if t[:2] == ("/CPU:1", "/CPU:2")]
         self.assertEqual(list(parcel.values()), [24, 24])
         exp, sin = parcel
         self.assertEqual(alone, {exp: 24})

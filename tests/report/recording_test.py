@@ -86,28 +86,28 @@ class RecordTest(absltest.TestCase):
         self.assertEqual(options.get("min_graph_nodes", 0), 0)
 
     def test_variables_of_a_function_are_put_back_to_their_first_values(self):
-        made: list[tf.Variable] = []
+        results: list[tf.Variable] = []
 
         @tf.function
         def step(x):
-            if not made:
-                made.append(tf.Variable([2.0, 3.0]))
-                made.append(tf.Variable(tf.constant([4.0, 6.0])))
-            for variable in made:
+            if not results:
+                results.append(tf.Variable([2.0, 3.0]))
+                results.append(tf.Variable(tf.constant([4.0, 6.0])))
+            for variable in results:
                 variable.assign_add(x)
-            return made[0] + made[1]
+            return results[0] + results[1]
 
         record(lambda: (step(tf.ones([2])), step(tf.ones([2]))))
-        self.assertEqual(made[0].numpy().tolist(), [2, 3])
-        self.assertEqual(made[1].numpy().tolist(), [4, 6])
+        self.assertEqual(results[0].numpy().tolist(), [2, 3])
+        self.assertEqual(results[1].numpy().tolist(), [4, 6])
         self.assertEqual(step(tf.ones([2])).numpy().tolist(), [8, 11])
 
         @tf.function
         def given(x):
-            if len(made) < 3:
-                made.append(tf.Variable(x, name="first"))
-            made[2].assign_add(x)
-            return made[2] * 1.0
+            if len(results) < 3:
+                results.append(tf.Variable(x, name="first"))
+            results[2].assign_add(x)
+            return results[2] * 1.0
 
         with self.assertWarnsRegex(UserWarning, "first:0, stay as .*once befo"):
             record(lambda: given(tf.ones([2])))

@@ -47,7 +47,7 @@ class PartsTest(absltest.TestCase):
             with tf.device(ONE):
                 return x + 1.0
 
-        for function, source, said in (
+        for function, source, words in (
             (elsewhere, [OTHER], f"'add/y' is for {ONE}"),
             (
                 lambda x: x + variable,
@@ -55,7 +55,7 @@ class PartsTest(absltest.TestCase):
                 "variable .* on /CPU:0",
             ),
         ):
-            with self.assertRaisesRegex(RuntimeError, said):
+            with self.assertRaisesRegex(RuntimeError, words):
                 parts(function, tf.constant(1.0), sources=source)
 
     def test_on_a_gpu_is_what_has_a_kernel_there(self):

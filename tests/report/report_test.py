@@ -216,11 +216,11 @@ class AssertionsTest(absltest.TestCase):
 
     def test_plain_data_for_programs(self):
         report = towers.execution_report(there_and_back, X)
-        told = json.loads(json.dumps(report.to_dict()))
-        self.assertEqual(told["total_bytes"], FLOAT * 84)
-        self.assertEqual(told["transfers"][0]["shape"], [6, 8])
+        data = json.loads(json.dumps(report.to_dict()))
+        self.assertEqual(data["total_bytes"], FLOAT * 84)
+        self.assertEqual(data["transfers"][0]["shape"], [6, 8])
         self.assertIn(
-            {"device": "/CPU:1", "op": "MatMul", "count": 1}, told["ops"]
+            {"device": "/CPU:1", "op": "MatMul", "count": 1}, data["ops"]
         )
 
     def test_no_function_and_calls_in_graphs_are_refused(self):

@@ -53,12 +53,12 @@ def step(factory, where, **options):
 
 def named(report, kind):
     """Bytes by name of what crossed that is of a kind."""
-    found = collections.Counter()
+    results = collections.Counter()
     for transfer in report.transfers:
         for part in transfer.parts:
             if part.kind == kind:
-                found[part.name] += part.bytes
-    return found
+                results[part.name] += part.bytes
+    return results
 
 
 def paths(model):

@@ -38,42 +38,42 @@ def report():
 
 class SummaryTest(parameterized.TestCase):
     def test_what_leaves_a_machine(self):
-        told = report()
+        summary = report()
         self.assertEqual(
-            told.between_machines,
+            summary.between_machines,
             {(HERE, ONE): 400, (HERE, TWO): 400, (ONE, HERE): 100},
         )
-        self.assertEqual(told.busiest_link, (HERE, 800, 100))
-        self.assertEqual(told.total_bytes, 1328)
+        self.assertEqual(summary.busiest_link, (HERE, 800, 100))
+        self.assertEqual(summary.total_bytes, 1328)
         self.assertEqual(
-            told.summary.machines,
+            summary.summary.machines,
             {
                 HERE: ["/CPU:0", "/CPU:1"],
                 ONE: [f"{ONE}/device:GPU:0"],
                 TWO: [f"{TWO}/device:GPU:0", f"{TWO}/device:GPU:1"],
             },
         )
-        self.assertEqual(told.to_dict()["least_between_machines"], 900)
+        self.assertEqual(summary.to_dict()["least_between_machines"], 900)
 
     def test_text_and_page_tell_of_machines(self):
-        told = report()
+        summary = report()
         self.assertIn(
             "Between machines: 900 B; nothing crossed twice. The busiest link "
             f"is that of {HERE}: 800 B out, 100 B in",
-            str(told),
+            str(summary),
         )
         with tempfile.TemporaryDirectory() as folder:
             page = pathlib.Path(folder, "report.html")
-            told.save(page)
+            summary.save(page)
             text = page.read_text()
         self.assertEqual(text.count('class="machine"'), 3)
         self.assertIn("<caption>Between machines</caption>", text)
         self.assertIn(f"is that of {HERE}: 800 B out, 100 B in<", text)
 
     def test_one_machine_says_nothing_of_others(self):
-        told = ExecutionReport((), (crossing("/CPU:0", "/CPU:1", 7),), (), 28)
-        self.assertIsNone(told.busiest_link)
-        for text in (str(told), told._repr_html_()):
+        result = ExecutionReport((), (crossing("/CPU:0", "/CPU:1", 7),), (), 28)
+        self.assertIsNone(result.busiest_link)
+        for text in (str(result), result._repr_html_()):
             self.assertNotIn("machine", text)
 
     def test_a_value_counts_once_for_each_place(self):

@@ -51,13 +51,13 @@ class ShapesTest(parameterized.TestCase):
         (fused, (1, 4, 2, 4)),
     )
     def test_a_shape_is_the_one_of_the_call(self, function, expected):
-        made = tf.function(
+        specs = tf.function(
             lambda x: tf.stop_gradient(function(x), name="wanted"),
             input_signature=[tf.TensorSpec([None, None])],
         )
-        value = made(tf.ones([5, 3]))
+        value = specs(tf.ones([5, 3]))
         self.assertEqual(tuple(value.shape), expected)
-        recording = record(lambda: made(tf.ones([5, 3])))
+        recording = record(lambda: specs(tf.ones([5, 3])))
         (ran,) = recording.functions
         (name,) = (n.input[0] for n in ran.graph.node if n.op == "_Retval")
         name += ":0" * (":" not in name)

@@ -58,11 +58,11 @@ def read(logdir):
 
 class WriteGraphTest(absltest.TestCase):
     def test_tensorboard_reads_it(self):
-        told = report()
+        summary = report()
         logdir = tempfile.mkdtemp()
-        told.write_graph(logdir)
+        summary.write_graph(logdir)
         graph = read(logdir)
-        self.assertLen(graph.node, sum(len(g.node) for g in told.graphs))
+        self.assertLen(graph.node, sum(len(g.node) for g in summary.graphs))
         names = [node.name for node in graph.node]
         self.assertLen(set(names), len(names))
         for node in graph.node:

@@ -79,11 +79,11 @@ class GatherTest(parameterized.TestCase):
 
         given = tf.constant(values), tf.constant(counts)
         with in_machines():
-            found, slopes = merged(*given), gradient(*given)
+            result, slopes = merged(*given), gradient(*given)
             report = towers.execution_report(merged, *given)
         shares, y = np.divide(counts, 8), np.nan_to_num(np.sin(values))
-        np.testing.assert_allclose(found["mean"], shares @ y, rtol=1e-6)
-        np.testing.assert_allclose(found["sum"], 2 * y.sum(), rtol=1e-6)
+        np.testing.assert_allclose(result["mean"], shares @ y, rtol=1e-6)
+        np.testing.assert_allclose(result["sum"], 2 * y.sum(), rtol=1e-6)
         expected = (5 * shares + 2) * np.cos(values)
         full = np.array(counts) > 0
         np.testing.assert_allclose(slopes[full], expected[full], rtol=1e-6)

@@ -156,14 +156,14 @@ class EqualityTest(parameterized.TestCase):
         self.check(model, placement(*split), known=True)
 
     def check(self, model, where, known):
-        made = make(model)
+        plain = make(model)
         batches = [batch(model.__name__, rows) for rows in ROWS]
         spec = open_rows(batches[0], model)
         how = {"of": tf.reduce_sum, "inputs": True}
         how["options"] = {"whole": wholes(model)}
-        same_step(made, where, *batches, spec=spec, **how)
+        same_step(plain, where, *batches, spec=spec, **how)
         if known:
-            same_step(made, where, batches[-1], **how)
+            same_step(plain, where, batches[-1], **how)
 
     @parameterized.named_parameters(NAMED)
     @pytest.mark.rare(of=["ragged", "strings", "sparse"])
@@ -196,11 +196,11 @@ class EqualityTest(parameterized.TestCase):
     @parameterized.parameters(ragged, sparse, whole, twice_ragged)
     @pytest.mark.rare(after=1)
     def test_a_saved_model_answers_as_the_plain_one(self, model):
-        made = make(model)
+        plain = make(model)
         x = batch(model.__name__, 5)
         path = os.path.join(tempfile.mkdtemp(), "saved")
         towers.export_towers(
-            made,
+            plain,
             path,
             placement(3),
             open_rows(x, model) if model in RAGGED else None,
@@ -209,7 +209,7 @@ class EqualityTest(parameterized.TestCase):
         loaded = tf.saved_model.load(path)
         for rows in (1, 5):
             x = batch(model.__name__, rows)
-            close(loaded.serve(x), made(x))
+            close(loaded.serve(x), plain(x))
 
 
 class StatefulTest(parameterized.TestCase):
@@ -231,12 +231,12 @@ class StatefulTest(parameterized.TestCase):
 
     def test_towers_without_rows_keep_no_state(self):
         x = np.random.default_rng(0).normal(size=[3, 3, 2])
-        said = []
+        results = []
         for n in (0, 2):
             model = make(lambda: self.model(1))
             model = towers.TowerModel(model, placement(n)) if n else model
-            said.append(model.predict(x, batch_size=1, verbose=0))
-        close(said[1], said[0])
+            results.append(model.predict(x, batch_size=1, verbose=0))
+        close(results[1], results[0])
 
     @parameterized.parameters((7, 1), (3, 2), (1, 4), (7, 4))
     @pytest.mark.rare
@@ -254,16 +254,16 @@ class StatefulTest(parameterized.TestCase):
         towered = towers.TowerModel(
             make(lambda: self.model(rows)), placement(n)
         )
-        said = []
+        results = []
         for m in (plain, towered):
             sgd = keras.optimizers.SGD(0.1)
             m.compile(sgd, "mse", run_eagerly=m is plain)
             m.fit(x, y, batch_size=rows, epochs=2, shuffle=False, verbose=0)
-            said.append(m.predict(x, batch_size=rows, verbose=0))
+            results.append(m.predict(x, batch_size=rows, verbose=0))
             m.layers[0].reset_state()
-            said.append(m.predict(x, batch_size=rows, verbose=0))
-        close(said[2:], said[:2])
-        self.assertGreater(np.abs(said[0] - said[1]).max(), 1e-4)
+            results.append(m.predict(x, batch_size=rows, verbose=0))
+        close(results[2:], results[:2])
+        self.assertGreater(np.abs(results[0] - results[1]).max(), 1e-4)
 
     def test_other_numbers_of_rows_are_refused(self):
         model = make(lambda: self.model(4))

@@ -48,11 +48,11 @@ class OverwrittenTest(parameterized.TestCase, tf.test.TestCase):
         with in_machines():
             for full in (0, 1):
                 counts = tf.constant([1, 1, full, 1, 1])
-                found = gradient(values, counts)
-                for some, x, value in zip(heard, found, values):
-                    said = [SAID[i] for i in some if full or i != 2]
+                result = gradient(values, counts)
+                for some, x, value in zip(heard, result, values):
+                    results = [SAID[i] for i in some if full or i != 2]
                     if some:
-                        expected = max(said, default=OLD)
+                        expected = max(results, default=OLD)
                         self.assertAllEqual(x, tf.fill(value.shape, expected))
                     else:
                         self.assertIsNone(x)

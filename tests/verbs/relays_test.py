@@ -73,7 +73,7 @@ class BetweenTest(parameterized.TestCase):
             "rows": tf.constant(rng.normal(size=[4, 9]), tf.float32),
             "matrix": tf.constant(rng.normal(size=[9, 9]), tf.float32),
         }
-        made = Product(dtype="mixed_bfloat16")
+        result = Product(dtype="mixed_bfloat16")
 
         def run():
             @tf.function
@@ -81,7 +81,7 @@ class BetweenTest(parameterized.TestCase):
                 with tf.GradientTape() as tape:
                     tape.watch(batch)
                     graph = towers.build_towers(
-                        made, batch, where, whole=["matrix"]
+                        result, batch, where, whole=["matrix"]
                     )
                     loss = tf.reduce_mean(graph.outputs**2)
                 return graph.outputs, tape.gradient(loss, batch)
@@ -113,7 +113,7 @@ class BetweenTest(parameterized.TestCase):
             "rows": rng.normal(size=[4, n]).astype("float32"),
             "matrix": rng.normal(size=[n, n]).astype("float32"),
         }
-        made = layer()
+        result = layer()
 
         def step_of(call):
             @tf.function
@@ -126,13 +126,13 @@ class BetweenTest(parameterized.TestCase):
             return step
 
         def in_towers(batch):
-            graph = towers.build_towers(made, batch, where, whole=["matrix"])
+            graph = towers.build_towers(result, batch, where, whole=["matrix"])
             return graph.outputs
 
         step = step_of(in_towers)
         with in_machines():
             batch = tf.nest.map_structure(tf.constant, batch)
-            close(step(batch), step_of(made)(batch))
+            close(step(batch), step_of(result)(batch))
             report = towers.execution_report(step, batch)
         crossed = between_machines(report)
         size = 4 * n * n

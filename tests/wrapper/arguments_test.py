@@ -144,8 +144,8 @@ class CallTest(parameterized.TestCase):
             self.assertFalse(np.allclose(result, unmasked, atol=1e-4))
             close(call(actual), result)
             close(graph(actual, call)[0], result)
-        made = towers.build_towers(expected, x, WHERE)
-        close(made.outputs, result)
+        tower_graph = towers.build_towers(expected, x, WHERE)
+        close(tower_graph.outputs, result)
 
     def test_another_value_is_another_call(self):
         expected = make(Conditioned)
@@ -189,12 +189,12 @@ class BuildTest(absltest.TestCase):
         model = make(Conditioned)
         expected = model(X, t=T, table=TABLE, delta=2.0)
         given = {"t": T, "table": TABLE, "delta": 2.0}
-        made = towers.build_towers(
+        graph = towers.build_towers(
             model, X, WHERE, whole=["table"], arguments=given
         )
-        close(made.outputs, expected)
+        close(graph.outputs, expected)
         self.assertEqual(
-            [tower.inputs.shape for tower in made.towers],
+            [tower.inputs.shape for tower in graph.towers],
             [[3, 4], [2, 4], [2, 4]],
         )
 

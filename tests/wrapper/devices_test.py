@@ -36,12 +36,12 @@ class DevicesTest(parameterized.TestCase):
         where = placement(2, parameter_device="/CPU:1", output_device="/CPU:2")
         model = towers.TowerModel(make(cnn), where)
         model.compile("adam", "mse", metrics=[keras.metrics.MeanSquaredError()])
-        made = keras_compile.metric_variables(model)
-        self.assertNotEmpty(made)
+        result = keras_compile.metric_variables(model)
+        self.assertNotEmpty(result)
         model.train_on_batch(
             inputs(model.template, 5), targets(model.template, 5)
         )
-        for v in [*made, *keras_compile.metric_variables(model)]:
+        for v in [*result, *keras_compile.metric_variables(model)]:
             self.assertIn("CPU:2", v.value.device, v.path)
         for v in [*model.variables, *model.optimizer.variables]:
             self.assertIn("CPU:1", v.value.device, v.path)

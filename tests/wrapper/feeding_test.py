@@ -40,8 +40,8 @@ def reads(*nests):
 
 def joined(dataset_fn, n=3):
     """A dataset of what all of these towers have at a time, in their order."""
-    told = [dataset_fn(towers.Tower(i, "", "", None)) for i in range(n)]
-    each = [list(data) for data in told]
+    results = [dataset_fn(towers.Tower(i, "", "", None)) for i in range(n)]
+    each = [list(data) for data in results]
     batches = []
     for k in range(max(map(len, each))):
         some = [tf.nest.flatten(own[k]) for own in each if k < len(own)]
@@ -57,7 +57,7 @@ def joined(dataset_fn, n=3):
             )
         )
     data = tf.data.Dataset.from_generator(
-        lambda: iter(batches), output_signature=told[0].element_spec
+        lambda: iter(batches), output_signature=results[0].element_spec
     )
     count = tf.data.experimental.assert_cardinality(len(batches))
     return data.apply(count)
@@ -150,7 +150,7 @@ class FeedingTest(parameterized.TestCase):
     @parameterized.parameters(*WAYS)
     @pytest.mark.rare(after=1)
     def test_fit_is_plain_fit_on_the_joined_batches(self, n, wrapped, how):
-        found = []
+        results = []
         train = both(reads(features, classes), n)
         validation = both(reads(features, classes, weights), n)
         test = both(reads(features), n)
@@ -165,9 +165,9 @@ class FeedingTest(parameterized.TestCase):
                 **how,
             )
             sets = train[k], validation[k], test[k]
-            found.append(trained(model, *sets, class_weight={0: 2, 2: 0.5}))
-        close(*found, 1e-6)
-        self.assertEqual(found[0][-1], 2 * (3 if n == 2 else 4))
+            results.append(trained(model, *sets, class_weight={0: 2, 2: 0.5}))
+        close(*results, 1e-6)
+        self.assertEqual(results[0][-1], 2 * (3 if n == 2 else 4))
 
     @parameterized.named_parameters(*NAMED)
     @pytest.mark.rare
@@ -178,23 +178,23 @@ class FeedingTest(parameterized.TestCase):
         plain, model = make(factory), towers.TowerModel(make(factory), placed())
         close(
             *[
-                trained(compiled(made), *[pair[k] for pair in sets])
-                for k, made in enumerate((plain, model))
+                trained(compiled(network), *[pair[k] for pair in sets])
+                for k, network in enumerate((plain, model))
             ],
         )
 
     @parameterized.parameters(1, 2)
     @pytest.mark.rare(after=1)
     def test_steps_of_ones_own_see_what_is_true(self, executions):
-        found = []
+        results = []
         for k in range(2):
             model = make(OwnStep)
             model = model if not k else towers.TowerModel(model, placed())
             compiled(model, CROSSENTROPY, steps_per_execution=executions)
             data = both(reads(features, classes, weights))[k]
             history = model.fit(data, epochs=2, verbose=0).history
-            found.append([history, model.get_weights()])
-        close(*found, 1e-6)
+            results.append([history, model.get_weights()])
+        close(*results, 1e-6)
 
     @pytest.mark.slow
     def test_one_has_none_and_one_no_end(self):
@@ -254,8 +254,8 @@ class FeedingTest(parameterized.TestCase):
             total = layers.Lambda(
                 lambda x: tf.reduce_sum(x, 1, keepdims=True), output_shape=(1,)
             )(ragged)
-            told = [vectors, total, layers.Dense(2)(sparse)]
-            both = layers.Concatenate()(told)
+            stack = [vectors, total, layers.Dense(2)(sparse)]
+            both = layers.Concatenate()(stack)
             shifted = layers.Lambda(
                 lambda x: x[0] + tf.reduce_sum(x[1]), output_shape=(7,)
             )([both, table])
@@ -265,16 +265,16 @@ class FeedingTest(parameterized.TestCase):
         def with_table(x, y):
             return {**x, "table": tf.constant([[1.0, 2, 3]])}, y
 
-        told = joined(dataset).map(with_table)
-        found = [trained(compiled(make(network)), told, told, told)]
-        told = towers.per_tower(lambda tower: dataset(tower).map(with_table))
+        stack = joined(dataset).map(with_table)
+        plain = [trained(compiled(make(network)), stack, stack, stack)]
+        stack = towers.per_tower(lambda tower: dataset(tower).map(with_table))
         for quick in (False, True):
             model = towers.TowerModel(
                 make(network), placed(), whole=["table"], quick_start=quick
             )
-            found.append(trained(compiled(model), told, told, told))
-        close(found[1], found[0])
-        close(found[2], found[0])
+            plain.append(trained(compiled(model), stack, stack, stack))
+        close(plain[1], plain[0])
+        close(plain[2], plain[0])
 
     @parameterized.parameters(
         ({"loss_on_towers": "auto"}, 0),
@@ -296,8 +296,8 @@ class FeedingTest(parameterized.TestCase):
             model.fit(data, steps_per_epoch=1, verbose=0)
 
         fit()
-        told = towers.execution_report(fit)
-        self.assertBetween(told.total_bytes, least, least + 2000)
+        report = towers.execution_report(fit)
+        self.assertBetween(report.total_bytes, least, least + 2000)
 
     def test_what_datasets_tell_is_refused_beside_them(self):
         data = towers.per_tower(reads(features, classes))
@@ -346,7 +346,7 @@ class FeedingTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_a_report_repeats_a_step_and_loses_no_batch(self):
-        found = []
+        results = []
         for k in range(2):
             model = make(classifier)
             callbacks = []
@@ -361,6 +361,6 @@ class FeedingTest(parameterized.TestCase):
                 verbose=0,
                 callbacks=callbacks,
             )
-            found.append(model.get_weights())
-        close(*found, 1e-6)
+            results.append(model.get_weights())
+        close(*results, 1e-6)
         self.assertGreater(callbacks[0].report.total_bytes, 0)

@@ -87,8 +87,8 @@ class FrozenTest(parameterized.TestCase):
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 loss = tf.reduce_sum(call(x))
-            wanted = [v.value for v in model.trainable_variables]
-            return loss, tape.gradient(loss, [*wanted, x])
+            sources = [v.value for v in model.trainable_variables]
+            return loss, tape.gradient(loss, [*sources, x])
 
         return [run(X), run(X[:2])]
 

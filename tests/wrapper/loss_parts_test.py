@@ -35,14 +35,16 @@ class PartsTest(parameterized.TestCase):
             ),
             strict=True,
         )
-        said = [
+        results = [
             tf.add_n(column)
             for column in zip(*[loss_parts.parts(model, *x) for x in shards])
         ]
-        self.assertEqual([x.shape for x in said], [[1], [1]])
-        close(loss_parts.merged_loss(model, said, y, y_pred), whole)
+        self.assertEqual([x.shape for x in results], [[1], [1]])
+        close(loss_parts.merged_loss(model, results, y, y_pred), whole)
         close(  # targets and weights tell what is divided by
-            loss_parts.merged_loss(model, (said[0], None), y, y_pred, weights),
+            loss_parts.merged_loss(
+                model, (results[0], None), y, y_pred, weights
+            ),
             whole,
         )
 

@@ -71,7 +71,7 @@ def parts_of(y, y_pred):
 
 class KerasTest(absltest.TestCase):
     def test_losses_are_refused_just_if_shards_tell_another_value(self):
-        found = []
+        results = []
         for name, call, one in losses():
             y, y_pred = batch(name)
             whole = call(y, y_pred)
@@ -80,12 +80,12 @@ class KerasTest(absltest.TestCase):
                 continue
             each = tf.concat([call(*part) for part in parts_of(y, y_pred)], 0)
             same = np.allclose(each, whole, atol=1e-5)
-            said = adds_up(
+            answer = adds_up(
                 one() if inspect.isclass(one) else one, y_pred.shape.rank
             )
-            self.assertIn(said, (True, None) if same else (False,), name)
-            found += [name] if said is False else []
-        self.assertContainsSubset(found, ["Circle", "circle"])
+            self.assertIn(answer, (True, None) if same else (False,), name)
+            results += [name] if answer is False else []
+        self.assertContainsSubset(results, ["Circle", "circle"])
 
     def test_all_metrics_add_up(self):
         for name, make in metrics():

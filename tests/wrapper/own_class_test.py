@@ -231,7 +231,7 @@ class CompileTest(parameterized.TestCase):
     @pytest.mark.slow(after=1)
     def test_a_compile_of_its_own_is_its_own(self, before):
         where = placement(3, [2, 1, 1], parameter_device="/CPU:3")
-        made, said = [], []
+        results, entries = [], []
         for towered in (False, True):
             model = template = make(Compiling)
             if towered and not before:
@@ -247,12 +247,12 @@ class CompileTest(parameterized.TestCase):
             fitted = model.fit(
                 X, Y, batch_size=4, epochs=2, shuffle=False, verbose=0
             )
-            said += [fitted.history, model.evaluate(X, Y, verbose=0)]
-            made.append(template)
-        close(said[2:], said[:2])
+            entries += [fitted.history, model.evaluate(X, Y, verbose=0)]
+            results.append(template)
+        close(entries[2:], entries[:2])
         kept = [
             [*m.variables, *m.first.variables, *m.others["out"].variables]
-            for m in made
+            for m in results
         ]
         close(*([v.numpy() for v in variables] for variables in kept[::-1]))
         for variable in kept[1]:
@@ -260,7 +260,7 @@ class CompileTest(parameterized.TestCase):
         self.assertFalse(model.optimizer.built)  # Keras's, which no one uses
         file = os.path.join(tempfile.mkdtemp(), "model")
         file = tf.train.Checkpoint(model=model).save(file)
-        status = tf.train.Checkpoint(model=made[0]).restore(file)
+        status = tf.train.Checkpoint(model=results[0]).restore(file)
         status.assert_consumed()
 
     def test_a_loaded_one_is_compiled_in_its_own_way(self):
@@ -268,7 +268,7 @@ class CompileTest(parameterized.TestCase):
         saved.compile()
         file = os.path.join(tempfile.mkdtemp(), "model.keras")
         saved.save(file)
-        said = []
+        results = []
         for where in (None, placement(2), placement(3, [3, 2, 1])):
             with self.assertWarnsRegex(UserWarning, "is custom"):
                 model = keras.saving.load_model(
@@ -280,6 +280,6 @@ class CompileTest(parameterized.TestCase):
                 model.fit(X, Y, verbose=0)  # which Keras calls compiled
             model.compile(keras.optimizers.SGD(0.1), factor=3.0)
             fitted = model.fit(X, Y, batch_size=4, shuffle=False, verbose=0)
-            said.append([fitted.history, model.get_weights()])
-        for actual in said[1:]:
-            close(actual, said[0])
+            results.append([fitted.history, model.get_weights()])
+        for actual in results[1:]:
+            close(actual, results[0])

@@ -273,7 +273,7 @@ def compiled(model, **kwargs):
 
 def trained(kind, where, **kwargs):
     """What is said of batches of 4, 4 and 3 rows, and the weights."""
-    model = made = make(kind)
+    model = plain = make(kind)
     model.build((None, 6))
     if where is not None:
         model = towers.TowerModel(model, where)
@@ -286,7 +286,7 @@ def trained(kind, where, **kwargs):
     outputs = model.predict(X, **options)
     batch = model.train_on_batch(X[:5], Y[:5], return_dict=True)
     names = [metric.name for metric in model.metrics]
-    numbers = [history, loss, outputs, batch, made.get_weights()]
+    numbers = [history, loss, outputs, batch, plain.get_weights()]
     return [*history, *loss, *batch, *names], numbers
 
 

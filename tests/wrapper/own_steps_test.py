@@ -94,10 +94,10 @@ class KerasIoTest(parameterized.TestCase):
     @pytest.mark.rare(of=["s0", "s3", "s4", "s5"])
     def test_weights_are_the_plain_model_s(self, example):
         logs, expected = trained(example, None)
-        made = []
-        ran = Executed(lambda: made.append(trained(example, WHERE)))
-        (said, actual) = made[0]
-        close(said, logs)
+        results = []
+        ran = Executed(lambda: results.append(trained(example, WHERE)))
+        (answer, actual) = results[0]
+        close(answer, logs)
         close(actual.get_weights(), expected.get_weights())
         kept = [
             v
@@ -113,17 +113,17 @@ class KerasIoTest(parameterized.TestCase):
             self.assertEqual(ran.heavy(), ran_on)
 
     def test_evaluate_calls_sub_models_too(self):
-        said = []
+        results = []
         for where in (None, WHERE):
             model, _ = make(simclr)
             if where is not None:
                 model = towers.TowerModel(model, where)
             ran = Executed(
-                lambda model=model: said.append(
+                lambda model=model: results.append(
                     model.evaluate(batches(X, LABELS), verbose=0)
                 )
             )
-        close(*said)
+        close(*results)
         ran_on = {f"tower_{i}": {f"/CPU:{i}"} for i in range(3)}
         self.assertEqual(ran.heavy(), ran_on)
 

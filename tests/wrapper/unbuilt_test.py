@@ -62,12 +62,12 @@ class UnbuiltTest(parameterized.TestCase):
         where = placement(3, [2, 1, 1], parameter_device="/CPU:3")
         expected = make(model)
         actual = towers.TowerModel(make(model), where)
-        said = []
+        results = []
         for m in (expected, actual):
             sgd = keras.optimizers.SGD(0.05, momentum=0.5)
             m.compile(sgd, "mse", metrics=["mae"], **options or {})
-            said.append(train(m))
-        close(said[1], said[0])
+            results.append(train(m))
+        close(results[1], results[0])
         close(actual.get_weights(), expected.get_weights())
         depths = [
             [v.path.count("/") for v in m.variables] for m in (actual, expected)
@@ -80,12 +80,12 @@ class UnbuiltTest(parameterized.TestCase):
         where = placement(2, parameter_device="/CPU:3")
         plain = make(sequential)
         model = towers.TowerModel(make(sequential), where)
-        made = []
+        results = []
         for m in (plain, model):
             m.build([None, 4])
-            made.append([(v.shape, v.path.count("/")) for v in m.weights])
+            results.append([(v.shape, v.path.count("/")) for v in m.weights])
             self.assertLen(m.weights, 4)
-        self.assertEqual(*made)
+        self.assertEqual(*results)
         for variable in model.weights:
             self.assertEndsWith(variable.value.device, "CPU:3")
 

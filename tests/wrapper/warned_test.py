@@ -34,9 +34,9 @@ class KerasTest(parameterized.TestCase):
                 warnings.simplefilter("always")
                 m.fit([X, X], Y, verbose=0)
                 m.evaluate([X, X], Y, verbose=0)
-            said = [w for w in caught if "structure" in str(w.message)]
-            self.assertLen(said, 2)
-            self.assertEndsWith(said[0].filename, "functional.py")
+            messages = [w for w in caught if "structure" in str(w.message)]
+            self.assertLen(messages, 2)
+            self.assertEndsWith(messages[0].filename, "functional.py")
 
     @parameterized.parameters(False, True)
     def test_an_input_that_is_missing_is_named(self, on_towers):

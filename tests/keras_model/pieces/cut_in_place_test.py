@@ -174,8 +174,8 @@ class SplitTest(parameterized.TestCase):
         loaded = tf.saved_model.load(folder)
         serve = loaded.signatures["serving_default"]
         (name,) = serve.structured_input_signature[1]
-        (found,) = serve(**{name: tf.constant(X)}).values()
-        close(found, plain(X), 1e-6)
+        (result,) = serve(**{name: tf.constant(X)}).values()
+        close(result, plain(X), 1e-6)
         for each in (plain, model):
             each.compile("adam", "mse")
             fit(each)

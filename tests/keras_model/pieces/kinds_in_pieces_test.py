@@ -52,11 +52,13 @@ def attention(**kwargs):
         x = keras.Input([6], dtype="int64")
         y = L.Embedding(20, 8, mask_zero=True)(x)
         layer = L.MultiHeadAttention(4, 3, name="cut", **kwargs)
-        found = layer(y, y, **call)
-        if isinstance(found, (list, tuple)):
-            found, scores = found
+        result = layer(y, y, **call)
+        if isinstance(result, (list, tuple)):
+            result, scores = result
             y += keras.ops.mean(scores, [1, 2, 3], keepdims=True)[..., 0]
-        return keras.Model(x, L.Dense(2)(L.GlobalAveragePooling1D()(y + found)))
+        return keras.Model(
+            x, L.Dense(2)(L.GlobalAveragePooling1D()(y + result))
+        )
 
     return model, IDS % 20
 
@@ -72,8 +74,8 @@ class Unmasked(keras.Model):
 
     def call(self, ids):
         y = self.words(ids)
-        found = self.attention(y, y)
-        return self.out(self.pool(found) + self.pool(y))
+        result = self.attention(y, y)
+        return self.out(self.pool(result) + self.pool(y))
 
 
 def unmasked() -> keras.Model:
@@ -286,9 +288,9 @@ class LookupTest(parameterized.TestCase):
         model, where = self.table()
         for ids in ([[4]], [[-1]], np.zeros([1, 0], "int32"), [[2, 2, 0]]):
             ids = np.asarray(ids, "int32")
-            found = towers.build_towers(model, ids, where).outputs
+            graph = towers.build_towers(model, ids, where).outputs
             table = model.layers[0].get_weights()[0]
-            np.testing.assert_array_equal(found, table[ids])
+            np.testing.assert_array_equal(graph, table[ids])
 
     @parameterized.parameters(5, -6)
     def test_an_id_that_is_out_of_range_is_told(self, wrong):

@@ -42,8 +42,8 @@ class SplitLayerTest(parameterized.TestCase):
             if cut:
                 towers.split_layer(layer, cut(DEVICES))
             layer.build([None, 40])
-        expected, *found = (np.std(x.kernel.numpy()) for x in kinds)
-        for one in found:
+        expected, *result = (np.std(x.kernel.numpy()) for x in kinds)
+        for one in result:
             self.assertAlmostEqual(one / expected, 1, delta=0.05)
 
     def test_what_looks_at_all_is_cut_from_all(self):

@@ -2,12 +2,12 @@
 
 import copy
 import gc
-import warnings
 
 import keras
 import tensorflow as tf
 from absl.testing import parameterized
 from models import chain, make, placement
+from warned import messages
 
 import towers
 
@@ -91,12 +91,11 @@ WARNED = {
 
 class PendingTest(parameterized.TestCase):
     def warned(self, call):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        def ended():
             call()
             gc.collect()
-        messages = [str(w.message) for w in caught]
-        return [x for x in messages if "nobody has applied" in x]
+
+        return messages(ended, "nobody has applied")
 
     @parameterized.named_parameters(SILENT.items())
     def test_no_word(self, call):

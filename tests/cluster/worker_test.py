@@ -36,7 +36,7 @@ def command(*flags):
     )
 
 
-def said(process, word):
+def line_with(process, word):
     for line in process.stdout:
         if word in line:
             return line
@@ -49,7 +49,7 @@ class WorkerTest(parameterized.TestCase):
         (port,) = free_ports(1)
         process = command("worker", f"--port={port}")
         self.addCleanup(end, process)
-        answer = said(process, "CPU:0")
+        answer = line_with(process, "CPU:0")
         self.assertIn("no authentication", answer)
         self.assertIn("Trusted networks only", answer)
         beat = port + 1000 if port <= 64535 else port - 1000
@@ -61,8 +61,8 @@ class WorkerTest(parameterized.TestCase):
             first = line.ask(hello=1, chief="test")
             self.assertEqual(first["devices"], ["CPU:0"])
             line.end()
-        said(process, "starting anew")
-        said(process, "CPU:0")
+        line_with(process, "starting anew")
+        line_with(process, "CPU:0")
         with call() as line:
             self.assertNotEqual(
                 line.ask(hello=1)["incarnation"], first["incarnation"]

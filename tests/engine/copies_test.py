@@ -117,39 +117,39 @@ def towered(model, n=N, graphs=None):
     return call
 
 
-def compiled(step, known):
-    rows = [ROWS if known else None, 4]
+def compiled(step, rows_known):
+    rows = [ROWS if rows_known else None, 4]
     signature = [tf.TensorSpec(rows, tf.float32)]
     return tf.function(step, input_signature=signature)
 
 
-def check_same(model, step_of_call, known, tolerance=1e-5, eager=True):
+def check_same(model, step_of_call, rows_known, tolerance=1e-5, eager=True):
     """That a step with towers gives what it gives with the plain model."""
     x = tf.random.normal([ROWS, 4])
     plain = step_of_call(lambda x, training: model(x, training=training))
-    plain = plain if eager else compiled(plain, known)
+    plain = plain if eager else compiled(plain, rows_known)
     with mock.patch.object(
         boundary, "differentiated", wraps=boundary.differentiated
     ) as backward:
-        actual = compiled(step_of_call(towered(model)), known)(x)
+        actual = compiled(step_of_call(towered(model)), rows_known)(x)
     models.close(actual, plain(x), tolerance)
     return backward.call_count
 
 
 @functools.cache
-def traced(known):
+def traced(rows_known):
     """A training step of towers that are copied; how often a layer was called."""
     model = with_layer(Counted)
     Counted.calls = 0
-    spec = tf.TensorSpec([ROWS if known else None, 4])
+    spec = tf.TensorSpec([ROWS if rows_known else None, 4])
     step = towered_step(model, models.placement(N), spec, inputs=True)
     step.get_concrete_function()
     return step, Counted.calls
 
 
 class CopyTest(parameterized.TestCase):
-    def check(self, layer, known):
-        training = not known
+    def check(self, layer, rows_known):
+        training = not rows_known
         model = with_layer(layer)
         model.get_layer("drop").rate = 0.0
         model.get_layer("norm").trainable = False  # or it has other moments
@@ -164,7 +164,7 @@ class CopyTest(parameterized.TestCase):
             return step
 
         layer.calls = 0
-        backwards = check_same(model, step_of_call, known)
+        backwards = check_same(model, step_of_call, rows_known)
         # Only what has nothing of its own is copied, once two came out alike.
         if layer is not Outside:
             self.assertEqual(layer.calls, 2 if layer is Counted else N)
@@ -183,16 +183,16 @@ class CopyTest(parameterized.TestCase):
         (Outside, False),
     )
     def test_as_few_are_built_as_can_be_with_the_plain_numbers(
-        self, layer, known
+        self, layer, rows_known
     ):
-        self.check(layer, known)
+        self.check(layer, rows_known)
 
     @parameterized.parameters(
         (Clipped, True), (Looped, False), (AtHome, True), (Outside, True)
     )
     @pytest.mark.rare
-    def test_and_whether_rows_are_known_or_not(self, layer, known):
-        self.check(layer, known)
+    def test_and_whether_rows_are_known_or_not(self, layer, rows_known):
+        self.check(layer, rows_known)
 
     def test_copies_hold_what_is_needed_and_each_thing_once(self):
         class Wasteful(Counted):
@@ -229,7 +229,7 @@ class CopyTest(parameterized.TestCase):
 
     def test_copies_leave_out_what_moments_tell(self):
         """Keras's own moving statistics, which are those of a shard only."""
-        step, calls = traced(known=False)
+        step, calls = traced(rows_known=False)
         self.assertEqual(calls, 2)
         ops = step.get_concrete_function().graph.get_operations()
         sums = [
@@ -432,8 +432,8 @@ class CopyTest(parameterized.TestCase):
         self.assertEqual(Counted.calls, 4)
 
     @parameterized.named_parameters(("known", True), ("unknown", False))
-    def test_copies_run_on_their_towers_by_their_names(self, known):
-        step, calls = traced(known)
+    def test_copies_run_on_their_towers_by_their_names(self, rows_known):
+        step, calls = traced(rows_known)
         self.assertEqual(calls, 2)
         executed = Executed(lambda: step(tf.random.normal([ROWS, 4])))
         for i in range(N):
@@ -515,7 +515,7 @@ class DerivativeTest(parameterized.TestCase):
         (jacobian, True),
     )
     @pytest.mark.slow(after=2)
-    def test_derivatives_of_any_order(self, way, known):
+    def test_derivatives_of_any_order(self, way, rows_known):
         keras.utils.set_random_seed(3)
         model = models.chain([4], layers.Dense(3), Counted(), layers.Dense(2))
 
@@ -524,4 +524,4 @@ class DerivativeTest(parameterized.TestCase):
             return lambda x: way(outputs_of(call), x, variables)
 
         eager = way is not by_the_graph
-        check_same(model, step_of_call, known, 1e-4, eager)
+        check_same(model, step_of_call, rows_known, 1e-4, eager)

@@ -108,7 +108,7 @@ class EqualityTest(parameterized.TestCase):
         # Of two rows one tower has none.
         self.check(model, placement(3, [2, 1, 1]), 2, 7)
         if model is shuffled:
-            self.check(model, placement(2), 5, known=True)
+            self.check(model, placement(2), 5, rows_known=True)
 
     @parameterized.product(
         model=[m for _, m in NAMED],
@@ -122,12 +122,12 @@ class EqualityTest(parameterized.TestCase):
     @pytest.mark.rare
     def test_and_in_any_number_of_towers(self, model, case):
         n, rows, weights, is_known = case
-        self.check(model, placement(n, weights), rows, known=is_known)
+        self.check(model, placement(n, weights), rows, rows_known=is_known)
 
-    def check(self, model, where, *rows, known=False):
+    def check(self, model, where, *rows, rows_known=False):
         model = make(model)
         batches = [batch(model, n) for n in rows]
-        spec = None if known else unknown_rows(batches[0])
+        spec = None if rows_known else unknown_rows(batches[0])
         same_step(model, where, *batches, spec=spec, tolerance=1e-4, **SUMS)
 
     def test_fit_is_the_plain_model_s(self):

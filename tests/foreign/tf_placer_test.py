@@ -6,7 +6,7 @@ from absl.testing import absltest
 from towers.foreign import tf_kernels, tf_placer
 
 
-def made():
+def graph_of_ops():
     with tf.Graph().as_default() as graph:
         with tf.device("/GPU:2"):
             x = tf.zeros([3, 3], name="x")
@@ -28,7 +28,7 @@ class PlacerTest(absltest.TestCase):
         return {n.name: n.device.split("device:")[-1] for n in placed.node}
 
     def test_softly_and_strictly(self):
-        graph = made()
+        graph = graph_of_ops()
         self.assertEqual(self.place(graph, "y", strict=True)["y"], "GPU:2")
         with graph.as_default(), tf.device("/GPU:1"):
             tf.strings.as_string(graph.get_tensor_by_name("y:0"), name="text")
@@ -39,7 +39,7 @@ class PlacerTest(absltest.TestCase):
         self.assertEqual(tf_placer.refused(error.exception), "text")
 
     def test_another_machine_of_the_same_process(self):
-        graph = made()
+        graph = graph_of_ops()
         with self.assertRaises(tf.errors.InvalidArgumentError) as error:
             self.place(graph, "y", strict=True, gpus=2)
         self.assertEqual(tf_placer.refused(error.exception), "y")

@@ -119,7 +119,7 @@ class Told(keras.Model):
         return self.out(self.norm(x, training=self.phase))
 
 
-def told(phase):
+def in_phase(phase):
     def model():
         model = Told(phase)
         model(np.zeros([2, 4], "float32"))
@@ -179,7 +179,7 @@ TRAINED = {
     ),
     "unrolled": (stack(3, 4, of=recurrent(True)), 1e-5),
     "all_frozen": (stack(4, of=frozen), 1e-5),
-    "told": (told(True), 1e-5),
+    "told": (in_phase(True), 1e-5),
     "doubles": (stack(8, 8, 2, of=convolutions, policy="float64"), 1e-6),
     "halves": (stack(8, 8, 2, of=convolutions, policy="mixed_float16"), 5e-3),
 }
@@ -275,10 +275,10 @@ class EqualityTest(parameterized.TestCase):
         close(models[1].get_weights(), models[0].get_weights())
 
     def test_what_trains_at_every_call_is_exported_so(self):
-        x = inputs(make(told(True)), 7)
-        expected = make(told(True)).predict_on_batch(x)
+        x = inputs(make(in_phase(True)), 7)
+        expected = make(in_phase(True)).predict_on_batch(x)
         model = towers.TowerModel(
-            make(told(True)), placement(3), synchronized=True
+            make(in_phase(True)), placement(3), synchronized=True
         )
         folder = tempfile.mkdtemp()
         spec = tf.TensorSpec([None, 4])
@@ -303,7 +303,7 @@ class MeetingTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("frozen", stack(4, of=frozen), True),
         ("frozen_by_itself", stack(4, of=lambda: frozen(synchronized=True))),
-        ("told_not_to_train", told(False), True),
+        ("told_not_to_train", in_phase(False), True),
         ("evaluation", TRAINED["partly_frozen"][0], False),
         ("no_phase", TRAINED["partly_frozen"][0], None),
         (
@@ -319,7 +319,7 @@ class MeetingTest(parameterized.TestCase):
 
     @parameterized.named_parameters(
         ("partly_frozen", TRAINED["partly_frozen"][0], True),
-        ("always", told(True), False),
+        ("always", in_phase(True), False),
         (
             "function",
             *(TRAINED["partly_frozen"][0], False),
@@ -445,7 +445,7 @@ class RefusalTest(parameterized.TestCase):
         ),
         (
             "xla_of_what_always_trains",
-            told(True),
+            in_phase(True),
             {"jit_compile": True, "training": False},
             "'batch_norm.*' trains on the statistics of the whole batch",
         ),

@@ -70,13 +70,13 @@ def called(model, placement, is_open=False):
 
 class MaskTest(parameterized.TestCase):
     @parameterized.product(
-        made=[read, sub], placement=[TWO, THREE], is_open=[False, True]
+        factory=[read, sub], placement=[TWO, THREE], is_open=[False, True]
     )
     @pytest.mark.rare(after=3)
-    def test_a_constant_is_cut_by_rows(self, made, placement, is_open):
+    def test_a_constant_is_cut_by_rows(self, factory, placement, is_open):
         for mask in (tf.constant(MASK), MASK[:1]):
-            plain = made(mask)
-            y, joined = called(made(mask), placement, is_open)
+            plain = factory(mask)
+            y, joined = called(factory(mask), placement, is_open)
             np.testing.assert_allclose(y, plain(X), atol=1e-6)
             want = np.broadcast_to(mask, MASK.shape)
             np.testing.assert_array_equal(joined, want)

@@ -180,12 +180,12 @@ def own(*functions):
     return lambda: [keras.Input([4]), *map(Own, functions), layers.Dense(2)]
 
 
-def make(made, policy=BFLOAT16):
+def make(factory, policy=BFLOAT16):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(1)
     try:
-        model = made()
+        model = factory()
         return keras.Sequential(model) if isinstance(model, list) else model
     finally:
         keras.config.set_dtype_policy(before)
@@ -209,9 +209,9 @@ def scaled():
     return keras.optimizers.LossScaleOptimizer(sgd, initial_scale=2.0**18)
 
 
-def trained(made, policy=BFLOAT16, jit=False, optimizer=None, **kwargs):
+def trained(factory, policy=BFLOAT16, jit=False, optimizer=None, **kwargs):
     """A report of a step, and the model after five."""
-    model = make(made, policy)
+    model = make(factory, policy)
     towered = towers.TowerModel(model, placement(), **kwargs)
     sgd = keras.optimizers.SGD(0.05, momentum=0.9)
     towered.compile(optimizer() if optimizer else sgd, "mse", jit_compile=jit)
@@ -252,7 +252,7 @@ class HalvesTest(parameterized.TestCase):
     )
     @pytest.mark.rare(after=1)
     def test_of_each_weight_all_bytes_cross_or_half_of_them(
-        self, made, whole, options=()
+        self, factory, whole, options=()
     ):
         """By how it is read; and all numbers are as they were.
 
@@ -264,7 +264,7 @@ class HalvesTest(parameterized.TestCase):
         """
         keras.backend.clear_session()  # names of layers are counted anew
         (report, model), (before, expected) = both(
-            trained, made, **dict(options)
+            trained, factory, **dict(options)
         )
         self.assertEqual(
             [w.tolist() for w in model.get_weights()],
@@ -425,11 +425,11 @@ class HalvesTest(parameterized.TestCase):
                 y += tf.cast(tf.reduce_sum(layer.k.value), y.dtype)
             return y
 
-        def made():
+        def factory():
             more = [layers.BatchNormalization(synchronized=True) for _ in norms]
             return [*own(by_tower)()[:2], *more, layers.Dense(2)]
 
-        (report, model), (before, expected) = both(trained, made)
+        (report, model), (before, expected) = both(trained, factory)
         for w, e in zip(model.get_weights(), expected.get_weights()):
             np.testing.assert_array_equal(w, e)
         self.assertEqual(report.total_bytes, before.total_bytes)

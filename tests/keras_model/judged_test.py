@@ -1,13 +1,12 @@
 """judged: a metric that a layer updates is updated once for a batch."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 from models import placement
+from warned import messages
 
 import towers
 
@@ -81,11 +80,7 @@ def tracking(updates):
     return keras.Sequential([keras.Input([3]), layer, keras.layers.Dense(2)])
 
 
-def told(function):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        function()
-    return [str(w.message) for w in caught if "merge_state_by" in str(w)]
+RULE = "merge_state_by"
 
 
 class MetricsTest(parameterized.TestCase):
@@ -109,7 +104,10 @@ class MetricsTest(parameterized.TestCase):
             model.compile(loss="mse")
         plain.evaluate(X, X[:, :2], batch_size=5, verbose=0)
         self.assertEmpty(
-            told(lambda: towered.evaluate(X, X[:, :2], batch_size=5, verbose=0))
+            messages(
+                lambda: towered.evaluate(X, X[:, :2], batch_size=5, verbose=0),
+                RULE,
+            )
         )
         self.check(template, plain)
 
@@ -119,7 +117,10 @@ class MetricsTest(parameterized.TestCase):
         plain(X)
         where = placement(2)
         self.assertEmpty(
-            told(lambda: towers.build_towers(towered, X, where).apply_updates())
+            messages(
+                lambda: towers.build_towers(towered, X, where).apply_updates(),
+                RULE,
+            )
         )
         self.check(towered, plain)
 
@@ -144,11 +145,12 @@ class MetricsTest(parameterized.TestCase):
 
     def test_what_does_not_add_up_is_named_once(self):
         model = tracking({"peak": (metrics.Mean, lambda x: [ops.max(x)])})
-        names = told(
+        names = messages(
             lambda: [
                 towers.build_towers(model, X, placement(2)).apply_updates()
                 for _ in range(2)
-            ]
+            ],
+            RULE,
         )
         self.assertLen(names, 1)
         self.assertIn("mean/total'", names[0])
@@ -163,8 +165,9 @@ class MetricsTest(parameterized.TestCase):
     def test_nor_does_what_looks_at_other_rows(self):
         along = lambda: metrics.CosineSimilarity(axis=0)  # noqa: E731
         model = tracking({"along": (along, lambda x: [x, x**2])})
-        names = told(
-            lambda: towers.build_towers(model, X, placement(2)).apply_updates()
+        names = messages(
+            lambda: towers.build_towers(model, X, placement(2)).apply_updates(),
+            RULE,
         )
         self.assertLen(names, 1)
         self.assertIn("cosine_similarity/total'", names[0])

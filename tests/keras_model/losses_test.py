@@ -58,30 +58,30 @@ def model(*functions, layer=Adds, **kwargs):
     return keras.Sequential([keras.Input([3]), adds, keras.layers.Dense(2)])
 
 
-def differentiated(losses, made):
+def differentiated(losses, network):
     """The sum of losses, as Keras adds them up, and its gradient."""
     with tf.GradientTape() as tape:
         total = tf.add_n([tf.reduce_sum(loss) for loss in losses()])
-    return total, tape.gradient(total, made.layers[0].kernel)
+    return total, tape.gradient(total, network.layers[0].kernel)
 
 
-def towered(made, x, where):
+def towered(network, x, where):
     """As `differentiated`, and what towers warned of by their own words."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         graph = differentiated(
-            lambda: towers.build_towers(made, x, where).losses, made
+            lambda: towers.build_towers(network, x, where).losses, network
         )
     messages = [str(w.message) for w in caught if "merge_losses_by" in str(w)]
     return *graph, messages
 
 
-def plain(made, x):
+def plain(network, x):
     def losses():
-        made(x)
-        return made.losses
+        network(x)
+        return network.losses
 
-    return differentiated(losses, made)
+    return differentiated(losses, network)
 
 
 class Masked(Adds):
@@ -160,11 +160,11 @@ class LossesTest(parameterized.TestCase):
 
     @parameterized.parameters(False, True)
     @pytest.mark.slow(after=1)
-    def test_a_shard_that_says_no_number_is_left_out(self, known):
+    def test_a_shard_that_says_no_number_is_left_out(self, rows_known):
         x = np.abs(X)
         x[:4, 0] *= -1  # all rows of the first tower
         network = model(layer=Masked)
-        spec = tf.TensorSpec([7 if known else None, 3])
+        spec = tf.TensorSpec([7 if rows_known else None, 3])
 
         @tf.function(input_signature=[spec], autograph=False)
         def step(x):

@@ -52,7 +52,7 @@ def model(backward=False, pins=None):
     return model
 
 
-def said(call):
+def error_text(call):
     try:
         call()
     except tf.errors.ResourceExhaustedError as error:
@@ -73,7 +73,7 @@ class MemoryTest(parameterized.TestCase):
     )
     @pytest.mark.rare(after=1)
     def test_tower_device_and_layer(self, call):
-        plain = said(lambda: call(model()))
+        plain = error_text(lambda: call(model()))
         self.assertIn(
             "Tower 1 ran out of memory on /CPU:1, in the layer 'inner/greedy', "
             "for 281,474,976,710,656 bytes (float32[2, 35184372088832]). ",
@@ -87,7 +87,7 @@ class MemoryTest(parameterized.TestCase):
     def test_backward_and_pinned(self):
         m = model(True, {"inner/greedy": DEVICES[2]})
         self.assertStartsWith(
-            said(lambda: m.train_on_batch(X, Y)),
+            error_text(lambda: m.train_on_batch(X, Y)),
             "Tower 1 ran out of memory on /CPU:2, in the layer 'inner/greedy', "
             "which is pinned there and not on the tower's /CPU:1, in its "
             "backward pass, for 281",
@@ -101,8 +101,8 @@ class MemoryTest(parameterized.TestCase):
         def step(x):
             return towers.build_towers(m.template, x, m.placement).outputs
 
-        self.assertStartsWith(said(lambda: step(X)), "Graph execution")
-        result = said(lambda: towers.memory_errors(m.placement)(step)(X))
+        self.assertStartsWith(error_text(lambda: step(X)), "Graph execution")
+        result = error_text(lambda: towers.memory_errors(m.placement)(step)(X))
         self.assertStartsWith(result, "Tower 1 ran out of memory on /CPU:1, in")
         with tf.Graph().as_default():
             x = tf.compat.v1.placeholder(tf.float32, [None, 3])
@@ -110,7 +110,7 @@ class MemoryTest(parameterized.TestCase):
             with tf.compat.v1.Session() as session:
                 session.run(tf.compat.v1.global_variables_initializer())
                 run = towers.memory_errors()(session.run)
-                result = said(lambda: run(outputs, {x: X}))
+                result = error_text(lambda: run(outputs, {x: X}))
         self.assertStartsWith(result, "Tower 1 ran out of memory on /CPU:1, in")
         with self.assertRaisesRegex(TypeError, "`placement`"):
             with towers.memory_errors(3):

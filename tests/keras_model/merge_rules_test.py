@@ -4,13 +4,13 @@ import copy
 import inspect
 import os
 import tempfile
-import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import parameterized
+from warned import messages
 
 import towers
 from towers.keras_model import merge_rules
@@ -98,12 +98,7 @@ def batch(rows):
     return x.astype("float32"), np.zeros([rows, 2], "float32")
 
 
-def told(function):
-    """What a function warns of by towers' own words."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        function()
-    return [str(w.message) for w in caught if "merge_state_by" in str(w)]
+RULE = "merge_state_by"
 
 
 class MergeStateByTest(parameterized.TestCase):
@@ -197,19 +192,23 @@ class MergeStateByTest(parameterized.TestCase):
     def test_state_of_rows_without_a_rule_warns_once_by_name(self):
         towered = towers.TowerModel(model(Bare()), UNEQUAL)
         towered.compile("sgd", "mse")
-        (warning,) = told(lambda: towered.fit(*batch(6), verbose=0))
+        (warning,) = messages(lambda: towered.fit(*batch(6), verbose=0), RULE)
         self.assertRegex(warning, "'model/[^/]*/seen', 'model/[^/]*/peak' dep")
         self.assertNotIn("calls", warning)
-        self.assertEmpty(told(lambda: towered.evaluate(*batch(6), verbose=0)))
+        self.assertEmpty(
+            messages(lambda: towered.evaluate(*batch(6), verbose=0), RULE)
+        )
 
     def test_nothing_is_told_with_one_tower_or_all_rules(self):
         one = towers.Placement(["/CPU:0"])
         self.assertEmpty(
-            told(lambda: towers.TowerModel(model(Bare()), one)(batch(6)[0]))
+            messages(
+                lambda: towers.TowerModel(model(Bare()), one)(batch(6)[0]), RULE
+            )
         )
         x = batch(6)[0]
         self.assertEmpty(
-            told(lambda: towers.TowerModel(model(Kept()), UNEQUAL)(x))
+            messages(lambda: towers.TowerModel(model(Kept()), UNEQUAL)(x), RULE)
         )
 
     def test_a_declared_rule_of_a_metric_goes_first(self):
@@ -270,7 +269,7 @@ class MergeStateByTest(parameterized.TestCase):
         x = batch(rows)[0]
         plain(x, training=True)
         wrapped = towers.TowerModel(towered, UNEQUAL)
-        self.assertEmpty(told(lambda: wrapped(x, training=True)))
+        self.assertEmpty(messages(lambda: wrapped(x, training=True), RULE))
         self.check(towered, plain)
 
     @parameterized.parameters(

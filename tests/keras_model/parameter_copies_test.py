@@ -62,13 +62,13 @@ class MachinesTest(parameterized.TestCase):
 
     @pytest.mark.rare
     def test_so_with_layers_elsewhere_and_in_sessions(self):
-        def made():
+        def factory():
             keras.utils.set_random_seed(1)
             first = layers.Dense(4, activation="tanh", name="first")
             return chain([3], first, layers.Dense(2, name="last"))
 
         x = np.random.default_rng(0).normal(size=[7, 3]).astype("float32")
-        model = made()
+        model = factory()
         _, *expected = plain_step(model)(x)
         # One that all towers have on another machine, and one by tower.
         for elsewhere in (
@@ -150,7 +150,7 @@ class MachinesTest(parameterized.TestCase):
         ("/CPU:0", 2 * 2 * 8 + 3 * 3 * 8),
         ("/CPU:3", 2 * 2 * 8, 3 * 3 * 8),
     )
-    def test_seeds_and_whole_numbers_cross_once(self, home, *told):
+    def test_seeds_and_whole_numbers_cross_once(self, home, *options):
         class Counts(layers.Layer):
             """Has numbers of its own, and one by itself that is no float."""
 
@@ -167,11 +167,11 @@ class MachinesTest(parameterized.TestCase):
                 is_open = tf.cast(self.is_open, x.dtype)
                 return x + constant * is_open * tf.cast(self.seen, x.dtype)
 
-        def made():
+        def factory():
             drops = [layers.Dropout(0.5, seed=k) for k in range(2)]
             return keras.Sequential([keras.Input([3]), *drops, Counts()])
 
-        plain, here = made(), made()
+        plain, here = factory(), factory()
         where = towers.Placement(
             TOWERS, weights=[2, 1, 0, 1, 1], parameter_device=home
         )
@@ -196,7 +196,7 @@ class MachinesTest(parameterized.TestCase):
             and not t.dtype.is_floating
         ]
         expected = [("int32", 4 * 4), ("bool", 1)]
-        expected += [("int64", size) for size in told]
+        expected += [("int64", size) for size in options]
         self.assertCountEqual(sent, expected)
 
     @parameterized.parameters("/CPU:0", "balanced")

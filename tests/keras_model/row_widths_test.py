@@ -1,13 +1,12 @@
 """row_widths: who takes a width from a tower's rows is told of, or refused."""
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 from models import close, placement
+from warned import messages
 
 import towers
 
@@ -169,12 +168,12 @@ class RowWidthTest(parameterized.TestCase):
     def test_it_is_warned_of_once(self):
         inputs = keras.Input([3], dtype="int32")
         model = keras.Sequential([inputs, Averaged(cut)])
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+
+        def call():
             for rows in (5, 4):
                 towers.build_towers(model, X[:rows], placement(3, [3, 2, 1]))
-        messages = [w for w in caught if "takes a width" in str(w.message)]
-        self.assertLen(messages, 1)
+
+        self.assertLen(messages(call, "takes a width"), 1)
 
     @parameterized.parameters((2, None), (3, [3, 2, 1]))
     def test_outputs_that_do_not_join_are_refused_in_a_sentence(self, n, w):

@@ -75,7 +75,7 @@ class Said(keras.layers.Layer):
         return x
 
 
-def said(rules):
+def network_of(rules):
     keras.utils.set_random_seed(1)
     each = [keras.layers.Dense(3), *map(Said, rules)]
     return keras.Sequential([keras.Input([3]), *each])
@@ -102,7 +102,7 @@ class MachinesTest(parameterized.TestCase):
     def test_state_and_losses_cross_once_from_each_machine(self):
         """And they are the plain model's, whoever has no rows."""
         rules = "mean", "max"
-        plain, model = said(rules), said(rules)
+        plain, model = network_of(rules), network_of(rules)
 
         @tf.function(reduce_retracing=True)
         def step(x):
@@ -127,7 +127,7 @@ class MachinesTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_what_is_merged_crosses_once_from_each_machine(self, here, *rules):
         """And the numbers are the plain model's, whoever has no rows."""
-        plain, model = said(rules), said(rules)
+        plain, model = network_of(rules), network_of(rules)
         model = towers.TowerModel(model, self.where(), loss_on_towers=here)
         rng = np.random.default_rng(0)
         x = rng.normal(size=[11, 3]).astype("float32")

@@ -88,7 +88,7 @@ UNBATCHED = [
 ]
 
 
-def said(call):
+def error_text(call):
     """What is said, without names of tensors and who called whom."""
     try:
         call()
@@ -108,16 +108,16 @@ class GivenTest(parameterized.TestCase):
         y = np.ones([6, 2])
         plain.compile("sgd", "mse")
         towered.compile("sgd", "mse")
-        expected = said(lambda: plain.predict(x, verbose=0))
+        expected = error_text(lambda: plain.predict(x, verbose=0))
         self.assertRegex(expected, r"[\(\[]6, |\(6,\)|\b[34] and [34]\b")
         for call in (
             lambda: towered.predict(x, verbose=0),
             lambda: towered(x),
             lambda: towers.build_towers(plain, x, towered.placement),
         ):
-            self.assertEqual(said(call), expected)
+            self.assertEqual(error_text(call), expected)
         fit, expected = (
-            said(functools.partial(model.fit, x, y, 6, verbose=0))
+            error_text(functools.partial(model.fit, x, y, 6, verbose=0))
             for model in (towered, plain)
         )
         self.assertEqual(fit, expected)
@@ -129,10 +129,10 @@ class GivenTest(parameterized.TestCase):
         data = tf.data.Dataset.from_tensor_slices((x, ones(6, 2)))
         for model in (plain, towered):
             model.compile("sgd", "mse")
-        expected = said(lambda: plain.evaluate(data, verbose=0))
+        expected = error_text(lambda: plain.evaluate(data, verbose=0))
         for verb in (towered.evaluate, towered.fit):
             call = functools.partial(verb, data, verbose=0)
-            self.assertEqual(said(call), expected)
+            self.assertEqual(error_text(call), expected)
 
     def test_so_is_what_the_losses_of_towers_are_given(self):
         model = sequential(8, 8, 1)

@@ -48,6 +48,6 @@ class PiecesTest(parameterized.TestCase):
         ([towers.row_wise(TWO), towers.column_wise(TWO)], "cut the same way"),
         ([towers.row_wise(TWO), towers.row_wise(TWO[:1])], "as many pieces"),
     )
-    def test_are_checked_with_the_placement(self, pin, said):
-        with self.assertRaisesRegex(ValueError, said):
+    def test_are_checked_with_the_placement(self, pin, words):
+        with self.assertRaisesRegex(ValueError, words):
             towers.Placement(TWO, layer_devices={"up": pin})

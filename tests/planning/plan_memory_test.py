@@ -17,11 +17,11 @@ def bytes_of(*shape):
     return 4 * math.prod(shape)
 
 
-def planned(made, shape, step="train", **kwargs):
+def planned(stack, shape, step="train", **kwargs):
     where = towers.Placement(
         TOWERS, parameter_device="/CPU:2", output_device="/CPU:2", **kwargs
     )
-    model = towers.TowerModel(keras.Sequential(made), where)
+    model = towers.TowerModel(keras.Sequential(stack), where)
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
     x = np.zeros([ROWS, *shape], "float32")
     y = np.zeros([ROWS, *model.output_shape[1:]], "float32")

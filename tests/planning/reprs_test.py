@@ -21,7 +21,7 @@ DEVICES = [f"/GPU:{i}" for i in range(MANY)]
 PINS = dict(zip(NAMES, DEVICES))
 
 
-def made():
+def shown():
     """One of each public class, of a model with thousands of layers."""
     nodes = tuple(zip(DEVICES, NAMES, NAMES))
     crossed = tuple(
@@ -55,7 +55,7 @@ def made():
 
 class ReprTest(absltest.TestCase):
     def test_it_is_no_longer_than_a_screen(self):
-        objects = made()
+        objects = shown()
         for one in objects:
             kind = type(one)
             self.assertLess(len(repr(one)), 2000, kind)
@@ -71,7 +71,7 @@ class ReprTest(absltest.TestCase):
         for words in ("devices=('/CPU:0', '/CPU:1')", "weights=(3.0, 1.0)"):
             self.assertIn(words, repr(place))
         self.assertIn("{'a': '/CPU:1'}", repr(place))
-        report = next(x for x in made() if type(x) is towers.ExecutionReport)
+        report = next(x for x in shown() if type(x) is towers.ExecutionReport)
         self.assertRegex(
             repr(report), "5,000 ops on /GPU:0, .*; 40,000 bytes in 5,000 tr"
         )

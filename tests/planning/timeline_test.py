@@ -41,11 +41,11 @@ BY_HAND = Timeline(
 )
 
 
-def checked(told):
+def checked(page):
     """The rules of the format that a viewer trips over."""
     lanes = collections.defaultdict(list)
     arrows = collections.defaultdict(list)
-    for event in told["traceEvents"]:
+    for event in page["traceEvents"]:
         assert {"ph", "name", "pid", "tid"} <= set(event), event
         assert event["ph"] in "MXsf", event
         if event["ph"] == "M":

@@ -121,7 +121,7 @@ def counted():
     return model
 
 
-def said(weights):
+def merged(weights):
     """[difference from plain, what a worker sends in a step by kind]."""
     placement = towers.Placement(
         PLACES, parameter_device=HERE, output_device=HERE, weights=weights
@@ -152,30 +152,33 @@ def full():
     return mock.patch.object(tower, "halves_of", lambda *_: Halves())
 
 
-def model(made):
+def model(factory):
     keras.utils.set_random_seed(1)
-    return keras.Sequential(made())
+    return keras.Sequential(factory())
 
 
-def batch(made):
+def batch(factory):
     rng = np.random.default_rng(0)
-    shape = [ROWS, *made()[0].shape[1:]]
+    shape = [ROWS, *factory()[0].shape[1:]]
     x = rng.normal(size=shape).astype("float32")
-    if made is embedding:
+    if factory is embedding:
         x = rng.integers(0, 5000, shape).astype("int32")
     return x, rng.normal(size=[ROWS, 4]).astype("float32")
 
 
-def trained(made, where, weights):
+def trained(factory, where, weights):
     """[difference from plain, bytes of a step, least, both as reported, planned]."""
     home = HERE if where == "chief" else towers.balanced(PLACES)
     placement = towers.Placement(
         PLACES, parameter_device=home, output_device=HERE, weights=weights
     )
-    x, y = batch(made)
+    x, y = batch(factory)
     data = tf.data.Dataset.from_tensors((x, y)).repeat()
-    plain, towered = model(made), towers.TowerModel(model(made), placement)
-    if made is mixed:  # rounded by shards
+    plain, towered = (
+        model(factory),
+        towers.TowerModel(model(factory), placement),
+    )
+    if factory is mixed:  # rounded by shards
         plain = towers.TowerModel(plain, placement)
     for m in (plain, towered):
         m.compile(
@@ -191,9 +194,9 @@ def trained(made, where, weights):
     for v in plain.variables:
         size = v.numpy().nbytes
         back = size if v.trainable else 0
-        if made is embedding and v.shape[0] == 5000:
+        if factory is embedding and v.shape[0] == 5000:
             back = x.size * (64 * 4 + 4)
-        down = size // 2 if made is mixed else size
+        down = size // 2 if factory is mixed else size
         least += machines * (down + back)
     towered.make_train_function()
     bytes_sent = of_a_step(
@@ -202,7 +205,7 @@ def trained(made, where, weights):
     report = towers.execution_report(towered.train_on_batch, x, y)
     reported = sum(report.between_machines.values())
     result: tuple[int, ...] = reported, report.least_between_machines
-    if made in (cnn, mixed):
+    if factory in (cnn, mixed):
         machines = [{"CPU": DEVICES}] * 2
         plan = towers.placement_plan(towered, x, y, machine=machines)
         result += (sum(plan.between_machines.values()),)
@@ -214,7 +217,7 @@ def main():
     tf.config.experimental_connect_to_cluster(tf.train.ClusterSpec(spec))
     n = len(PLACES)
     if sys.argv[2:] == ["counted"]:
-        return [said(None), said([2, *[1] * (n - 2), 0])]
+        return [merged(None), merged([2, *[1] * (n - 2), 0])]
     return {
         f"{model.__name__} {where} {weights}": trained(model, where, weights)
         for model in map(globals().get, sys.argv[2:])

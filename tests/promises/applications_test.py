@@ -77,7 +77,7 @@ class ApplicationsTest(parameterized.TestCase):
             modules - {"resnet50", "imagenet_utils"}, set(FAMILIES)
         )
 
-    def made(self, name):
+    def application(self, name):
         """A family's model, and a batch for it."""
         family, size = FAMILIES[name]
         keras.utils.set_random_seed(0)
@@ -95,7 +95,7 @@ class ApplicationsTest(parameterized.TestCase):
         self.check("vgg16")
 
     def check(self, name):
-        model, x, y = self.made(name)
+        model, x, y = self.application(name)
         variables = model.trainable_variables if name in BACKWARD else []
 
         def gradients(outputs_of):
@@ -129,7 +129,7 @@ class ApplicationsTest(parameterized.TestCase):
     @pytest.mark.slow
     @pytest.mark.rare(of=["efficientnet"])
     def test_a_step_trains(self, name):
-        model, x, y = self.made(name)
+        model, x, y = self.application(name)
         towered = towers.TowerModel(model, placement(2))
         towered.compile("sgd", "sparse_categorical_crossentropy")
         loss = towered.train_on_batch(x, y)
@@ -155,7 +155,7 @@ class ApplicationsTest(parameterized.TestCase):
         order = [i + rng.permutation(min(8, rows - i)) for i in (0, 8, 16)]
 
         def trained(order, wrap=lambda model: model):
-            model, _, _ = self.made(name)
+            model, _, _ = self.application(name)
             for layer in model._flatten_layers():
                 if isinstance(layer, keras.layers.Dropout):
                     layer.rate = layer.rate if RATE is None else RATE

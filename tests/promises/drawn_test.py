@@ -272,8 +272,8 @@ class Attended(Attending):
         return self.attention([x, x], training=training)
 
 
-def kind_of(made):
-    return type(getattr(made, "attention", made)).__name__
+def kind_of(layer):
+    return type(getattr(layer, "attention", layer)).__name__
 
 
 def seeds(model):

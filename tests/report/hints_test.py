@@ -21,9 +21,9 @@ def sent(source, target, kind, layer, rows):
     return Transfer(source, target, "x:0", tf.float32, (rows,), 1, (part,))
 
 
-def report(*transfers, nodes=(), **told):
+def report(*transfers, nodes=(), **attributes):
     table = VariableUse("words/x", CPUS[0], 4000, "parameter", "words/x")
-    return ExecutionReport(nodes, transfers, (table,), 0, **told)
+    return ExecutionReport(nodes, transfers, (table,), 0, **attributes)
 
 
 def parameters(rows, back):

@@ -145,7 +145,7 @@ class EqualityTest(parameterized.TestCase):
     @parameterized.named_parameters(NAMED)
     @pytest.mark.rare(of=["twice_ragged"])
     def test_outputs_and_gradients_are_the_plain_model_s(self, model):
-        self.check(model, placement(3, [2, 1, 1]), known=model in KNOWN)
+        self.check(model, placement(3, [2, 1, 1]), rows_known=model in KNOWN)
 
     @parameterized.product(
         model=[m for _, m in NAMED],
@@ -153,16 +153,16 @@ class EqualityTest(parameterized.TestCase):
     )
     @pytest.mark.rare
     def test_and_in_any_number_of_towers(self, model, split):
-        self.check(model, placement(*split), known=True)
+        self.check(model, placement(*split), rows_known=True)
 
-    def check(self, model, where, known):
+    def check(self, model, where, rows_known):
         plain = make(model)
         batches = [batch(model.__name__, rows) for rows in ROWS]
         spec = open_rows(batches[0], model)
         how = {"of": tf.reduce_sum, "inputs": True}
         how["options"] = {"whole": wholes(model)}
         same_step(plain, where, *batches, spec=spec, **how)
-        if known:
+        if rows_known:
             same_step(plain, where, batches[-1], **how)
 
     @parameterized.named_parameters(NAMED)

@@ -58,10 +58,10 @@ MODELS = {
 class CallContextTest(parameterized.TestCase):
     @parameterized.named_parameters(*MODELS.items())
     @pytest.mark.slow(after=1)
-    def test_a_registered_argument_is_given_in_towers(self, made):
-        plain = registered(made())
-        model = towers.TowerModel(registered(made()), PLACEMENT)
-        host = registered(Outer(towers.TowerModel(made(), PLACEMENT)))
+    def test_a_registered_argument_is_given_in_towers(self, factory):
+        plain = registered(factory())
+        model = towers.TowerModel(registered(factory()), PLACEMENT)
+        host = registered(Outer(towers.TowerModel(factory(), PLACEMENT)))
         for x, mode in ((X, True), (X, False), (X[:1], tf.constant(True))):
             want = plain(x, fast=mode)
             np.testing.assert_array_equal(model(x, fast=mode), want)

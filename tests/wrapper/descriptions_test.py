@@ -22,7 +22,7 @@ def net(n=2, **kwargs):
     return model
 
 
-def said(*args, model=None, **kwargs):
+def printed(*args, model=None, **kwargs):
     """What a `fit` prints."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         (model or net()).fit(X, Y, *args, batch_size=4, **kwargs)
@@ -68,14 +68,14 @@ class DescriptionsTest(parameterized.TestCase):
     def test_the_first_fit_says_it_once_before_the_progress_bar(self):
         model = net()
         line = descriptions.first_line("net", model.placement)
-        first, second = said(model=model), said(model=model)
+        first, second = printed(model=model), printed(model=model)
         self.assertStartsWith(first, f"{line}\n")
         self.assertLen(first.split(line), 2)
         self.assertNotIn(line, second)
         self.assertNotEmpty(second)
 
     def test_it_is_silent_where_keras_is(self):
-        self.assertEmpty(said(verbose=0))
+        self.assertEmpty(printed(verbose=0))
         model = net()
         with contextlib.redirect_stdout(io.StringIO()) as out:
             model.fit(X, Y, 4, 1, 0)  # the fifth is `verbose`
@@ -83,7 +83,7 @@ class DescriptionsTest(parameterized.TestCase):
         keras.config.disable_interactive_logging()
         try:
             with self.assertLogs("absl", logging.INFO) as log:
-                self.assertEmpty(said())
+                self.assertEmpty(printed())
         finally:
             keras.config.enable_interactive_logging()
         self.assertIn("net runs in 2 towers", log.output[0])

@@ -85,6 +85,6 @@ class SplitLayerTest(parameterized.TestCase):
             "is not built",
         ),
     )
-    def test_what_cannot_be_is_told(self, layer, where, kind, said):
-        with self.assertRaisesRegex(kind, said):
+    def test_what_cannot_be_is_told(self, layer, where, kind, words):
+        with self.assertRaisesRegex(kind, words):
             towers.split_layer(layer, where).build([None, 3])

@@ -87,14 +87,14 @@ class RefusedTest(parameterized.TestCase):
         (name, *case) for name, case in CASES.items()
     )
     def test_by_path_when_the_placement_meets_the_model(
-        self, layer, shape, said
+        self, layer, shape, words
     ):
         model = holding(layer(), shape)
         where = placement(
             2, layer_devices={"inner/.*": towers.column_wise(PAIR)}
         )
         before = model.get_weights()
-        with self.assertRaisesRegex(ValueError, f"asks for 'inner/.*{said}"):
+        with self.assertRaisesRegex(ValueError, f"asks for 'inner/.*{words}"):
             towers.TowerModel(model, where)
         for one, other in zip(model.get_weights(), before, strict=True):
             np.testing.assert_array_equal(one, other)  # nothing is cut

@@ -323,7 +323,9 @@ class HalvesTest(parameterized.TestCase):
 
         def stepped():
             with in_machines():
-                step = step_of(lambda x: towers.build_towers(model, x, where))
+                step = gradients_of(
+                    lambda x: towers.build_towers(model, x, where)
+                )
                 report = towers.execution_report(step, model, x)
                 return report, step(model, x)
 
@@ -473,7 +475,7 @@ class HalvesTest(parameterized.TestCase):
                 self.assertEqual(asked.call_count, times)
 
 
-def step_of(call):
+def gradients_of(call):
     @tf.function
     def step(model, x):
         with tf.GradientTape() as tape:

@@ -36,7 +36,7 @@ def model() -> keras.Model:
     )
 
 
-def step_of(placement: towers.Placement, x: tf.Tensor, y: tf.Tensor):
+def train_step(placement: towers.Placement, x: tf.Tensor, y: tf.Tensor):
     towered = towers.TowerModel(model(), placement)
     towered.compile("sgd", "mse")
     return lambda: towered.train_on_batch(x, y)
@@ -58,12 +58,12 @@ def main() -> None:
         measured = towers.measure_weights(plain, placement, x, y)
         print(measured)
         alone = [
-            step_of(dataclasses.replace(placement, devices=[d]), x, y)
+            train_step(dataclasses.replace(placement, devices=[d]), x, y)
             for d in placement.devices
         ]
         speeds = [1 / seconds for seconds in interleaved(alone)]
         equal, unequal = interleaved(
-            [step_of(placement, x, y), step_of(measured, x, y)]
+            [train_step(placement, x, y), train_step(measured, x, y)]
         )
     finally:
         os.kill(other, 9)

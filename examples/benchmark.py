@@ -269,16 +269,16 @@ def draw(models: dict[str, Any], path: str) -> None:
     """A bar per ratio, with its quartiles, and a line at 1."""
     from matplotlib import figure, rc_context
 
-    told = [
+    bars = [
         (f"{name}: {label}", *quartiles)
         for name, one in models.items()
         for label, quartiles in one["ratios"].items()
     ][::-1]
-    labels, medians, lower, upper = zip(*told)
-    rows = range(len(told))
+    labels, medians, lower, upper = zip(*bars)
+    rows = range(len(bars))
     # Letters stay letters, and the same numbers give the same file.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "towers"}):
-        picture = figure.Figure((8.0, 0.8 + 0.24 * len(told)))
+        picture = figure.Figure((8.0, 0.8 + 0.24 * len(bars)))
         axes = picture.subplots()
         axes.barh(rows, medians, color="#7aa6c2")
         axes.hlines(rows, lower, upper, color="#222222", linewidth=2)
@@ -299,25 +299,25 @@ def main(_: list[str]) -> None:
     counts = sorted(int(n) for n in FLAGS.towers)
     gpus = len(tf.config.list_physical_devices("GPU"))
     counts = [n for n in counts if n <= (gpus or n)]
-    told: dict[str, dict] = {}
+    models: dict[str, dict] = {}
     for name in FLAGS.models:
-        told[name] = {"contenders": [], "ratios": {}}
+        models[name] = {"contenders": [], "ratios": {}}
         print(f"\n{name}\n{HEAD}", flush=True)
         for n in counts:
             # A process can only have collectives of one group of devices.
             some = fresh(measure_here, name, contenders(n), sys.argv)
-            told[name]["contenders"] += some["contenders"]
-            told[name]["ratios"].update(some["ratios"])
-        for label, quartiles in told[name]["ratios"].items():
+            models[name]["contenders"] += some["contenders"]
+            models[name]["ratios"].update(some["ratios"])
+        for label, quartiles in models[name]["ratios"].items():
             print("{}: {:.3f} ({:.3f} to {:.3f})".format(label, *quartiles))
-    result = {"machine": machine(), "models": told}
+    result = {"machine": machine(), "models": models}
     if FLAGS.workers:
         result["two workers over one"] = workers(FLAGS.quick)
     if FLAGS.json:
         with open(FLAGS.json, "w") as file:
             json.dump(result, file, indent=1)
     if FLAGS.svg:
-        draw(told, FLAGS.svg)
+        draw(models, FLAGS.svg)
     print("\n{cpu}, {cores} cores, TensorFlow {tensorflow}".format(**machine()))
 
 

@@ -247,7 +247,7 @@ def main(_: list[str]) -> None:
             one = contenders[way].round(FLAGS.steps)
             if i:  # the first round warms up
                 rounds[way].append(one)
-    told = {}
+    results = {}
     first = np.array([seconds for seconds, _ in rounds[FLAGS.ways[0]]])
     print(f"{FLAGS.model}, times over {FLAGS.ways[0]}")
     for way, each in rounds.items():
@@ -255,7 +255,7 @@ def main(_: list[str]) -> None:
         cpu = np.median([used for _, used in each], 0) * 1e3
         ratio = np.quantile(seconds / first, [0.5, 0.25, 0.75])
         crossed = contenders[way].close()
-        told[way] = {
+        results[way] = {
             "step_seconds": float(np.median(seconds)),
             "ratio": ratio.tolist(),
             "cpu_milliseconds": cpu.tolist(),
@@ -274,7 +274,7 @@ def main(_: list[str]) -> None:
         )
     if FLAGS.json:
         with open(FLAGS.json, "w") as file:
-            json.dump({"model": FLAGS.model, "ways": told}, file, indent=1)
+            json.dump({"model": FLAGS.model, "ways": results}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def formula(
     variables = model.variables
     devices = home(variables) if callable(home) else [home] * len(variables)
     for device, (size, gradients) in zip(devices, sizes(model, gpus)):
-        found = re.search(r"task:(\d+)", device)
-        owner = int(found[1]) if found else -1
+        match = re.search(r"task:(\d+)", device)
+        owner = int(match[1]) if match else -1
         for machine in set(range(machines)) - {owner}:
             sent[owner] += size
             received[machine] += size
@@ -134,20 +134,22 @@ def planned(
 
 
 def main(_: list[str]) -> None:
-    given = flags.FLAGS
-    make = {"bert": bert, "resnet50": resnet50}[given.model]
+    options = flags.FLAGS
+    make = {"bert": bert, "resnet50": resnet50}[options.model]
     print("| towers | parameters on | transfers | sent | received | formula |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for machines in map(int, given.machines):
-        for name, home in homes(machines, given.gpus).items():
+    for machines in map(int, options.machines):
+        for name, home in homes(machines, options.gpus).items():
             model, cells = make(), ["", "", ""]
-            told = formula(model, home, machines, given.gpus)
-            if machines <= given.planned:
-                plan = planned(model, home, machines, given.gpus)
+            numbers = formula(model, home, machines, options.gpus)
+            if machines <= options.planned:
+                plan = planned(model, home, machines, options.gpus)
                 _, *crossed = plan.busiest_link or ("", 0, 0)
                 cells = [f"{len(plan.transfers):,}", *map(megabytes, crossed)]
-            row = [f"{machines * given.gpus}", name, *cells]
-            print("|", " | ".join([*row, ", ".join(map(megabytes, told))]), "|")
+            row = [f"{machines * options.gpus}", name, *cells]
+            print(
+                "|", " | ".join([*row, ", ".join(map(megabytes, numbers))]), "|"
+            )
 
 
 def megabytes(count: float) -> str:

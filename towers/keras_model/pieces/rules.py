@@ -12,7 +12,7 @@ import keras
 
 from towers.foreign import keras_cut
 from towers.foreign.keras_axes import einsum_letters, kernel_axes
-from towers.foreign.keras_layers import all_layers
+from towers.foreign.keras_layers import all_layers, is_keras_own
 from towers.keras_model.pieces.activations import is_by_element
 from towers.placement.pieces import COLUMN_WISE, Pieces
 
@@ -196,10 +196,9 @@ def _of_weight(weight: Weight, pieces: int) -> Iterator[str]:
     rule = value.constraint
     axes = getattr(rule, "axis", None)
     if rule is not None and not isinstance(rule, keras.constraints.NonNeg):
-        keras_own = type(rule).__module__.startswith("keras.")
         axes = [axes] if isinstance(axes, int) else axes
         if (
-            not keras_own
+            not is_keras_own(type(rule))
             or axes is None
             or axis in [a % len(value.shape) for a in axes]
         ):

@@ -1,4 +1,4 @@
-"""tf_kernels: which ops have a kernel for a kind of device, and in which memory.
+"""tf_kernels: which ops have a kernel for a kind of device.
 
 TensorFlow's registry of kernels has no public name: it is read by
 `get_registered_kernels_for_op`. Its Linux wheel registers the kernels for GPUs
@@ -29,25 +29,6 @@ def kernel(op: tf.Operation, kind: str) -> Any:
     ]
     fitting.sort(key=lambda k: (k.device_type != kind, -k.priority))
     return fitting[0] if fitting else None
-
-
-def host_ends(op: tf.Operation, kind: str) -> tuple[list[bool], list[bool]]:
-    """For each input, and each output, whether it is in the host's memory."""
-    definition = kernel(op, kind)
-    named = set(definition.host_memory_arg) if definition is not None else set()
-
-    def each(arguments: Any) -> list[bool]:
-        flat: list[bool] = []
-        for argument in arguments:
-            count = 1
-            if argument.number_attr:
-                count = op.get_attr(argument.number_attr)
-            elif argument.type_list_attr:
-                count = len(op.get_attr(argument.type_list_attr))
-            flat += [argument.name in named] * count
-        return flat
-
-    return each(op.op_def.input_arg), each(op.op_def.output_arg)
 
 
 @functools.cache

@@ -70,9 +70,7 @@ def check_compilable(
         )
 
 
-def check_model(
-    model: Any, argument: str = "model", nested: bool = False
-) -> None:
+def check_model(model: Any, nested: bool = False) -> None:
     """Raises a `TypeError` unless `model` is a Keras model.
 
     With `nested` it may be a list or dict of models and metrics.
@@ -86,13 +84,13 @@ def check_model(
         origin = type(leaf).__mro__
         if any(c.__module__.startswith("tf_keras") for c in origin):
             raise TypeError(
-                f"`{argument}` is a Keras 2 model "
+                "`model` is a Keras 2 model "
                 f"({type(leaf).__module__}.{type(leaf).__name__}), but towers "
                 "needs Keras 3. Build it with `import keras`, without "
                 "TF_USE_LEGACY_KERAS=1."
             )
         raise TypeError(
-            f"`{argument}` must be a keras.Model, or with `tower_fn` a list or "
+            "`model` must be a keras.Model, or with `tower_fn` a list or "
             f"dict of models and metrics; got {type(leaf).__name__}. For a "
             "single layer, write keras.Sequential([layer])."
         )

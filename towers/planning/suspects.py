@@ -56,7 +56,7 @@ def first_suspect(steps: ComparedSteps, training: bool) -> tuple[str, str]:
                 parts = {}
             alone = figure_of("", one, parts, [noisy], steps.rounding)
             layer = layers[path]
-            return path, _reason(steps, path, layer, training, alone.equal)
+            return path, _reason(path, layer, training, alone.equal)
     return "", ""
 
 
@@ -112,9 +112,7 @@ def _joined(towers: list[list[Any]]) -> Any:
     return np.concatenate(floats) if floats else np.zeros([0])
 
 
-def _reason(
-    steps: ComparedSteps, path: str, layer: Any, training: bool, alone: bool
-) -> str:
+def _reason(path: str, layer: Any, training: bool, alone: bool) -> str:
     """What is likely behind a layer that differs, in a sentence.
 
     Args:

@@ -16,6 +16,7 @@ PART_KINDS = {
     "state": "state",
     "rest": "",
 }
+_MOST = 3  # of a kind are named
 WITHIN = ("activations", "activation gradients")
 
 
@@ -45,15 +46,15 @@ class Part:
         return f"{words} {of}" if self.kind == "state" and of else words
 
 
-def parts_in_words(parts: Sequence[Part], most: int = 3) -> str:
+def parts_in_words(parts: Sequence[Part]) -> str:
     """Parts of a transfer in words: "weights of dense/kernel, dense/bias"."""
     lines = []
     for kind in dict.fromkeys(part.kind for part in parts):
         own = list(dict.fromkeys(str(p) for p in parts if p.kind == kind))
         words = f"{PART_KINDS[kind]} "
         names = [own[0], *(text.removeprefix(words) for text in own[1:])]
-        more = f" and {len(names) - most} more" * (len(names) > most)
-        lines.append(", ".join(names[:most]) + more)
+        more = f" and {len(names) - _MOST} more" * (len(names) > _MOST)
+        lines.append(", ".join(names[:_MOST]) + more)
     return "; ".join(filter(None, lines))
 
 

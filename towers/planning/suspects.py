@@ -70,6 +70,10 @@ def _outputs(
     """By path the outputs of layers in towers, of all rows, in order of calls.
 
     Args:
+      steps: of the model that is compared.
+      placement: of its towers.
+      paths: those of layers.
+      training: the phase.
       batches: inputs, each with rows that come after those of the one before.
     """
     order: list[str] = []
@@ -117,6 +121,7 @@ def _reason(path: str, layer: Any, training: bool, alone: bool) -> str:
 
     Args:
       path: of the layer.
+      layer: it.
       training: the phase.
       alone: whether the plain model, given each tower's rows by themselves, has
         there the numbers of the whole batch.

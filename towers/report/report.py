@@ -38,6 +38,9 @@ class ExecutionReport:
         received it; of several that are joined for their way, each counts.
       least_between_machines: the bytes if each value crossed once to each other
         machine that received it; a machine is a process.
+      eager: how many ops of a (device, type) ran outside of functions.
+      peak_bytes: by GPU, the most memory that was in use at once.
+      graphs: what was executed, as partitions of `GraphDef`s.
       moved: ops that are elsewhere than they were asked to be; of functions that
         are called under a device of another process none is told.
       subject: what was reported, with which versions, and when.

@@ -70,10 +70,11 @@ def jit_of_template(template: keras.Model) -> bool:
 
 
 def checked_jit(model: Any, jit: bool) -> bool:
-    """Whether each tower is to be an XLA program, if that is asked by `jit`.
+    """Whether each tower is to be an XLA program.
 
     Args:
       model: a `TowerModel`.
+      jit: whether that is asked for.
 
     Raises:
       ValueError: XLA cannot compile each by itself; names the layer.

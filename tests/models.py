@@ -11,6 +11,7 @@ import towers
 
 layers = keras.layers
 DEVICES = ("/CPU:0", "/CPU:1", "/CPU:2", "/CPU:3")
+GPUS = ["/GPU:0", "/GPU:1"]  # that are not here
 
 
 def chain(
@@ -151,6 +152,11 @@ def placement(
     return towers.Placement(
         [DEVICES[i % 4] for i in range(n)], weights=weights, **kwargs
     )
+
+
+def on_gpus(**kwargs: object) -> towers.Placement:
+    """Two towers for plans and exports, that do not run here."""
+    return towers.Placement(GPUS, available="any", **kwargs)
 
 
 def close(actual: object, expected: object, tolerance: float = 1e-5) -> None:

@@ -8,7 +8,7 @@ import keras
 import pytest
 import tensorflow as tf
 from absl.testing import parameterized
-from models import chain, placement
+from models import GPUS, chain, on_gpus, placement
 
 import towers
 from towers.engine.host import on_host
@@ -16,11 +16,6 @@ from towers.foreign import keras_machine
 from towers.foreign.patches import patched
 
 layers = keras.layers
-GPUS = ["/GPU:0", "/GPU:1"]
-
-
-def on_gpus(**kwargs):
-    return towers.Placement(GPUS, available="any", **kwargs)
 
 
 def ops_of(model, where, x):

@@ -9,13 +9,12 @@ import re
 import keras
 import tensorflow as tf
 from absl.testing import parameterized
-from models import NAMED, chain, make
+from models import GPUS, NAMED, chain, make
 
 import towers
 from towers.foreign import tf_kernels
 
 layers = keras.layers
-GPUS = ["/GPU:0", "/GPU:1"]
 # Ops without a GPU kernel that towers put on a GPU, and why.
 EXCUSED: dict[str, str] = {}
 # Ops whose results the host waits for, and why.

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import parameterized
-from models import chain, cnn, inputs, make, placement, recurrent, targets
+from models import (
+    GPUS,
+    chain,
+    cnn,
+    inputs,
+    make,
+    on_gpus,
+    placement,
+    recurrent,
+    targets,
+)
 
 import towers
 from towers.foreign import keras_machine, tf_kernels
@@ -18,12 +28,7 @@ from towers.placement.device_names import short
 
 v1 = tf.compat.v1
 layers = keras.layers
-GPUS = ["/GPU:0", "/GPU:1"]
 TWO = {"CPU": 1, "GPU": 2}
-
-
-def on_gpus(**kwargs):
-    return towers.Placement(GPUS, available="any", **kwargs)
 
 
 def all_kinds():

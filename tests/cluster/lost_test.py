@@ -30,5 +30,5 @@ class LostTest(absltest.TestCase):
         self.assertIsInstance(error, RuntimeError)
         self.assertEqual(error.workers, ("a:1", "b:2"))
         self.assertRegex(str(error), r"a:1, b:2.*update\(\).*Backup")
-        for made in (copy.copy(error), pickle.loads(pickle.dumps(error))):
-            self.assertEqual(made.workers, error.workers)
+        for one in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+            self.assertEqual(one.workers, error.workers)

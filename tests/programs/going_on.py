@@ -100,18 +100,21 @@ class Kills(keras.callbacks.Callback):
 
 def train_on_batch(placement=None):
     """Losses of two batches, as they come from no iterator."""
-    made = model()
+    network = model()
     if placement is not None:
-        made = towers.TowerModel(made, placement, on_lost="continue")
-    made.compile("sgd", "mse", jit_compile=False)
+        network = towers.TowerModel(network, placement, on_lost="continue")
+    network.compile("sgd", "mse", jit_compile=False)
     rng = np.random.default_rng(1)
     x = rng.normal(size=[7, 12, 12, 3]).astype("float32")
     y = rng.normal(size=[7, 10]).astype("float32")
-    losses = [made.train_on_batch(x, y), made.train_on_batch(x[:5], y[:5])]
+    losses = [
+        network.train_on_batch(x, y),
+        network.train_on_batch(x[:5], y[:5]),
+    ]
     return [
         *losses,
-        made.predict(x, verbose=0).sum(),
-        made.evaluate(x, y, verbose=0),
+        network.predict(x, verbose=0).sum(),
+        network.evaluate(x, y, verbose=0),
     ]
 
 
@@ -132,7 +135,7 @@ def refused(placement):
     )
     own = OwnStep()
     own.build([None, 2])
-    told = []
+    results = []
     for template, other, compiled in (
         (small, replace(placement, parameter_device=devices[0]), {}),
         (
@@ -147,12 +150,12 @@ def refused(placement):
         (own, placement, {}),
     ):
         try:
-            made = towers.TowerModel(template, other, on_lost="continue")
-            made.compile("sgd", "mse", **compiled)
-            made.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)
+            towered = towers.TowerModel(template, other, on_lost="continue")
+            towered.compile("sgd", "mse", **compiled)
+            towered.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)
         except ValueError as error:
-            told.append(str(error))
-    return told
+            results.append(str(error))
+    return results
 
 
 def mistaken(placement):
@@ -161,13 +164,13 @@ def mistaken(placement):
     x[5] = 7
     kinds = []
     for on_lost in ("raise", "continue"):
-        made = keras.Sequential(
+        model = keras.Sequential(
             [keras.Input([2]), keras.layers.Embedding(3, 1)]
         )
-        made = towers.TowerModel(made, placement, on_lost=on_lost)
-        made.compile("sgd", "mse")
+        model = towers.TowerModel(model, placement, on_lost=on_lost)
+        model.compile("sgd", "mse")
         try:
-            made.fit(x, np.ones([6, 2, 1]), verbose=0)
+            model.fit(x, np.ones([6, 2, 1]), verbose=0)
         except Exception as error:
             kinds.append(type(error).__name__)
     return kinds
@@ -186,7 +189,7 @@ def at_an_open_end(placement):
         (there, "raise"),
     ):
         keras.utils.set_random_seed(1)
-        made = keras.Sequential(
+        model = keras.Sequential(
             [
                 keras.Input([12, 12, 3]),
                 keras.layers.Flatten(),
@@ -195,10 +198,10 @@ def at_an_open_end(placement):
             ]
         )
         if where is not None:
-            made = towers.TowerModel(made, where, on_lost=on_lost)
-        made.compile("adam", "mse")
-        made.fit(data, epochs=2, verbose=0)
-        weights.append(made.get_weights())
+            model = towers.TowerModel(model, where, on_lost=on_lost)
+        model.compile("adam", "mse")
+        model.fit(data, epochs=2, verbose=0)
+        weights.append(model.get_weights())
     return [
         float(max(np.abs(a - b).max() for a, b in zip(weights[0], other)))
         for other in weights[1:]

@@ -101,8 +101,8 @@ def trained(placement, width=4, compile_with=(), **kwargs):
         towers.TowerModel(network(width), placement, **kwargs),
         **dict(compile_with),
     )
-    told = []
-    for made, data, validation, inputs in (
+    results = []
+    for one, data, validation, inputs in (
         (
             plain,
             dataset(joined(width)),
@@ -116,18 +116,18 @@ def trained(placement, width=4, compile_with=(), **kwargs):
             reads(width, parts=1),
         ),
     ):
-        history = made.fit(
+        history = one.fit(
             data, validation_data=validation, epochs=3, shuffle=False, verbose=0
         ).history
-        told.append(
+        results.append(
             [
-                *made.get_weights(),
+                *one.get_weights(),
                 *[history[key] for key in sorted(history)],
-                made.evaluate(validation, verbose=0),
-                made.predict(inputs, verbose=0),
+                one.evaluate(validation, verbose=0),
+                one.predict(inputs, verbose=0),
             ]
         )
-    return far(*told)
+    return far(*results)
 
 
 def to_an_open_end(placement):
@@ -215,7 +215,7 @@ def losing(cluster, placement):
 
 def raising(placement):
     """What a lost worker is where nothing is to go on, and in `predict`."""
-    told = []
+    results = []
     for on_lost, method in (("raise", "fit"), ("continue", "predict")):
         model = compiled(
             towers.TowerModel(network(4), placement, on_lost=on_lost)
@@ -223,13 +223,13 @@ def raising(placement):
         data = reads(4, [500, 500], 2)
         try:
             getattr(model, method)(data, verbose=0, callbacks=[KillAtOnce()])
-            told.append("")
+            results.append("")
         except towers.WorkerLost as error:
-            told.append(str(error))
+            results.append(str(error))
         WORKERS.start(1)
         cluster = towers.Cluster(WORKERS.addresses, heartbeat=2.0)
         assert len(cluster.alive()) == 2
-    return told
+    return results
 
 
 def main():

@@ -138,11 +138,11 @@ def _ahead(line: Line) -> float:
     """
     readings = []
     for _ in range(_PINGS):
-        asked = time.time()
+        start = time.time()
         there = line.ask(ping=1).get("time")
         here = time.time()
         if there is None:
             raise Refused("a worker of an older towers")
-        readings.append(((here - asked) / 2, there - (asked + here) / 2))
+        readings.append(((here - start) / 2, there - (start + here) / 2))
     unknown, ahead = min(readings)
     return ahead if abs(ahead) > unknown else 0.0

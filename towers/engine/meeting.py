@@ -238,11 +238,11 @@ def in_step(
     try:
         while True:
             calls = [t.go_on(a) for t, a in zip(towers, answers)]
-            asked = [call for call in calls if call is not None]
-            if not asked:
+            requests = [call for call in calls if call is not None]
+            if not requests:
                 return [tower.result for tower in towers]
             _check_same(calls)
-            joined = join(asked)
+            joined = join(requests)
             # A seed from which one tower drew for all goes on in all.
             drawn = [t.steps for t in towers]
             answers = [

@@ -128,14 +128,14 @@ class Question:
         rest = [None if y is None else str(y.shape[1:]) for y in outputs]
 
         def look() -> list[Any]:
-            asked = whole_call.WholeCall(
+            whole = whole_call.WholeCall(
                 self.graph.models[0],
                 self.inputs,
                 self.request.training,
                 self.request.tower_fn,
             )
             try:
-                return asked.answers(specs, tell)
+                return whole.answers(specs, tell)
             except Exception:  # whatever the user's layers raise
                 return []
 

@@ -87,7 +87,7 @@ def _advice(message: str, placement: Placement | None) -> str | None:
         what += f", which is pinned there and not on the tower's {short(home)}"
     pinned = repr(layer or "a layer")
     return (
-        f"Tower {tower} ran out of memory{where}, {what}{way}{_asked(message)}. "
+        f"Tower {tower} ran out of memory{where}, {what}{way}{_size(message)}. "
         "What helps: a smaller batch, or a smaller share of it for this tower "
         "(`weights` of the placement); computing anew in the backward pass what "
         "the forward pass would keep (keras.remat, tf.recompute_grad); layers "
@@ -97,7 +97,7 @@ def _advice(message: str, placement: Placement | None) -> str | None:
     )
 
 
-def _asked(message: str) -> str:
+def _size(message: str) -> str:
     """For which tensor memory was lacking."""
     match = _TENSOR.search(message)
     if match is None:

@@ -238,7 +238,7 @@ class Own:
             tf_random_graphs.mark_seen(result)
             return result
 
-        asked = Draw(
+        of_rows = Draw(
             draw,
             tf_random.shape_of(arguments),
             sizes,
@@ -248,17 +248,17 @@ class Own:
         )
         counted = tf_random.counted(name, arguments, self._look.is_compiled)
         layout = counted and Layout(*counted)
-        if layout and can_count(asked, layout):
-            if has_split_pairs(asked, layout):
+        if layout and can_count(of_rows, layout):
+            if has_split_pairs(of_rows, layout):
                 warn_of_own(
                     path,
                     "by XLA, which pairs them within odd axes: in a batch "
                     "of an odd number of rows, smaller than such an axis",
                 )
-            return rows_by_counter(asked, layout)
+            return rows_by_counter(of_rows, layout)
         if self._look.is_compiled and not self.place.is_known:
             return None  # XLA knows shapes
-        return rows_of_whole(asked)
+        return rows_of_whole(of_rows)
 
     def _numbers(self) -> Place:
         """Where the tower's rows are, in ints or in int64 scalars."""

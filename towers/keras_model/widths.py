@@ -115,11 +115,12 @@ def _widened(ragged: tf.RaggedTensor, shape: Any, notes: Any) -> list[Any]:
     Returns:
       An int or a scalar for each axis, -1 for rows; [] for those it has.
     """
-    asked = _sizes(shape, ragged.shape.rank)
-    if notes is None or not all_towers.is_one_of_many() or asked is None:
+    expected = _sizes(shape, ragged.shape.rank)
+    if notes is None or not all_towers.is_one_of_many() or expected is None:
         return []
     lengths = [
-        size if own is None else own for own, size in zip(asked, ragged.shape)
+        size if own is None else own
+        for own, size in zip(expected, ragged.shape)
     ]
     wide = [i for i, size in enumerate(lengths) if i and size is None]
     splits, here = ragged.nested_row_splits, tf.compat.v1.get_default_graph()
@@ -142,7 +143,7 @@ def _widened(ragged: tf.RaggedTensor, shape: Any, notes: Any) -> list[Any]:
         sizes = tf.unstack(tf.cast(widest, splits[0].dtype), len(wide))
     for i, size in zip(wide, sizes):
         lengths[i] = size
-    return [-1, *lengths[1:]] if asked[0] is None else lengths
+    return [-1, *lengths[1:]] if expected[0] is None else lengths
 
 
 def _longest(widths: tf.Tensor) -> tf.Tensor:  # [n, axes] -> [axes]

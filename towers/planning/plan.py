@@ -232,7 +232,7 @@ def placement_plan(
         least_bytes(placed.sent, machine_of),
         subject=subject_of(fn_or_model, args),
         machine=devices,
-        moved=tuple(moved(placed.nodes, _asked(planned.graph))),
+        moved=tuple(moved(placed.nodes, _wishes(planned.graph))),
         refused=tuple(refused),
         memory=memory_of(placed, transfers, variables),
     )
@@ -308,7 +308,7 @@ def _words(error: tf.errors.OpError) -> str:
     return reasons[0] if reasons else error.message
 
 
-def _asked(graph: Any) -> dict[str, str]:
+def _wishes(graph: Any) -> dict[str, str]:
     """Devices by op, but of what reads or writes a variable.
 
     That is beside it, whatever it asks for.

@@ -36,8 +36,8 @@ def timeline_html(timeline: Any) -> str:
 def timeline_short_form(timeline: Any) -> str:
     """Answers and drawing, for notebooks."""
     entries = "".join(
-        f"<dt>{escape(asked)}</dt><dd>{escape(answer)}</dd>"
-        for asked, answer in timeline_answers(timeline)
+        f"<dt>{escape(question)}</dt><dd>{escape(answer)}</dd>"
+        for question, answer in timeline_answers(timeline)
     )
     return (
         f'<div class="towers-timeline"><dl class="answers">{entries}</dl>'

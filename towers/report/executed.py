@@ -66,9 +66,9 @@ def executed(
     strays: list[Moved] = []
     carried: dict[Any, Transfer] = {}
     for i, ran in enumerate(recording.functions):
-        asked = _asked(ran)
+        wishes = _wishes(ran)
         # Towers are made layer by layer, and cut in any order.
-        order = {name: k for k, name in enumerate(asked)}
+        order = {name: k for k, name in enumerate(wishes)}
         parts = Partitions(ran)
         crossings = parts.crossings(
             recording.batches, counts, _kinds(ran, held)
@@ -88,7 +88,7 @@ def executed(
         carried.update(zip(map(rendezvous, parts.sends), own))
         strays += [
             dataclasses.replace(m, op=named(m.op))
-            for m in moved(parts.nodes, asked)
+            for m in moved(parts.nodes, wishes)
         ]
         for transfer, values in crossings:
             for (value, home), size in values.items():
@@ -98,7 +98,7 @@ def executed(
     )
 
 
-def _asked(ran: Ran) -> dict[str, str]:
+def _wishes(ran: Ran) -> dict[str, str]:
     """Devices by op, "" where it is beside a variable, whatever it asks for."""
     if ran.asked is None:
         return {}

@@ -70,8 +70,8 @@ def short_form(report: Any) -> str:
 
 def _answers(report: Any) -> str:
     entries = "".join(
-        f"<dt>{escape(asked)}</dt><dd>{escape(answer)}</dd>"
-        for asked, answer in answers(report)
+        f"<dt>{escape(question)}</dt><dd>{escape(answer)}</dd>"
+        for question, answer in answers(report)
     )
     return f'<dl class="answers">{entries}</dl>'
 

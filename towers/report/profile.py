@@ -176,12 +176,12 @@ class _Carried:
             name, _, kind = event.name.rpartition(":")
             heard[name][executor[0]] += 1
             kinds.add(kind)
-        asked: dict[Any, collections.Counter] = collections.defaultdict(
+        requests: dict[Any, collections.Counter] = collections.defaultdict(
             collections.Counter
         )
         for event in events:
             if event.name == ISSUED:
-                asked[event.stats.get(NODE)][_run(event)] += 1
+                requests[event.stats.get(NODE)][_run(event)] += 1
         processes = {event.process for event in events}
         counts = {}
         for which in {**self.sends, **self.receives}:
@@ -189,7 +189,7 @@ class _Carried:
             runs = collections.Counter(heard[send.name] if send else ())
             cut_off = runs.pop(None, 0)
             if receive and (cut_off or not runs):
-                runs |= asked[receive.name]
+                runs |= requests[receive.name]
             maker = self.sources.get(which)
             sender, receiver = (process_of(end.decode()) for end in which[:2])
             makers = []
@@ -328,16 +328,16 @@ def _receives(
 
     What the profiler had not heard arrive when it stopped came at the end.
     """
-    asked: dict[Any, list[float]] = collections.defaultdict(list)
+    requests: dict[Any, list[float]] = collections.defaultdict(list)
     for event in sorted(events, key=lambda e: e.start):
         which = str(event.stats.get(NODE)), _run(event)
         if event.name == ISSUED:
-            asked[which].append(event.start)
+            requests[which].append(event.start)
         elif event.name == ARRIVED:
-            since = asked[which].pop(0) if asked[which] else event.start
+            since = requests[which].pop(0) if requests[which] else event.start
             yield *which, since, event.start
     end = max((e.start + e.seconds for e in events), default=0.0)
-    for which, times in asked.items():
+    for which, times in requests.items():
         for since in times:
             yield *which, since, end
 

@@ -67,13 +67,13 @@ def tells_its_outputs(model: keras.Model) -> bool:
     Keras's own layers do, but that of text: a row of one text, made a vector, has
     an axis less than it says. So does a layer which is not asked but called.
     """
-    asked = ("compute_output_shape", "compute_output_spec")
+    methods = ("compute_output_shape", "compute_output_spec")
     return not any(
         isinstance(x, keras.layers.TextVectorization)
         or (
             not is_keras_own(x)
             and not isinstance(x, keras.Model)
-            and overridden(x, asked, keras.Layer)
+            and overridden(x, methods, keras.Layer)
         )
         for x in all_layers(model)
     )

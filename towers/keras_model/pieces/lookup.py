@@ -86,10 +86,10 @@ def by_owner(
             owner += tf.cast(flat >= tf.cast(first, flat.dtype), tf.int32)
         local = flat - tf.gather(tf.constant(firsts, flat.dtype), owner)
         k = len(lookups)
-        asked = tf.dynamic_partition(local, owner, k)
+        ids_by_owner = tf.dynamic_partition(local, owner, k)
         places = tf.dynamic_partition(tf.range(tf.size(flat)), owner, k)
         shape = tf.shape(ids)
-    parts = [lookup(some) for lookup, some in zip(lookups, asked)]
+    parts = [lookup(some) for lookup, some in zip(lookups, ids_by_owner)]
     width = parts[0].shape[-1]
     rows = tf.dynamic_stitch(places, parts)
     rows = tf.reshape(rows, tf.concat([shape, [width]], 0))

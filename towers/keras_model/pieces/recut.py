@@ -34,12 +34,12 @@ def split(model: Any, cuts: Cuts, optimizers: Sequence[Any]) -> bool:
     """
     for optimizer in optimizers if cuts.pins else ():
         keras_slots.check_by_piece(optimizer)
-    asked = {weight.key for weight, _ in cuts.weights}
+    keys = {weight.key for weight, _ in cuts.weights}
     wrong = [
         weight
         for layer in all_layers(model)
         for weight in _cut_now(layer)
-        if weight.key not in asked
+        if weight.key not in keys
     ]
     for weight in wrong:
         replace(weight, None, optimizers)

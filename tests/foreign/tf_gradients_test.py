@@ -11,6 +11,7 @@ from tensorflow.python.framework import ops
 import towers
 from towers.foreign.tf_gradients import (
     accessed,
+    kept_apart,
     own_gradient,
     own_gradient_of_each,
     recorded,
@@ -138,6 +139,28 @@ class OwnGradientTest(parameterized.TestCase):
 
         trace(tf.ones([]))
         self.assertEqual(said, [False, True, False, False, True, False])
+
+    def test_kept_apart(self):
+        """The same tensor to all who differentiate, and one that has an op."""
+
+        @tf.function
+        def run(x):
+            with tf.autodiff.ForwardAccumulator(x, x) as accumulator:
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    y = kept_apart(x) ** 3
+                slope = kept_apart(tape.gradient(y, x))
+            (by_graph,) = tf.gradients(y, x)
+            return y, slope, by_graph, accumulator.jvp([y, slope])
+
+        x = tf.constant([2.0, 3.0])
+        y, slope, by_graph, forwards = run(x)
+        models.close([y, slope, by_graph], [x**3, 3 * x**2, 3 * x**2])
+        models.close(forwards, [3 * x**3, 6 * x**2])
+        graph = run.get_concrete_function(x).graph
+        kinds = [op.type for op in graph.get_operations()]
+        self.assertEqual(kinds.count("EnsureShape"), 2)
+        self.assertNotIn("IdentityN", kinds)
 
     def test_no_zeros_are_made_for_arguments(self):
         def zeros(decorator):

@@ -101,6 +101,28 @@ class ReplicateTest(parameterized.TestCase):
         expected = 9 * sum((v**2).sum() for v in values)
         self.assertEqual(forwards(*values), expected)
 
+    def test_gradients_forwards(self):
+        """A Hessian times a vector: of no towers' own, but of what they sum."""
+        values = [v.numpy() for v in self.VALUES]
+
+        @tf.function(autograph=False)
+        def forwards(*values):
+            ones = tuple(tf.ones_like(v) for v in values)
+            with tf.autodiff.ForwardAccumulator(values, ones) as accumulator:
+                with tf.GradientTape() as tape:
+                    tape.watch(values)
+                    copies = replicate_together(
+                        values, "/CPU:0", TARGETS, [None] * 3
+                    )
+                    y = sum(
+                        tf.reduce_sum(c**3) for column in copies for c in column
+                    )
+                gradients = tape.gradient(y, values)
+            return accumulator.jvp(gradients)
+
+        for value, said in zip(values, forwards(*values)):
+            np.testing.assert_allclose(said, 18 * value)
+
 
 class ParcelledTest(absltest.TestCase):
     def test_each_tower_s_own(self):

@@ -110,6 +110,20 @@ def own_gradient_of_each(
     return [passed(k, *pair) for k, pair in enumerate(zip(arguments, results))]
 
 
+def kept_apart(tensor: tf.Tensor) -> tf.Tensor:
+    """The tensor itself, behind an op that TensorFlow's optimizer leaves there.
+
+    Forward accumulators are told what it does: they know no op that has a shape
+    for an attribute.
+    """
+    with unrecorded():
+        same = tf.ensure_shape(tensor, tensor.shape)
+    record.record_operation(
+        "EnsureShape", [same], [tensor], lambda upstream: [upstream]
+    )
+    return same
+
+
 def _left_there(tensor: tf.Tensor, device: str) -> tf.Tensor:
     """An empty tensor with the gradient of one that stays on its device.
 

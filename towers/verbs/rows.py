@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from towers.engine.host import host_of, on_host
+from towers.foreign.tf_gradients import kept_apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,8 +259,8 @@ def total(
     Of three terms or more TensorFlow's optimizer makes one `AddN`, and for its
     sake simulates the memory of the whole graph and takes it apart again: of
     eight towers of a ResNet-50, a third of the first step. So each sum is kept
-    apart from the next, by the `keep` or by an `ensure_shape`, which cost
-    nothing: both pass on the tensor that they are given.
+    apart from the next, by the `keep` or by `kept_apart`, which cost nothing:
+    both pass on the tensor that they are given.
 
     Args:
       gradients: at least one.
@@ -286,7 +287,7 @@ def total(
     for gradient, keep in rest:
         more = result + tf.convert_to_tensor(gradient)
         if keep is None:
-            result = tf.ensure_shape(more, more.shape)
+            result = kept_apart(more)
         else:
             # The v1 op passes on what it chooses when the condition is scalar.
             result = tf.compat.v1.where(keep, more, result)

@@ -1,14 +1,16 @@
 """Shares under which unequal devices take equally long."""
 
 import time
+import warnings
 from unittest import mock
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl.testing import parameterized
 from chiefs import said
-from models import close, inputs, make, placement, targets, two_by_two
+from models import chain, close, inputs, make, placement, targets, two_by_two
 
 import towers
 from towers.planning import measure
@@ -88,6 +90,17 @@ class MeasureWeightsTest(parameterized.TestCase):
             "as the others take 10 ms for all 10",
             str(measured),
         )
+
+    def test_nothing_is_said_of_seeds_that_stay(self):
+        model = chain([3], keras.layers.Dropout(0.5), keras.layers.Dense(1))
+        before = model.get_weights()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with mock.patch.object(measure, "_ROUNDS", 1):
+                rows = np.ones([2, 3]), np.ones([2, 1])
+                towers.measure_weights(model, placement(1), *rows)
+        self.assertEmpty([str(warning.message) for warning in caught])
+        close(model.get_weights(), before, 0)
 
     def test_too_few_rows_are_refused(self):
         model = make(two_by_two)

@@ -149,7 +149,9 @@ def _step(model: Any, placement: Placement) -> Callable[..., Any]:
     template = getattr(model, "template", model)
 
     def outputs_of(inputs: Any, training: bool) -> Any:
-        return build_towers(template, inputs, placement, training).outputs
+        graph = build_towers(template, inputs, placement, training)
+        _ = graph.updates  # or it is warned that nobody applies them
+        return graph.outputs
 
     def loss_of(inputs: Any, outputs: Any, targets: Any) -> tf.Tensor:
         if model.compiled:

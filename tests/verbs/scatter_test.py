@@ -36,6 +36,21 @@ class DealTest(parameterized.TestCase):
         sizes = [rows // 2, 3 * rows // 4 - rows // 2, rows - 3 * rows // 4]
         self.assertEqual([len(part) for part in parts], sizes)
 
+    def test_gradients_of_rows_that_were_gathered_are_joined(self):
+        x = tf.reshape(tf.range(14.0), [7, 2])
+
+        @tf.function
+        def slope(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                shards = towers.split_batch(x, placement(3, [2, 1, 1]))
+                last = [tf.gather(y, [tf.shape(y)[0] - 1] * 2) for y in shards]
+                total = sum(tf.reduce_sum(y**2) for y in last)
+            return tape.gradient(total, x)
+
+        taken = np.isin(np.arange(7), [2, 4, 6])[:, np.newaxis]
+        np.testing.assert_array_equal(slope(x), 4 * x * taken)
+
     def test_a_uniform_axis_stays_uniform(self):
         inner = tf.RaggedTensor.from_row_splits(tf.range(5), [0, 2, 2, 5, 5])
         ragged = tf.RaggedTensor.from_uniform_row_length(inner, 2)

@@ -111,11 +111,11 @@ def _dense(leaf: tf.Tensor, ranges: Ranges, device: str) -> list[tf.Tensor]:
             static = count if isinstance(count, int) else None
             shard.set_shape([static, *leaf.shape[1:]])
 
-        def backward(*upstream: tf.Tensor) -> tf.Tensor:
+        def backward(*upstream: Any) -> tf.Tensor:
             with tf.device(device):
-                return tf.concat(
-                    [g[:r] for g, r in zip(upstream, ranges.true)], 0
-                )
+                # Sparse where a tower has gathered rows by their numbers.
+                dense = map(tf.convert_to_tensor, upstream)
+                return tf.concat([g[:r] for g, r in zip(dense, ranges.true)], 0)
 
         return shards, backward
 

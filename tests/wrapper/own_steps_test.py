@@ -145,10 +145,22 @@ class Step(keras.Model):
 
 
 class Containers(Step):
-    """Layers in lists and dicts, one called twice, `self(x)` in between."""
+    """Layers in lists and dicts, one called twice, `self(x)` in between.
+
+    And one of whose rows only a call with others tells in which order they are.
+    """
 
     def __init__(self):
         super().__init__()
+
+        class Token(layers.Layer):
+            def build(self, shape):
+                self.token = self.add_weight(shape=(1, 6))
+
+            def call(self, x):
+                return ops.repeat(self.token, ops.shape(x)[0], 0)
+
+        self.token = Token()
         self.blocks = [layers.Dense(6, activation="tanh") for _ in range(2)]
         self.heads = {
             "a": layers.Dense(1, kernel_regularizer="l2"),
@@ -165,7 +177,7 @@ class Containers(Step):
         assert isinstance(self.blocks[0], layers.Dense)
         for _ in range(2):
             x = self.blocks[0](x)
-        x = self(x)
+        x = self(x) * self.token(x)
         return self.heads["a"](x) + self.heads["b"](x)
 
 

@@ -41,6 +41,10 @@ def speaks_of_all(model: Any, batch: Batch, request: Request) -> Iterator[None]:
         yield
 
 
+class Asking(keras.StatelessScope):
+    """The scope of a call that is no step's, but only asks a layer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class WholeCall:
     """A call of a model with the whole batch.
@@ -105,7 +109,7 @@ class WholeCall:
                 inputs, [None if s is None else next(each) for s in flat]
             )
             named = {} if self.training is None else {"training": self.training}
-            with keras.StatelessScope():
+            with Asking():
                 if self.call is not None:
                     outputs = self.call(self.model, nest)
                 else:

@@ -23,6 +23,7 @@ from towers.foreign.patches import patched
 from towers.keras_model import checks
 from towers.keras_model.model_calls import ModelCall, model_call
 from towers.keras_model.replay import Values
+from towers.keras_model.whole_call import Asking
 
 
 @contextlib.contextmanager
@@ -51,7 +52,8 @@ def layers_in_towers(model: Any) -> Iterator[None]:
 
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if in_symbols() or isinstance(scope_here(), Values):  # in a tower
+            if in_symbols() or isinstance(scope_here(), (Values, Asking)):
+                # In a tower, or asked what it makes of other rows.
                 return original(*args, **kwargs)
             cut = model_call(
                 args,

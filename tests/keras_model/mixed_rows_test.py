@@ -15,28 +15,47 @@ layers, ops = keras.layers, keras.ops
 MIXING = {
     "along": lambda x: ops.cumsum(x, 0),
     "by_a_product": lambda x: x * ops.einsum("nd,nd->d", x, x),
+    "backwards": lambda x: x[::-1],
+    "by_places": lambda x: x + ops.take(x, [0], 0),
     "centred": lambda x: x - ops.mean(x, 0),
+    "counts": lambda x: x * ops.cast(ops.count_nonzero(x > 0), "float32"),
     "covariance": lambda x: x @ (ops.transpose(x) @ x),
     "deviation": lambda x: x / (1.0 + ops.std(x, 0)),
+    "differences": lambda x: ops.pad(x[1:] - x[:-1], [[0, 1], [0, 0]]),
+    "first": lambda x: x - x[0],
+    "flipped": lambda x: x + ops.flip(x, 0),
     "largest": lambda x: x / ops.max(ops.abs(x)),
     "likeness": lambda x: ops.softmax(x @ ops.transpose(x)) @ x,
     "product": lambda x: x * ops.tensordot(x, x, 2),
+    "rolled": lambda x: x - ops.roll(x, 1, 0),
     "scaled": lambda x: ops.tanh(x / ops.cast(ops.shape(x)[0], x.dtype)),
     "shares": lambda x: ops.reshape(
         ops.softmax(ops.reshape(x, [-1, 2, 3]), 0), [-1, 6]
     ),
+    "sorted": lambda x: ops.sort(x, 0),
 }
 ROW_BY_ROW = {
     "attention": lambda x: ops.matmul(x[..., None], x[:, None])[:, 0],
     "axes": lambda x: ops.transpose(ops.transpose(x) - ops.mean(x, -1)),
     "by_row": lambda x: ops.einsum("nd,nd->n", x, x)[:, None] * x,
+    "counted_in_a_row": lambda x: (
+        x / ops.cast(ops.size(x) / ops.shape(x)[0], "float32")
+    ),
+    "in_two": lambda x: ops.concatenate([x[:1] * 2, x[1:] * 2], 0),
+    "numbered": lambda x: (
+        ops.take_along_axis(x, ops.zeros([ops.shape(x)[0], 1], "int32"), 1)
+        * x[0:, ::-1]
+    ),
     "parts": lambda x: ops.reshape(
         ops.cumsum(ops.reshape(x, [-1, 3]), 1), [-1, 6]
     ),
+    "shaped": lambda x: x + tf.zeros_like(x[0]),
     "scaled_twice": lambda x: (
         ops.tanh(x) * (n := ops.cast(ops.shape(x)[0], x.dtype)) / n
     ),
     "softmax": ops.softmax,
+    "sorted_in_a_row": lambda x: ops.flip(ops.roll(ops.sort(x, 1), 1, 1), 1),
+    "two_views": lambda x: ops.concatenate([x, 2 * x], 0)[: ops.shape(x)[0]],
 }
 
 

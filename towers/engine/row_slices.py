@@ -67,8 +67,9 @@ def _item(k: int, begin: Any, end: Any, stride: Any, masks: list[int]) -> Any:
         return None
     if one:
         return int(begin[k])
+    first = begin[k] == 0 and stride[k] > 0
     return slice(
-        None if from_start else int(begin[k]),
+        None if from_start or first else int(begin[k]),
         None if to_end else int(end[k]),
         int(stride[k]),
     )

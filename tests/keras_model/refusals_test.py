@@ -44,6 +44,23 @@ class RefusalTest(absltest.TestCase):
             self.assertEqual(error.exception.message.count("has no kernel"), 1)
             self.assertIn("CudnnRNN", error.exception.message)
 
+    def test_state_that_ends_with_a_loop(self):
+        class Noisy(layers.Layer):
+            def build(self, shape):
+                self.seed = keras.random.SeedGenerator(1)
+
+            def call(self, x):
+                return tf.map_fn(lambda y: y + self.drawn(y), x)
+
+            def drawn(self, y):
+                return keras.random.normal([2], seed=self.seed)
+
+        model = towers.TowerModel(chain([2], Noisy()), placement(1))
+        with self.assertRaisesRegex(
+            ValueError, "/noisy/.*state' is changed in a loop.* at once, and"
+        ):
+            model(np.ones([4, 2], "float32"))
+
     def test_as_a_strict_placement_says_it(self):
         words = (
             "Cannot assign a device for operation tower_1/enc/text/AsString: "

@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
@@ -28,6 +29,31 @@ _UNJOINED = re.compile(
 _STATEFUL = re.compile(
     r"(If an RNN is stateful,[^\]]*smaller\.)\][^=]*== y[^=]*= ?\] \[(\d+)\]"
 )
+
+
+def check_reach(name: str, value: tf.Tensor) -> None:
+    """Raises unless a variable's new value can be taken where a tower ends.
+
+    That of the body of a loop, of a branch, or of a function cannot.
+
+    Args:
+      name: the variable's path.
+      value: what it is after the tower.
+
+    Raises:
+      ValueError: says what to do.
+    """
+    graph = getattr(value, "graph", None)  # None of what is eager
+    here: Any = tf.compat.v1.get_default_graph()
+    while here is not None and here is not graph:
+        here = getattr(here, "outer_graph", None)
+    if here is None and graph is not None:
+        raise ValueError(
+            f"{name!r} is changed in a loop, a branch or a function, as those of "
+            "tf.map_fn and tf.cond, and in a tower the new value ends with it. "
+            "Expected it to be changed outside: of a seed, draw the numbers for "
+            "all turns at once, and give each turn its own."
+        )
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from towers.keras_model.layer_graph import LayerGraph
 from towers.keras_model.moments import Moments
 from towers.keras_model.notes import Notes, note_update
 from towers.keras_model.reads import Reads
+from towers.keras_model.refusals import check_reach
 from towers.keras_model.row_tables import Tables
 from towers.verbs.gather import dense
 
@@ -107,6 +108,7 @@ def replayed(
     for i, (variable, value) in enumerate(zip(graph.variables, values)):
         new = stateless.state_mapping[id(variable)]  # which nobody reads here
         if new is not value:
+            check_reach(variable.path, new)
             state[i] = new
     halves: dict[int, tf.DType] = {}
     input_halves: dict[int, tf.DType] = {}

@@ -167,7 +167,9 @@ def _are_places(op: tf.Operation, judge: Judge) -> bool:
     index = op.inputs[1]
     if op.get_attr("batch_dims"):
         return False
-    return index.shape.is_fully_defined() or judge.kind(index) == SAME
+    # A number alone may be that of each row in turn, in `tf.vectorized_map`.
+    several = index.shape.rank and index.shape.is_fully_defined()
+    return bool(several) or judge.kind(index) == SAME
 
 
 def _axes(op: tf.Operation, rank: int) -> list[int]:

@@ -70,6 +70,15 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
     }
 
 
+def share_metrics(of: keras.Model, model: keras.Model) -> None:
+    """Has a model count in the compiled metrics of another, of equal outputs.
+
+    Metrics that are objects are in both, but each resets only those that it has
+    built: what one has counted would be in the other's first result.
+    """
+    vars(model)["_compile_metrics"] = of._compile_metrics  # which none tracks
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """What `compile` made of its arguments.

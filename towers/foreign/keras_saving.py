@@ -140,8 +140,13 @@ class TemplateProxy(keras.Model):
                 **keras_compile.compile_arguments(self),
                 jit_compile=self.jit_asked,
             )
+            self._share_metrics(self, self.template)
             self._is_lent = True
         return self.template
+
+    def _share_metrics(self, of: keras.Model, model: keras.Model) -> None:
+        if vars(self).get("merge") == "concat":  # else outputs are others
+            keras_compile.share_metrics(of, model)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         kept = list(self.template._metrics)

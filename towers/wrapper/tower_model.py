@@ -275,6 +275,7 @@ class TowerModel(TowerSteps):
     def _compile_as_template(self) -> None:
         """Compiles this model with what the template has, the same objects."""
         super().compile(**keras_compile.compile_arguments(self.template))
+        self._share_metrics(self.template, self)
         self._is_lent = True
         self._place()
 

@@ -60,8 +60,9 @@ class TowerFunctions:
         self.renew()
         if name == "train_function":
             self.build_slots()
-        if name != "predict_function":
-            force = place_metrics(model, model.placement) or force
+        if name != "predict_function" and place_metrics(model, model.placement):
+            self._renew_template()  # which counts in the same
+            force = True
         present = getattr(model, name)
         return self._make(name) if force or present is None else present
 
@@ -76,6 +77,14 @@ class TowerFunctions:
         for name in _STEPS:
             if getattr(self._model, name) is not None:
                 self._make(name)
+
+    def _renew_template(self) -> None:
+        """Makes what the template has, as `renew` does."""
+        template = self._model.template
+        for name in _STEPS:
+            if getattr(template, name) is not None:
+                setattr(template, name, None)
+                getattr(template, f"make_{name}")()
 
     def build_slots(self) -> None:
         """Makes slots eagerly, and not while the step is traced.

@@ -19,7 +19,7 @@ def said(name: str, *arguments: str, **kwargs: Any) -> Any:
 
 
 def run_chief(
-    name: str, *arguments: str, status: int = 0, timeout: float = 300
+    name: str, *arguments: str, status: int = 0, timeout: float = 600
 ) -> str:
     """What a program in tests/programs prints; the end of it ends its workers."""
     here = pathlib.Path(__file__).parent

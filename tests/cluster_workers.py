@@ -8,6 +8,7 @@ that when its parent is gone.
 
 import ctypes
 import functools
+import itertools
 import json
 import os
 import signal
@@ -101,20 +102,24 @@ def main() -> None:
 
 
 def free_ports(n: int) -> list[int]:
-    """Ports that nobody has, nor the one of its heartbeat."""
+    """Ports that nobody has, nor the ones of their heartbeats.
+
+    From 10,000 to 30,000, where no connection is given its port before a worker
+    listens there; each process that asks begins elsewhere. Every second thousand
+    is of heartbeats.
+    """
     found: list[int] = []
-    while len(found) < n:
+    for k in itertools.count(10 * os.getpid()):
+        port = 10_000 + 2000 * (k // 1000 % 10) + k % 1000
         with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
             try:
-                other.bind(
-                    ("127.0.0.1", port + (1000 if port < 64536 else -1000))
-                )
+                one.bind(("", port))
+                other.bind(("", port + 1000))
             except OSError:
                 continue
-            if port not in found and port < 64000:
-                found.append(port)
+        found.append(port)
+        if len(found) == n:
+            break
     return found
 
 

@@ -1,8 +1,11 @@
 """The two ends of a heartbeat."""
 
+import contextlib
 import queue
 import socket
+import threading
 import time
+import types
 from unittest import mock
 
 from absl.testing import absltest
@@ -12,12 +15,27 @@ from towers.cluster.address import Address
 from towers.cluster.heartbeat import Heartbeat, Line, Refused
 from towers.cluster.pulse import Pulse
 
+PATIENCE = 60  # seconds, which a busy machine may take to do anything
+
 
 def wait_until(condition):
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def often():
+    """While open, a pulse asks a hundred times as often; what it had answered."""
+    waits, beats = Line.waits, []
+
+    def soon(line, seconds):
+        beats.append(seconds)
+        return waits(line, seconds / 100)
+
+    with mock.patch.object(Line, "waits", soon):
+        yield beats
 
 
 class HeartbeatTest(absltest.TestCase):
@@ -26,9 +44,16 @@ class HeartbeatTest(absltest.TestCase):
         self.left = queue.SimpleQueue()
         self.silent = queue.SimpleQueue()
         self.start_worker(0)
-        grace = mock.patch.object(heartbeat, "GRACE", 0.3)
-        grace.start()
-        self.addCleanup(grace.stop)
+        self.graces = []  # to end by hand: what is called at the end of each
+        ours = types.SimpleNamespace(**{**vars(threading), "Timer": self.timer})
+        threads = mock.patch.object(heartbeat, "threading", ours)
+        threads.start()
+        self.addCleanup(threads.stop)
+
+    def timer(self, seconds, call):
+        self.assertEqual(seconds, heartbeat.GRACE)
+        self.graces.append(call)
+        return mock.Mock()
 
     def start_worker(self, port):
         told = {"towers": 1}
@@ -44,11 +69,12 @@ class HeartbeatTest(absltest.TestCase):
 
     def call(self, **words):
         where = ("127.0.0.1", self.address.heartbeat)
-        line = Line(socket.create_connection(where, 5), 5)
+        connection = socket.create_connection(where, PATIENCE)
+        line = Line(connection, PATIENCE)
         self.addCleanup(line.__exit__)
         return line, line.ask(hello=1, **words)
 
-    def pulse(self, patience=0.5):
+    def pulse(self, patience=PATIENCE):
         pulse = Pulse(
             self.address, "chief", patience, lambda: self.silent.put(1)
         )
@@ -70,36 +96,52 @@ class HeartbeatTest(absltest.TestCase):
         time.sleep(0.1)
         self.assertTrue(self.left.empty())
         another.end()
-        self.assertIn("finished", self.left.get(timeout=5))
+        self.assertIn("finished", self.left.get(timeout=PATIENCE))
 
     def test_a_chief_whose_line_breaks_can_call_again_for_a_while(self):
         one, _ = self.call(chief="one")
         one.__exit__()
+        wait_until(lambda: self.graces)
         again, _ = self.call(chief="one")
-        time.sleep(0.5)
+        self.graces.pop()()
+        time.sleep(0.1)
         self.assertTrue(self.left.empty())
         again.__exit__()
-        self.assertIn("gone", self.left.get(timeout=5))
+        wait_until(lambda: self.graces)
+        self.assertTrue(self.left.empty())
+        self.graces.pop()()
+        self.assertIn("gone", self.left.get(timeout=PATIENCE))
 
     def test_one_who_waits_ends_the_grace(self):
-        with mock.patch.object(heartbeat, "GRACE", 60):
-            one, _ = self.call(chief="one")
-            one.__exit__()
-            wait_until(lambda: not self.worker._lines)
-            _, told = self.call(chief="other")
-            self.assertEqual(told, {"busy": True})
-            self.assertIn("waits", self.left.get(timeout=5))
+        one, _ = self.call(chief="one")
+        one.__exit__()
+        wait_until(lambda: not self.worker._lines)
+        _, told = self.call(chief="other")
+        self.assertEqual(told, {"busy": True})
+        self.assertIn("waits", self.left.get(timeout=PATIENCE))
 
     def test_a_chief_that_says_nothing_is_gone(self):
-        with mock.patch.object(heartbeat, "SILENCE", 0.2):
+        hear, patience = Line.hear, []
+
+        def once(line):
+            """What the first word is, and later that there was none in time."""
+            patience.append(line._connection.gettimeout())
+            line.hear = mock.Mock(side_effect=TimeoutError)
+            return hear(line)
+
+        with mock.patch.object(Line, "hear", once):
             self.call(chief="one")
-            self.assertIn("gone", self.left.get(timeout=5))
+            wait_until(lambda: self.graces)
+        self.assertCountEqual(patience, [heartbeat.SILENCE, PATIENCE])
+        self.graces.pop()()
+        self.assertIn("gone", self.left.get(timeout=PATIENCE))
 
     def test_a_pulse_beats_until_the_worker_is_gone_and_again(self):
-        pulse = self.pulse()
-        wait_until(lambda: pulse.incarnation)
-        first = pulse.incarnation
-        time.sleep(1)
+        with often() as beats:
+            pulse = self.pulse()
+            wait_until(lambda: pulse.incarnation)
+            first = pulse.incarnation
+            wait_until(lambda: len(beats) > 5)
         self.assertTrue(self.silent.empty())
         self.assertTrue(pulse.is_still(first))
         there = Address("127.0.0.1", self.address.heartbeat, 1, "itself")
@@ -117,11 +159,12 @@ class HeartbeatTest(absltest.TestCase):
             self.assertIsNone(pulse.incarnation)
 
     def test_a_worker_that_falls_silent_is_told_of_in_time(self):
-        pulse = self.pulse()
-        wait_until(lambda: pulse.incarnation)
-        with mock.patch.object(Line, "hear", side_effect=TimeoutError):
-            self.silent.get(timeout=2)
-            self.assertIsNone(pulse.incarnation)
+        with often():
+            pulse = self.pulse()
+            wait_until(lambda: pulse.incarnation)
+            with mock.patch.object(Line, "hear", side_effect=TimeoutError):
+                self.silent.get(timeout=PATIENCE)
+                self.assertIsNone(pulse.incarnation)
         wait_until(lambda: pulse.incarnation)
 
     def test_what_is_no_worker_is_refused(self):

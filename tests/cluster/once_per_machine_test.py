@@ -21,7 +21,7 @@ class MachinesTest(parameterized.TestCase):
     def test_bytes_are_of_machines_and_weights_of_the_plain_model(
         self, devices, *models
     ):
-        answer = said("once_per_machine.py", str(devices), *models, timeout=600)
+        answer = said("once_per_machine.py", str(devices), *models)
         self.assertNotEmpty(answer)
         for name, (difference, sent, least, *reported) in answer.items():
             with self.subTest(name):

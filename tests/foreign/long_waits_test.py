@@ -2,12 +2,14 @@
 
 import contextlib
 import io
-import time
+import threading
+import types
 from unittest import mock
 
 import keras
 import tensorflow as tf
 from absl.testing import absltest
+from cluster_workers import wait_until
 from models import chain, make, placement
 
 import towers
@@ -27,11 +29,30 @@ def soon():
 
 class LongWaitsTest(absltest.TestCase):
     def test_what_takes_long_is_told_ever_less_often(self):
-        with soon() as said, long_waits.announced("counting sheep"):
-            time.sleep(0.1)
-        lines = said.getvalue().splitlines()
-        self.assertBetween(len(lines), 2, 7)  # 1, 2, 4 ... 64 ms apart
-        self.assertEqual(lines[0], "towers: counting sheep (0 s so far)")
+        clock, said = [0.0], io.StringIO()
+
+        def wait(pause):
+            """Whether it has ended, after so many seconds; after a minute."""
+            clock[0] += pause
+            return clock[0] > 60
+
+        threads = types.SimpleNamespace(
+            Event=lambda: mock.Mock(wait=wait), Thread=threading.Thread
+        )
+        times = types.SimpleNamespace(monotonic=lambda: clock[0])
+        with (
+            mock.patch.multiple(long_waits, threading=threads, time=times),
+            contextlib.redirect_stderr(said),
+            long_waits.announced("counting sheep"),
+        ):
+            pass
+        self.assertEqual(
+            said.getvalue().splitlines(),
+            [
+                f"towers: counting sheep ({seconds} s so far)"
+                for seconds in (5, 15, 35)
+            ],
+        )
 
     def test_what_is_quick_is_not(self):
         said = io.StringIO()
@@ -44,7 +65,7 @@ class LongWaitsTest(absltest.TestCase):
         self.addCleanup(keras.config.enable_interactive_logging)
         with soon() as said, self.assertLogs("absl", "INFO") as heard:
             with long_waits.announced("counting sheep"):
-                time.sleep(0.05)
+                wait_until(lambda: heard.output)
         self.assertIn("counting sheep", heard.output[0])
         self.assertEqual(said.getvalue(), "")
 

@@ -71,7 +71,7 @@ class MeasureWeightsTest(parameterized.TestCase):
         self.assertAlmostEqual(sum(measured.weights), 1)
         self.assertRegex(
             str(measured),
-            r"(?s)the rows.*\n/CPU:1 and /CPU:3 takes [\d.e-]+ ms and [\d.e-]+ "
+            r"(?s)the rows.*\n/CPU:1 and /CPU:3 takes [\d.e+-]+ ms and [\d.e+-]+ "
             r"ms for each 1,000 rows: .*\n/CPU:2 takes ",
         )
         self.assertEqual(

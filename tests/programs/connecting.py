@@ -4,6 +4,7 @@ import collections
 import contextlib
 import http.server
 import io
+import socket
 import tempfile
 import threading
 import time
@@ -14,10 +15,12 @@ import numpy as np
 import tensorflow as tf
 from absl.testing import absltest
 from cluster_workers import Workers, free_ports, wait_until
+from sent_bytes import of_a_step
 
 import towers
 
 WORKERS = Workers(4, started=2)
+SOON = 30  # seconds; without a heartbeat, or a timeout, it would be never
 BEFORE = tf.Variable(3.0)  # starts TensorFlow, after the fork
 
 
@@ -38,10 +41,20 @@ def http_server(port):
     return server
 
 
-def loopback():
-    with open("/proc/net/dev") as lines:
-        (line,) = (line for line in lines if line.strip().startswith("lo:"))
-    return int(line.split(":")[1].split()[0])
+@contextlib.contextmanager
+def without(name):
+    """While open, a name does not resolve, whatever nameservers do and how long."""
+    original = socket.getaddrinfo
+
+    def found(host, *args, **kwargs):
+        if host == name:
+            raise socket.gaierror(
+                socket.EAI_NONAME, "Name or service not known"
+            )
+        return original(host, *args, **kwargs)
+
+    with mock.patch.object(socket, "getaddrinfo", found):
+        yield
 
 
 def taught(model):
@@ -80,19 +93,20 @@ class ConnectingTest(absltest.TestCase):
     def refused(self, address, pattern):
         start = time.monotonic()
         with self.assertRaisesRegex(TimeoutError, pattern):
-            towers.Cluster([WORKERS.addresses[0], address], timeout=1)
-        self.assertLess(time.monotonic() - start, 5)
+            towers.Cluster([WORKERS.addresses[0], address], timeout=2)
+        self.assertLess(time.monotonic() - start, SOON)
 
     def test_1_who_does_not_answer_is_named_in_time(self):
         towers.Cluster(WORKERS.addresses[:1])  # it is there
         (port,) = free_ports(1)
         self.refused(f"127.0.0.1:{port}", rf"127.0.0.1:{port} .*refused")
-        with contextlib.redirect_stderr(io.StringIO()) as said:
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as said,
+            without("no.such.invalid"),
+        ):
             self.refused("no.such.invalid:2222", "such.invalid:2222 .*resolve")
-        line = (
-            "the worker no.such.invalid:2222 does not resolve; trying for 1 s"
-        )
-        self.assertIn(line, said.getvalue())
+        line = r"worker no.such.invalid:2222 does not resolve; trying for \d s"
+        self.assertRegex(said.getvalue(), line)
         servers = [http_server(port), http_server(port + 1000)]
         self.refused(f"127.0.0.1:{port}", f"{port} .*heartbeat: something else")
         heartbeat = int(WORKERS.addresses[1].split(":")[1]) + 1000
@@ -103,8 +117,8 @@ class ConnectingTest(absltest.TestCase):
             server.server_close()
 
     def test_2_who_comes_late_is_waited_for(self):
-        threading.Timer(10, WORKERS.start, [2]).start()
         start = time.monotonic()
+        threading.Timer(10, WORKERS.start, [2]).start()
         with contextlib.redirect_stderr(io.StringIO()) as said:
             cluster = towers.Cluster(WORKERS.addresses[:3], timeout=50)
         self.assertGreater(time.monotonic() - start, 9.5)
@@ -134,7 +148,7 @@ class ConnectingTest(absltest.TestCase):
             towers.Placement.workers(cluster, "GPU")
 
     def test_4_one_that_stops_is_lost_and_can_come_back(self):
-        cluster = towers.Cluster(WORKERS.addresses[:3], heartbeat=1)
+        cluster = towers.Cluster(WORKERS.addresses[:3], heartbeat=3)
         devices = cluster.devices()
         step = step_on(devices)
         x = tf.eye(8)
@@ -146,7 +160,7 @@ class ConnectingTest(absltest.TestCase):
         start = time.monotonic()
         with self.assertRaises(towers.WorkerLost) as caught, cluster.watch():
             there.numpy()  # Python is not locked, so the heartbeat is heard
-        self.assertLess(time.monotonic() - start, 3)
+        self.assertLess(time.monotonic() - start, SOON)
         self.assertEqual(caught.exception.workers, (WORKERS.addresses[1],))
         self.assertNotIn(WORKERS.addresses[1], cluster.alive())
         with self.assertRaises(towers.WorkerLost), cluster.watch():
@@ -224,14 +238,15 @@ class ConnectingTest(absltest.TestCase):
         )
         for crossing in found.crossings:
             self.assertIsNotNone(crossing.sent)
-            self.assertBetween(crossing.arrived - crossing.sent, -1e-4, 1)
+            took = crossing.arrived - crossing.sent
+            self.assertBetween(took, -1e-4, passed)
         with mock.patch.object(cluster, "pulses", return_value={}):
             found = towers.timeline(*step)
         self.assertCountEqual(found.unseen, cluster.devices())
         self.assertEmpty(set(cluster.devices()) & set(found.busy))
         self.assertIn(f"not seen  {found.unseen[0]}", str(found))
 
-    def test_8_bytes_of_loops_are_those_on_the_loopback_device(self):
+    def test_8_bytes_of_loops_are_those_that_all_processes_send(self):
         cluster = towers.Cluster([WORKERS.addresses[i] for i in (2, 0)])
         there = cluster.devices()
         here = "/job:localhost/replica:0/task:0/device:CPU:0"
@@ -252,16 +267,15 @@ class ConnectingTest(absltest.TestCase):
                 )
 
             x, n = tf.ones([128, 512]), tf.constant(50)
-            loop(x, n)
-            crossed = []
-            for _ in range(3):  # other programs talk on this device, too
-                before = loopback()
-                float(loop(x, n))
-                crossed.append(loopback() - before)
+
+            def run(loop=loop, x=x, n=n):
+                return float(loop(x, n))
+
+            sent = of_a_step(run, [WORKERS.pids[k] for k in (2, 0)], 1)
             report = towers.execution_report(loop, x, n, loops=True)
             self.assertEmpty(report.unknown)
             self.assertGreater(report.total_bytes, 2 * 50 * 128 * 512 * 4)
-            self.assertBetween(min(crossed) / report.total_bytes, 1.0, 1.04)
+            self.assertBetween(sent / report.total_bytes, 1.0, 1.04)
 
     def test_9_a_first_fit_is_told_whole(self):
         cluster = towers.Cluster([WORKERS.addresses[i] for i in (2, 0)])

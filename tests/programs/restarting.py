@@ -119,6 +119,7 @@ def main():
         "attempts": attempts,
         "towers": len(towered.placement.devices),
         "untouched": untouched,
+        "starts": cluster.starts(devices),
         "took": took,
     }
 

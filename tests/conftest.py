@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
@@ -16,6 +17,12 @@ tf.config.set_logical_device_configuration(
 tf.config.list_logical_devices()  # starts it
 gc.freeze()  # what is imported stays: collections need not look at it
 gc.set_threshold(50_000, 20, 20)  # graphs are large, and looked at more seldom
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """What a test draws without a seed is the same, after whichever others."""
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,7 +1,8 @@
 """Models that nobody has thought of have the plain model's numbers.
 
 Each run takes others, and prints their seed. `RANDOM_MODELS_SEED` takes those of
-a run again, or one that failed; `RANDOM_MODELS_SECONDS` says for how long.
+a run again, or one that failed; `RANDOM_MODELS_SECONDS` says for how long, or
+`RANDOM_MODELS` how many, which with a seed are the same on every machine.
 """
 
 import os
@@ -64,10 +65,11 @@ class RandomModelsTest(absltest.TestCase):
             os.environ.get("RANDOM_MODELS_SEED", secrets.randbelow(10**6))
         )
         seconds = float(os.environ.get("RANDOM_MODELS_SECONDS", "90"))
+        most = int(os.environ.get("RANDOM_MODELS", "0"))
         print(f"RANDOM_MODELS_SEED={seed}")
         end, compared, failures = time.monotonic() + seconds, 0, []
         tried = 0
-        while tried == 0 or time.monotonic() < end:
+        while tried < most if most else tried == 0 or time.monotonic() < end:
             case = drawn(seed + tried)
             tried += 1
             keras.backend.clear_session()
@@ -79,4 +81,5 @@ class RandomModelsTest(absltest.TestCase):
             f"{compared} of {tried} models were compared, the others are none"
         )
         self.assertEmpty(failures, "\n".join(failures))
-        self.assertGreaterEqual(3 * compared, min(tried, 30))
+        if tried >= 30:  # of fewer it may be that most are none
+            self.assertGreaterEqual(compared, 10)

@@ -18,7 +18,7 @@ _ASK = struct.Struct("=BBBxI48x")
 _ALL_STATES = 0xFFFFFFFF
 _INODE, _MESSAGE, _INFO = 68, 72, 2
 _UNACKED, _BYTES_ACKED, _NOT_SENT = 24, 120, 144
-_PATIENCE = 5.0  # seconds; a receiver may take 0.2 to say that it has received
+_PATIENCE = 60.0  # seconds; a receiver may take 0.2 to say that it has received
 
 
 def sent_bytes(pids: Iterable[int]) -> int:

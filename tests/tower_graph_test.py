@@ -91,6 +91,8 @@ WARNED = {
 
 class PendingTest(parameterized.TestCase):
     def warned(self, call):
+        gc.collect()  # what others left, who may have words of their own
+
         def ended():
             call()
             gc.collect()

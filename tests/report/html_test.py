@@ -172,5 +172,5 @@ def browsed(page, *flags):
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )

@@ -46,6 +46,8 @@ class Workers:
             self.start(i)
 
     def start(self, i: int) -> None:
+        """Starts it, when the one before, which was killed, has left its port."""
+        wait_until(lambda: i not in self.pids or not _is_there(self.pids[i]))
         port = int(self.addresses[i].split(":")[1])
         os.write(self._says, f"{port}\n".encode())
         self.pids[i] = json.loads(os.read(self._hears, 100))
@@ -61,6 +63,14 @@ class Workers:
 
     def end(self) -> None:
         os.close(self._says)
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _forks(asked, says: int, devices: int) -> None:

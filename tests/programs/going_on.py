@@ -75,9 +75,12 @@ class Kills(keras.callbacks.Callback):
         )
         self.cluster, self.steps, self.took, self.last = cluster, 0, [], 0.0
         self.dead, self.returned, self.towers = [], 0, set()
+        self.timers = []
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.dead and self.returned < RETURNS:
+            for timer in self.timers:
+                timer.join()  # which may come late
             i = self.dead.pop(0)
             WORKERS.start(i)
             wait_until(lambda: WORKERS.addresses[i] in self.cluster.alive())
@@ -95,7 +98,8 @@ class Kills(keras.callbacks.Callback):
             i = self.random.choice(left)
             self.dead.append(i)
             delay = self.random.random() * 1.5 * float(np.median(self.took))
-            threading.Timer(delay, WORKERS.kill, [i]).start()
+            self.timers.append(threading.Timer(delay, WORKERS.kill, [i]))
+            self.timers[-1].start()
 
 
 def train_on_batch(placement=None):

@@ -96,5 +96,5 @@ class MixedRowsTest(absltest.TestCase):
             re.match("'(.*)' makes its outputs", str(w.message)) for w in caught
         ]
         self.assertCountEqual(
-            [match and match[1] for match in messages], [*MIXING, "model"]
+            [match[1] for match in messages if match], [*MIXING, "model"]
         )

@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import gc
 import inspect
 import itertools
 import pathlib
@@ -185,11 +186,14 @@ def road(function):
         ):
             calls.append(code.co_filename)
 
+    gc.collect()
+    gc.disable()  # what others leave behind goes through files, too
     sys.setprofile(called)
     try:
         function()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return [file for file, _ in itertools.groupby(calls)]
 
 

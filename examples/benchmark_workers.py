@@ -23,6 +23,7 @@ bytes a step. Needs Linux and two cores that nobody else uses.
 import json
 import multiprocessing
 import os
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -223,12 +224,13 @@ class Contender:
 
 
 def _free_ports() -> list[int]:
-    sockets = [socket.socket() for _ in range(2)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    """Two that nobody has, nor is given for a connection before they are used."""
+    ports: list[int] = []
+    while len(ports) < 2:
+        with socket.socket() as probe:
+            port = random.randrange(10_000, 30_000)
+            if probe.connect_ex(("127.0.0.1", port)) and port not in ports:
+                ports.append(port)
     return ports
 
 

@@ -6,6 +6,7 @@ on others; give their addresses in the place of `addresses` then.
 
 import os
 import pathlib
+import random
 import socket
 import subprocess
 import sys
@@ -20,15 +21,22 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def start_worker() -> tuple[str, subprocess.Popen]:
     """A worker on a free port, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "towers", "worker", f"--port={port}"]
     environment = {**os.environ, "PYTHONPATH": path}
     return f"127.0.0.1:{port}", subprocess.Popen(
         command, env=environment, stderr=subprocess.DEVNULL
     )
+
+
+def free_port() -> int:
+    """One that nobody has, nor is given for a connection before it is used."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 class Killing(keras.callbacks.Callback):

@@ -111,6 +111,9 @@ def main() -> None:
     sys.stdin.read()
 
 
+_CANDIDATES = itertools.count(10 * os.getpid())  # each is given once
+
+
 def free_ports(n: int) -> list[int]:
     """Ports that nobody has, nor the ones of their heartbeats.
 
@@ -119,7 +122,7 @@ def free_ports(n: int) -> list[int]:
     is of heartbeats.
     """
     found: list[int] = []
-    for k in itertools.count(10 * os.getpid()):
+    for k in _CANDIDATES:
         port = 10_000 + 2000 * (k // 1000 % 10) + k % 1000
         with socket.socket() as one, socket.socket() as other:
             try:

@@ -27,14 +27,19 @@ def wait_until(condition):
 
 @contextlib.contextmanager
 def often():
-    """While open, a pulse asks a hundred times as often; what it had answered."""
-    waits, beats = Line.waits, []
+    """While open, a pulse asks a hundred times as often; what it was answered."""
+    waits, ask, beats = Line.waits, Line.ask, []
 
     def soon(line, seconds):
-        beats.append(seconds)
         return waits(line, seconds / 100)
 
-    with mock.patch.object(Line, "waits", soon):
+    def asked(line, **words):
+        answer = ask(line, **words)
+        if "ping" in words:
+            beats.append(answer)
+        return answer
+
+    with mock.patch.multiple(Line, waits=soon, ask=asked):
         yield beats
 
 
@@ -142,6 +147,7 @@ class HeartbeatTest(absltest.TestCase):
             wait_until(lambda: pulse.incarnation)
             first = pulse.incarnation
             wait_until(lambda: len(beats) > 5)
+            self.assertTrue(all("pong" in beat for beat in beats))
         self.assertTrue(self.silent.empty())
         self.assertTrue(pulse.is_still(first))
         there = Address("127.0.0.1", self.address.heartbeat, 1, "itself")

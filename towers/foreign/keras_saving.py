@@ -18,6 +18,9 @@ import keras
 from towers.foreign import keras_compile, keras_self
 from towers.foreign.keras_self import TemplateSelf
 
+# In what a compiled model counts.
+_COUNTED = ("_loss_tracker", "_compile_metrics")
+
 
 def overridden(
     model: keras.Layer, names: Sequence[str], base: type = keras.Model
@@ -149,10 +152,13 @@ class TemplateProxy(keras.Model):
             keras_compile.share_metrics(of, model)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        kept = list(self.template._metrics)
+        template = self.template
+        metrics = list(template._metrics)
+        counted = {name: getattr(template, name, None) for name in _COUNTED}
         super().compile(*args, **kwargs)
         # Keras 3.7 lets models inside of a compiled one forget their metrics.
-        self.template._metrics[:] = kept
+        template._metrics[:] = metrics
+        vars(template).update(counted)
         self._is_lent = False
 
     def get_compile_config(self) -> Any:
